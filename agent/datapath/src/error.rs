@@ -1,0 +1,60 @@
+use std::{io, path::PathBuf};
+
+/// Why the kernel side could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatapathError {
+    /// The binary was built without an eBPF toolchain.
+    #[error("this orlop was built without its eBPF programs; run `cargo xtask setup` and build again")]
+    NoObject,
+    /// No cgroup2 file system is mounted.
+    #[error("no cgroup2 mount in /proc/mounts; mount one (`mount -t cgroup2 none /sys/fs/cgroup`) or name it with --cgroup")]
+    NoCgroup,
+    /// The pin directory is not on a BPF file system.
+    #[error("{} is not on a BPF file system; mount one (`mount -t bpf bpf /sys/fs/bpf`) or choose another --bpffs", .0.display())]
+    NotBpffs(PathBuf),
+    /// A file or directory could not be used.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel refused the object as a whole.
+    #[error("cannot load the eBPF object (kernel 5.15 or newer with BTF is needed, and CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or root)")]
+    Load(#[source] aya::EbpfError),
+    /// The object has no such program: object and agent are of different builds.
+    #[error("the eBPF object has no {0}; build the whole workspace again")]
+    Missing(&'static str),
+    /// The kernel refused a program.
+    #[error("cannot load or attach {program}")]
+    Program {
+        /// Name of the program.
+        program: &'static str,
+        /// What the kernel said.
+        source: aya::programs::ProgramError,
+    },
+    /// A map operation failed.
+    #[error("cannot {action} map {map}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A link operation failed.
+    #[error("cannot {action} the link {}", path.display())]
+    Link {
+        /// What was tried.
+        action: &'static str,
+        /// The link's pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,219 @@
+//! The kernel side from user space: loads the eBPF programs, keeps their maps in step with the pods
+//! that are enrolled, and answers for redirected sockets. Only this crate knows the ABI.
+//!
+//! Everything is pinned below one directory and outlives the agent:
+//!
+//! ```text
+//! BPFFS/v1/maps/PODS …            the maps
+//! BPFFS/v1/links/orlop_connect4 … links at the cgroup2 root
+//! BPFFS/v1/pods/<netns cookie>    one sk_lookup link a pod
+//! ```
+
+mod error;
+mod links;
+mod object;
+mod sockets;
+mod sys;
+
+use std::{
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{Ebpf, maps::MapData};
+use nix::sys::statfs;
+use orlop_common::{ABI_VERSION, ListenerKey, Pod, Refusal};
+
+pub use crate::{error::DatapathError, sockets::Sockets};
+use crate::sys::Map;
+
+/// `SO_NETNS_COOKIE` of a pod: unique for as long as the machine runs.
+pub type NetnsCookie = u64;
+
+/// A pod to enrol.
+#[derive(Debug)]
+pub struct Enrolment<'a> {
+    /// The pod's netns.
+    pub netns: BorrowedFd<'a>,
+    /// The cookie of that netns.
+    pub cookie: NetnsCookie,
+    /// The pod's addresses: the first of each family counts.
+    pub addresses: &'a [IpAddr],
+    /// The proxy's listening sockets in that netns, by the port they stand for.
+    pub listeners: &'a [(u16, BorrowedFd<'a>)],
+}
+
+/// The pinned maps and links.
+#[derive(Debug)]
+pub struct Datapath {
+    directory: PathBuf,
+    pods: Map<NetnsCookie, Pod>,
+    listeners: Map<ListenerKey, u32>,
+    refused: OwnedFd,
+    sockets: Sockets,
+}
+
+impl Datapath {
+    /// Loads the programs, adopts what is pinned below `bpffs`, and attaches the rest to the cgroup2
+    /// hierarchy at `cgroup` (its mount, if `None`).
+    pub fn open(bpffs: &Path, cgroup: Option<&Path>) -> Result<Self, DatapathError> {
+        let directory = bpffs.join(format!("v{ABI_VERSION}"));
+        for part in ["maps", "links", "pods"] {
+            make_directory(&directory.join(part))?;
+        }
+        require_bpffs(&directory)?;
+        let cgroup = match cgroup {
+            Some(path) => path.to_owned(),
+            None => cgroup2_mount()?,
+        };
+        let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
+        let mut ebpf = object::load(&directory.join("maps"), 0)?;
+        links::attach_cgroup(&mut ebpf, cgroup.as_fd(), &directory.join("links"))?;
+        Ok(Self {
+            pods: Map::new(map(&mut ebpf, "PODS")?),
+            listeners: Map::new(map(&mut ebpf, "LISTENERS")?),
+            refused: map(&mut ebpf, "REFUSED")?,
+            sockets: Sockets::new(map(&mut ebpf, "ORIGINAL_DST")?, map(&mut ebpf, "AGENT_SOCKETS")?),
+            directory,
+        })
+    }
+
+    /// What the proxy asks about single sockets.
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+
+    /// Hands a pod's sockets to the proxy, from the next connection on. Doing it again replaces the
+    /// listeners and the program.
+    ///
+    /// The listeners come first, so that nothing is refused on the way; an error in between leaves the
+    /// pod refused or as it was, never half in clear.
+    pub fn enrol(&self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
+        for (port, listener) in enrolment.listeners {
+            let key = listener_key(enrolment.cookie, *port);
+            self.listeners
+                .insert(key, listener.as_raw_fd().cast_unsigned())
+                .map_err(map_error("write", "LISTENERS"))?;
+        }
+        let mut ebpf = object::load(&self.directory.join("maps"), enrolment.cookie)?;
+        links::attach_inbound(&mut ebpf, enrolment.netns, &self.pin_of(enrolment.cookie))?;
+        let first = |ipv4: bool| {
+            let address = enrolment.addresses.iter().find(|address| address.is_ipv4() == ipv4);
+            address.map_or([0; 16], |address| sockets::address(*address))
+        };
+        let pod = Pod { ipv4: first(true), ipv6: first(false) };
+        self.pods.insert(enrolment.cookie, pod).map_err(map_error("write", "PODS"))
+    }
+
+    /// Leaves a pod's next connections alone.
+    pub fn withdraw(&self, cookie: NetnsCookie) -> Result<(), DatapathError> {
+        self.pods.remove(cookie).map_err(map_error("write", "PODS"))?;
+        links::detach(&self.pin_of(cookie))?;
+        for port in
+            [orlop_common::OUTBOUND_PORT, orlop_common::INBOUND_PLAINTEXT_PORT, orlop_common::HBONE_PORT]
+        {
+            self.listeners.remove(listener_key(cookie, port)).map_err(map_error("write", "LISTENERS"))?;
+        }
+        Ok(())
+    }
+
+    /// The pods that are enrolled in the kernel, by this agent or an earlier one.
+    pub fn enrolled(&self) -> Result<Vec<NetnsCookie>, DatapathError> {
+        let mut cookies = self.pods.keys().map_err(map_error("list", "PODS"))?;
+        // A link without an entry is left by an agent that died between the two.
+        let directory = self.directory.join("pods");
+        for pin in fs::read_dir(&directory).map_err(file("list", &directory))?.flatten() {
+            if let Some(cookie) = pin.file_name().to_str().and_then(|name| name.parse().ok()) {
+                cookies.push(cookie);
+            }
+        }
+        cookies.sort_unstable();
+        cookies.dedup();
+        Ok(cookies)
+    }
+
+    /// How often the hooks refused by themselves, by reason, since they were first pinned.
+    pub fn refused(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
+        let cpus = possible_cpus()?;
+        Refusal::ALL
+            .into_iter()
+            .map(|refusal| {
+                let counts = sys::per_cpu(self.refused.as_fd(), refusal as u32, cpus)
+                    .map_err(map_error("read", "REFUSED"))?;
+                Ok((refusal.as_str(), counts.iter().sum()))
+            })
+            .collect()
+    }
+
+    fn pin_of(&self, cookie: NetnsCookie) -> PathBuf {
+        self.directory.join("pods").join(cookie.to_string())
+    }
+}
+
+/// Removes everything below `bpffs`: the kernel detaches every hook, and pods talk in clear again.
+pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
+    require_bpffs(bpffs)?;
+    fs::remove_dir_all(bpffs).map_err(file("remove", bpffs))
+}
+
+fn listener_key(netns: NetnsCookie, port: u16) -> ListenerKey {
+    ListenerKey { netns, port: u32::from(port), reserved: 0 }
+}
+
+fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
+    use aya::maps::Map as M;
+    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
+    let data: MapData = match map {
+        M::HashMap(data) | M::LruHashMap(data) | M::SockHash(data) | M::PerCpuArray(data) | M::SkStorage(data) => {
+            data
+        }
+        _ => return Err(DatapathError::Missing(name)),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(map_error("open", name))
+}
+
+fn make_directory(path: &Path) -> Result<(), DatapathError> {
+    fs::create_dir_all(path).map_err(file("make", path))
+}
+
+fn require_bpffs(path: &Path) -> Result<(), DatapathError> {
+    let found = statfs::statfs(path).map_err(|errno| file("look at", path)(errno.into()))?;
+    if found.filesystem_type() == statfs::BPF_FS_MAGIC {
+        return Ok(());
+    }
+    Err(DatapathError::NotBpffs(path.to_owned()))
+}
+
+/// Mount point of the cgroup2 hierarchy, which on a hybrid machine is not /sys/fs/cgroup.
+fn cgroup2_mount() -> Result<PathBuf, DatapathError> {
+    let mounts = Path::new("/proc/mounts");
+    let mounts = fs::read_to_string(mounts).map_err(file("read", mounts))?;
+    mounts
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(path))
+        })
+        .ok_or(DatapathError::NoCgroup)
+}
+
+/// Highest possible CPU plus one, as per-CPU maps count them.
+fn possible_cpus() -> Result<usize, DatapathError> {
+    let path = Path::new("/sys/devices/system/cpu/possible");
+    let text = fs::read_to_string(path).map_err(file("read", path))?;
+    let highest = text.trim().rsplit(['-', ',']).next().and_then(|cpu| cpu.parse::<usize>().ok());
+    highest.map(|highest| highest + 1).ok_or_else(|| file("understand", path)(io::ErrorKind::InvalidData.into()))
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::File { action, path, source }
+}
+
+fn map_error(action: &'static str, map: &'static str) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Map { action, map, source }
+}

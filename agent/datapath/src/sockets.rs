@@ -1,0 +1,80 @@
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use orlop_common::{Address, Endpoint, Flow, OUTBOUND_PORT};
+
+use crate::{NetnsCookie, sys::Map};
+
+/// The kernel's knowledge of single sockets. Cheap to clone; used from every thread at once.
+#[derive(Clone, Debug)]
+pub struct Sockets(Arc<Maps>);
+
+#[derive(Debug)]
+struct Maps {
+    original: Map<Flow, Endpoint>,
+    agent: Map<i32, Endpoint>,
+}
+
+impl Sockets {
+    pub(crate) fn new(original: OwnedFd, agent: OwnedFd) -> Self {
+        Self(Arc::new(Maps { original: Map::new(original), agent: Map::new(agent) }))
+    }
+
+    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected.
+    /// The answer is given once: a second connection from the same port has its own.
+    pub fn take_original_destination(
+        &self,
+        netns: NetnsCookie,
+        source: SocketAddr,
+    ) -> io::Result<Option<SocketAddr>> {
+        let flow = Flow {
+            netns,
+            source: address(source.ip()),
+            source_port: source.port(),
+            destination_port: OUTBOUND_PORT,
+            reserved: 0,
+        };
+        let endpoint = self.0.original.take(flow)?;
+        Ok(endpoint.map(|endpoint| SocketAddr::new(ip(endpoint.address), endpoint.port)))
+    }
+
+    /// Claims `socket`, which must not have dialled yet, as the agent's own: the hooks leave it alone.
+    /// If it is to dial a server, `client` is whom that server will see.
+    pub fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
+        let endpoint = match client {
+            Some(client) => Endpoint { address: address(client.ip()), port: client.port(), reserved: 0 },
+            None => Endpoint { address: [0; 16], port: 0, reserved: 0 },
+        };
+        self.0.agent.insert(socket.as_raw_fd(), endpoint)
+    }
+}
+
+/// An address as the ABI has it.
+pub(crate) fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+fn ip(address: Address) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_abi() {
+        for text in ["10.1.2.3", "fd00::1", "::1"] {
+            let parsed: IpAddr = text.parse().unwrap();
+            assert_eq!(ip(address(parsed)), parsed);
+        }
+        assert_eq!(address("10.1.2.3".parse().unwrap())[12..], [10, 1, 2, 3]);
+    }
+}

@@ -1,0 +1,76 @@
+//! What a certificate says about itself, read once.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+/// The fields of a certificate that identity rests on. Says nothing about who signed it.
+pub(crate) struct Leaf {
+    pub(crate) uris: Vec<String>,
+    pub(crate) server_auth: bool,
+    pub(crate) client_auth: bool,
+    pub(crate) ca: bool,
+    pub(crate) signs_certificates: bool,
+    pub(crate) public_key: Vec<u8>,
+    pub(crate) serial: String,
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+}
+
+impl Leaf {
+    /// Reads `der`. Anything doubtful (trailing bytes, an extension given twice, a name that can't
+    /// be read) is an error: another parser may see something else there.
+    pub(crate) fn read(der: &CertificateDer<'_>) -> Result<Self, String> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
+        if !rest.is_empty() {
+            return Err("bytes follow the certificate".to_owned());
+        }
+        let invalid = |error: x509_parser::error::X509Error| error.to_string();
+        let names = certificate.subject_alternative_name().map_err(invalid)?;
+        let purposes = certificate.extended_key_usage().map_err(invalid)?;
+        let usage = certificate.key_usage().map_err(invalid)?;
+        let constraints = certificate.basic_constraints().map_err(invalid)?;
+        Ok(Self {
+            uris: names.map_or(Ok(Vec::new()), |names| uris(&names.value.general_names))?,
+            server_auth: purposes.as_ref().is_some_and(|purposes| purposes.value.server_auth),
+            client_auth: purposes.as_ref().is_some_and(|purposes| purposes.value.client_auth),
+            ca: constraints.is_some_and(|constraints| constraints.value.ca),
+            signs_certificates: usage.is_some_and(|usage| usage.value.key_cert_sign()),
+            public_key: certificate.public_key().raw.to_vec(),
+            serial: hex(certificate.raw_serial()),
+            not_before: system_time(certificate.validity().not_before.timestamp()),
+            not_after: system_time(certificate.validity().not_after.timestamp()),
+        })
+    }
+}
+
+fn uris(names: &[GeneralName<'_>]) -> Result<Vec<String>, String> {
+    let mut uris = Vec::new();
+    for name in names {
+        match name {
+            GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+            GeneralName::Invalid(..) => return Err("a subject alternative name can't be read".to_owned()),
+            _ => {}
+        }
+    }
+    Ok(uris)
+}
+
+/// Without the zero byte that DER puts before a set top bit.
+fn hex(serial: &[u8]) -> String {
+    let digits = match serial {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        all => all,
+    };
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn system_time(timestamp: i64) -> SystemTime {
+    let distance = Duration::from_secs(timestamp.unsigned_abs());
+    let time =
+        if timestamp < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}

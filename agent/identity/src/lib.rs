@@ -1,0 +1,36 @@
+//! SPIFFE identities on the wire: the certificate authority, workload certificates and their
+//! renewal, and the rustls configurations that make and check them.
+//!
+//! [`Identities`] is the way in: [`Identities::ensure`] a certificate when a pod is enrolled, take
+//! [`Identities::server_config`] for its HBONE listener and [`Identities::client_config`] for each
+//! peer, and keep [`Identities::run`] going for renewal. After a handshake [`require_h2`] and
+//! [`peer_identity`] say who is there; after a failed one [`classify_io`] says why.
+//!
+//! Everything fails closed: with no valid certificate in hand there is no handshake, and a peer is
+//! who its one URI SAN says, or nobody. Private keys are never printed and never leave the process,
+//! the embedded authority's own key file aside.
+#![forbid(unsafe_code)]
+
+mod ca;
+mod clock;
+mod config_cache;
+mod error;
+mod failure;
+mod held;
+mod leaf;
+mod renewal;
+mod root_files;
+mod store;
+mod tls;
+mod verify;
+mod workload;
+
+pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain};
+pub use clock::Clock;
+pub use error::IdentityError;
+pub use failure::{CertificateUnavailable, HandshakeFailure, classify, classify_io, require_h2};
+pub use held::{CertificateInfo, CertificateState};
+pub use store::Identities;
+pub use tls::{ALPN_H2, provider};
+pub use verify::{PeerError, peer_identity};
+pub use workload::{DEFAULT_LIFETIME, WorkloadCertificate};

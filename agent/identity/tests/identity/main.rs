@@ -1,0 +1,9 @@
+//! Real handshakes in memory, real files, virtual time.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod authority;
+mod handshake;
+mod hostile;
+mod renewal;
+mod support;

@@ -1,0 +1,63 @@
+//! A directory of Kubernetes YAML as the source of the world.
+
+mod files;
+mod node;
+mod objects;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use orlop_model::World;
+use tokio::sync::watch as channel;
+
+use crate::error::WorldError;
+use files::Files;
+
+/// A directory of ordinary Kubernetes objects, in files named `*.yaml`, `*.yml` or `*.json`.
+///
+/// Directories in it are read as well, hidden ones and symbolic links to directories are not. A file holds any
+/// number of documents; a document is one object or a list of them. Kinds that Orlop doesn't read are ignored.
+#[derive(Debug)]
+pub struct WorldDirectory {
+    path: PathBuf,
+    files: Files,
+    world: World,
+}
+
+impl WorldDirectory {
+    /// Reads the directory. Every file must be good; the error is the first in the order of the files' names.
+    pub fn open(path: &Path) -> Result<Self, WorldError> {
+        let mut files = Files::default();
+        if let Some(error) = files.refresh(path)?.into_iter().next() {
+            return Err(error);
+        }
+        let world = files.world();
+        Ok(Self { path: path.to_owned(), files, world })
+    }
+
+    /// The world as read by [`open`](Self::open).
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Watches the directory from now on, until the receiver and all its clones are dropped. Must be called
+    /// within a tokio runtime with time enabled.
+    ///
+    /// A change is there within some 20 ms. A bad file is logged with its line, and its last good objects stay
+    /// in force until it is good again or gone. If the directory itself goes away, everything stays in force.
+    pub fn watch(self) -> channel::Receiver<Arc<World>> {
+        let (sender, receiver) = channel::channel(Arc::new(self.world));
+        tokio::spawn(watch::run(self.path, self.files, sender));
+        receiver
+    }
+}
+
+/// Reads a world directory once, for commands that work offline. Tells everything that is wrong with it.
+pub fn read_world(path: &Path) -> Result<World, Vec<WorldError>> {
+    let mut files = Files::default();
+    let errors = files.refresh(path).map_err(|error| vec![error])?;
+    if errors.is_empty() { Ok(files.world()) } else { Err(errors) }
+}

@@ -1,0 +1,123 @@
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1 as api;
+use orlop_model::NamespacedName;
+use orlop_model::world::{EndpointSlice, Port, Protocol, SliceEndpoint};
+
+use crate::field::{FieldError, FieldPath, address, port, protocol};
+use crate::metadata::namespaced;
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Converts a `discovery.k8s.io/v1` EndpointSlice.
+pub(crate) fn convert(slice: api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
+    let name = namespaced(&slice.metadata)?;
+    // Host names instead of addresses: nothing to route to.
+    let endpoints = if slice.address_type == "FQDN" { Vec::new() } else { slice.endpoints };
+    let endpoints = endpoints
+        .into_iter()
+        .enumerate()
+        .map(|(index, entry)| endpoint(entry, &name.namespace, &FieldPath::from("endpoints").index(index)));
+    Ok(EndpointSlice {
+        endpoints: endpoints.collect::<Result<_, _>>()?,
+        service: slice.metadata.labels.and_then(|mut labels| labels.remove(SERVICE_NAME)),
+        ports: ports(slice.ports.unwrap_or_default())?,
+        name,
+    })
+}
+
+fn ports(ports: Vec<api::EndpointPort>) -> Result<Vec<Port>, FieldError> {
+    let mut found = Vec::with_capacity(ports.len());
+    for (index, entry) in ports.into_iter().enumerate() {
+        let path = |field: &str| FieldPath::from("ports").index(index).key(field);
+        let tcp = protocol(entry.protocol.as_deref(), || path("protocol"))? == Protocol::Tcp;
+        // Without a number it stands for any port, which a service's port can't be routed to.
+        if let (true, Some(number)) = (tcp, entry.port) {
+            let number = port(number, || path("port"))?;
+            found.push(Port { name: entry.name.unwrap_or_default(), number });
+        }
+    }
+    Ok(found)
+}
+
+fn endpoint(entry: api::Endpoint, namespace: &str, path: &FieldPath) -> Result<SliceEndpoint, FieldError> {
+    let conditions = entry.conditions.unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    let target = entry.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
+    let target = target.and_then(|target| {
+        let own = target.namespace.filter(|own| !own.is_empty());
+        Some(NamespacedName::new(own.unwrap_or_else(|| namespace.to_owned()), target.name?))
+    });
+    let addresses = entry.addresses.iter().enumerate();
+    let addresses = addresses.map(|(index, ip)| address(ip, || path.clone().key("addresses").index(index)));
+    Ok(SliceEndpoint {
+        addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?,
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: entry.node_name,
+        zone: entry.zone,
+        target,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_the_mesh_reads_is_carried_over() {
+        let slice = slice(json!({
+            "addressType": "IPv4",
+            "ports": [
+                {"name": "http", "port": 8080}, {"name": "any"},
+                {"name": "dns", "port": 53, "protocol": "UDP"}, {"port": 9090, "protocol": "TCP"},
+            ],
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "nodeName": "one", "zone": "a",
+                 "targetRef": {"kind": "Pod", "name": "web-0"}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true},
+                 "targetRef": {"kind": "Pod", "name": "web-1", "namespace": "other"}},
+                {"addresses": ["10.0.0.3"], "conditions": {"ready": false}, "targetRef": {"kind": "VM", "name": "x"}},
+            ],
+        }))
+        .unwrap();
+        assert_eq!(slice.service.as_deref(), Some("web"));
+        let ports: Vec<_> = slice.ports.iter().map(|port| (port.name.as_str(), port.number)).collect();
+        assert_eq!(ports, [("http", 8080), ("", 9090)]);
+        let flags: Vec<_> = slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
+        assert_eq!(flags, [(true, true, false), (false, true, true), (false, false, false)]);
+        let targets: Vec<_> =
+            slice.endpoints.iter().map(|e| e.target.as_ref().map(|t| t.to_string())).collect();
+        assert_eq!(targets, [Some("shop/web-0".into()), Some("other/web-1".into()), None]);
+        assert_eq!(slice.endpoints[0].zone.as_deref(), Some("a"));
+        assert_eq!(slice.endpoints[0].node.as_deref(), Some("one"));
+    }
+
+    #[test]
+    fn host_names_are_left_out() {
+        let object = json!({"addressType": "FQDN", "endpoints": [{"addresses": ["example.com"]}]});
+        assert_eq!(slice(object).unwrap().endpoints, []);
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let named = |object| slice(object).unwrap_err().path.to_string();
+        assert_eq!(
+            named(json!({"endpoints": [{"addresses": ["10.0.0.1", "x"]}]})),
+            "endpoints[0].addresses[1]"
+        );
+        assert_eq!(named(json!({"ports": [{"port": 70000}]})), "ports[0].port");
+        assert_eq!(named(json!({"ports": [{"protocol": "HTTP"}]})), "ports[0].protocol");
+    }
+
+    fn slice(mut object: serde_json::Value) -> Result<EndpointSlice, FieldError> {
+        object["apiVersion"] = json!("discovery.k8s.io/v1");
+        object["kind"] = json!("EndpointSlice");
+        object["metadata"] =
+            json!({"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}});
+        convert(serde_json::from_value(object).unwrap())
+    }
+}

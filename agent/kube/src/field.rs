@@ -1,0 +1,109 @@
+use std::fmt;
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use orlop_model::world::{Protocol, TargetPort};
+
+/// What is wrong with one field of an object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct FieldError {
+    /// Which field.
+    pub path: FieldPath,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl FieldError {
+    pub(crate) fn new(path: impl Into<FieldPath>, problem: impl Into<String>) -> Self {
+        Self { path: path.into(), problem: problem.into() }
+    }
+}
+
+/// The way to a field from the object's root; shown as `status.podIPs[0].ip`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldPath(pub(crate) Vec<Step>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl FieldPath {
+    pub(crate) fn key(mut self, key: impl Into<String>) -> Self {
+        self.0.push(Step::Key(key.into()));
+        self
+    }
+
+    pub(crate) fn index(mut self, index: usize) -> Self {
+        self.0.push(Step::Index(index));
+        self
+    }
+}
+
+/// Keys joined by dots.
+impl From<&str> for FieldPath {
+    fn from(keys: &str) -> Self {
+        keys.split('.').fold(Self::default(), Self::key)
+    }
+}
+
+impl fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) if key.contains(['.', '/']) => write!(f, "[{key:?}]")?,
+                Step::Key(key) if position == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An address as the API writes it, with the path to blame if it is none.
+pub(crate) fn address(text: &str, path: impl FnOnce() -> FieldPath) -> Result<IpAddr, FieldError> {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return Err(FieldError::new(path(), format!("{text:?} is not an IP address")));
+    };
+    let address = address.to_canonical();
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(FieldError::new(path(), format!("{text} is no address others can dial")));
+    }
+    Ok(address)
+}
+
+pub(crate) fn port(number: i32, path: impl FnOnce() -> FieldPath) -> Result<u16, FieldError> {
+    match u16::try_from(number) {
+        Ok(number) if number != 0 => Ok(number),
+        _ => Err(FieldError::new(path(), format!("{number} is not a port: want 1 to 65535"))),
+    }
+}
+
+pub(crate) fn protocol(name: Option<&str>, path: impl FnOnce() -> FieldPath) -> Result<Protocol, FieldError> {
+    match name {
+        None | Some("" | "TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(FieldError::new(path(), format!("{other:?} is not TCP, UDP or SCTP"))),
+    }
+}
+
+pub(crate) fn target_port(
+    target: Option<IntOrString>,
+    path: impl FnOnce() -> FieldPath,
+) -> Result<TargetPort, FieldError> {
+    match target {
+        None => Ok(TargetPort::Unset),
+        Some(IntOrString::Int(number)) => Ok(TargetPort::Number(port(number, path)?)),
+        Some(IntOrString::String(name)) if name.bytes().any(|b| b.is_ascii_lowercase()) => {
+            Ok(TargetPort::Name(name))
+        }
+        Some(IntOrString::String(name)) => {
+            let problem = format!("{name:?} is not the name of a port; write a number without quotes");
+            Err(FieldError::new(path(), problem))
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Where the [`World`](orlop_model::World) comes from: Kubernetes objects, converted once, here.
+//!
+//! One file per kind holds its conversion. [`WorldDirectory`] reads the objects from files and watches them.
+
+#![forbid(unsafe_code)]
+
+mod directory;
+mod endpoint_slice;
+mod error;
+mod field;
+mod metadata;
+mod namespace;
+mod pod;
+mod service;
+
+pub use directory::{WorldDirectory, read_world};
+pub use error::{Place, WorldError};
+pub use field::{FieldError, FieldPath};

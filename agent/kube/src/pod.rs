@@ -1,0 +1,224 @@
+use std::net::IpAddr;
+use std::path::Path;
+
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use orlop_model::world::{Labels, Owner, Phase, Pod, Port, Protocol};
+
+use crate::field::{FieldError, FieldPath, address, port, protocol};
+use crate::metadata::{namespaced, subdomain};
+
+const NETNS: &str = "orlop.dev/netns";
+
+/// Converts a `v1` Pod whose author also runs the node, as in a world directory, and so may say by annotation
+/// where its network namespace is.
+pub(crate) fn convert_trusted(mut pod: api::Pod) -> Result<Pod, FieldError> {
+    let netns = pod.metadata.annotations.as_mut().and_then(|annotations| annotations.remove(NETNS));
+    let mut pod = convert(pod)?;
+    if let Some(netns) = netns {
+        if !Path::new(&netns).is_absolute() {
+            let path = FieldPath::from("metadata.annotations").key(NETNS);
+            let problem = format!("{netns:?} is not an absolute path, such as /run/netns/web");
+            return Err(FieldError::new(path, problem));
+        }
+        pod.annotations.insert(NETNS.to_owned(), netns);
+    }
+    Ok(pod)
+}
+
+/// Converts a `v1` Pod.
+pub(crate) fn convert(pod: api::Pod) -> Result<Pod, FieldError> {
+    let name = namespaced(&pod.metadata)?;
+    let metadata = pod.metadata;
+    let spec = pod.spec.unwrap_or_default();
+    let status = pod.status.unwrap_or_default();
+    let phase = phase(status.phase.as_deref())?;
+    let service_account = spec.service_account_name.clone().filter(|account| !account.is_empty());
+    let service_account = service_account.unwrap_or_else(|| "default".to_owned());
+    subdomain(&service_account, "spec.serviceAccountName")?;
+    Ok(Pod {
+        name,
+        uid: metadata.uid.unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default(),
+        annotations: annotations(metadata.annotations),
+        node: spec.node_name.clone().filter(|node| !node.is_empty()),
+        service_account,
+        addresses: addresses(&status)?,
+        host_network: spec.host_network.unwrap_or(false),
+        phase,
+        ready: ready(&status, phase),
+        terminating: metadata.deletion_timestamp.is_some(),
+        owner: owner(metadata.owner_references),
+        container_ports: container_ports(&spec)?,
+    })
+}
+
+fn phase(phase: Option<&str>) -> Result<Phase, FieldError> {
+    match phase {
+        Some("Pending") => Ok(Phase::Pending),
+        None | Some("" | "Running") => Ok(Phase::Running),
+        Some("Succeeded") => Ok(Phase::Succeeded),
+        Some("Failed") => Ok(Phase::Failed),
+        Some("Unknown") => Ok(Phase::Unknown),
+        Some(other) => {
+            let problem = format!("{other:?} is not Pending, Running, Succeeded, Failed or Unknown");
+            Err(FieldError::new("status.phase", problem))
+        }
+    }
+}
+
+/// Only those the mesh reads, since the others can be large. Never the network namespace: in a cluster anyone
+/// who may make a pod may write it, and could name the node's own.
+fn annotations(annotations: Option<Labels>) -> Labels {
+    let ours = |key: &str| {
+        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+        ["orlop.dev", "istio.io"]
+            .iter()
+            .any(|ours| domain.strip_suffix(ours).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    };
+    annotations.unwrap_or_default().into_iter().filter(|(key, _)| ours(key) && key != NETNS).collect()
+}
+
+fn addresses(status: &api::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
+    let listed = status.pod_ips.iter().flatten().enumerate();
+    let mut found = listed
+        .filter(|(_, entry)| !entry.ip.is_empty())
+        .map(|(index, entry)| address(&entry.ip, || FieldPath::from("status.podIPs").index(index).key("ip")))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let (true, Some(single)) = (found.is_empty(), status.pod_ip.as_deref().filter(|ip| !ip.is_empty())) {
+        found.push(address(single, || "status.podIP".into())?);
+    }
+    Ok(found)
+}
+
+/// The kubelet always writes the condition; whoever writes a pod by hand need not.
+fn ready(status: &api::PodStatus, phase: Phase) -> bool {
+    let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    condition.map_or(phase == Phase::Running, |condition| condition.status == "True")
+}
+
+fn owner(references: Option<Vec<OwnerReference>>) -> Option<Owner> {
+    let controller = references?.into_iter().find(|owner| owner.controller == Some(true))?;
+    Some(Owner { kind: controller.kind, name: controller.name })
+}
+
+/// Those of containers that keep running, so of init containers only the ones restarted always.
+fn container_ports(spec: &api::PodSpec) -> Result<Vec<Port>, FieldError> {
+    let containers = spec.containers.iter().enumerate().map(|(index, c)| ("spec.containers", index, c));
+    let init = spec.init_containers.iter().flatten().enumerate();
+    let sidecars = init
+        .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
+        .map(|(index, container)| ("spec.initContainers", index, container));
+    let mut found = Vec::new();
+    for (list, index, container) in containers.chain(sidecars) {
+        for (port_index, entry) in container.ports.iter().flatten().enumerate() {
+            let path =
+                |field: &str| FieldPath::from(list).index(index).key("ports").index(port_index).key(field);
+            if protocol(entry.protocol.as_deref(), || path("protocol"))? == Protocol::Tcp {
+                let number = port(entry.container_port, || path("containerPort"))?;
+                found.push(Port { name: entry.name.clone().unwrap_or_default(), number });
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_the_mesh_reads_is_carried_over() {
+        let pod = pod(json!({
+            "metadata": {
+                "name": "web-5d4f8-x", "namespace": "shop", "uid": "u-1", "labels": {"app": "web"},
+                "annotations": {
+                    "orlop.dev/netns": "/run/netns/web", "ambient.istio.io/redirection": "enabled",
+                    "kubectl.kubernetes.io/last-applied-configuration": "{}", "notistio.io/x": "y",
+                },
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "1"},
+                    {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f8", "uid": "2", "controller": true},
+                ],
+            },
+            "spec": {
+                "nodeName": "one", "serviceAccountName": "till",
+                "initContainers": [
+                    {"name": "setup", "ports": [{"containerPort": 1}]},
+                    {"name": "sidecar", "restartPolicy": "Always", "ports": [{"containerPort": 9000}]},
+                ],
+                "containers": [{"name": "web", "ports": [
+                    {"name": "http", "containerPort": 8080},
+                    {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                ]}],
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+                "conditions": [{"type": "Ready", "status": "False"}],
+            },
+        }))
+        .unwrap();
+        assert_eq!(pod.name.to_string(), "shop/web-5d4f8-x");
+        assert_eq!(
+            (pod.uid.as_str(), pod.node.as_deref(), pod.service_account.as_str()),
+            ("u-1", Some("one"), "till")
+        );
+        assert_eq!(pod.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(pod.owner, Some(Owner { kind: "ReplicaSet".into(), name: "web-5d4f8".into() }));
+        let ports: Vec<_> =
+            pod.container_ports.iter().map(|port| (port.name.as_str(), port.number)).collect();
+        assert_eq!(ports, [("http", 8080), ("", 9000)]);
+        let kept: Vec<_> = pod.annotations.keys().map(String::as_str).collect();
+        assert_eq!(kept, ["ambient.istio.io/redirection", "orlop.dev/netns"]);
+        assert!(!pod.ready && !pod.host_network && !pod.terminating);
+    }
+
+    #[test]
+    fn a_pod_by_hand_runs_and_is_ready() {
+        let pod = pod(json!({"metadata": {"name": "web"}, "status": {"podIP": "10.0.0.1"}})).unwrap();
+        assert_eq!((pod.phase, pod.ready, pod.service_account.as_str()), (Phase::Running, true, "default"));
+        assert_eq!(pod.addresses.len(), 1);
+    }
+
+    #[test]
+    fn a_pending_pod_is_not_ready() {
+        assert!(!pod(json!({"metadata": {"name": "web"}, "status": {"phase": "Pending"}})).unwrap().ready);
+    }
+
+    #[test]
+    fn in_a_cluster_a_pod_cannot_say_where_its_netns_is() {
+        let annotations = [(NETNS.to_owned(), "/proc/1/ns/net".to_owned())].into();
+        let mut pod = api::Pod::default();
+        pod.metadata.name = Some("evil".into());
+        pod.metadata.annotations = Some(annotations);
+        assert_eq!(convert(pod).unwrap().annotations, Labels::new());
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let named = |spec, status| {
+            let object = json!({"metadata": {"name": "web"}, "spec": spec, "status": status});
+            pod(object).unwrap_err().path.to_string()
+        };
+        assert_eq!(named(json!(null), json!({"podIPs": [{"ip": "10.0.0.300"}]})), "status.podIPs[0].ip");
+        assert_eq!(named(json!(null), json!({"podIPs": [{"ip": "127.0.0.1"}]})), "status.podIPs[0].ip");
+        assert_eq!(named(json!(null), json!({"podIP": "x"})), "status.podIP");
+        assert_eq!(named(json!(null), json!({"phase": "Walking"})), "status.phase");
+        assert_eq!(
+            named(json!({"serviceAccountName": "a/b", "containers": []}), json!(null)),
+            "spec.serviceAccountName"
+        );
+        let containers = json!({"containers": [{"name": "a", "ports": [{"containerPort": 65536}]}]});
+        assert_eq!(named(containers, json!(null)), "spec.containers[0].ports[0].containerPort");
+        let relative = json!({"metadata": {"name": "web", "annotations": {"orlop.dev/netns": "web"}}});
+        assert_eq!(pod(relative).unwrap_err().path.to_string(), r#"metadata.annotations["orlop.dev/netns"]"#);
+    }
+
+    fn pod(mut object: serde_json::Value) -> Result<Pod, FieldError> {
+        object["apiVersion"] = json!("v1");
+        object["kind"] = json!("Pod");
+        convert_trusted(serde_json::from_value(object).unwrap())
+    }
+}

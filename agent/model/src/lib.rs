@@ -1,0 +1,30 @@
+//! The world in plain types, compiled into an immutable [`Snapshot`] that answers as pure functions.
+//!
+//! `orlop-kube` turns Kubernetes objects into a [`World`]; [`compile`] turns that into a [`Snapshot`]; the data
+//! path and the proxy ask the snapshot. Absent on purpose: tokio, Kubernetes types, clocks, randomness and IO.
+//! Whatever an answer needs of those comes in as an argument.
+
+#![forbid(unsafe_code)]
+
+mod compile;
+mod endpoints;
+mod identity;
+mod inbound;
+mod name;
+mod optin;
+mod owner;
+pub mod ports;
+mod reason;
+mod route;
+mod snapshot;
+pub mod world;
+
+pub use compile::{Settings, compile};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use inbound::admit_connect;
+pub use name::{NameError, NamespacedName};
+pub use optin::opted_in;
+pub use reason::Reason;
+pub use route::{Balance, Route, Transport};
+pub use snapshot::{Endpoint, LocalPod, Service, ServicePort, Snapshot, Workload};
+pub use world::World;

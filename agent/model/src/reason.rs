@@ -1,0 +1,104 @@
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
+        /// Why a connection was refused or cut short: the fixed list behind logs, metrics and flow events.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order they are declared.
+            pub const ALL: [Reason; [$($text),+].len()] = [$(Reason::$variant),+];
+
+            /// The name in logs and metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The connection came without a record of where it was going: someone dialled the proxy's port directly.
+    NoOriginalDestination = "no_original_destination",
+    /// The service has no TCP port of that number.
+    NoServicePort = "no_service_port",
+    /// The service's port has no ready endpoint.
+    NoHealthyEndpoint = "no_healthy_endpoint",
+    /// The upstream refused the connection or can't be reached.
+    ConnectFailed = "connect_failed",
+    /// The upstream did not answer the connect in time.
+    ConnectTimeout = "connect_timeout",
+    /// The TLS handshake failed for none of the more telling reasons below.
+    TlsFailed = "tls_failed",
+    /// The TLS handshake did not end in time.
+    TlsTimeout = "tls_timeout",
+    /// The client showed no certificate.
+    NoClientCertificate = "no_client_certificate",
+    /// The peer's certificate is expired, malformed or not signed by a trusted root.
+    UntrustedCertificate = "untrusted_certificate",
+    /// The peer's certificate is good but is someone else's.
+    IdentityMismatch = "identity_mismatch",
+    /// The peer did not agree to speak `h2`.
+    AlpnMismatch = "alpn_mismatch",
+    /// The tunnel's request is not a CONNECT to an address and port.
+    BadConnectRequest = "bad_connect_request",
+    /// The tunnel's target is not an address of the pod it arrived at, or is a port of the proxy.
+    NotThisPod = "not_this_pod",
+    /// The peer's proxy answered the CONNECT with a refusal.
+    PeerRefused = "peer_refused",
+    /// One side reset the connection.
+    Reset = "reset",
+    /// The tunnel ended under the connection.
+    TunnelClosed = "tunnel_closed",
+    /// Nothing was sent either way for the idle timeout.
+    IdleTimeout = "idle_timeout",
+    /// Too many handshakes are under way.
+    HandshakeLimit = "handshake_limit",
+    /// Too many connections are open.
+    ConnectionLimit = "connection_limit",
+    /// Too many streams are open in the tunnel.
+    StreamLimit = "stream_limit",
+    /// The workload's own certificate can't be had.
+    CertificateUnavailable = "certificate_unavailable",
+    /// The agent is shutting down.
+    Draining = "draining",
+    /// The pod is not, or no longer, part of the mesh.
+    NotEnrolled = "not_enrolled",
+    /// A fault of Orlop's own; the log says more.
+    Internal = "internal",
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for Reason {}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_snake_case() {
+        let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+    }
+}

@@ -1,0 +1,187 @@
+//! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::name::NamespacedName;
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<String, String>;
+
+/// Every object the mesh knows of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods by name, in any phase.
+    pub pods: BTreeMap<NamespacedName, Pod>,
+    /// Services by name.
+    pub services: BTreeMap<NamespacedName, Service>,
+    /// EndpointSlices by name.
+    pub endpoint_slices: BTreeMap<NamespacedName, EndpointSlice>,
+}
+
+/// A `v1` Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.labels`
+    pub labels: Labels,
+}
+
+/// A `v1` Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.uid`; empty where the source has none.
+    pub uid: String,
+    /// `metadata.labels`
+    pub labels: Labels,
+    /// Those of `metadata.annotations` the mesh reads.
+    pub annotations: Labels,
+    /// `spec.nodeName`; `None` until the pod is scheduled.
+    pub node: Option<String>,
+    /// `spec.serviceAccountName`; `default` where absent.
+    pub service_account: String,
+    /// `status.podIPs`
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`: the pod shares its node's address, so it can't be enrolled.
+    pub host_network: bool,
+    /// `status.phase`
+    pub phase: Phase,
+    /// The condition `Ready`.
+    pub ready: bool,
+    /// `metadata.deletionTimestamp` is set; the pod may still serve.
+    pub terminating: bool,
+    /// The controlling owner.
+    pub owner: Option<Owner>,
+    /// The named and unnamed TCP ports of all containers.
+    pub container_ports: Vec<Port>,
+}
+
+/// `status.phase` of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Accepted, not all containers run.
+    Pending,
+    /// At least one container runs.
+    #[default]
+    Running,
+    /// All containers ended well: the address may belong to another pod by now.
+    Succeeded,
+    /// All containers ended, one badly: the address may belong to another pod by now.
+    Failed,
+    /// The node can't be asked.
+    Unknown,
+}
+
+impl Phase {
+    /// True once no container will run again.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed)
+    }
+}
+
+/// The controlling entry of `metadata.ownerReferences`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Such as `ReplicaSet`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A TCP port with its name, empty where it has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// The name.
+    pub name: String,
+    /// The number, never 0.
+    pub number: u16,
+}
+
+/// A `v1` Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.labels`
+    pub labels: Labels,
+    /// `spec.clusterIPs`; empty when headless.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.ports`
+    pub ports: Vec<ServicePort>,
+    /// `spec.selector`; empty when someone else writes the EndpointSlices.
+    pub selector: Labels,
+    /// `spec.publishNotReadyAddresses`
+    pub publish_not_ready: bool,
+}
+
+/// An entry of `spec.ports` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The name; empty where it has none.
+    pub name: String,
+    /// The port of the service's address, never 0.
+    pub number: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port of the pods.
+    pub target: TargetPort,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP, the only one the mesh carries.
+    #[default]
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+/// `targetPort` of a Service's port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The same number as the service's port.
+    #[default]
+    Unset,
+    /// A number.
+    Number(u16),
+    /// The name of a container port, which may have another number in each pod.
+    Name(String),
+}
+
+/// A `discovery.k8s.io/v1` EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// The service in the same namespace: label `kubernetes.io/service-name`.
+    pub service: Option<String>,
+    /// The TCP ports, named as the service's are, with the numbers of the pods.
+    pub ports: Vec<Port>,
+    /// The endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// An entry of `endpoints` of an EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Addresses of the same endpoint.
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`; absent counts as true.
+    pub ready: bool,
+    /// `conditions.serving`; absent counts as `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`
+    pub terminating: bool,
+    /// `nodeName`
+    pub node: Option<String>,
+    /// `zone`
+    pub zone: Option<String>,
+    /// `targetRef` where it is a Pod.
+    pub target: Option<NamespacedName>,
+}

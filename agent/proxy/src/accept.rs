@@ -1,0 +1,84 @@
+//! Takes connections from a pod's listening sockets and places them on workers.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use orlop_model::{
+    Reason,
+    ports::{HBONE_PORT, OUTBOUND_PORT},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::spawn_local,
+    time::sleep,
+};
+
+use crate::{inbound, metrics::Direction, outbound, pod::Pod, record::Record, socket, worker::Worker};
+
+/// How long to leave a listener alone that can't accept, most likely for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection as it was accepted.
+pub(crate) struct Accepted {
+    pub(crate) tcp: TcpStream,
+    pub(crate) peer: SocketAddr,
+}
+
+/// Accepts until the pod is closed or the proxy drains.
+pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: std::net::TcpListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(pod = %pod.name(), port, %error, "cannot listen"),
+    };
+    let mut draining = worker.shared.draining.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = pod.closed() => return,
+            _ = draining.wait_for(|draining| *draining) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => place(&worker, &pod, port, tcp, socket::canonical(peer)),
+            Err(error) => {
+                tracing::warn!(pod = %pod.name(), port, %error, "cannot accept; trying again");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: SocketAddr) {
+    let Some(other) = worker.place() else {
+        return start(worker, pod, port, Accepted { tcp, peer });
+    };
+    let Ok(tcp) = tcp.into_std() else { return };
+    let pod = Arc::clone(pod);
+    worker.crew.run(other, move |worker| {
+        // Fails only for want of memory in the kernel.
+        if let Ok(tcp) = TcpStream::from_std(tcp) {
+            start(worker, &pod, port, Accepted { tcp, peer });
+        }
+    });
+}
+
+fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
+    let shared = &worker.shared;
+    let Some(live) = shared.live.enter(shared, shared.config.max_connections) else {
+        let direction = if port == OUTBOUND_PORT { Direction::Outbound } else { Direction::Inbound };
+        let mut record = Record::new(shared, direction);
+        record.source.address = Some(accepted.peer);
+        socket::reset(accepted.tcp);
+        return record.finish(Err(Reason::ConnectionLimit.into()));
+    };
+    let load = worker.load();
+    let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
+    spawn_local(async move {
+        let _ = accepted.tcp.set_nodelay(true);
+        match port {
+            OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted).await,
+            HBONE_PORT => inbound::serve_tunnel(&worker, &pod, accepted).await,
+            _ => inbound::serve_plaintext(&worker, &pod, accepted).await,
+        }
+        drop((live, load));
+    });
+}

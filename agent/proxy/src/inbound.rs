@@ -1,0 +1,256 @@
+//! Connections to a pod: tunnels with their streams, and plaintext from outside the mesh.
+
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{self, Connection, SendResponse},
+};
+use http::{Request, Response, StatusCode};
+use orlop_identity::{classify_io, peer_identity, require_h2};
+use orlop_model::{Identity, Reason, Workload, admit_connect, ports::is_reserved};
+use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::{
+    accept::Accepted,
+    copy, hbone,
+    metrics::Direction,
+    pod::Pod,
+    record::Record,
+    refusal::Refusal,
+    shared::LiveGuard,
+    socket, tunnel,
+    tunnel::handshake_reason,
+    worker::Worker,
+};
+
+type Tls = TlsStream<BufReader<TcpStream>>;
+
+/// Serves one connection to the HBONE port: a tunnel, until its peer or the drain ends it.
+pub(crate) async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) {
+    let peer_address = accepted.peer;
+    let handshake = worker.handshakes.bounded(shake_hands(worker, pod, accepted));
+    let (connection, peer) = match handshake.await {
+        Ok(established) => established,
+        Err(refusal) => {
+            let mut record = Record::new(&worker.shared, Direction::Inbound);
+            record.source.address = Some(peer_address);
+            return record.finish(Err(refusal));
+        }
+    };
+    let gauge = worker.shared.metrics.tunnels(Direction::Inbound);
+    gauge.inc();
+    serve_streams(worker, pod, connection, Rc::new(peer)).await;
+    gauge.dec();
+}
+
+/// Who is at the other end of a tunnel.
+struct Peer {
+    address: SocketAddr,
+    /// The pod's own address that the tunnel came to.
+    local: SocketAddr,
+    /// From the verified certificate.
+    identity: Identity,
+}
+
+async fn shake_hands(
+    worker: &Worker,
+    pod: &Pod,
+    accepted: Accepted,
+) -> Result<(Connection<Tls, Bytes>, Peer), Refusal> {
+    let shared = &worker.shared;
+    let local = socket::canonical(accepted.tcp.local_addr().map_err(Refusal::internal)?);
+    let snapshot = shared.snapshot.load_full();
+    let workload = snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?;
+    let config = shared
+        .identities
+        .server_config(&workload.identity)
+        .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error))?;
+    let _ = socket::keep_alive(&accepted.tcp);
+
+    let tcp = BufReader::with_capacity(tunnel::READ_BUFFER, accepted.tcp);
+    let handshake = async {
+        let tls = TlsAcceptor::from(config)
+            .accept(tcp)
+            .await
+            .map_err(|error| Refusal::new(handshake_reason(classify_io(&error)), error))?;
+        let session = tls.get_ref().1;
+        require_h2(session).map_err(handshake_reason)?;
+        let certificates = session.peer_certificates().ok_or(Reason::NoClientCertificate)?;
+        let identity = peer_identity(certificates, shared.identities.trust_domain())
+            .map_err(|error| Refusal::new(Reason::UntrustedCertificate, error))?;
+        let connection = server::Builder::new()
+            .initial_window_size(tunnel::STREAM_WINDOW)
+            .initial_connection_window_size(tunnel::CONNECTION_WINDOW)
+            .max_concurrent_streams(tunnel::MAX_STREAMS)
+            .max_frame_size(tunnel::MAX_FRAME)
+            .max_header_list_size(tunnel::MAX_HEADERS)
+            .handshake(tls)
+            .await
+            .map_err(|error| Refusal::new(Reason::BadConnectRequest, error))?;
+        Ok::<_, Refusal>((connection, identity))
+    };
+    let (connection, identity) =
+        timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| Reason::TlsTimeout)??;
+    Ok((connection, Peer { address: accepted.peer, local, identity }))
+}
+
+async fn serve_streams(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    mut connection: Connection<Tls, Bytes>,
+    peer: Rc<Peer>,
+) {
+    let mut draining = worker.shared.draining.subscribe();
+    let mut told = false;
+    loop {
+        let stream = tokio::select! {
+            stream = connection.accept() => stream,
+            _ = draining.wait_for(|draining| *draining), if !told => {
+                told = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        match stream {
+            Some(Ok((request, respond))) => start_stream(worker, pod, &peer, request, respond),
+            Some(Err(error)) => {
+                tracing::debug!(peer = %peer.address, %error, "tunnel ended");
+                break;
+            }
+            None => break,
+        }
+    }
+    // What was said last, for example to a stream that was refused, may still be on its way out.
+    let _ = poll_fn(|cx| connection.poll_closed(cx)).await;
+}
+
+fn start_stream(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    peer: &Rc<Peer>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let shared = &worker.shared;
+    let Some(live) = shared.live.enter(shared, shared.config.max_connections) else {
+        let mut record = Record::new(shared, Direction::Inbound);
+        record.source.address = Some(peer.address);
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+        return record.finish(Err(Reason::ConnectionLimit.into()));
+    };
+    let load = worker.load();
+    let (worker, pod, peer) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(peer));
+    spawn_local(async move {
+        serve_connect(&worker, &pod, &peer, request, respond).await;
+        drop::<(LiveGuard, _)>((live, load));
+    });
+}
+
+/// Serves one stream of a tunnel: gather, authorise, connect, respond, copy.
+async fn serve_connect(
+    worker: &Worker,
+    pod: &Pod,
+    peer: &Peer,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let mut record = Record::new(&worker.shared, Direction::Inbound);
+    record.tunnel = Some(peer.local);
+    let (request, mut receive) = request.into_parts();
+    let server = match connect(worker, pod, peer, &request, &mut record).await {
+        Ok(server) => server,
+        Err(refusal) => {
+            answer(&mut respond, hbone::status(refusal.reason));
+            return record.finish(Err(refusal));
+        }
+    };
+    let result = match respond.send_response(Response::new(()), false) {
+        Ok(mut send) => {
+            record.opened();
+            let idle_timeout = worker.shared.config.idle_timeout;
+            let (up, down) = (&record.up, &record.down);
+            copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout).await
+        }
+        Err(_) => Err(Reason::TunnelClosed),
+    };
+    if result.is_err() {
+        socket::reset(server);
+    }
+    record.finish(result.map_err(Refusal::from));
+}
+
+async fn connect(
+    worker: &Worker,
+    pod: &Pod,
+    peer: &Peer,
+    request: &http::request::Parts,
+    record: &mut Record,
+) -> Result<TcpStream, Refusal> {
+    record.source.address = Some(peer.address);
+    record.source.identity = Some(peer.identity.clone());
+    let request = hbone::parse_connect(request)?;
+    let client = hbone::client_address(peer.address, request.forwarded);
+    record.source.address = Some(client);
+    record.destination.address = Some(request.authority);
+
+    let snapshot = worker.shared.snapshot.load_full();
+    let workload = snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?;
+    destination_is(record, workload);
+    // The certificate says who it is; the address only adds what else is known of that workload.
+    record.source.workload =
+        snapshot.workload_at(client.ip()).filter(|workload| workload.identity == peer.identity).cloned();
+    admit_connect(peer.local.ip(), workload, request.authority)?;
+
+    tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await
+}
+
+/// Serves one connection that came without a tunnel.
+pub(crate) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
+    let mut record = Record::new(&worker.shared, Direction::Inbound);
+    record.source.address = Some(client.peer);
+    let result = carry_plaintext(worker, pod, &client, &mut record).await;
+    if result.is_err() {
+        socket::reset(client.tcp);
+    }
+    record.finish(result);
+}
+
+async fn carry_plaintext(
+    worker: &Worker,
+    pod: &Pod,
+    client: &Accepted,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let destination = socket::canonical(client.tcp.local_addr().map_err(Refusal::internal)?);
+    record.destination.address = Some(destination);
+    // Led here by nobody: the pod itself has dialled the proxy.
+    if is_reserved(destination.port()) || destination.ip() == client.peer.ip() {
+        return Err(Reason::NoOriginalDestination.into());
+    }
+    let snapshot = worker.shared.snapshot.load_full();
+    destination_is(record, snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?);
+    record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
+
+    let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
+    record.opened();
+    let idle_timeout = worker.shared.config.idle_timeout;
+    copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
+        .await
+        .inspect_err(|_| socket::reset(server))?;
+    Ok(())
+}
+
+fn destination_is(record: &mut Record, workload: &Arc<Workload>) {
+    record.destination.identity = Some(workload.identity.clone());
+    record.destination.workload = Some(Arc::clone(workload));
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // A peer that is gone needs no answer.
+    let _ = respond.send_response(response, true);
+}

@@ -1,0 +1,28 @@
+use std::cell::{Cell, OnceCell};
+
+use prometheus_client::metrics::counter::Counter;
+
+/// Counts the bytes of one direction, for the connection's record and, live, for its metric.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    total: Cell<u64>,
+    counter: OnceCell<Counter>,
+}
+
+impl Meter {
+    /// From now on `counter` counts too.
+    pub(crate) fn feed(&self, counter: &Counter) {
+        let _ = self.counter.set(counter.clone());
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.total.set(self.total.get() + bytes as u64);
+        if let Some(counter) = self.counter.get() {
+            counter.inc_by(bytes as u64);
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.get()
+    }
+}

@@ -1,0 +1,210 @@
+//! Istio's TCP metrics, with Istio's label names, so that existing dashboards work.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use orlop_model::{Identity, Reason, Service, Workload};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
+const MAX_SERIES: usize = 10_000;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Which side of a connection reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+
+    fn reporter(self) -> &'static str {
+        match self {
+            Self::Inbound => "destination",
+            Self::Outbound => "source",
+        }
+    }
+}
+
+/// Who is at one end of a connection, as far as is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    pub(crate) workload: Option<&'a Workload>,
+    /// Verified, or of this node.
+    pub(crate) identity: Option<&'a Identity>,
+}
+
+/// The metrics of one label set.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    pub(crate) opened: Counter,
+    pub(crate) closed: Counter,
+    pub(crate) sent: Counter,
+    pub(crate) received: Counter,
+}
+
+/// The proxy's metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    opened: Family<Labels, Counter>,
+    closed: Family<Labels, Counter>,
+    sent: Family<Labels, Counter>,
+    received: Family<Labels, Counter>,
+    refused: Family<Labels, Counter>,
+    active: Gauge,
+    tunnels: Family<Labels, Gauge>,
+    seen: std::sync::Arc<Mutex<HashSet<Labels>>>,
+}
+
+impl Metrics {
+    /// Makes the metrics and enters them into `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "istio_tcp_connections_opened",
+            "TCP connections opened",
+            metrics.opened.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_closed",
+            "TCP connections closed",
+            metrics.closed.clone(),
+        );
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "Bytes sent to the client during a connection",
+            metrics.sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "Bytes received from the client during a connection",
+            metrics.received.clone(),
+        );
+        registry.register(
+            "orlop_connections_failed",
+            "Connections and tunnels refused or cut short, by reason",
+            metrics.refused.clone(),
+        );
+        registry.register("orlop_connections_active", "Connections open now", metrics.active.clone());
+        registry.register("orlop_tunnels_active", "HBONE tunnels open now", metrics.tunnels.clone());
+        metrics
+    }
+
+    pub(crate) fn failed(&self, direction: Direction, reason: Reason) -> Counter {
+        let labels = vec![("reporter", direction.reporter().into()), ("reason", reason.as_str().into())];
+        self.refused.get_or_create_owned(&labels)
+    }
+
+    pub(crate) fn active(&self) -> &Gauge {
+        &self.active
+    }
+
+    pub(crate) fn tunnels(&self, direction: Direction) -> Gauge {
+        self.tunnels.get_or_create_owned(&vec![("direction", direction.as_str().into())])
+    }
+
+    pub(crate) fn series(
+        &self,
+        direction: Direction,
+        mutual_tls: bool,
+        source: End<'_>,
+        destination: End<'_>,
+        service: Option<&Service>,
+    ) -> Series {
+        let mut labels = connection_labels(direction, mutual_tls, source, destination, service);
+        if !self.admit(&labels) {
+            let nobody = End { workload: None, identity: None };
+            labels = connection_labels(direction, mutual_tls, nobody, nobody, None);
+        }
+        Series {
+            opened: self.opened.get_or_create_owned(&labels),
+            closed: self.closed.get_or_create_owned(&labels),
+            sent: self.sent.get_or_create_owned(&labels),
+            received: self.received.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Whether this label set is known already or there is room for one more.
+    fn admit(&self, labels: &Labels) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.contains(labels) {
+            return true;
+        }
+        seen.len() < MAX_SERIES && seen.insert(labels.clone())
+    }
+}
+
+fn connection_labels(
+    direction: Direction,
+    mutual_tls: bool,
+    source: End<'_>,
+    destination: End<'_>,
+    service: Option<&Service>,
+) -> Labels {
+    let mut labels = Vec::with_capacity(24);
+    labels.push(("reporter", direction.reporter().to_owned()));
+    labels.extend(end_labels(&SOURCE, source));
+    labels.extend(end_labels(&DESTINATION, destination));
+    // A pod dialled by its own address still has its service's canonical name, as Istio reports it.
+    let name = service.map(|service| (&*service.hostname, &*service.name.name, &*service.name.namespace));
+    let (host, name, namespace) = name.unwrap_or((UNKNOWN, UNKNOWN, UNKNOWN));
+    labels.push(("destination_service", host.to_owned()));
+    labels.push(("destination_service_name", name.to_owned()));
+    labels.push(("destination_service_namespace", namespace.to_owned()));
+    labels.push(("request_protocol", "tcp".to_owned()));
+    labels.push(("response_flags", "-".to_owned()));
+    labels.push(("connection_security_policy", if mutual_tls { "mutual_tls" } else { UNKNOWN }.to_owned()));
+    labels
+}
+
+const UNKNOWN: &str = "unknown";
+
+const SOURCE: [&str; 8] = [
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_service",
+    "source_canonical_revision",
+];
+const DESTINATION: [&str; 8] = [
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+];
+
+fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (&'static str, String)> {
+    let principal = end.identity.map_or(UNKNOWN, Identity::as_str).to_owned();
+    let of = |field: fn(&Workload) -> &str| end.workload.map_or(UNKNOWN, field).to_owned();
+    let values = [
+        of(|workload| &workload.owner),
+        of(|workload| &workload.name.namespace),
+        principal,
+        of(|workload| &workload.app),
+        of(|workload| &workload.version),
+        of(|workload| &workload.cluster),
+        of(|workload| &workload.canonical_service),
+        of(|workload| &workload.canonical_revision),
+    ];
+    names.iter().copied().zip(values)
+}

@@ -1,0 +1,141 @@
+//! A pod's own connections: whom it dialled, where that is, and the way there.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::StatusCode;
+use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
+use tokio::time::timeout;
+
+use crate::{
+    accept::Accepted,
+    copy, hbone,
+    metrics::Direction,
+    pod::Pod,
+    pool::{Key, Slot},
+    record::Record,
+    refusal::Refusal,
+    shared::{InFlightGuard, Moment},
+    socket,
+    tunnel,
+    worker::Worker,
+};
+
+/// Serves one connection that a hook sent to the outbound port.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
+    let mut record = Record::new(&worker.shared, Direction::Outbound);
+    record.source.address = Some(client.peer);
+    let result = carry(worker, pod, &client, &mut record).await;
+    if result.is_err() {
+        socket::reset(client.tcp);
+    }
+    record.finish(result);
+}
+
+async fn carry(
+    worker: &Rc<Worker>,
+    pod: &Pod,
+    client: &Accepted,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let idle_timeout = worker.shared.config.idle_timeout;
+    let upstream = resolve(worker, pod, client.peer, record)?;
+    match upstream.transport {
+        Transport::Plain => {
+            let server = tunnel::dial(&worker.shared, pod, upstream.address).await?;
+            record.opened();
+            copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
+                .await
+                .inspect_err(|_| socket::reset(server))?;
+        }
+        Transport::Hbone => {
+            let mut stream = open_stream(worker, pod, client.peer, &upstream, record).await?;
+            record.opened();
+            let Stream { send, receive, .. } = &mut stream;
+            copy::tcp_and_stream(&client.tcp, send, receive, &record.up, &record.down, idle_timeout).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What one connection's way is, at the snapshot of its beginning.
+struct Upstream {
+    source: Arc<Workload>,
+    address: SocketAddr,
+    transport: Transport,
+    _in_flight: InFlightGuard,
+}
+
+fn resolve(
+    worker: &Worker,
+    pod: &Pod,
+    peer: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, Refusal> {
+    let shared = &worker.shared;
+    let destination = shared
+        .kernel
+        .take_original_destination(pod.netns().cookie(), peer)
+        .map_err(Refusal::internal)?
+        .ok_or(Reason::NoOriginalDestination)?;
+    record.destination.address = Some(destination);
+
+    let snapshot = shared.snapshot.load();
+    let source = snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?;
+    record.source.identity = Some(source.identity.clone());
+    record.source.workload = Some(Arc::clone(source));
+
+    // The service is in the record also when none of its endpoints is.
+    record.service = snapshot.service_at(destination.ip()).cloned();
+    let route = snapshot.route(destination, &mut Moment(&shared.in_flight))?;
+    record.destination.address = Some(route.upstream);
+    record.destination.workload = route.workload;
+    Ok(Upstream {
+        source: Arc::clone(source),
+        address: route.upstream,
+        transport: route.transport,
+        _in_flight: shared.in_flight.enter(route.upstream),
+    })
+}
+
+/// A stream whose other end is connected to the server.
+struct Stream {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    _slot: Slot,
+}
+
+async fn open_stream(
+    worker: &Rc<Worker>,
+    pod: &Pod,
+    client: SocketAddr,
+    upstream: &Upstream,
+    record: &mut Record,
+) -> Result<Stream, Refusal> {
+    let destination = record.destination.workload.as_ref().ok_or(Reason::Internal)?;
+    let key = Key {
+        source: upstream.source.identity.clone(),
+        destination: destination.identity.clone(),
+        netns: pod.netns().cookie(),
+        address: SocketAddr::new(upstream.address.ip(), HBONE_PORT),
+    };
+    record.tunnel = Some(key.address);
+    let mut slot = worker.pool.slot(&key, async || tunnel::open(worker, pod, &key).await).await?;
+    // The tunnel's handshake has shown it.
+    record.destination.identity = Some(key.destination.clone());
+
+    let request = hbone::connect_request(upstream.address, &upstream.source, client)
+        .ok_or_else(|| Refusal::internal("a name of the pod does not fit a header"))?;
+    let lost = |error: h2::Error| Refusal::new(Reason::TunnelClosed, error);
+    let (answer, send) = slot.send.send_request(request, false).map_err(lost)?;
+    let answer = timeout(worker.shared.config.connect_timeout, answer)
+        .await
+        .map_err(|_| Refusal::new(Reason::ConnectTimeout, format!("no answer from {} in time", key.address)))?
+        .map_err(lost)?;
+    match answer.status() {
+        StatusCode::OK => Ok(Stream { send, receive: answer.into_body(), _slot: slot }),
+        status => Err(Refusal::new(Reason::PeerRefused, format!("{} answered {status}", key.address))),
+    }
+}
+

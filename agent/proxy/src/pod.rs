@@ -1,0 +1,62 @@
+use std::{
+    io,
+    net::TcpListener,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+};
+
+use orlop_model::{
+    NamespacedName,
+    ports::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
+};
+use tokio::sync::watch;
+
+use crate::socket::Netns;
+
+/// A pod of this node that the proxy serves. Dropping it stops the listening, not the connections.
+#[derive(Debug)]
+pub struct Pod {
+    name: NamespacedName,
+    netns: Netns,
+    listeners: [(u16, Arc<TcpListener>); 3],
+    open: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// Opens the pod's listening sockets in its netns. Nothing comes there before the kernel side leads
+    /// it there.
+    pub(crate) fn open(name: NamespacedName, netns: Netns) -> io::Result<Self> {
+        let listen = |port| Ok::<_, io::Error>((port, Arc::new(netns.listen(port)?)));
+        let listeners = [listen(OUTBOUND_PORT)?, listen(INBOUND_PLAINTEXT_PORT)?, listen(HBONE_PORT)?];
+        Ok(Self { name, netns, listeners, open: watch::Sender::new(true) })
+    }
+
+    /// Namespace and name.
+    pub fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+
+    /// Where its sockets are made.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its listening sockets, by the port that each stands for.
+    pub fn listeners(&self) -> impl Iterator<Item = (u16, BorrowedFd<'_>)> {
+        self.listeners.iter().map(|(port, listener)| (*port, listener.as_fd()))
+    }
+
+    pub(crate) fn clone_listeners(&self) -> io::Result<Vec<(u16, TcpListener)>> {
+        self.listeners.iter().map(|(port, listener)| Ok((*port, listener.try_clone()?))).collect()
+    }
+
+    pub(crate) fn close(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// Until [`Self::close`].
+    pub(crate) async fn closed(&self) {
+        // The sender is ours, so that waiting can't fail.
+        let _ = self.open.subscribe().wait_for(|open| !open).await;
+    }
+}

@@ -1,0 +1,133 @@
+//! Tunnels that are open, and new streams in them.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use orlop_model::Identity;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+
+use crate::{refusal::Refusal, worker::Worker};
+
+/// Streams in one tunnel; for more, another tunnel is opened. Peers allow 100 by default.
+const MAX_STREAMS: usize = 100;
+
+/// What tunnels are shared by: nothing that differs in one of these may share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// On whose behalf.
+    pub(crate) source: Identity,
+    /// Who must answer.
+    pub(crate) destination: Identity,
+    /// From which pod: the netns cookie, which also gives the source address.
+    pub(crate) netns: u64,
+    /// To which pod's proxy.
+    pub(crate) address: SocketAddr,
+}
+
+/// One worker's tunnels.
+#[derive(Default)]
+pub(crate) struct Pool(RefCell<HashMap<Key, Rc<Lane>>>);
+
+/// The tunnels of one key. The lock is held while one is opened, so that a burst opens one and not many.
+#[derive(Default)]
+struct Lane {
+    opening: Mutex<()>,
+    tunnels: RefCell<Vec<Tunnel>>,
+}
+
+struct Tunnel {
+    send: SendRequest<Bytes>,
+    usage: Rc<Usage>,
+}
+
+struct Usage {
+    streams: Cell<usize>,
+    last: Cell<Instant>,
+}
+
+/// A place for one stream in a tunnel.
+pub(crate) struct Slot {
+    pub(crate) send: SendRequest<Bytes>,
+    usage: Rc<Usage>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.usage.streams.set(self.usage.streams.get() - 1);
+        self.usage.last.set(Instant::now());
+    }
+}
+
+impl Pool {
+    /// A place in a tunnel for `key`, which `open` opens if there is none.
+    pub(crate) async fn slot(
+        &self,
+        key: &Key,
+        open: impl AsyncFnOnce() -> Result<SendRequest<Bytes>, Refusal>,
+    ) -> Result<Slot, Refusal> {
+        let lane = Rc::clone(self.0.borrow_mut().entry(key.clone()).or_default());
+        if let Some(slot) = lane.free().await {
+            return Ok(slot);
+        }
+        let _opening = lane.opening.lock().await;
+        // Somebody else may have opened one while we waited.
+        if let Some(slot) = lane.free().await {
+            return Ok(slot);
+        }
+        let send = open().await?;
+        let usage = Rc::new(Usage { streams: Cell::new(0), last: Cell::new(Instant::now()) });
+        lane.tunnels.borrow_mut().push(Tunnel { send: send.clone(), usage: Rc::clone(&usage) });
+        Ok(take(send, usage))
+    }
+
+    /// Forgets tunnels that have been idle for long; without a handle they end in good order.
+    pub(crate) async fn sweep(worker: Rc<Worker>) {
+        let idle = worker.shared.config.tunnel_idle_timeout;
+        loop {
+            sleep((idle / 4).max(Duration::from_millis(10))).await;
+            let now = Instant::now();
+            worker.pool.0.borrow_mut().retain(|_, lane| {
+                lane.tunnels.borrow_mut().retain(|tunnel| {
+                    tunnel.usage.streams.get() > 0 || now - tunnel.usage.last.get() < idle
+                });
+                !lane.tunnels.borrow().is_empty() || Rc::strong_count(lane) > 1
+            });
+        }
+    }
+}
+
+impl Lane {
+    /// A place in an open tunnel. Tunnels that have ended on the way are forgotten.
+    async fn free(&self) -> Option<Slot> {
+        loop {
+            let (send, usage) = {
+                let tunnels = self.tunnels.borrow();
+                let tunnel = tunnels.iter().find(|tunnel| tunnel.usage.streams.get() < MAX_STREAMS)?;
+                (tunnel.send.clone(), Rc::clone(&tunnel.usage))
+            };
+            let slot = take(send, usage);
+            let Slot { send, usage } = &slot;
+            // Ready at once unless the peer allows fewer streams than we do.
+            match send.clone().ready().await {
+                Ok(_) => return Some(slot),
+                Err(_) => self.tunnels.borrow_mut().retain(|tunnel| !Rc::ptr_eq(&tunnel.usage, usage)),
+            }
+        }
+    }
+}
+
+fn take(send: SendRequest<Bytes>, usage: Rc<Usage>) -> Slot {
+    usage.streams.set(usage.streams.get() + 1);
+    Slot { send, usage }
+}
+

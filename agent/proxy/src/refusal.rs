@@ -1,0 +1,25 @@
+use orlop_model::Reason;
+
+/// Why a connection is refused or was cut short: the reason for metrics, and what else is known for the log.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    pub(crate) detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, detail: impl ToString) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+
+    /// A fault of our own or of the machine, not of a peer.
+    pub(crate) fn internal(error: impl ToString) -> Self {
+        Self::new(Reason::Internal, error)
+    }
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, detail: String::new() }
+    }
+}

@@ -1,0 +1,115 @@
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use orlop_identity::Identities;
+use orlop_model::{Balance, Snapshot};
+use tokio::sync::watch;
+
+use crate::{Config, Kernel, Metrics};
+
+/// What every worker shares.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(crate) identities: Identities,
+    pub(crate) kernel: Box<dyn Kernel>,
+    pub(crate) metrics: Metrics,
+    pub(crate) in_flight: InFlight,
+    pub(crate) live: Live,
+    /// True from the moment that new connections are no longer taken.
+    pub(crate) draining: watch::Sender<bool>,
+}
+
+/// Connections and streams that are open, to bound them and to await their end.
+#[derive(Debug)]
+pub(crate) struct Live(watch::Sender<usize>);
+
+impl Live {
+    pub(crate) fn new() -> Self {
+        Self(watch::Sender::new(0))
+    }
+
+    /// One more, unless there are `limit` already.
+    pub(crate) fn enter(self: &Live, shared: &Arc<Shared>, limit: usize) -> Option<LiveGuard> {
+        let mut entered = false;
+        self.0.send_if_modified(|live| {
+            entered = *live < limit;
+            *live += usize::from(entered);
+            // Nobody waits for it to grow.
+            false
+        });
+        entered.then(|| LiveGuard(Arc::clone(shared)))
+    }
+
+    pub(crate) async fn ended(&self) {
+        // The sender is ours, so that waiting can't fail.
+        let _ = self.0.subscribe().wait_for(|live| *live == 0).await;
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        *self.0.borrow()
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+pub(crate) struct LiveGuard(Arc<Shared>);
+
+impl Drop for LiveGuard {
+    fn drop(&mut self) {
+        self.0.live.0.send_if_modified(|live| {
+            *live -= 1;
+            *live == 0
+        });
+    }
+}
+
+/// Connections open to each endpoint, for load balancing.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight(Mutex<HashMap<SocketAddr, Arc<AtomicUsize>>>);
+
+impl InFlight {
+    pub(crate) fn enter(&self, endpoint: SocketAddr) -> InFlightGuard {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Endpoints come and go for as long as the agent runs.
+        if counts.len() >= 1024 && !counts.contains_key(&endpoint) {
+            counts.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+        }
+        let count = Arc::clone(counts.entry(endpoint).or_default());
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlightGuard(count)
+    }
+
+    fn count(&self, endpoint: SocketAddr) -> usize {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&endpoint).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// Counts a connection to an endpoint until it is dropped.
+pub(crate) struct InFlightGuard(Arc<AtomicUsize>);
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// This moment, as load balancing sees it.
+pub(crate) struct Moment<'a>(pub(crate) &'a InFlight);
+
+impl Balance for Moment<'_> {
+    fn random(&mut self, bound: usize) -> usize {
+        fastrand::usize(..bound)
+    }
+
+    fn in_flight(&self, endpoint: SocketAddr) -> usize {
+        self.0.count(endpoint)
+    }
+}

@@ -1,0 +1,155 @@
+//! Sockets in a pod's netns: the crate's only unsafe code, and the only place that changes netns.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    process,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use nix::{
+    libc,
+    sched::{CloneFlags, setns},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+const SO_NETNS_COOKIE: libc::c_int = 71;
+/// The kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// A tunnel whose peer is gone is noticed this long after the last byte was sent.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A network namespace that is held open.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+    cookie: u64,
+}
+
+impl Netns {
+    /// Opens the netns at `path`, for example `/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let fd = OwnedFd::from(File::open(path)?);
+        let cookie = within(fd.as_fd(), || cookie_of(&Socket::new(Domain::IPV4, Type::DGRAM, None)?))?;
+        Ok(Self { fd, cookie })
+    }
+
+    /// `SO_NETNS_COOKIE`: unique for as long as the machine runs.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// A dual-stack listening socket. Where `port` is taken by the pod itself, some free port serves as
+    /// well, since the kernel leads connections to the socket and not to its port.
+    pub(crate) fn listen(&self, port: u16) -> io::Result<std::net::TcpListener> {
+        within(self.fd.as_fd(), || match listen(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(0),
+            result => result,
+        })
+    }
+
+    /// A socket of the pod, not yet connected, for dialling `address`.
+    pub(crate) fn tcp_socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = within(self.fd.as_fd(), || match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        })?;
+        socket.set_nodelay(true)?;
+        Ok(socket)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Closes `stream` with a reset instead of an orderly end.
+pub(crate) fn reset(stream: TcpStream) {
+    // If it fails the socket is gone already.
+    let _ = stream.set_zero_linger();
+}
+
+/// Half-closes: the peer reads the end of the stream.
+pub(crate) fn finish(stream: &TcpStream) -> io::Result<()> {
+    match SockRef::from(stream).shutdown(std::net::Shutdown::Write) {
+        // The peer has closed both halves meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes a dead peer of a long-lived connection be noticed.
+pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(15))
+            .with_retries(4),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// IPv4-mapped addresses are what a dual-stack socket makes of IPv4.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn listen(port: u16) -> io::Result<std::net::TcpListener> {
+    let (socket, any): (_, IpAddr) = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            (socket, Ipv6Addr::UNSPECIFIED.into())
+        }
+        // Without IPv6 in the kernel.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            (Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?, Ipv4Addr::UNSPECIFIED.into())
+        }
+        Err(error) => return Err(error),
+    };
+    // Connections of an agent that is gone may linger on the port. SO_REUSEPORT would let the pod in.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn cookie_of(socket: &Socket) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Runs `call`, which must not block, with this thread in `netns`. A socket stays in the netns that it
+/// was made in, so that nothing else has to be done there.
+fn within<T>(netns: BorrowedFd<'_>, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    static HOME: OnceLock<io::Result<File>> = OnceLock::new();
+    let home = HOME.get_or_init(|| File::open("/proc/self/ns/net"));
+    let home = home.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    setns(netns, CloneFlags::CLONE_NEWNET)?;
+    let result = call();
+    if let Err(error) = setns(home, CloneFlags::CLONE_NEWNET) {
+        // A thread that stays in a pod's netns would dial other pods' connections from there.
+        tracing::error!(%error, "cannot leave a pod's network namespace");
+        process::abort();
+    }
+    result
+}

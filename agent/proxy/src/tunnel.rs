@@ -1,0 +1,114 @@
+//! The dialling side of a tunnel: TCP from the pod, mutual TLS, HTTP/2.
+
+use std::{net::SocketAddr, os::fd::AsFd as _, rc::Rc};
+
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
+use orlop_identity::{HandshakeFailure, classify_io, require_h2};
+use orlop_model::Reason;
+use rustls_pki_types::ServerName;
+use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket, worker::Worker,
+};
+
+/// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
+/// that stop can't stop the others.
+pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// Streams that a peer may have open in one tunnel.
+pub(crate) const MAX_STREAMS: u32 = 100;
+/// What a whole tunnel may have on the way.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// Large enough to be cheap, small enough that a bulk stream's frame does not delay the others much.
+pub(crate) const MAX_FRAME: u32 = 128 << 10;
+/// Per request: our own takes a few hundred bytes.
+pub(crate) const MAX_HEADERS: u32 = 16 << 10;
+/// TLS reads a few KiB at a time; this many are read from the socket at once.
+pub(crate) const READ_BUFFER: usize = 64 << 10;
+
+/// Opens a tunnel for `key` from `pod`.
+pub(crate) async fn open(
+    worker: &Rc<Worker>,
+    pod: &Pod,
+    key: &Key,
+) -> Result<SendRequest<Bytes>, Refusal> {
+    let shared = &worker.shared;
+    let config = shared
+        .identities
+        .client_config(&key.source, &key.destination)
+        .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error))?;
+    let tcp = dial(shared, pod, key.address).await?;
+    let _ = socket::keep_alive(&tcp);
+
+    let name = ServerName::IpAddress(key.address.ip().into());
+    let tcp = BufReader::with_capacity(READ_BUFFER, tcp);
+    let handshake = async {
+        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
+            Refusal::new(handshake_reason(classify_io(&error)), format!("TLS with {}: {error}", key.address))
+        })?;
+        require_h2(tls.get_ref().1)
+            .map_err(|failure| Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address)))?;
+        client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_header_list_size(MAX_HEADERS)
+            .enable_push(false)
+            .handshake(tls)
+            .await
+            .map_err(|error| Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address)))
+    };
+    let (send, connection) = timeout(shared.config.handshake_timeout, handshake)
+        .await
+        .map_err(|_| Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address)))??;
+
+    let gauge = shared.metrics.tunnels(Direction::Outbound);
+    gauge.inc();
+    spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "tunnel ended");
+        }
+        gauge.dec();
+    });
+    Ok(send)
+}
+
+/// Dials from the pod's own address, as the agent and not as the pod.
+pub(crate) async fn dial(
+    shared: &Shared,
+    pod: &Pod,
+    address: SocketAddr,
+) -> Result<TcpStream, Refusal> {
+    dial_as(shared, pod, address, None).await
+}
+
+/// Like [`dial`]; a server in the pod sees `client` as its peer.
+pub(crate) async fn dial_as(
+    shared: &Shared,
+    pod: &Pod,
+    address: SocketAddr,
+    client: Option<SocketAddr>,
+) -> Result<TcpStream, Refusal> {
+    let tcp = pod.netns().tcp_socket(address).map_err(Refusal::internal)?;
+    shared.kernel.claim(tcp.as_fd(), client).map_err(Refusal::internal)?;
+    match timeout(shared.config.connect_timeout, tcp.connect(address)).await {
+        Ok(Ok(tcp)) => Ok(tcp),
+        Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))),
+        Err(_) => Err(Refusal::new(Reason::ConnectTimeout, format!("no answer from {address} in time"))),
+    }
+}
+
+/// What a failed handshake is called in logs and metrics.
+pub(crate) fn handshake_reason(failure: HandshakeFailure) -> Reason {
+    match failure {
+        HandshakeFailure::NoClientCertificate => Reason::NoClientCertificate,
+        HandshakeFailure::UntrustedCertificate => Reason::UntrustedCertificate,
+        HandshakeFailure::IdentityMismatch => Reason::IdentityMismatch,
+        HandshakeFailure::AlpnMismatch => Reason::AlpnMismatch,
+        HandshakeFailure::CertificateUnavailable => Reason::CertificateUnavailable,
+        HandshakeFailure::RefusedByPeer => Reason::PeerRefused,
+        HandshakeFailure::Other => Reason::TlsFailed,
+    }
+}

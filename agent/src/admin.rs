@@ -1,0 +1,164 @@
+//! The HTTP endpoints of the node: admin on loopback, metrics, readiness.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::CONTENT_TYPE,
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use orlop_datapath::Datapath;
+use orlop_identity::Identities;
+use orlop_model::Snapshot;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::counter::ConstCounter,
+    registry::Registry,
+};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{dump, enrolment::Status};
+
+/// A client may take this long for its request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the endpoints answer from.
+#[derive(Clone)]
+pub struct Admin {
+    pub node: String,
+    pub registry: Arc<Registry>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub identities: Identities,
+    pub status: watch::Receiver<Status>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Endpoint {
+    Admin,
+    Metrics,
+    Ready,
+}
+
+impl Admin {
+    /// Listens on all three; serves for as long as the runtime runs.
+    pub async fn serve(self, admin: SocketAddr, metrics: SocketAddr, ready: SocketAddr) -> anyhow::Result<()> {
+        let endpoints = [
+            (Endpoint::Admin, admin, "--admin"),
+            (Endpoint::Metrics, metrics, "--metrics"),
+            (Endpoint::Ready, ready, "--ready"),
+        ];
+        for (endpoint, address, flag) in endpoints {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}; choose another with {flag}"))?;
+            tokio::spawn(self.clone().accept(endpoint, listener));
+        }
+        Ok(())
+    }
+
+    async fn accept(self, endpoint: Endpoint, listener: TcpListener) {
+        loop {
+            let Ok((tcp, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let this = self.clone();
+            tokio::spawn(async move {
+                let answer = service_fn(|request| {
+                    let response = this.answer(endpoint, &request);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                // A client that breaks off has nobody to tell.
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(tcp), answer)
+                    .await;
+            });
+        }
+    }
+
+    fn answer(&self, endpoint: Endpoint, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        match (endpoint, request.uri().path()) {
+            (Endpoint::Admin, "/config_dump") => self.config_dump(),
+            (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\n"),
+            (Endpoint::Metrics, "/metrics") => self.metrics(),
+            (Endpoint::Ready, "/healthz/ready") => self.ready(),
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    fn config_dump(&self) -> Response<Full<Bytes>> {
+        let dump = dump::config(&self.node, &self.snapshot.load(), &self.status.borrow(), &self.identities);
+        match dump {
+            Ok(json) => typed(StatusCode::OK, "application/json", json),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut body = String::new();
+        match prometheus_client::encoding::text::encode(&mut body, &self.registry) {
+            Ok(()) => typed(StatusCode::OK, OPENMETRICS, body),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+        }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let status = self.status.borrow();
+        match (status.draining, status.generation) {
+            (true, _) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            (false, 0) => text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n"),
+            _ => text(StatusCode::OK, "ready\n"),
+        }
+    }
+}
+
+/// Exports the hooks' own refusals.
+#[derive(Debug)]
+pub struct Refused(pub Arc<Datapath>);
+
+impl Collector for Refused {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let counts = match self.0.refused() {
+            Ok(counts) => counts,
+            Err(error) => {
+                tracing::warn!(%error, "no figures of the hooks' refusals");
+                return Ok(());
+            }
+        };
+        let mut family = encoder.encode_descriptor(
+            "orlop_kernel_refused",
+            "Connections that a hook refused by itself, by reason",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (reason, count) in counts {
+            let label = [("reason", reason)];
+            ConstCounter::new(count).encode(family.encode_family(&label)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body.to_owned())
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,136 @@
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use orlop_model::TrustDomain;
+
+/// A service mesh for Kubernetes without sidecars.
+#[derive(Debug, Parser)]
+#[command(name = "orlop", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enrol this node's pods and carry their connections.
+    Node(Box<NodeArguments>),
+    /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
+    Clean(CleanArguments),
+}
+
+#[derive(Args, Debug)]
+pub struct NodeArguments {
+    /// Directory of Kubernetes objects as YAML; watched for changes.
+    #[arg(long, value_name = "DIR")]
+    pub world: PathBuf,
+    /// Name of this node, as pods have it in spec.nodeName.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+    /// Name of the cluster, in metrics and baggage.
+    #[arg(long, default_value = "Kubernetes")]
+    pub cluster: String,
+    /// DNS suffix of services.
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Where maps and links are pinned; on a BPF file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
+    pub bpffs: PathBuf,
+    /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Admin API: /config_dump. Loopback addresses only.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback)]
+    pub admin: SocketAddr,
+    /// Prometheus metrics: /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
+    pub metrics: SocketAddr,
+    /// Readiness: /healthz/ready.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
+    pub ready: SocketAddr,
+    /// How long open connections may go on after SIGTERM.
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// How long a server or a peer's proxy may take to answer.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// How long a TLS handshake may take.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub handshake_timeout: Duration,
+    /// A connection on which nothing moves for this long is closed.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// A tunnel without connections for this long is closed.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub tunnel_idle_timeout: Duration,
+    /// Connections open at once; further ones are refused.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub max_connections: usize,
+    /// Threads that carry connections [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+#[derive(Args, Debug)]
+pub struct LogArguments {
+    /// What to log, for example `info`, `debug` or `warn,access=info`.
+    #[arg(long, env = "ORLOP_LOG", default_value = "info")]
+    pub log: String,
+    /// How to write it.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// One line of key=value pairs.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub struct CleanArguments {
+    /// Where maps and links are pinned.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
+    pub bpffs: PathBuf,
+}
+
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err("the admin API shows the whole configuration and must stay on a loopback address".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_admin_api_stays_on_loopback() {
+        assert!(loopback("127.0.0.1:15000").is_ok());
+        assert!(loopback("[::1]:15000").is_ok());
+        assert!(loopback("0.0.0.0:15000").is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! `/config_dump`: what is in force, as JSON, without secrets.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use orlop_identity::{CertificateInfo, Identities};
+use orlop_model::{NamespacedName, Snapshot};
+use serde_json::{Value, json};
+
+use crate::enrolment::Status;
+
+/// The dump. Keys are not in it, as [`CertificateInfo`] has none.
+pub fn config(
+    node: &str,
+    snapshot: &Snapshot,
+    status: &Status,
+    identities: &Identities,
+) -> serde_json::Result<String> {
+    let by_name = |map: &BTreeMap<NamespacedName, Value>| -> Value {
+        map.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+    };
+    let enrolled = status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
+    let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
+    let dump = json!({
+        "node": node,
+        "version": env!("CARGO_PKG_VERSION"),
+        "applied_generation": status.generation,
+        "draining": status.draining,
+        "enrolled": by_name(&enrolled.collect()),
+        "not_enrolled": by_name(&failed.collect()),
+        "certificates": identities.dump().iter().map(certificate).collect::<Vec<_>>(),
+        "snapshot": snapshot,
+    });
+    serde_json::to_string_pretty(&dump).map(|text| text + "\n")
+}
+
+fn certificate(info: &CertificateInfo) -> Value {
+    let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+    json!({
+        "identity": info.identity,
+        "state": info.state.as_str(),
+        "serial": info.serial,
+        "not_before": info.not_before.map(time),
+        "not_after": info.not_after.map(time),
+        "next_attempt": time(info.next_attempt),
+        "last_error": info.last_error,
+    })
+}

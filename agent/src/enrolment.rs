@@ -1,0 +1,187 @@
+//! Keeps kernel and proxy in step with the pods that the snapshot enrols on this node.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use orlop_datapath::{Datapath, NetnsCookie};
+use orlop_identity::Identities;
+use orlop_model::{LocalPod, NamespacedName, Snapshot};
+use orlop_proxy::{Netns, Pod, Proxy};
+use tokio::task::spawn_blocking;
+
+/// What is in force, for readiness and for people.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The snapshot's generation that kernel and proxy are in step with; 0 before the first.
+    pub generation: u64,
+    /// Enrolled pods and their netns cookies.
+    pub enrolled: BTreeMap<NamespacedName, NetnsCookie>,
+    /// Pods that could not be enrolled, and why.
+    pub failed: BTreeMap<NamespacedName, String>,
+    /// The agent takes no new connections.
+    pub draining: bool,
+}
+
+impl Status {
+    /// Takes over what was applied.
+    pub fn applied(&mut self, generation: u64, applied: Applied) {
+        self.generation = generation;
+        self.enrolled = applied.enrolled;
+        self.failed = applied.failed;
+    }
+}
+
+/// The outcome of [`Enrolment::apply`].
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Enrolled pods and their netns cookies.
+    pub enrolled: BTreeMap<NamespacedName, NetnsCookie>,
+    /// Pods that could not be enrolled, and why.
+    pub failed: BTreeMap<NamespacedName, String>,
+}
+
+/// The pods of this node that are enrolled.
+pub struct Enrolment {
+    datapath: Arc<Datapath>,
+    proxy: Arc<Proxy>,
+    identities: Identities,
+    pods: HashMap<NamespacedName, Enrolled>,
+    failed: BTreeMap<NamespacedName, String>,
+}
+
+struct Enrolled {
+    netns: PathBuf,
+    /// As the snapshot had it.
+    local: LocalPod,
+    pod: Arc<Pod>,
+}
+
+impl Enrolment {
+    /// Between two attempts to enrol what could not be.
+    pub const RETRY: Duration = Duration::from_millis(200);
+
+    pub fn new(datapath: Arc<Datapath>, proxy: Arc<Proxy>, identities: Identities) -> Self {
+        Self { datapath, proxy, identities, pods: HashMap::new(), failed: BTreeMap::new() }
+    }
+
+    /// Enrols and withdraws until kernel and proxy match `snapshot`, off the runtime's thread.
+    pub async fn apply(mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<(Self, Applied)> {
+        spawn_blocking(move || {
+            let applied = self.reconcile(&snapshot);
+            (self, applied)
+        })
+        .await
+        .context("enrolment panicked")
+    }
+
+    fn reconcile(&mut self, snapshot: &Snapshot) -> Applied {
+        let wanted: HashMap<_, _> =
+            snapshot.local_pods().iter().map(|local| (&local.workload.name, local)).collect();
+        let gone: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(name, enrolled)| wanted.get(name).is_none_or(|local| !enrolled.serves(local)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            if let Err(error) = self.withdraw(&name) {
+                tracing::error!(pod = %name, error = format!("{error:#}"), "cannot withdraw");
+            }
+        }
+
+        let mut applied = Applied::default();
+        for local in snapshot.local_pods() {
+            let name = &local.workload.name;
+            if let Err(error) = self.enrol(local) {
+                applied.failed.insert(name.clone(), format!("{error:#}"));
+            }
+        }
+        self.report(&applied.failed);
+        // A pod that could not be opened may be among the unknown ones: it stays refused meanwhile.
+        if applied.failed.is_empty()
+            && let Err(error) = self.withdraw_strays()
+        {
+            tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
+        }
+        let identities: HashSet<_> =
+            snapshot.local_pods().iter().map(|local| local.workload.identity.clone()).collect();
+        self.identities.retain(&identities);
+        applied.enrolled =
+            self.pods.iter().map(|(name, enrolled)| (name.clone(), enrolled.pod.netns().cookie())).collect();
+        applied
+    }
+
+    fn enrol(&mut self, local: &LocalPod) -> anyhow::Result<()> {
+        let workload = &local.workload;
+        if let Some(enrolled) = self.pods.get_mut(&workload.name) {
+            let renewed = enrolled.local.workload.identity == workload.identity;
+            enrolled.local = local.clone();
+            return if renewed { Ok(()) } else { self.identities.ensure(&workload.identity).map_err(Into::into) };
+        }
+        let path = local.netns.as_ref().context("no annotation orlop.dev/netns says where its netns is")?;
+        let netns = Netns::open(path).with_context(|| format!("cannot open its netns {}", path.display()))?;
+        // Without a certificate the pod is enrolled all the same, and refused until there is one.
+        if let Err(error) = self.identities.ensure(&workload.identity) {
+            tracing::error!(pod = %workload.name, %error, "no certificate yet");
+        }
+        let pod = self.proxy.add(workload.name.clone(), netns).context("cannot listen in its netns")?;
+        let listeners: Vec<_> = pod.listeners().collect();
+        self.datapath
+            .enrol(&orlop_datapath::Enrolment {
+                netns: std::os::fd::AsFd::as_fd(pod.netns()),
+                cookie: pod.netns().cookie(),
+                addresses: &workload.addresses,
+                listeners: &listeners,
+            })
+            .inspect_err(|_| self.proxy.remove(&pod))?;
+        tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
+        self.pods
+            .insert(workload.name.clone(), Enrolled { netns: path.clone(), local: local.clone(), pod });
+        Ok(())
+    }
+
+    fn withdraw(&mut self, name: &NamespacedName) -> anyhow::Result<()> {
+        let Some(enrolled) = self.pods.get(name) else { return Ok(()) };
+        self.datapath.withdraw(enrolled.pod.netns().cookie())?;
+        self.proxy.remove(&enrolled.pod);
+        self.pods.remove(name);
+        tracing::info!(pod = %name, "withdrawn");
+        Ok(())
+    }
+
+    /// Withdraws what is in the kernel and not known here: pods that went while no agent ran.
+    fn withdraw_strays(&self) -> anyhow::Result<()> {
+        let known: HashSet<_> = self.pods.values().map(|enrolled| enrolled.pod.netns().cookie()).collect();
+        for cookie in self.datapath.enrolled()? {
+            if !known.contains(&cookie) {
+                self.datapath.withdraw(cookie)?;
+                tracing::info!(netns = cookie, "withdrawn, as no pod of this node has it any more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what fails once, not at every attempt.
+    fn report(&mut self, failed: &BTreeMap<NamespacedName, String>) {
+        for (name, error) in failed {
+            if self.failed.get(name) != Some(error) {
+                tracing::warn!(pod = %name, error, "cannot enrol; its connections stay as they are; trying again");
+            }
+        }
+        self.failed.clone_from(failed);
+    }
+}
+
+impl Enrolled {
+    /// Whether nothing that the kernel side holds has changed.
+    fn serves(&self, local: &LocalPod) -> bool {
+        local.netns.as_ref() == Some(&self.netns)
+            && local.workload.uid == self.local.workload.uid
+            && local.workload.addresses == self.local.workload.addresses
+    }
+}

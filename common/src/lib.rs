@@ -1,0 +1,136 @@
+//! The ABI between the eBPF programs and user space: map keys, map values and names, nothing else.
+//!
+//! Every type is `repr(C)` without padding, so that a value written on one side is read as the same
+//! bytes on the other and `bpftool map dump pinned …` shows each field by name. Addresses are 16
+//! bytes in network order, IPv4 as IPv4-mapped (RFC 4291, 2.5.5.2), so that one key serves both
+//! families. Ports are in host order.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// Version of the layout below; part of the pin path, so that two layouts never meet in one map.
+pub const ABI_VERSION: u32 = 1;
+
+/// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where the proxy takes inbound connections that are not tunnelled.
+pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
+/// Where the proxy takes HBONE tunnels.
+pub const HBONE_PORT: u16 = 15008;
+/// Where the proxy takes the pod's DNS.
+pub const DNS_PORT: u16 = 15053;
+
+/// An IPv6 or IPv4-mapped address in network order.
+pub type Address = [u8; 16];
+
+/// First twelve bytes of every IPv4-mapped address.
+pub const IPV4_MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// Value of `PODS`, whose key is the netns cookie (`SO_NETNS_COOKIE`): an enrolled pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The pod's IPv4 address, IPv4-mapped; all zero if it has none.
+    pub ipv4: Address,
+    /// The pod's IPv6 address; all zero if it has none.
+    pub ipv6: Address,
+}
+
+/// A TCP endpoint: an original destination, or the client that a server should see.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address, in network order.
+    pub address: Address,
+    /// Port, in host order; 0 means "no endpoint".
+    pub port: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+/// Key of `ORIGINAL_DST` and `CLIENTS`: a connection inside one pod, named by its dialling side.
+///
+/// The netns cookie is part of it because two pods use the same loopback four-tuple.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// `SO_NETNS_COOKIE` of the pod.
+    pub netns: u64,
+    /// Address the connection was dialled from.
+    pub source: Address,
+    /// Port the connection was dialled from.
+    pub source_port: u16,
+    /// Port that was dialled.
+    pub destination_port: u16,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Key of `LISTENERS`: one of the proxy's listening sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// `SO_NETNS_COOKIE` of the pod.
+    pub netns: u64,
+    /// [`OUTBOUND_PORT`], [`INBOUND_PLAINTEXT_PORT`] or [`HBONE_PORT`].
+    pub port: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Index into `REFUSED`: what a hook refuses by itself, without the proxy.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Inbound, and no proxy listens: the agent is away.
+    NoListener = 0,
+    /// Somebody outside the pod dialled one of the proxy's own ports.
+    ReservedPort = 1,
+    /// The original destination could not be kept with the socket.
+    NoSocketStorage = 2,
+    /// The pod has no address of the family that was dialled.
+    NoPodAddress = 3,
+    /// An IPv6 link-local destination: its scope does not survive the redirection.
+    LinkLocal = 4,
+}
+
+impl Refusal {
+    /// Every refusal, in the order of its index.
+    pub const ALL: [Self; 5] =
+        [Self::NoListener, Self::ReservedPort, Self::NoSocketStorage, Self::NoPodAddress, Self::LinkLocal];
+
+    /// The reason as metrics and logs write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoListener => "no_listener",
+            Self::ReservedPort => "reserved_port",
+            Self::NoSocketStorage => "no_socket_storage",
+            Self::NoPodAddress => "no_pod_address",
+            Self::LinkLocal => "link_local",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, size_of};
+
+    use super::*;
+
+    #[test]
+    fn layouts_have_no_padding() {
+        assert_eq!(size_of::<Pod>(), 16 + 16);
+        assert_eq!(size_of::<Endpoint>(), 16 + 2 + 2);
+        assert_eq!(size_of::<Flow>(), 8 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<ListenerKey>(), 8 + 4 + 4);
+        assert_eq!(align_of::<Flow>(), 8);
+        assert_eq!(align_of::<Endpoint>(), 4);
+    }
+
+    #[test]
+    fn refusals_are_in_the_order_of_their_index() {
+        for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal as usize, index);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `cgroup/connect4,6`: sends an enrolled pod's TCP connections to the proxy in the pod's own netns.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use orlop_common::{Endpoint, OUTBOUND_PORT, Pod, Refusal};
+
+use crate::{
+    context::{SockAddr, forget, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
+    maps::{self, AGENT_SOCKETS, DIALLED},
+};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
+    verdict(redirect(&SockAddr::<true>::new(&ctx)))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
+    verdict(redirect(&SockAddr::<false>::new(&ctx)))
+}
+
+/// The application sees EPERM for a refusal.
+#[inline(always)]
+fn verdict(result: Result<(), Refusal>) -> i32 {
+    match result {
+        Ok(()) => ALLOW,
+        Err(refusal) => {
+            maps::count(refusal);
+            REFUSE
+        }
+    }
+}
+
+#[inline(always)]
+fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> Result<(), Refusal> {
+    let Some(pod) = maps::pod(ctx.netns()) else { return Ok(()) };
+    if !ctx.is_tcp() {
+        return Ok(());
+    }
+    let socket = ctx.socket();
+    if stored(&AGENT_SOCKETS, socket).is_some() {
+        return Ok(());
+    }
+    let destination = ctx.endpoint();
+    if is_own(&destination, pod) {
+        // The socket may have dialled somewhere else before, in vain.
+        forget(&DIALLED, socket);
+        return Ok(());
+    }
+    if is_ipv6_link_local(&destination.address) {
+        return Err(Refusal::LinkLocal);
+    }
+    let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
+    if same(&address, &[0; 16]) {
+        return Err(Refusal::NoPodAddress);
+    }
+    if !store_with(&DIALLED, socket, &destination) {
+        return Err(Refusal::NoSocketStorage);
+    }
+    ctx.set_endpoint(&Endpoint { address, port: OUTBOUND_PORT, reserved: 0 });
+    Ok(())
+}
+
+#[inline(always)]
+fn is_own(destination: &Endpoint, pod: &Pod) -> bool {
+    is_loopback(&destination.address)
+        || same(&destination.address, &pod.ipv4)
+        || same(&destination.address, &pod.ipv6)
+}

@@ -1,0 +1,299 @@
+//! The one reader and writer of hook contexts and socket storage: all of the crate's raw access.
+//!
+//! The verifier allows context loads and stores of exact sizes only, hence the volatile words.
+
+use core::{mem::transmute, ptr};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get},
+    programs::{SkLookupContext, SockAddrContext, SockOpsContext},
+};
+use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED};
+
+/// `AF_INET`
+pub const AF_INET: u32 = 2;
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
+
+/// Reads one word of a context field.
+macro_rules! load {
+    ($context:expr, $($field:tt)+) => {
+        // SAFETY: the kernel hands each hook a valid context, and the verifier checks the load.
+        unsafe { ptr::read_volatile(&raw const (*$context).$($field)+) }
+    };
+}
+
+/// Writes one word of a context field.
+macro_rules! store {
+    ($value:expr => $context:expr, $($field:tt)+) => {
+        // SAFETY: as for `load`; the verifier checks that the hook may write the field.
+        unsafe { ptr::write_volatile(&raw mut (*$context).$($field)+, $value) }
+    };
+}
+
+/// Reads the four words of an IPv6 address, in a function of its own: next to the load of an IPv4 address
+/// LLVM would share one load between both, through a computed pointer, which the verifier refuses.
+macro_rules! load_ipv6 {
+    ($name:ident, $context:ty, $field:ident) => {
+        #[inline(never)]
+        fn $name(context: *mut $context) -> Address {
+            words([
+                load!(context, $field[0]),
+                load!(context, $field[1]),
+                load!(context, $field[2]),
+                load!(context, $field[3]),
+            ])
+        }
+    };
+}
+
+load_ipv6!(user_ip6, bpf_sock_addr, user_ip6);
+load_ipv6!(ops_local_ip6, bpf_sock_ops, local_ip6);
+load_ipv6!(lookup_local_ip6, bpf_sk_lookup, local_ip6);
+load_ipv6!(lookup_remote_ip6, bpf_sk_lookup, remote_ip6);
+
+/// The counterpart for writing.
+#[inline(never)]
+fn set_user_ip6(context: *mut bpf_sock_addr, address: &Address) {
+    let ip = split(*address);
+    store!(ip[0] => context, user_ip6[0]);
+    store!(ip[1] => context, user_ip6[1]);
+    store!(ip[2] => context, user_ip6[2]);
+    store!(ip[3] => context, user_ip6[3]);
+}
+
+/// `ip` (network order, as every context has it) as an IPv4-mapped address.
+#[inline(always)]
+pub fn mapped(ip: u32) -> Address {
+    words([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), ip])
+}
+
+/// Whether `address` is IPv4-mapped.
+#[inline(always)]
+pub fn is_ipv4(address: &Address) -> bool {
+    let [a, b, c, _] = split(*address);
+    let [x, y, z, _] = split(mapped(0));
+    a == x && b == y && c == z
+}
+
+/// Whether two addresses are the same.
+#[inline(always)]
+pub fn same(a: &Address, b: &Address) -> bool {
+    let (a, b) = (split(*a), split(*b));
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+}
+
+/// Whether the address names this very host: loopback or unspecified.
+#[inline(always)]
+pub fn is_loopback(address: &Address) -> bool {
+    let [a, b, c, d] = split(*address);
+    if is_ipv4(address) {
+        return address[IPV4_MAPPED.len()] == 127 || d == 0;
+    }
+    a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1
+}
+
+/// Whether the address is in fe80::/10.
+#[inline(always)]
+pub fn is_ipv6_link_local(address: &Address) -> bool {
+    address[0] == 0xfe && address[1] & 0xc0 == 0x80
+}
+
+#[inline(always)]
+fn words(words: [u32; 4]) -> Address {
+    // SAFETY: plain bytes of the same size; the words are in network order already.
+    unsafe { transmute(words) }
+}
+
+#[inline(always)]
+fn split(address: Address) -> [u32; 4] {
+    // SAFETY: as above.
+    unsafe { transmute(address) }
+}
+
+/// A `cgroup/connect*` or `cgroup/getpeername*` context. A hook of one family may not touch the other's fields.
+pub struct SockAddr<const IPV4: bool>(*mut bpf_sock_addr);
+
+impl<const IPV4: bool> SockAddr<IPV4> {
+    #[inline(always)]
+    pub fn new(ctx: &SockAddrContext) -> Self {
+        Self(ctx.sock_addr)
+    }
+
+    #[inline(always)]
+    pub fn netns(&self) -> u64 {
+        // SAFETY: the helper accepts any context of this program type.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        load!(self.0, type_) == SOCK_STREAM && load!(self.0, protocol) == IPPROTO_TCP
+    }
+
+    /// The address that connect was called with, or that getpeername is about to return.
+    #[inline(always)]
+    pub fn endpoint(&self) -> Endpoint {
+        let address = if IPV4 { mapped(load!(self.0, user_ip4)) } else { user_ip6(self.0) };
+        Endpoint { address, port: u16::from_be(load!(self.0, user_port) as u16), reserved: 0 }
+    }
+
+    /// Replaces [`Self::endpoint`]. An IPv6 address does not fit an IPv4 context: then nothing is written.
+    #[inline(always)]
+    pub fn set_endpoint(&self, endpoint: &Endpoint) {
+        if IPV4 {
+            if !is_ipv4(&endpoint.address) {
+                return;
+            }
+            let [.., ip] = split(endpoint.address);
+            store!(ip => self.0, user_ip4);
+        } else {
+            set_user_ip6(self.0, &endpoint.address);
+        }
+        store!(u32::from(endpoint.port.to_be()) => self.0, user_port);
+    }
+
+    #[inline(always)]
+    pub fn socket(&self) -> *mut bpf_sock {
+        load!(self.0, __bindgen_anon_1.sk)
+    }
+
+    /// The socket's own port.
+    #[inline(always)]
+    pub fn local_port(&self) -> u16 {
+        let socket = self.socket();
+        load!(socket, src_port) as u16
+    }
+}
+
+/// A `sock_ops` context.
+pub struct SockOps(*mut bpf_sock_ops);
+
+impl SockOps {
+    #[inline(always)]
+    pub fn new(ctx: &SockOpsContext) -> Self {
+        Self(ctx.ops)
+    }
+
+    #[inline(always)]
+    pub fn op(&self) -> u32 {
+        load!(self.0, op)
+    }
+
+    /// Second argument of the callback: the new state, for a state callback.
+    #[inline(always)]
+    pub fn new_state(&self) -> u32 {
+        load!(self.0, __bindgen_anon_1.args[1])
+    }
+
+    /// The socket, or null while the kernel has only a request for one.
+    #[inline(always)]
+    pub fn socket(&self) -> *mut bpf_sock {
+        load!(self.0, __bindgen_anon_2.sk)
+    }
+
+    /// The connection that this socket dials.
+    #[inline(always)]
+    pub fn flow(&self) -> Flow {
+        let source = if load!(self.0, family) == AF_INET {
+            mapped(load!(self.0, local_ip4))
+        } else {
+            ops_local_ip6(self.0)
+        };
+        Flow {
+            // SAFETY: the helper accepts any context of this program type (5.15).
+            netns: unsafe { bpf_get_netns_cookie(self.0.cast()) },
+            source,
+            source_port: load!(self.0, local_port) as u16,
+            destination_port: u32::from_be(load!(self.0, remote_port)) as u16,
+            reserved: 0,
+        }
+    }
+}
+
+/// A `sk_lookup` context.
+pub struct Lookup(*mut bpf_sk_lookup);
+
+impl Lookup {
+    #[inline(always)]
+    pub fn new(ctx: &SkLookupContext) -> Self {
+        Self(ctx.as_ptr().cast())
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        load!(self.0, protocol) == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    pub fn local_port(&self) -> u16 {
+        load!(self.0, local_port) as u16
+    }
+
+    #[inline(always)]
+    pub fn local(&self) -> Address {
+        if load!(self.0, family) == AF_INET {
+            return mapped(load!(self.0, local_ip4));
+        }
+        lookup_local_ip6(self.0)
+    }
+
+    #[inline(always)]
+    pub fn remote(&self) -> Address {
+        if load!(self.0, family) == AF_INET {
+            return mapped(load!(self.0, remote_ip4));
+        }
+        lookup_remote_ip6(self.0)
+    }
+}
+
+/// What `map` keeps with `socket`.
+#[inline(always)]
+pub fn stored(map: &SkStorage<Endpoint>, socket: *mut bpf_sock) -> Option<Endpoint> {
+    // SAFETY: a null value pointer and no flags make this a plain lookup; what it returns lives as
+    // long as the socket, which the hook holds.
+    unsafe {
+        let value = bpf_sk_storage_get(map_ptr(map), socket.cast(), ptr::null_mut(), 0);
+        value.cast::<Endpoint>().as_ref().copied()
+    }
+}
+
+/// Keeps `value` with `socket`. False if the kernel has no memory for it.
+#[inline(always)]
+pub fn store_with(map: &SkStorage<Endpoint>, socket: *mut bpf_sock, value: &Endpoint) -> bool {
+    // SAFETY: as for `stored`; the kernel copies `value` into a new slot, and an old slot is
+    // overwritten by us alone, since one socket is in one connect call at a time.
+    unsafe {
+        let slot = bpf_sk_storage_get(
+            map_ptr(map),
+            socket.cast(),
+            ptr::from_ref(value).cast_mut().cast(),
+            BPF_SK_STORAGE_GET_F_CREATE,
+        );
+        match slot.cast::<Endpoint>().as_mut() {
+            Some(slot) => {
+                *slot = *value;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Forgets what `map` keeps with `socket`.
+#[inline(always)]
+pub fn forget(map: &SkStorage<Endpoint>, socket: *mut bpf_sock) {
+    // SAFETY: deleting what is not there is an error that changes nothing.
+    unsafe {
+        bpf_sk_storage_delete(map_ptr(map), socket.cast());
+    }
+}
+
+#[inline(always)]
+fn map_ptr(map: &SkStorage<Endpoint>) -> *mut core::ffi::c_void {
+    ptr::from_ref(map).cast_mut().cast()
+}

@@ -1,0 +1,57 @@
+//! The pinned maps. Who writes and who reads each is part of its documentation: nothing else may.
+
+use aya_ebpf::{
+    btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage, SockHash},
+    macros::btf_map,
+};
+use orlop_common::{Endpoint, Flow, ListenerKey, Pod, Refusal};
+
+/// Enrolled pods by netns cookie. Written by the agent, read by every hook.
+#[btf_map]
+pub static PODS: HashMap<u64, Pod, 4096> = HashMap::new();
+
+/// The proxy's listening sockets. Written by the agent, read by `inbound`; the kernel removes a
+/// socket when it closes, so a dead agent has none.
+#[btf_map]
+pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
+
+/// What a pod's socket dialled before it was redirected. Written by `connect`, read by `sockops` and
+/// `peername`; goes with the socket.
+#[btf_map]
+pub static DIALLED: SkStorage<Endpoint> = SkStorage::new();
+
+/// Marks the agent's own sockets, and holds the client that the server should see, if any. Written by
+/// the agent through its descriptor of the socket, so that no pod can claim to be the agent.
+#[btf_map]
+pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
+
+/// Original destination of a redirected connection. Written by `sockops`, taken by the agent at accept.
+#[btf_map]
+pub static ORIGINAL_DST: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
+
+/// Real client of a connection that the agent dialled to a server. Written and removed by `sockops`,
+/// read by `peername`.
+#[btf_map]
+pub static CLIENTS: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
+
+/// How often a hook refused by itself, by [`Refusal`].
+#[btf_map]
+pub static REFUSED: PerCpuArray<u64, { Refusal::ALL.len() }> = PerCpuArray::new();
+
+/// The enrolled pod that owns this netns.
+#[inline(always)]
+pub fn pod(netns: u64) -> Option<&'static Pod> {
+    // SAFETY: the agent replaces whole values and the map is preallocated, so a reader sees an old or
+    // a new pod; both were enrolled under this cookie.
+    unsafe { PODS.get(netns) }
+}
+
+/// Counts a refusal.
+#[inline(always)]
+pub fn count(refusal: Refusal) {
+    if let Some(count) = REFUSED.get_ptr_mut(refusal as u32) {
+        // SAFETY: the slot belongs to this CPU, and hooks of one kind do not interrupt each other; a
+        // lost increment would miscount, not more.
+        unsafe { *count += 1 }
+    }
+}

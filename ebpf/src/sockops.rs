@@ -1,0 +1,50 @@
+//! `sock_ops`: publishes what only the dialling socket knows, under the name that its peer will see.
+//!
+//! At `TCP_CONNECT_CB` the source port is chosen and the SYN is not yet sent, so the entry is there
+//! before the other side can accept.
+
+use aya_ebpf::{
+    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+
+use crate::{
+    context::{SockOps, stored},
+    maps::{AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
+};
+
+const TCP_CLOSE: u32 = 7;
+const BPF_ANY: u64 = 0;
+const DONE: u32 = 1;
+
+#[sock_ops]
+pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
+    let ops = SockOps::new(&ctx);
+    match ops.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
+        // Asked for by `publish`, for the agent's sockets alone.
+        BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => {
+            let _ = CLIENTS.remove(ops.flow());
+        }
+        _ => {}
+    }
+    DONE
+}
+
+/// A failed insert needs no verdict here: the proxy closes a connection without an original
+/// destination, and a server then sees the proxy's own address.
+#[inline(always)]
+fn publish(ctx: &SockOpsContext, ops: &SockOps) {
+    let socket = ops.socket();
+    if socket.is_null() {
+        return;
+    }
+    if let Some(client) = stored(&AGENT_SOCKETS, socket) {
+        if client.port != 0 && CLIENTS.insert(ops.flow(), client, BPF_ANY).is_ok() {
+            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+        }
+    } else if let Some(destination) = stored(&DIALLED, socket) {
+        let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
+    }
+}

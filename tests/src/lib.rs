@@ -1,0 +1,46 @@
+//! The testbed: nodes and pods made of network namespaces, veth pairs and bridges on one machine.
+//!
+//! A [`Testbed`] owns everything it makes; dropping it removes everything, also while a test panics.
+//! All names carry the owner's process id and start time, so [`sweep`] can tell what a dead run left
+//! behind from what a living one still uses. Needs root and iproute2, nothing else.
+//!
+//! ```no_run
+//! use orlop_tests::{PodSpec, Testbed};
+//!
+//! fn main() -> anyhow::Result<()> {
+//!     let testbed = Testbed::new()?;
+//!     testbed.world().enrolled_namespace("shop")?;
+//!     let node = testbed.node("n1")?;
+//!     let web = node.pod("shop", "web", PodSpec::new().label("app", "web"))?;
+//!     let _agent = node.agent(Default::default())?;
+//!     let _server = web.serve_http(8080)?;
+//!     Ok(())
+//! }
+//! ```
+
+mod agent;
+mod capture;
+mod cgroup;
+mod id;
+mod load;
+mod netns;
+mod node;
+mod objects;
+mod pod;
+mod process;
+mod sweep;
+mod testbed;
+pub mod traffic;
+mod world;
+
+pub use agent::{ADMIN_PORT, METRICS_PORT};
+pub use agent::{Agent, AgentOptions, READY_PORT, wait_for};
+pub use capture::{Capture, Frames};
+pub use load::{Iperf3, Iperf3Server, Wrk, WrkOptions, iperf3, wrk};
+pub use node::Node;
+pub use objects::{Endpoint, ServicePort, ServiceSpec, TargetPort};
+pub use pod::{Pod, PodSpec};
+pub use process::Process;
+pub use sweep::{leftovers, leftovers_of, sweep};
+pub use testbed::Testbed;
+pub use world::World;

@@ -1,0 +1,102 @@
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::Netns;
+
+/// A process that is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts `command`.
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { child, name })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The handle of the process, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Whether the process has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).context("process id")?);
+        kill(pid, signal).with_context(|| format!("sending {signal} to {} ({pid})", self.name))
+    }
+
+    /// Waits until the process ends.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(status) =
+                self.child.try_wait().with_context(|| format!("waiting for {}", self.name))?
+            {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} (process {}) still runs after {timeout:?}", self.name, self.pid());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("killing {}", self.name))?;
+        self.child.wait().map(drop).with_context(|| format!("waiting for {}", self.name))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// A command whose process joins a cgroup and a network namespace before it runs `program`.
+///
+/// Unlike `ip netns exec` this leaves the mounts alone, so cgroupfs and bpffs stay visible.
+pub(crate) fn command_in(program: &str, netns: &Netns, cgroup: &Path) -> Result<Command> {
+    let netns = netns.open()?;
+    let procs = cgroup.join("cgroup.procs");
+    let procs = File::options()
+        .write(true)
+        .open(&procs)
+        .with_context(|| format!("opening {}: is its testbed gone?", procs.display()))?;
+    let mut command = Command::new(program);
+    // SAFETY: between fork and exec the closure only writes to an open file and calls setns; it takes no
+    // lock and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            (&procs).write_all(b"0")?;
+            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        });
+    }
+    Ok(command)
+}

@@ -1,0 +1,71 @@
+//! The project's own commands: `cargo xtask help`.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cargo;
+mod demo;
+mod setup;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Orlop's own commands", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the main job on two nodes and four pods on this machine, and check it.
+    Demo(demo::Args),
+    /// Run all tests, or those whose names hold one of the filters.
+    Test(test::Args),
+    /// Measure the same load with no mesh and with Orlop.
+    Bench(bench::Args),
+    /// Build `orlop` with its eBPF programs.
+    Build(cargo::BuildArgs),
+    /// Install what the commands above need and this machine lacks.
+    Setup(setup::Args),
+    /// Check the rules of the house that the compiler does not.
+    Tidy,
+    /// Remove what kept demos and killed runs left on this machine.
+    Sweep,
+    /// Serve HTTP in a pod of the demo.
+    #[command(hide = true)]
+    Serve(demo::ServeArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
+        Command::Setup(args) => setup::run(&args),
+        Command::Tidy => tidy::run(),
+        Command::Sweep => test::sweep(),
+        Command::Serve(args) => demo::serve(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's directory.
+fn root() -> Result<PathBuf> {
+    let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+    let root = PathBuf::from(manifest_dir).parent().map(PathBuf::from);
+    root.context("the xtask package has no parent directory")
+}

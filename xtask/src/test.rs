@@ -1,0 +1,42 @@
+use anyhow::{Context, Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::{cargo, setup};
+
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Run only tests whose full name holds one of these.
+    filters: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::require_root("the end-to-end tests make network namespaces and load eBPF", "cargo xtask test")?;
+    setup::ensure(setup::For::Test)?;
+    let binary = cargo::build(&cargo::BuildArgs::default())?;
+    sweep()?;
+    let mut command = cargo::cargo()?;
+    command
+        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .args(&args.filters)
+        .env("ORLOP_BIN", binary);
+    let tests = cargo::run(&mut command);
+    let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;
+    for leftover in &leftovers {
+        eprintln!("left behind: {leftover}");
+    }
+    tests?;
+    if !leftovers.is_empty() {
+        bail!("the tests left {} things behind; the next run removes them", leftovers.len());
+    }
+    println!("nothing left behind: no namespace, cgroup, pin, process or file");
+    Ok(())
+}
+
+/// Removes what runs that are over left behind, and says so.
+pub(crate) fn sweep() -> Result<()> {
+    setup::require_root("network namespaces and pins are root's", "cargo xtask sweep")?;
+    for removed in orlop_tests::sweep().context("removing what earlier runs left behind")? {
+        println!("removed, left behind by an earlier run: {removed}");
+    }
+    Ok(())
+}
