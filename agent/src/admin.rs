@@ -49,7 +49,12 @@ enum Endpoint {
 
 impl Admin {
     /// Listens on all three; serves for as long as the runtime runs.
-    pub async fn serve(self, admin: SocketAddr, metrics: SocketAddr, ready: SocketAddr) -> anyhow::Result<()> {
+    pub async fn serve(
+        self,
+        admin: SocketAddr,
+        metrics: SocketAddr,
+        ready: SocketAddr,
+    ) -> anyhow::Result<()> {
         let endpoints = [
             (Endpoint::Admin, admin, "--admin"),
             (Endpoint::Metrics, metrics, "--metrics"),
@@ -119,7 +124,9 @@ impl Admin {
         let status = self.status.borrow();
         match (status.draining, status.generation) {
             (true, _) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            (false, 0) => text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n"),
+            (false, 0) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n")
+            }
             _ => text(StatusCode::OK, "ready\n"),
         }
     }

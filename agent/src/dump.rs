@@ -18,7 +18,8 @@ pub fn config(
     let by_name = |map: &BTreeMap<NamespacedName, Value>| -> Value {
         map.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
     };
-    let enrolled = status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
+    let enrolled =
+        status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
     let dump = json!({
         "node": node,

@@ -121,7 +121,11 @@ impl Enrolment {
         if let Some(enrolled) = self.pods.get_mut(&workload.name) {
             let renewed = enrolled.local.workload.identity == workload.identity;
             enrolled.local = local.clone();
-            return if renewed { Ok(()) } else { self.identities.ensure(&workload.identity).map_err(Into::into) };
+            return if renewed {
+                Ok(())
+            } else {
+                self.identities.ensure(&workload.identity).map_err(Into::into)
+            };
         }
         let path = local.netns.as_ref().context("no annotation orlop.dev/netns says where its netns is")?;
         let netns = Netns::open(path).with_context(|| format!("cannot open its netns {}", path.display()))?;
@@ -140,8 +144,7 @@ impl Enrolment {
             })
             .inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
-        self.pods
-            .insert(workload.name.clone(), Enrolled { netns: path.clone(), local: local.clone(), pod });
+        self.pods.insert(workload.name.clone(), Enrolled { netns: path.clone(), local: local.clone(), pod });
         Ok(())
     }
 

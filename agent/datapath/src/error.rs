@@ -8,7 +8,9 @@ pub enum DatapathError {
     #[error("this orlop was built without its eBPF programs; run `cargo xtask setup` and build again")]
     NoObject,
     /// No cgroup2 file system is mounted.
-    #[error("no cgroup2 mount in /proc/mounts; mount one (`mount -t cgroup2 none /sys/fs/cgroup`) or name it with --cgroup")]
+    #[error(
+        "no cgroup2 mount in /proc/mounts; mount one (`mount -t cgroup2 none /sys/fs/cgroup`) or name it with --cgroup"
+    )]
     NoCgroup,
     /// The pin directory is not on a BPF file system.
     #[error("{} is not on a BPF file system; mount one (`mount -t bpf bpf /sys/fs/bpf`) or choose another --bpffs", .0.display())]
@@ -23,19 +25,31 @@ pub enum DatapathError {
         /// What the system said.
         source: io::Error,
     },
-    /// The kernel refused the object as a whole.
-    #[error("cannot load the eBPF object (kernel 5.15 or newer with BTF is needed, and CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or root)")]
-    Load(#[source] aya::EbpfError),
-    /// The object has no such program: object and agent are of different builds.
+    /// The object is not what this agent expects.
+    #[error("the eBPF object inside this binary is broken; build it again")]
+    Object(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The kernel refused a part of the object.
+    #[error(
+        "cannot load {what} (kernel 5.15 or newer and root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, are needed)"
+    )]
+    Load {
+        /// Which part.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object has no such part: object and agent are of different builds.
     #[error("the eBPF object has no {0}; build the whole workspace again")]
     Missing(&'static str),
     /// The kernel refused a program.
-    #[error("cannot load or attach {program}")]
-    Program {
+    #[error("the kernel refuses program {program}; its verifier says: {log}")]
+    Verifier {
         /// Name of the program.
         program: &'static str,
+        /// The verifier's log.
+        log: String,
         /// What the kernel said.
-        source: aya::programs::ProgramError,
+        source: io::Error,
     },
     /// A map operation failed.
     #[error("cannot {action} map {map}")]

@@ -11,6 +11,7 @@
 
 mod error;
 mod links;
+mod maps;
 mod object;
 mod sockets;
 mod sys;
@@ -23,12 +24,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, maps::MapData};
 use nix::sys::statfs;
 use orlop_common::{ABI_VERSION, ListenerKey, Pod, Refusal};
 
+use crate::maps::Map;
 pub use crate::{error::DatapathError, sockets::Sockets};
-use crate::sys::Map;
 
 /// `SO_NETNS_COOKIE` of a pod: unique for as long as the machine runs.
 pub type NetnsCookie = u64;
@@ -70,13 +70,13 @@ impl Datapath {
             None => cgroup2_mount()?,
         };
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
-        let mut ebpf = object::load(&directory.join("maps"), 0)?;
-        links::attach_cgroup(&mut ebpf, cgroup.as_fd(), &directory.join("links"))?;
+        let mut loaded = object::load(&directory.join("maps"), 0)?;
+        links::attach_cgroup(&loaded, cgroup.as_fd(), &directory.join("links"))?;
         Ok(Self {
-            pods: Map::new(map(&mut ebpf, "PODS")?),
-            listeners: Map::new(map(&mut ebpf, "LISTENERS")?),
-            refused: map(&mut ebpf, "REFUSED")?,
-            sockets: Sockets::new(map(&mut ebpf, "ORIGINAL_DST")?, map(&mut ebpf, "AGENT_SOCKETS")?),
+            pods: Map::new(loaded.take_map("PODS")?),
+            listeners: Map::new(loaded.take_map("LISTENERS")?),
+            refused: loaded.take_map("REFUSED")?,
+            sockets: Sockets::new(loaded.take_map("ORIGINAL_DST")?, loaded.take_map("AGENT_SOCKETS")?),
             directory,
         })
     }
@@ -98,8 +98,8 @@ impl Datapath {
                 .insert(key, listener.as_raw_fd().cast_unsigned())
                 .map_err(map_error("write", "LISTENERS"))?;
         }
-        let mut ebpf = object::load(&self.directory.join("maps"), enrolment.cookie)?;
-        links::attach_inbound(&mut ebpf, enrolment.netns, &self.pin_of(enrolment.cookie))?;
+        let loaded = object::load(&self.directory.join("maps"), enrolment.cookie)?;
+        links::attach_inbound(&loaded, enrolment.netns, &self.pin_of(enrolment.cookie))?;
         let first = |ipv4: bool| {
             let address = enrolment.addresses.iter().find(|address| address.is_ipv4() == ipv4);
             address.map_or([0; 16], |address| sockets::address(*address))
@@ -141,7 +141,7 @@ impl Datapath {
         Refusal::ALL
             .into_iter()
             .map(|refusal| {
-                let counts = sys::per_cpu(self.refused.as_fd(), refusal as u32, cpus)
+                let counts = maps::per_cpu(self.refused.as_fd(), refusal as u32, cpus)
                     .map_err(map_error("read", "REFUSED"))?;
                 Ok((refusal.as_str(), counts.iter().sum()))
             })
@@ -161,18 +161,6 @@ pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
 
 fn listener_key(netns: NetnsCookie, port: u16) -> ListenerKey {
     ListenerKey { netns, port: u32::from(port), reserved: 0 }
-}
-
-fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
-    use aya::maps::Map as M;
-    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
-    let data: MapData = match map {
-        M::HashMap(data) | M::LruHashMap(data) | M::SockHash(data) | M::PerCpuArray(data) | M::SkStorage(data) => {
-            data
-        }
-        _ => return Err(DatapathError::Missing(name)),
-    };
-    data.fd().as_fd().try_clone_to_owned().map_err(map_error("open", name))
 }
 
 fn make_directory(path: &Path) -> Result<(), DatapathError> {
@@ -206,7 +194,9 @@ fn possible_cpus() -> Result<usize, DatapathError> {
     let path = Path::new("/sys/devices/system/cpu/possible");
     let text = fs::read_to_string(path).map_err(file("read", path))?;
     let highest = text.trim().rsplit(['-', ',']).next().and_then(|cpu| cpu.parse::<usize>().ok());
-    highest.map(|highest| highest + 1).ok_or_else(|| file("understand", path)(io::ErrorKind::InvalidData.into()))
+    highest
+        .map(|highest| highest + 1)
+        .ok_or_else(|| file("understand", path)(io::ErrorKind::InvalidData.into()))
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {

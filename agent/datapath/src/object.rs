@@ -1,17 +1,31 @@
 //! The eBPF object inside this binary, and loading it against the pinned maps.
+//!
+//! aya-obj reads, sanitizes and relocates the object. The system calls are our own, since aya's loader
+//! reads the kernel's whole BTF for each load: 30 ms and 20 MB a pod for nothing that we use.
 
-use std::path::Path;
+use std::{
+    collections::HashMap,
+    io::{self, ErrorKind},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
-use aya::{Ebpf, EbpfLoader};
+use aya_obj::{
+    EbpfSectionKind, Features, Object,
+    btf::BtfFeatures,
+    generated::bpf_map_type::{BPF_MAP_TYPE_SOCKHASH, BPF_MAP_TYPE_SOCKMAP},
+};
 
-use crate::DatapathError;
+use crate::{
+    DatapathError,
+    sys::{self, MapDefinition, ProgramDefinition, ProgramKind},
+};
 
-/// Every map that is pinned, by the name it has in the object and under the pin directory.
-pub const MAPS: [&str; 7] =
-    ["PODS", "LISTENERS", "DIALLED", "AGENT_SOCKETS", "ORIGINAL_DST", "CLIENTS", "REFUSED"];
-
-/// The program that is loaded once a pod.
-pub const INBOUND: &str = "orlop_inbound";
+/// Holds the netns cookie that the inbound program serves.
+const NETNS_GLOBAL: &str = "POD_NETNS";
+/// Every kernel from 5.15 on has these kinds of BTF; newer kinds are rewritten to older ones.
+const BTF_FEATURES: BtfFeatures = BtfFeatures::new(true, true, true, true, true, false, false, false);
+const FEATURES: Features = Features::new(true, true, true, true, true, true, true, None);
 
 /// Keeps the ELF aligned for in-place parsing.
 #[repr(C, align(8))]
@@ -19,16 +33,121 @@ struct Aligned<Bytes: ?Sized>(Bytes);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("ORLOP_EBPF_OBJECT")));
 
-/// Loads the object with its maps taken from, or pinned into, `maps`. `netns` is the pod that
-/// `orlop_inbound` will serve; no program is in the kernel yet.
-pub fn load(maps: &Path, netns: u64) -> Result<Ebpf, DatapathError> {
+/// The object, relocated against maps in the kernel. No program is in the kernel yet.
+#[derive(Debug)]
+pub struct Loaded {
+    object: Object,
+    btf: OwnedFd,
+    maps: HashMap<String, OwnedFd>,
+}
+
+/// Loads the object with its maps taken from, or pinned into, the directory `pins`. `netns` is the pod
+/// that the inbound program will serve.
+pub fn load(pins: &Path, netns: u64) -> Result<Loaded, DatapathError> {
     if OBJECT.0.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let mut loader = EbpfLoader::new();
-    loader.override_global("POD_NETNS", &netns, true);
-    for map in MAPS {
-        loader.map_pin_path(map, maps.join(map));
+    let mut object = Object::parse(&OBJECT.0).map_err(broken)?;
+    let netns = netns.to_ne_bytes();
+    object.patch_map_data(HashMap::from([(NETNS_GLOBAL, (&netns[..], true))])).map_err(broken)?;
+
+    let btf = object.fixup_and_sanitize_btf(&BTF_FEATURES).map_err(broken)?;
+    let btf = btf.ok_or(DatapathError::Missing("BTF"))?.to_bytes();
+    let btf = sys::btf_load(&btf).map_err(|source| DatapathError::Load { what: "its BTF".into(), source })?;
+
+    let mut maps = HashMap::new();
+    for (name, map) in &object.maps {
+        let failed = |source| DatapathError::Load { what: format!("map {name}"), source };
+        let fd = match map.section_kind() {
+            // The globals belong to this one load.
+            EbpfSectionKind::Rodata => globals(name, map).map_err(failed)?,
+            _ => pinned(name, map, btf.as_fd(), &pins.join(name)).map_err(failed)?,
+        };
+        maps.insert(name.clone(), fd);
     }
-    loader.load(&OBJECT.0).map_err(DatapathError::Load)
+    let sections = object.functions.keys().map(|(section, _)| *section).collect();
+    let placed: Vec<_> =
+        object.maps.iter().map(|(name, map)| (name.clone(), maps[name].as_raw_fd(), map.clone())).collect();
+    object
+        .relocate_maps(placed.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &sections)
+        .map_err(broken)?;
+    object.relocate_calls(&sections).map_err(broken)?;
+    object.sanitize_functions(&FEATURES);
+    Ok(Loaded { object, btf, maps })
+}
+
+impl Loaded {
+    /// A map of the object.
+    pub fn take_map(&mut self, name: &'static str) -> Result<OwnedFd, DatapathError> {
+        self.maps.remove(name).ok_or(DatapathError::Missing(name))
+    }
+
+    /// Puts a program into the kernel, through its verifier.
+    pub fn program(&self, name: &'static str, kind: ProgramKind) -> Result<OwnedFd, DatapathError> {
+        let program = self.object.programs.get(name).ok_or(DatapathError::Missing(name))?;
+        let function =
+            self.object.functions.get(&program.function_key()).ok_or(DatapathError::Missing(name))?;
+        let func_info = function.func_info.func_info_bytes();
+        let line_info = function.line_info.line_info_bytes();
+        let definition = ProgramDefinition {
+            name,
+            kind,
+            instructions: &function.instructions,
+            license: &program.license,
+            btf: self.btf.as_fd(),
+            func_info: (&func_info, function.func_info_rec_size),
+            line_info: (&line_info, function.line_info_rec_size),
+        };
+        sys::program_load(&definition).map_err(|(source, log)| DatapathError::Verifier {
+            program: name,
+            log,
+            source,
+        })
+    }
+}
+
+/// Opens the pinned map, or makes and pins it.
+fn pinned(name: &str, map: &aya_obj::Map, btf: BorrowedFd<'_>, pin: &Path) -> io::Result<OwnedFd> {
+    match sys::object_get(pin) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        result => return result,
+    }
+    let fd = sys::map_create(&definition(name, map, Some(btf)))?;
+    sys::object_pin(fd.as_fd(), pin)?;
+    Ok(fd)
+}
+
+/// The read-only globals, with the values that they have in `map`.
+fn globals(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
+    let fd = sys::map_create(&definition(name, map, None))?;
+    sys::map_fill(fd.as_fd(), map.data())?;
+    sys::map_freeze(fd.as_fd())?;
+    Ok(fd)
+}
+
+fn definition<'a>(name: &'a str, map: &aya_obj::Map, btf: Option<BorrowedFd<'a>>) -> MapDefinition<'a> {
+    let types = match map {
+        // Maps of sockets take no types.
+        aya_obj::Map::Btf(btf_map) if !is_socket_map(map) => {
+            Some((btf_map.def.btf_key_type_id, btf_map.def.btf_value_type_id))
+        }
+        _ => None,
+    };
+    MapDefinition {
+        name,
+        map_type: map.map_type(),
+        key_size: map.key_size(),
+        value_size: map.value_size(),
+        max_entries: map.max_entries(),
+        flags: map.map_flags(),
+        btf: btf.zip(types),
+    }
+}
+
+fn is_socket_map(map: &aya_obj::Map) -> bool {
+    [BPF_MAP_TYPE_SOCKHASH as u32, BPF_MAP_TYPE_SOCKMAP as u32].contains(&map.map_type())
+}
+
+fn broken(error: impl std::error::Error + Send + Sync + 'static) -> DatapathError {
+    DatapathError::Object(Box::new(error))
 }

@@ -7,7 +7,7 @@ use std::{
 
 use orlop_common::{Address, Endpoint, Flow, OUTBOUND_PORT};
 
-use crate::{NetnsCookie, sys::Map};
+use crate::{NetnsCookie, maps::Map};
 
 /// The kernel's knowledge of single sockets. Cheap to clone; used from every thread at once.
 #[derive(Clone, Debug)]

@@ -1,11 +1,9 @@
-//! bpf(2) where aya has no call for it: shared, lock-free map access from many threads, taking an
-//! entry in one step, and links whose program can be replaced.
+//! bpf(2), one function a command.
 
 use std::{
-    ffi::CString,
+    cmp,
+    ffi::{CStr, CString},
     io,
-    marker::PhantomData,
-    mem::MaybeUninit,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
@@ -14,63 +12,150 @@ use std::{
     ptr,
 };
 
+use aya_obj::generated::bpf_insn;
 use nix::libc;
-use orlop_common::{Endpoint, Flow, ListenerKey, Pod};
 
-const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_BTF_LOAD: libc::c_int = 18;
+const BPF_MAP_FREEZE: libc::c_int = 22;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
-/// `enum bpf_attach_type` of linux/bpf.h, as far as we attach.
-#[repr(u32)]
+/// Names in the kernel: 15 bytes and the end.
+const NAME: usize = 16;
+/// The verifier's log, asked for only after a refusal.
+const LOG: usize = 1 << 20;
+
+/// The kinds of program that we have: type and attach type of linux/bpf.h.
 #[derive(Clone, Copy, Debug)]
-pub enum AttachType {
-    /// `sock_ops` at a cgroup.
-    CgroupSockOps = 3,
+pub enum ProgramKind {
+    /// TCP callbacks of a cgroup's sockets.
+    SockOps,
     /// connect(2), IPv4.
-    CgroupInet4Connect = 10,
+    Connect4,
     /// connect(2), IPv6.
-    CgroupInet6Connect = 11,
+    Connect6,
     /// getpeername(2) and accept(2), IPv4 (5.8).
-    CgroupInet4Getpeername = 29,
+    Getpeername4,
     /// getpeername(2) and accept(2), IPv6 (5.8).
-    CgroupInet6Getpeername = 30,
+    Getpeername6,
     /// Socket lookup in a netns (5.9).
-    SkLookup = 36,
+    SkLookup,
 }
 
-/// A type that crosses into the kernel as its bytes.
-///
-/// # Safety
-/// `repr(C)` or a primitive, without padding, and every bit pattern is a value.
-pub unsafe trait Plain: Copy {}
+impl ProgramKind {
+    fn program_type(self) -> u32 {
+        match self {
+            Self::SockOps => 13,
+            Self::Connect4 | Self::Connect6 | Self::Getpeername4 | Self::Getpeername6 => 18,
+            Self::SkLookup => 30,
+        }
+    }
 
-// SAFETY: orlop-common's layout tests hold all of these to the contract.
-unsafe impl Plain for Pod {}
-// SAFETY: as above.
-unsafe impl Plain for Endpoint {}
-// SAFETY: as above.
-unsafe impl Plain for Flow {}
-// SAFETY: as above.
-unsafe impl Plain for ListenerKey {}
-// SAFETY: a primitive.
-unsafe impl Plain for u32 {}
-// SAFETY: a primitive.
-unsafe impl Plain for u64 {}
-// SAFETY: a primitive.
-unsafe impl Plain for i32 {}
+    fn attach_type(self) -> u32 {
+        match self {
+            Self::SockOps => 3,
+            Self::Connect4 => 10,
+            Self::Connect6 => 11,
+            Self::Getpeername4 => 29,
+            Self::Getpeername6 => 30,
+            Self::SkLookup => 36,
+        }
+    }
+}
 
-/// A map of any type whose key and value sizes are those of `K` and `V`.
+/// What BPF_MAP_CREATE takes.
 #[derive(Debug)]
-pub struct Map<K, V> {
-    fd: OwnedFd,
-    types: PhantomData<fn(K) -> V>,
+pub struct MapDefinition<'a> {
+    /// Up to 15 bytes are kept.
+    pub name: &'a str,
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    /// In bytes.
+    pub key_size: u32,
+    /// In bytes.
+    pub value_size: u32,
+    /// How many.
+    pub max_entries: u32,
+    /// `BPF_F_*`
+    pub flags: u32,
+    /// BTF and the ids of the key's and the value's type in it.
+    pub btf: Option<(BorrowedFd<'a>, (u32, u32))>,
+}
+
+/// What BPF_PROG_LOAD takes.
+#[derive(Debug)]
+pub struct ProgramDefinition<'a> {
+    /// Up to 15 bytes are kept.
+    pub name: &'a str,
+    /// Type and attach type.
+    pub kind: ProgramKind,
+    /// Relocated.
+    pub instructions: &'a [bpf_insn],
+    /// Decides which helpers may be called.
+    pub license: &'a CStr,
+    /// What the two infos refer to.
+    pub btf: BorrowedFd<'a>,
+    /// Records, and the size of one.
+    pub func_info: (&'a [u8], usize),
+    /// Records, and the size of one.
+    pub line_info: (&'a [u8], usize),
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; NAME],
+    map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; NAME],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+struct BtfLoad {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    reserved: u32,
 }
 
 #[repr(C)]
@@ -105,79 +190,115 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
-impl<K: Plain, V: Plain> Map<K, V> {
-    /// Takes the descriptor of a map.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, types: PhantomData }
-    }
-
-    /// Inserts or replaces.
-    pub fn insert(&self, key: K, value: V) -> io::Result<()> {
-        self.element(BPF_MAP_UPDATE_ELEM, ptr::from_ref(&key).cast(), ptr::from_ref(&value).cast_mut().cast())
-    }
-
-    /// Looks up and removes in one step (5.14 for hash maps).
-    pub fn take(&self, key: K) -> io::Result<Option<V>> {
-        let mut value = MaybeUninit::<V>::uninit();
-        let key = ptr::from_ref(&key).cast();
-        match self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value.as_mut_ptr().cast()) {
-            // SAFETY: the kernel wrote a whole value, and V takes any bits.
-            Ok(()) => Ok(Some(unsafe { value.assume_init() })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Removes; that there was nothing to remove is no error.
-    pub fn remove(&self, key: K) -> io::Result<()> {
-        match self.element(BPF_MAP_DELETE_ELEM, ptr::from_ref(&key).cast(), ptr::null_mut()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
-    }
-
-    /// Every key. Entries that come or go meanwhile may or may not be seen.
-    pub fn keys(&self) -> io::Result<Vec<K>> {
-        let mut keys = Vec::new();
-        let mut next = MaybeUninit::<K>::uninit();
-        loop {
-            let previous = keys.last().map_or(ptr::null(), |key: &K| ptr::from_ref(key).cast());
-            match self.element(BPF_MAP_GET_NEXT_KEY, previous, next.as_mut_ptr().cast()) {
-                // SAFETY: the kernel wrote a whole key, and K takes any bits.
-                Ok(()) => keys.push(unsafe { next.assume_init() }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(keys),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn element(&self, command: libc::c_int, key: *const u8, value: *mut u8) -> io::Result<()> {
-        let attributes = Element {
-            map_fd: self.fd.as_raw_fd().cast_unsigned(),
-            reserved: 0,
-            key: key as u64,
-            value: value as u64,
-            flags: 0,
-        };
-        // SAFETY: key and value point to a K and a V (or are null where the command takes none), which
-        // are as large as the map's own since the map was made from the same ABI.
-        unsafe { bpf(command, &attributes) }.map(drop)
-    }
+/// Loads BTF.
+pub fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
+    let attributes = BtfLoad {
+        btf: btf.as_ptr() as u64,
+        btf_log_buf: 0,
+        btf_size: length(btf.len())?,
+        btf_log_size: 0,
+        btf_log_level: 0,
+        reserved: 0,
+    };
+    // SAFETY: the kernel reads `btf_size` bytes at `btf`.
+    unsafe { bpf_fd(BPF_BTF_LOAD, &attributes) }
 }
 
-/// Values of a per-CPU map with 8-byte values: one for each possible CPU.
-pub fn per_cpu(fd: BorrowedFd<'_>, index: u32, cpus: usize) -> io::Result<Vec<u64>> {
-    let mut values = vec![0u64; cpus];
+/// Makes a map.
+pub fn map_create(definition: &MapDefinition<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate {
+        map_type: definition.map_type,
+        key_size: definition.key_size,
+        value_size: definition.value_size,
+        max_entries: definition.max_entries,
+        map_flags: definition.flags,
+        map_name: name(definition.name),
+        ..MapCreate::default()
+    };
+    if let Some((btf, (key, value))) = definition.btf {
+        attributes.btf_fd = btf.as_raw_fd().cast_unsigned();
+        attributes.btf_key_type_id = key;
+        attributes.btf_value_type_id = value;
+    }
+    // SAFETY: the command reads numbers only.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &attributes) }
+}
+
+/// Writes the one entry of an array map, whose value has the size of `value`.
+pub fn map_fill(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
+    let key = 0u32;
+    // SAFETY: an array's key is a u32, and the map was made for values of this size.
+    unsafe { element(BPF_MAP_UPDATE_ELEM, map, ptr::from_ref(&key).cast(), value.as_ptr().cast_mut()) }
+}
+
+/// No more writes from user space, which lets the verifier take the values for constants.
+pub fn map_freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = map.as_raw_fd().cast_unsigned();
+    // SAFETY: the command reads a descriptor only.
+    unsafe { bpf(BPF_MAP_FREEZE, &attributes) }.map(drop)
+}
+
+/// One of the commands that look at, write or remove an entry.
+///
+/// # Safety
+/// `key` and `value` must be valid for what `command` does with them in this map, or null where it
+/// takes none.
+pub unsafe fn element(
+    command: libc::c_int,
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *mut u8,
+) -> io::Result<()> {
     let attributes = Element {
-        map_fd: fd.as_raw_fd().cast_unsigned(),
+        map_fd: map.as_raw_fd().cast_unsigned(),
         reserved: 0,
-        key: ptr::from_ref(&index) as u64,
-        value: values.as_mut_ptr() as u64,
+        key: key as u64,
+        value: value as u64,
         flags: 0,
     };
-    // SAFETY: `values` holds 8 bytes for every possible CPU, which is what the kernel writes.
-    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &attributes) }?;
-    Ok(values)
+    // SAFETY: the caller's contract.
+    unsafe { bpf(command, &attributes) }.map(drop)
+}
+
+/// Loads a program. If the kernel refuses it, says why in the verifier's words.
+pub fn program_load(definition: &ProgramDefinition<'_>) -> Result<OwnedFd, (io::Error, String)> {
+    let attributes = program_attributes(definition).map_err(|error| (error, String::new()))?;
+    // SAFETY: every pointer is to a slice of `definition` and goes with its length.
+    let error = match unsafe { bpf_fd(BPF_PROG_LOAD, &attributes) } {
+        Ok(program) => return Ok(program),
+        Err(error) => error,
+    };
+    let mut log = vec![0u8; LOG];
+    let attributes =
+        ProgramLoad { log_level: 1, log_size: LOG as u32, log_buf: log.as_mut_ptr() as u64, ..attributes };
+    // SAFETY: as above, and the kernel writes at most `log_size` bytes of log.
+    let _ = unsafe { bpf_fd(BPF_PROG_LOAD, &attributes) };
+    let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+    Err((error, log.to_string_lossy().into_owned()))
+}
+
+fn program_attributes(definition: &ProgramDefinition<'_>) -> io::Result<ProgramLoad> {
+    let records = |(bytes, size): (&[u8], usize)| {
+        Ok::<_, io::Error>((length(bytes.len().checked_div(size).unwrap_or(0))?, length(size)?))
+    };
+    let (func_info_cnt, func_info_rec_size) = records(definition.func_info)?;
+    let (line_info_cnt, line_info_rec_size) = records(definition.line_info)?;
+    Ok(ProgramLoad {
+        prog_type: definition.kind.program_type(),
+        insn_cnt: length(definition.instructions.len())?,
+        insns: definition.instructions.as_ptr() as u64,
+        license: definition.license.as_ptr() as u64,
+        prog_name: name(definition.name),
+        expected_attach_type: definition.kind.attach_type(),
+        prog_btf_fd: definition.btf.as_raw_fd().cast_unsigned(),
+        func_info_rec_size,
+        func_info: definition.func_info.0.as_ptr() as u64,
+        func_info_cnt,
+        line_info_rec_size,
+        line_info: definition.line_info.0.as_ptr() as u64,
+        line_info_cnt,
+        ..ProgramLoad::default()
+    })
 }
 
 /// Opens a pinned object.
@@ -185,9 +306,7 @@ pub fn object_get(pin: &Path) -> io::Result<OwnedFd> {
     let pathname = CString::new(pin.as_os_str().as_bytes())?;
     let attributes = Object { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     // SAFETY: the path is a C string that outlives the call.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &attributes) }?;
-    // SAFETY: the kernel made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_OBJ_GET, &attributes) }
 }
 
 /// Pins an object.
@@ -206,18 +325,16 @@ pub fn object_pin(object: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
 pub fn link_create(
     program: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
-    attach_type: AttachType,
+    kind: ProgramKind,
 ) -> io::Result<OwnedFd> {
     let attributes = LinkCreate {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         target_fd: target.as_raw_fd().cast_unsigned(),
-        attach_type: attach_type as u32,
+        attach_type: kind.attach_type(),
         flags: 0,
     };
     // SAFETY: the command reads descriptors only.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &attributes) }?;
-    // SAFETY: the kernel made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) }
 }
 
 /// Puts `program` behind `link` in one step (5.7): no packet or call meets neither or both.
@@ -232,12 +349,31 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
 }
 
+fn name(text: &str) -> [u8; NAME] {
+    let mut name = [0; NAME];
+    let length = cmp::min(text.len(), NAME - 1);
+    name[..length].copy_from_slice(&text.as_bytes()[..length]);
+    name
+}
+
+fn length(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// # Safety
+/// As for [`bpf`], and a success of `command` must be a new descriptor.
+unsafe fn bpf_fd<A>(command: libc::c_int, attributes: &A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's contract.
+    let fd = unsafe { bpf(command, attributes) }?;
+    // SAFETY: the kernel made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// # Safety
 /// `attributes` must be what `command` takes, and its pointers valid for what the command does.
 unsafe fn bpf<A>(command: libc::c_int, attributes: &A) -> io::Result<RawFd> {
     // SAFETY: the caller's contract; the kernel reads size_of::<A>() bytes of `attributes`.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(attributes), size_of::<A>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(attributes), size_of::<A>()) };
     match RawFd::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
         _ => Err(io::Error::last_os_error()),

@@ -34,9 +34,8 @@ pub(crate) async fn tcp_and_stream(
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
-    let both = async {
-        tokio::try_join!(tcp_to_stream(tcp, send, up), stream_to_tcp(receive, tcp, down)).map(drop)
-    };
+    let both =
+        async { tokio::try_join!(tcp_to_stream(tcp, send, up), stream_to_tcp(receive, tcp, down)).map(drop) };
     let result = unless_idle(both, up, down, idle_timeout).await;
     if result.is_err() {
         send.send_reset(h2::Reason::CANCEL);

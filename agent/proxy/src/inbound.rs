@@ -14,16 +14,8 @@ use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    accept::Accepted,
-    copy, hbone,
-    metrics::Direction,
-    pod::Pod,
-    record::Record,
-    refusal::Refusal,
-    shared::LiveGuard,
-    socket, tunnel,
-    tunnel::handshake_reason,
-    worker::Worker,
+    accept::Accepted, copy, hbone, metrics::Direction, pod::Pod, record::Record, refusal::Refusal,
+    shared::LiveGuard, socket, tunnel, tunnel::handshake_reason, worker::Worker,
 };
 
 type Tls = TlsStream<BufReader<TcpStream>>;

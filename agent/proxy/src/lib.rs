@@ -33,11 +33,11 @@ use orlop_identity::Identities;
 use orlop_model::{NamespacedName, Snapshot};
 use tokio::{sync::watch, task::spawn_local, time::timeout};
 
+pub use crate::{config::Config, kernel::Kernel, metrics::Metrics, pod::Pod, socket::Netns};
 use crate::{
     shared::{InFlight, Live, Shared},
     worker::Crew,
 };
-pub use crate::{config::Config, kernel::Kernel, metrics::Metrics, pod::Pod, socket::Netns};
 
 /// The running proxy.
 pub struct Proxy {

@@ -73,16 +73,8 @@ impl Metrics {
     /// Makes the metrics and enters them into `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register(
-            "istio_tcp_connections_opened",
-            "TCP connections opened",
-            metrics.opened.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_closed",
-            "TCP connections closed",
-            metrics.closed.clone(),
-        );
+        registry.register("istio_tcp_connections_opened", "TCP connections opened", metrics.opened.clone());
+        registry.register("istio_tcp_connections_closed", "TCP connections closed", metrics.closed.clone());
         registry.register(
             "istio_tcp_sent_bytes",
             "Bytes sent to the client during a connection",

@@ -17,8 +17,7 @@ use crate::{
     record::Record,
     refusal::Refusal,
     shared::{InFlightGuard, Moment},
-    socket,
-    tunnel,
+    socket, tunnel,
     worker::Worker,
 };
 
@@ -67,12 +66,7 @@ struct Upstream {
     _in_flight: InFlightGuard,
 }
 
-fn resolve(
-    worker: &Worker,
-    pod: &Pod,
-    peer: SocketAddr,
-    record: &mut Record,
-) -> Result<Upstream, Refusal> {
+fn resolve(worker: &Worker, pod: &Pod, peer: SocketAddr, record: &mut Record) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
     let destination = shared
         .kernel
@@ -138,4 +132,3 @@ async fn open_stream(
         status => Err(Refusal::new(Reason::PeerRefused, format!("{} answered {status}", key.address))),
     }
 }
-

@@ -97,9 +97,9 @@ impl Pool {
             sleep((idle / 4).max(Duration::from_millis(10))).await;
             let now = Instant::now();
             worker.pool.0.borrow_mut().retain(|_, lane| {
-                lane.tunnels.borrow_mut().retain(|tunnel| {
-                    tunnel.usage.streams.get() > 0 || now - tunnel.usage.last.get() < idle
-                });
+                lane.tunnels
+                    .borrow_mut()
+                    .retain(|tunnel| tunnel.usage.streams.get() > 0 || now - tunnel.usage.last.get() < idle);
                 !lane.tunnels.borrow().is_empty() || Rc::strong_count(lane) > 1
             });
         }
@@ -130,4 +130,3 @@ fn take(send: SendRequest<Bytes>, usage: Rc<Usage>) -> Slot {
     usage.streams.set(usage.streams.get() + 1);
     Slot { send, usage }
 }
-

@@ -29,11 +29,7 @@ pub(crate) const MAX_HEADERS: u32 = 16 << 10;
 pub(crate) const READ_BUFFER: usize = 64 << 10;
 
 /// Opens a tunnel for `key` from `pod`.
-pub(crate) async fn open(
-    worker: &Rc<Worker>,
-    pod: &Pod,
-    key: &Key,
-) -> Result<SendRequest<Bytes>, Refusal> {
+pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<SendRequest<Bytes>, Refusal> {
     let shared = &worker.shared;
     let config = shared
         .identities
@@ -48,8 +44,9 @@ pub(crate) async fn open(
         let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
             Refusal::new(handshake_reason(classify_io(&error)), format!("TLS with {}: {error}", key.address))
         })?;
-        require_h2(tls.get_ref().1)
-            .map_err(|failure| Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address)))?;
+        require_h2(tls.get_ref().1).map_err(|failure| {
+            Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address))
+        })?;
         client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -58,11 +55,13 @@ pub(crate) async fn open(
             .enable_push(false)
             .handshake(tls)
             .await
-            .map_err(|error| Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address)))
+            .map_err(|error| {
+                Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address))
+            })
     };
-    let (send, connection) = timeout(shared.config.handshake_timeout, handshake)
-        .await
-        .map_err(|_| Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address)))??;
+    let (send, connection) = timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| {
+        Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address))
+    })??;
 
     let gauge = shared.metrics.tunnels(Direction::Outbound);
     gauge.inc();
@@ -76,11 +75,7 @@ pub(crate) async fn open(
 }
 
 /// Dials from the pod's own address, as the agent and not as the pod.
-pub(crate) async fn dial(
-    shared: &Shared,
-    pod: &Pod,
-    address: SocketAddr,
-) -> Result<TcpStream, Refusal> {
+pub(crate) async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Result<TcpStream, Refusal> {
     dial_as(shared, pod, address, None).await
 }
 

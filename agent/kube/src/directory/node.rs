@@ -47,6 +47,10 @@ impl Node {
         }
     }
 
+    pub fn is_mapping(&self) -> bool {
+        matches!(self.data, Data::Mapping(_))
+    }
+
     pub fn string(&self) -> Option<&str> {
         match &self.data {
             Data::Scalar(value) => value.as_str(),

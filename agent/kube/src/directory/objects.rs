@@ -78,6 +78,7 @@ struct File {
 impl File {
     /// Takes in a document, or an item of a typed list (`PodList`), whose items leave out version and kind.
     fn take(&mut self, node: &Node, inherited: Option<(&str, &str)>) -> Result<(), WorldError> {
+        let inherited = inherited.filter(|_| node.is_mapping());
         let text = |key: &str| node.get(key).and_then(Node::string);
         let kind = text("kind").or(inherited.map(|(_, kind)| kind));
         let version = text("apiVersion").or(inherited.map(|(version, _)| version));

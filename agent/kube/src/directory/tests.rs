@@ -83,6 +83,10 @@ fn an_error_names_file_line_and_field_and_what_to_do() {
             "apiVersion: v1\nkind: List\nitems: none\n".to_owned(),
             "3: List: items: is not a sequence of objects",
         ),
+        (
+            "apiVersion: v1\nkind: PodList\nitems:\n- text\n".to_owned(),
+            "4: object: kind: is missing; every document must be a Kubernetes object",
+        ),
         ("just text\n".to_owned(), "1: object: kind: is missing; every document must be a Kubernetes object"),
         (format!("{pod}---\n{pod}"), "6: Pod default/web is also in WORLD/a.yaml:1; keep one of them"),
         ("a: 1\nb: [1, 2\n".to_owned(), "2: not valid YAML: unclosed bracket '['"),

@@ -1,0 +1,115 @@
+//! Typed access to maps, shared by many threads without a lock.
+
+use std::{
+    io,
+    marker::PhantomData,
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    ptr,
+};
+
+use nix::libc;
+use orlop_common::{Endpoint, Flow, ListenerKey, Pod};
+
+use crate::sys;
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+
+/// A type that crosses into the kernel as its bytes.
+///
+/// # Safety
+/// `repr(C)` or a primitive, without padding, and every bit pattern is a value.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: orlop-common's layout tests hold all of these to the contract.
+unsafe impl Plain for Pod {}
+// SAFETY: as above.
+unsafe impl Plain for Endpoint {}
+// SAFETY: as above.
+unsafe impl Plain for Flow {}
+// SAFETY: as above.
+unsafe impl Plain for ListenerKey {}
+// SAFETY: a primitive.
+unsafe impl Plain for u32 {}
+// SAFETY: a primitive.
+unsafe impl Plain for u64 {}
+// SAFETY: a primitive.
+unsafe impl Plain for i32 {}
+
+/// A map of any type whose key and value sizes are those of `K` and `V`.
+#[derive(Debug)]
+pub struct Map<K, V> {
+    fd: OwnedFd,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: Plain, V: Plain> Map<K, V> {
+    /// Takes the descriptor of a map.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, types: PhantomData }
+    }
+
+    /// Inserts or replaces.
+    pub fn insert(&self, key: K, value: V) -> io::Result<()> {
+        self.element(BPF_MAP_UPDATE_ELEM, ptr::from_ref(&key), ptr::from_ref(&value).cast_mut().cast())
+    }
+
+    /// Looks up and removes in one step (5.14 for hash maps).
+    pub fn take(&self, key: K) -> io::Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        let taken =
+            self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, ptr::from_ref(&key), value.as_mut_ptr().cast());
+        if found(taken)? {
+            // SAFETY: the kernel wrote a whole value, and V takes any bits.
+            return Ok(Some(unsafe { value.assume_init() }));
+        }
+        Ok(None)
+    }
+
+    /// Removes; that there was nothing to remove is no error.
+    pub fn remove(&self, key: K) -> io::Result<()> {
+        found(self.element(BPF_MAP_DELETE_ELEM, ptr::from_ref(&key), ptr::null_mut())).map(drop)
+    }
+
+    /// Every key. Entries that come or go meanwhile may or may not be seen.
+    pub fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys = Vec::new();
+        let mut next = MaybeUninit::<K>::uninit();
+        loop {
+            let previous = keys.last().map_or(ptr::null(), ptr::from_ref);
+            if !found(self.element(BPF_MAP_GET_NEXT_KEY, previous, next.as_mut_ptr().cast()))? {
+                return Ok(keys);
+            }
+            // SAFETY: the kernel wrote a whole key, and K takes any bits.
+            keys.push(unsafe { next.assume_init() });
+        }
+    }
+
+    fn element(&self, command: libc::c_int, key: *const K, value: *mut u8) -> io::Result<()> {
+        // SAFETY: key and value point to a K and a V (or K for the next key, or are null where the command
+        // takes none), which are as large as the map's own, as the map was made from the same ABI.
+        unsafe { sys::element(command, self.fd.as_fd(), key.cast(), value) }
+    }
+}
+
+/// Values of one slot of a per-CPU array of u64: one for each possible CPU.
+pub fn per_cpu(map: BorrowedFd<'_>, index: u32, cpus: usize) -> io::Result<Vec<u64>> {
+    let mut values = vec![0u64; cpus];
+    // SAFETY: `values` holds 8 bytes for every possible CPU, which is what the kernel writes.
+    unsafe {
+        sys::element(BPF_MAP_LOOKUP_ELEM, map, ptr::from_ref(&index).cast(), values.as_mut_ptr().cast())
+    }?;
+    Ok(values)
+}
+
+fn found(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
