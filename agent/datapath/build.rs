@@ -7,7 +7,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command},
 };
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -29,6 +29,9 @@ fn main() {
     let object = out.join("orlop-ebpf.o");
     match toolchain() {
         Some(toolchain) => build(&toolchain, &root.join("ebpf"), &out, &object),
+        None if env::var_os("ORLOP_EBPF").is_some_and(|value| value == "required") => {
+            fail("no eBPF toolchain; `cargo xtask setup` installs one");
+        }
         None => {
             println!("cargo::warning=no eBPF toolchain: `orlop node` will not run (see `cargo xtask setup`)");
             // A file that is never there makes cargo look again next time.
@@ -70,8 +73,16 @@ fn build(toolchain: &Toolchain, ebpf: &Path, out: &Path, object: &Path) {
         .env_remove("CARGO_BUILD_TARGET")
         .status()
         .expect("cargo runs");
-    assert!(status.success(), "the eBPF programs did not build; see above");
+    if !status.success() {
+        fail("the eBPF programs did not build; see above");
+    }
     fs::copy(out.join("ebpf").join(TARGET).join("release/orlop-ebpf"), object).expect("cargo built it");
+}
+
+/// Ends the build without a backtrace, which would only hide the message.
+fn fail(message: &str) -> ! {
+    eprintln!("error: {message}");
+    process::exit(1)
 }
 
 fn toolchain() -> Option<Toolchain> {

@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod attacks;
+mod hbone;
+mod mesh;
+mod pattern;
+mod peer;
 mod testbed;
-mod tmp_probe;
+mod tunnel;

@@ -36,6 +36,17 @@ fn pods_of_two_nodes_reach_each_other() {
 }
 
 #[test]
+fn the_first_packet_over_the_wire_arrives() {
+    let testbed = Testbed::new().unwrap();
+    let (n1, n2) = (testbed.node("n1").unwrap(), testbed.node("n2").unwrap());
+    let server = n2.pod("shop", "server", PodSpec::new()).unwrap().serve_echo(7).unwrap();
+    let start = Instant::now();
+    n1.connect(server.addr(), TIMEOUT).unwrap();
+    // A SYN that is lost is sent again after a second.
+    assert!(start.elapsed() < Duration::from_millis(900), "connected only after {:?}", start.elapsed());
+}
+
+#[test]
 #[expect(clippy::zombie_processes, reason = "nobody waits for a process that a panic left")]
 fn a_panic_leaves_nothing_behind() {
     let mut id = String::new();

@@ -143,13 +143,15 @@ impl Node {
 fn setup_script(number: u8, wire: &str) -> String {
     let [gateway4, gateway6] = gateways(number);
     // The bridge's own address is fixed: else it follows its ports', and pods' neighbour entries go stale.
+    // eth0's index is one its peer can't have: the kernel takes a link with its peer's index for no link
+    // to hurry with, and the bridge at the other end forwards up to a second later.
     format!(
         "link set lo up\n\
          link add br0 address 02:00:0a:{number:02x}:00:01 type bridge mcast_snooping 0\n\
          addr add {gateway4}/16 dev br0\n\
          addr add {gateway6}/64 dev br0 nodad\n\
          link set br0 up\n\
-         link add eth0 type veth peer name n{number} netns {wire}\n\
+         link add eth0 index 1000 type veth peer name n{number} netns {wire}\n\
          addr add 172.30.0.{number}/24 dev eth0\n\
          addr add fd00:172::{number:x}/64 dev eth0 nodad\n\
          link set eth0 up\n"

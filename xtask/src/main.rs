@@ -41,6 +41,9 @@ enum Command {
     /// Serve HTTP in a pod of the demo.
     #[command(hide = true)]
     Serve(demo::ServeArgs),
+    /// Serve HTTP in a pod of the bench.
+    #[command(hide = true)]
+    ServeBench(bench::ServeArgs),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Sweep => test::sweep(),
         Command::Serve(args) => demo::serve(&args),
+        Command::ServeBench(args) => bench::serve(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -161,7 +161,7 @@ async fn serve_connect(
     };
     let result = match respond.send_response(Response::new(()), false) {
         Ok(mut send) => {
-            record.opened();
+            record.opened(&worker.series);
             let idle_timeout = worker.shared.config.idle_timeout;
             let (up, down) = (&record.up, &record.down);
             copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout).await
@@ -227,7 +227,7 @@ async fn carry_plaintext(
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
 
     let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
-    record.opened();
+    record.opened(&worker.series);
     let idle_timeout = worker.shared.config.idle_timeout;
     copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
         .await

@@ -20,6 +20,7 @@ mod pod;
 mod pool;
 mod record;
 mod refusal;
+mod series;
 mod shared;
 #[allow(unsafe_code)]
 mod socket;

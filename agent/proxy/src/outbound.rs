@@ -43,14 +43,14 @@ async fn carry(
     match upstream.transport {
         Transport::Plain => {
             let server = tunnel::dial(&worker.shared, pod, upstream.address).await?;
-            record.opened();
+            record.opened(&worker.series);
             copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
                 .await
                 .inspect_err(|_| socket::reset(server))?;
         }
         Transport::Hbone => {
             let mut stream = open_stream(worker, pod, client.peer, &upstream, record).await?;
-            record.opened();
+            record.opened(&worker.series);
             let Stream { send, receive, .. } = &mut stream;
             copy::tcp_and_stream(&client.tcp, send, receive, &record.up, &record.down, idle_timeout).await?;
         }

@@ -4,11 +4,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use orlop_model::{Identity, Reason, Service, Workload};
+use tracing::field::display;
 
 use crate::{
     meter::Meter,
-    metrics::{Direction, End, Series},
+    metrics::{Direction, Series},
     refusal::Refusal,
+    series::{Place, SeriesCache, SeriesKey},
     shared::Shared,
 };
 
@@ -18,16 +20,6 @@ pub(crate) struct Party {
     pub(crate) address: Option<SocketAddr>,
     pub(crate) workload: Option<Arc<Workload>>,
     pub(crate) identity: Option<Identity>,
-}
-
-impl Party {
-    fn end(&self) -> End<'_> {
-        End { workload: self.workload.as_deref(), identity: self.identity.as_ref() }
-    }
-
-    fn name(&self) -> Option<String> {
-        self.workload.as_ref().map(|workload| workload.name.to_string())
-    }
 }
 
 /// A connection from its accept to its end.
@@ -68,14 +60,17 @@ impl Record {
     }
 
     /// Both ends are connected.
-    pub(crate) fn opened(&mut self) {
-        let series = self.shared.metrics.series(
-            self.direction,
-            self.tunnel.is_some(),
-            self.source.end(),
-            self.destination.end(),
-            self.service.as_deref(),
-        );
+    pub(crate) fn opened(&mut self, cache: &SeriesCache) {
+        let key = SeriesKey {
+            direction: self.direction,
+            mutual_tls: self.tunnel.is_some(),
+            source: Place(self.source.workload.clone()),
+            source_identity: self.source.identity.clone(),
+            destination: Place(self.destination.workload.clone()),
+            destination_identity: self.destination.identity.clone(),
+            service: Place(self.service.clone()),
+        };
+        let series = cache.get(&self.shared.metrics, key);
         series.opened.inc();
         self.up.feed(&series.received);
         self.down.feed(&series.sent);
@@ -102,26 +97,25 @@ impl Drop for Record {
         if let Some(refusal) = &self.outcome {
             self.shared.metrics.failed(self.direction, refusal.reason).inc();
         }
-        let text = |value: Option<String>| value.unwrap_or_default();
-        let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-        let identity = |party: &Party| party.identity.as_ref().map(Identity::to_string);
+        let identity = |party: &Party| party.identity.clone().map(display);
+        let workload = |party: &Party| party.workload.as_ref().map(|workload| display(workload.name.clone()));
         tracing::info!(
             target: "access",
             direction = self.direction.as_str(),
-            src = text(address(self.source.address)),
-            src_workload = text(self.source.name()),
-            src_identity = text(identity(&self.source)),
-            dst = text(address(self.destination.address)),
-            dst_workload = text(self.destination.name()),
-            dst_identity = text(identity(&self.destination)),
-            dst_service = self.service.as_ref().map_or("", |service| &service.hostname),
-            tunnel = text(address(self.tunnel)),
+            src = self.source.address.map(display),
+            src_workload = workload(&self.source),
+            src_identity = identity(&self.source),
+            dst = self.destination.address.map(display),
+            dst_workload = workload(&self.destination),
+            dst_identity = identity(&self.destination),
+            dst_service = self.service.as_ref().map(|service| &*service.hostname),
+            tunnel = self.tunnel.map(display),
             bytes_received = self.up.total(),
             bytes_sent = self.down.total(),
-            duration_ms = self.started.elapsed().as_secs_f64() * 1e3,
+            duration_us = self.started.elapsed().as_micros() as u64,
             result,
-            reason = self.outcome.as_ref().map_or("", |refusal| refusal.reason.as_str()),
-            detail = self.outcome.as_ref().map_or("", |refusal| &refusal.detail),
+            reason = self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
+            detail = self.outcome.as_ref().map(|refusal| &*refusal.detail).filter(|detail| !detail.is_empty()),
             "connection"
         );
     }

@@ -17,7 +17,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-use crate::{handshakes::Handshakes, pool::Pool, shared::Shared};
+use crate::{handshakes::Handshakes, pool::Pool, series::SeriesCache, shared::Shared};
 
 /// Something to do on a worker, in its runtime.
 pub(crate) type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
@@ -33,6 +33,7 @@ pub(crate) struct Worker {
     pub(crate) crew: Crew,
     pub(crate) pool: Pool,
     pub(crate) handshakes: Handshakes,
+    pub(crate) series: SeriesCache,
 }
 
 impl Worker {
@@ -116,6 +117,7 @@ fn spawn(
             index,
             pool: Pool::default(),
             handshakes: Handshakes::new(shared.config.max_handshakes),
+            series: SeriesCache::default(),
             shared,
             crew,
         });

@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use orlop_tests::{WrkOptions, iperf3, wrk};
+
+use super::rig::{Case, HTTP_PORT, IPERF_PORT};
+
+/// A load and how to run it.
+pub(super) struct Load {
+    pub(super) name: &'static str,
+    /// What its rate counts.
+    pub(super) unit: Unit,
+    /// At the least this share of no mesh.
+    pub(super) floor: f64,
+    pub(super) run: fn(&Case, Duration) -> Result<Sample>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    GigabitsPerSecond,
+    RequestsPerSecond,
+}
+
+/// What one run measured.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sample {
+    /// In the load's unit.
+    pub(super) rate: f64,
+    /// GB or requests in all.
+    pub(super) work: f64,
+    /// Zero for bulk.
+    pub(super) p50: Duration,
+    pub(super) p99: Duration,
+    /// Of the proxies together.
+    pub(super) cpu: Duration,
+}
+
+pub(super) const LOADS: [Load; 5] = [
+    Load { name: "bulk, 1 stream", unit: Unit::GigabitsPerSecond, floor: 0.40, run: |c, t| bulk(c, t, 1) },
+    Load { name: "bulk, 4 streams", unit: Unit::GigabitsPerSecond, floor: 0.0, run: |c, t| bulk(c, t, 4) },
+    Load {
+        name: "requests, 1 connection",
+        unit: Unit::RequestsPerSecond,
+        floor: 0.0,
+        run: |c, t| requests(c, t, 1, false),
+    },
+    Load {
+        name: "requests, 32 connections",
+        unit: Unit::RequestsPerSecond,
+        floor: 0.22,
+        run: |c, t| requests(c, t, 32, false),
+    },
+    Load {
+        name: "new connections, 8 clients",
+        unit: Unit::RequestsPerSecond,
+        floor: 0.25,
+        run: |c, t| requests(c, t, 8, true),
+    },
+];
+
+fn bulk(case: &Case, time: Duration, streams: u32) -> Result<Sample> {
+    let result = iperf3(&case.client, case.server.addr(IPERF_PORT), streams, time)?;
+    Ok(Sample { rate: result.bits_per_second / 1e9, work: result.bytes / 1e9, ..Sample::default() })
+}
+
+fn requests(case: &Case, time: Duration, connections: u32, close: bool) -> Result<Sample> {
+    let result = wrk(&case.client, case.server.addr(HTTP_PORT), WrkOptions { connections, time, close })?;
+    // wrk counts a server's orderly close as a read error now and then; a broken load it does not excuse.
+    if result.errors * 100 > result.requests {
+        bail!("{} of {} requests failed", result.errors, result.requests);
+    }
+    Ok(Sample {
+        rate: result.requests_per_second,
+        work: result.requests as f64,
+        p50: result.p50,
+        p99: result.p99,
+        cpu: Duration::ZERO,
+    })
+}
