@@ -33,8 +33,8 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
     loop {
         let accepted = tokio::select! {
             biased;
-            () = pod.closed() => return,
-            _ = draining.wait_for(|draining| *draining) => return,
+            () = pod.closed() => break,
+            _ = draining.wait_for(|draining| *draining) => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -45,6 +45,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
             }
         }
     }
+    socket::stop_listening(&listener);
 }
 
 fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: SocketAddr) {
@@ -74,6 +75,9 @@ fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
     let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
     spawn_local(async move {
         let _ = accepted.tcp.set_nodelay(true);
+        if port != HBONE_PORT {
+            socket::reset_unless_whole(&accepted.tcp);
+        }
         match port {
             OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted).await,
             HBONE_PORT => inbound::serve_tunnel(&worker, &pod, accepted).await,

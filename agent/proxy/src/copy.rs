@@ -34,11 +34,13 @@ pub(crate) async fn tcp_and_stream(
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
+    socket::reset_unless_whole(tcp);
     let both =
         async { tokio::try_join!(tcp_to_stream(tcp, send, up), stream_to_tcp(receive, tcp, down)).map(drop) };
     let result = unless_idle(both, up, down, idle_timeout).await;
-    if result.is_err() {
-        send.send_reset(h2::Reason::CANCEL);
+    match result {
+        Ok(()) => socket::whole(tcp),
+        Err(_) => send.send_reset(h2::Reason::CANCEL),
     }
     result
 }
@@ -51,8 +53,12 @@ pub(crate) async fn tcp_and_tcp(
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
+    let sockets = [a, b];
+    sockets.into_iter().for_each(socket::reset_unless_whole);
     let both = async { tokio::try_join!(tcp_to_tcp(a, b, up), tcp_to_tcp(b, a, down)).map(drop) };
-    unless_idle(both, up, down, idle_timeout).await
+    unless_idle(both, up, down, idle_timeout).await?;
+    sockets.into_iter().for_each(socket::whole);
+    Ok(())
 }
 
 async fn tcp_to_stream(tcp: &TcpStream, send: &mut SendStream<Bytes>, meter: &Meter) -> Result<(), Reason> {

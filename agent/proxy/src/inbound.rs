@@ -29,6 +29,7 @@ pub(crate) async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: 
         Err(refusal) => {
             let mut record = Record::new(&worker.shared, Direction::Inbound);
             record.source.address = Some(peer_address);
+            record.destination.workload = worker.shared.snapshot.load().workload(pod.name()).cloned();
             return record.finish(Err(refusal));
         }
     };

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream};
+use h2::{RecvStream, SendStream, client::SendRequest};
 use http::StatusCode;
 use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
 use tokio::time::timeout;
@@ -115,20 +115,36 @@ async fn open_stream(
         address: SocketAddr::new(upstream.address.ip(), HBONE_PORT),
     };
     record.tunnel = Some(key.address);
-    let mut slot = worker.pool.slot(&key, async || tunnel::open(worker, pod, &key).await).await?;
-    // The tunnel's handshake has shown it.
-    record.destination.identity = Some(key.destination.clone());
+    loop {
+        let mut slot = worker.pool.slot(&key, async || tunnel::open(worker, pod, &key).await).await?;
+        // The tunnel's handshake has shown it.
+        record.destination.identity = Some(key.destination.clone());
+        match request(worker, client, upstream, &mut slot.send).await {
+            Ok((send, receive)) => return Ok(Stream { send, receive, _slot: slot }),
+            // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
+            Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
+            Err(refusal) => return Err(refusal),
+        }
+    }
+}
 
+/// Asks through a tunnel for the server.
+async fn request(
+    worker: &Worker,
+    client: SocketAddr,
+    upstream: &Upstream,
+    tunnel: &mut SendRequest<Bytes>,
+) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
     let request = hbone::connect_request(upstream.address, &upstream.source, client)
         .ok_or_else(|| Refusal::internal("a name of the pod does not fit a header"))?;
     let lost = |error: h2::Error| Refusal::new(Reason::TunnelClosed, error);
-    let (answer, send) = slot.send.send_request(request, false).map_err(lost)?;
+    let (answer, send) = tunnel.send_request(request, false).map_err(lost)?;
     let answer = timeout(worker.shared.config.connect_timeout, answer)
         .await
-        .map_err(|_| Refusal::new(Reason::ConnectTimeout, format!("no answer from {} in time", key.address)))?
+        .map_err(|_| Refusal::new(Reason::ConnectTimeout, "no answer to the CONNECT in time"))?
         .map_err(lost)?;
     match answer.status() {
-        StatusCode::OK => Ok(Stream { send, receive: answer.into_body(), _slot: slot }),
-        status => Err(Refusal::new(Reason::PeerRefused, format!("{} answered {status}", key.address))),
+        StatusCode::OK => Ok((send, answer.into_body())),
+        status => Err(Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))),
     }
 }

@@ -41,8 +41,17 @@ pub(crate) struct Pool(RefCell<HashMap<Key, Rc<Lane>>>);
 /// The tunnels of one key. The lock is held while one is opened, so that a burst opens one and not many.
 #[derive(Default)]
 struct Lane {
-    opening: Mutex<()>,
+    opening: Mutex<Attempts>,
     tunnels: RefCell<Vec<Tunnel>>,
+    /// Attempts to open one that have begun.
+    begun: Cell<u64>,
+}
+
+/// How the last attempt to open a tunnel ended.
+#[derive(Default)]
+struct Attempts {
+    number: u64,
+    failure: Option<Refusal>,
 }
 
 struct Tunnel {
@@ -52,13 +61,24 @@ struct Tunnel {
 
 struct Usage {
     streams: Cell<usize>,
+    /// No more streams for it.
+    retired: Cell<bool>,
     last: Cell<Instant>,
 }
 
 /// A place for one stream in a tunnel.
 pub(crate) struct Slot {
     pub(crate) send: SendRequest<Bytes>,
+    /// Whether the tunnel was open before: it may have died unnoticed.
+    pub(crate) reused: bool,
     usage: Rc<Usage>,
+}
+
+impl Slot {
+    /// The tunnel is of no use for new streams; those that it has may go on.
+    pub(crate) fn retire(&self) {
+        self.usage.retired.set(true);
+    }
 }
 
 impl Drop for Slot {
@@ -79,15 +99,29 @@ impl Pool {
         if let Some(slot) = lane.free().await {
             return Ok(slot);
         }
-        let _opening = lane.opening.lock().await;
-        // Somebody else may have opened one while we waited.
+        let next = lane.begun.get() + 1;
+        let mut attempts = lane.opening.lock().await;
+        // Somebody else may have tried while we waited: their tunnel will do, and so will their failure.
         if let Some(slot) = lane.free().await {
             return Ok(slot);
         }
-        let send = open().await?;
-        let usage = Rc::new(Usage { streams: Cell::new(0), last: Cell::new(Instant::now()) });
+        if attempts.number >= next
+            && let Some(failure) = &attempts.failure
+        {
+            return Err(failure.clone());
+        }
+        attempts.number = lane.begun.get() + 1;
+        lane.begun.set(attempts.number);
+        let opened = open().await;
+        attempts.failure = opened.as_ref().err().cloned();
+        let send = opened?;
+        let usage = Rc::new(Usage {
+            streams: Cell::new(0),
+            retired: Cell::new(false),
+            last: Cell::new(Instant::now()),
+        });
         lane.tunnels.borrow_mut().push(Tunnel { send: send.clone(), usage: Rc::clone(&usage) });
-        Ok(take(send, usage))
+        Ok(take(send, usage, false))
     }
 
     /// Forgets tunnels that have been idle for long; without a handle they end in good order.
@@ -97,9 +131,10 @@ impl Pool {
             sleep((idle / 4).max(Duration::from_millis(10))).await;
             let now = Instant::now();
             worker.pool.0.borrow_mut().retain(|_, lane| {
-                lane.tunnels
-                    .borrow_mut()
-                    .retain(|tunnel| tunnel.usage.streams.get() > 0 || now - tunnel.usage.last.get() < idle);
+                lane.tunnels.borrow_mut().retain(|tunnel| {
+                    tunnel.usage.streams.get() > 0
+                        || (!tunnel.usage.retired.get() && now - tunnel.usage.last.get() < idle)
+                });
                 !lane.tunnels.borrow().is_empty() || Rc::strong_count(lane) > 1
             });
         }
@@ -112,12 +147,11 @@ impl Lane {
         loop {
             let (send, usage) = {
                 let tunnels = self.tunnels.borrow();
-                let tunnel = tunnels.iter().find(|tunnel| tunnel.usage.streams.get() < MAX_STREAMS)?;
+                let tunnel = tunnels.iter().find(|tunnel| tunnel.has_room())?;
                 (tunnel.send.clone(), Rc::clone(&tunnel.usage))
             };
-            let slot = take(send, usage);
-            let Slot { send, usage } = &slot;
-            // Ready at once unless the peer allows fewer streams than we do.
+            let slot = take(send, usage, true);
+            let Slot { send, usage, .. } = &slot;
             match send.clone().ready().await {
                 Ok(_) => return Some(slot),
                 Err(_) => self.tunnels.borrow_mut().retain(|tunnel| !Rc::ptr_eq(&tunnel.usage, usage)),
@@ -126,7 +160,15 @@ impl Lane {
     }
 }
 
-fn take(send: SendRequest<Bytes>, usage: Rc<Usage>) -> Slot {
+impl Tunnel {
+    /// A stream beyond what the peer allows would wait until another ends.
+    fn has_room(&self) -> bool {
+        !self.usage.retired.get()
+            && self.usage.streams.get() < MAX_STREAMS.min(self.send.current_max_send_streams())
+    }
+}
+
+fn take(send: SendRequest<Bytes>, usage: Rc<Usage>, reused: bool) -> Slot {
     usage.streams.set(usage.streams.get() + 1);
-    Slot { send, usage }
+    Slot { send, reused, usage }
 }

@@ -1,7 +1,7 @@
 use orlop_model::Reason;
 
 /// Why a connection is refused or was cut short: the reason for metrics, and what else is known for the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
     pub(crate) detail: String,

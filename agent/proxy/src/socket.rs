@@ -14,9 +14,10 @@ use std::{
 use nix::{
     libc,
     sched::{CloneFlags, setns},
+    sys::socket::{setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// The kernel caps it at net.core.somaxconn.
@@ -68,6 +69,30 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Gives a socket that will dial `address`, one of the pod's own, that same address. From another of the
+/// pod's addresses the kernel side would take it for an outsider and lead it back to the proxy, for ever.
+pub(crate) fn bind_to(socket: &TcpSocket, address: IpAddr) -> io::Result<()> {
+    // The port is chosen with the connection: a bound one would be this socket's alone.
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(SocketAddr::new(address, 0))
+}
+
+/// From now on the socket ends with a reset whenever it is closed, be it by the kernel after a SIGKILL: an
+/// application must not take a connection that was cut for one that has ended. [`whole`] takes it back.
+pub(crate) fn reset_unless_whole(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
+
+/// Both sides have ended in good order, so that the socket may too.
+pub(crate) fn whole(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
+/// Refuses whoever waits to be accepted, and whoever comes, also while others hold the socket.
+pub(crate) fn stop_listening(listener: &TcpListener) {
+    let _ = SockRef::from(listener).shutdown(std::net::Shutdown::Both);
 }
 
 /// Closes `stream` with a reset instead of an orderly end.

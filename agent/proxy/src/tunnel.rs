@@ -79,7 +79,7 @@ pub(crate) async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Res
     dial_as(shared, pod, address, None).await
 }
 
-/// Like [`dial`]; a server in the pod sees `client` as its peer.
+/// Like [`dial`], for a server in the pod itself, which sees `client` as its peer.
 pub(crate) async fn dial_as(
     shared: &Shared,
     pod: &Pod,
@@ -88,6 +88,10 @@ pub(crate) async fn dial_as(
 ) -> Result<TcpStream, Refusal> {
     let tcp = pod.netns().tcp_socket(address).map_err(Refusal::internal)?;
     shared.kernel.claim(tcp.as_fd(), client).map_err(Refusal::internal)?;
+    if client.is_some() {
+        socket::bind_to(&tcp, address.ip())
+            .map_err(|error| Refusal::new(Reason::ConnectFailed, format!("{}: {error}", address.ip())))?;
+    }
     match timeout(shared.config.connect_timeout, tcp.connect(address)).await {
         Ok(Ok(tcp)) => Ok(tcp),
         Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))),
