@@ -3,9 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod attacks;
+mod failclosed;
 mod hbone;
 mod mesh;
+mod pair;
 mod pattern;
 mod peer;
+mod redirect;
+mod scale;
+mod seeing;
 mod testbed;
 mod tunnel;
+mod world;

@@ -65,18 +65,23 @@ impl Mesh {
         Self { agents, nodes, client, server, testbed }
     }
 
-    /// The agent of the first (0) or second (1) node.
-    pub fn agent(&self, index: usize) -> &Agent {
-        self.agents[index].as_ref().unwrap()
+    /// Both.
+    pub fn agents(&self) -> [&Agent; 2] {
+        [self.client_agent(), self.server_agent()]
     }
 
     /// The first node's.
-    pub fn client_agent(&mut self) -> &mut Agent {
-        self.agents[0].as_mut().unwrap()
+    pub fn client_agent(&self) -> &Agent {
+        self.agents[0].as_ref().unwrap()
     }
 
     /// The second node's.
-    pub fn server_agent(&mut self) -> &mut Agent {
+    pub fn server_agent(&self) -> &Agent {
+        self.agents[1].as_ref().unwrap()
+    }
+
+    /// The second node's, to end it and start it again.
+    pub fn server_agent_mut(&mut self) -> &mut Agent {
         self.agents[1].as_mut().unwrap()
     }
 }

@@ -128,7 +128,7 @@ pub fn fill(stream: &TcpStream, seed: u8, patience: Duration) -> io::Result<Patt
 }
 
 /// Waits until the socket is ready for `what`, or `patience` is over.
-pub fn ready(stream: &TcpStream, what: PollFlags, patience: Duration) -> io::Result<bool> {
+pub fn ready(stream: &impl AsFd, what: PollFlags, patience: Duration) -> io::Result<bool> {
     let mut fds = [PollFd::new(stream.as_fd(), what)];
     let timeout = PollTimeout::try_from(patience).map_err(io::Error::other)?;
     Ok(poll(&mut fds, timeout)? > 0)

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
+use nix::poll::PollFlags;
 use orlop_tests::Pod;
 
 use crate::mesh::{Mesh, TIMEOUT};
@@ -30,9 +31,8 @@ fn connect(client: &Pod, server: &Pod, listener: &TcpListener) -> (TcpStream, Tc
 }
 
 /// Accepts, for some time; reads and writes on the stream get the same limit.
-fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
-    let probe = TcpStream::from(std::os::fd::OwnedFd::from(listener.try_clone()?));
-    if !ready(&probe, nix::poll::PollFlags::POLLIN, TIMEOUT)? {
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    if !ready(listener, PollFlags::POLLIN, TIMEOUT)? {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let (stream, _) = listener.accept()?;

@@ -156,7 +156,19 @@ impl Datapath {
 /// Removes everything below `bpffs`: the kernel detaches every hook, and pods talk in clear again.
 pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
     require_bpffs(bpffs)?;
+    for layout in list(bpffs)? {
+        for part in ["links", "pods"].map(|part| layout.join(part)) {
+            if part.is_dir() {
+                list(&part)?.iter().try_for_each(|pin| links::detach(pin))?;
+            }
+        }
+    }
     fs::remove_dir_all(bpffs).map_err(file("remove", bpffs))
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = fs::read_dir(directory).map_err(file("list", directory))?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
 fn listener_key(netns: NetnsCookie, port: u16) -> ListenerKey {

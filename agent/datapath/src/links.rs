@@ -39,14 +39,19 @@ pub fn attach_inbound(loaded: &Loaded, netns: BorrowedFd<'_>, pin: &Path) -> Res
     put(program.as_fd(), netns, ProgramKind::SkLookup, pin)
 }
 
-/// Removes a pin; the kernel then detaches the link.
+/// Detaches a pinned link, in force when this returns, and removes its pin. That there is none is no error.
 pub fn detach(pin: &Path) -> Result<(), DatapathError> {
-    match fs::remove_file(pin) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(DatapathError::File { action: "remove", path: pin.to_owned(), source })
-        }
-        _ => Ok(()),
+    let failed = |source| DatapathError::Link { action: "detach", path: pin.to_owned(), source };
+    match sys::object_get(pin) {
+        Ok(link) => sys::link_detach(link.as_fd()).map_err(failed)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
     }
+    fs::remove_file(pin).map_err(|source| DatapathError::File {
+        action: "remove",
+        path: pin.to_owned(),
+        source,
+    })
 }
 
 /// Replaces the program behind the pinned link in one step; without a link, or with one whose cgroup or

@@ -24,6 +24,7 @@ const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_MAP_FREEZE: libc::c_int = 22;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Names in the kernel: 15 bytes and the end.
 const NAME: usize = 16;
@@ -347,6 +348,13 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     };
     // SAFETY: the command reads descriptors only.
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
+}
+
+/// Takes `link` off what it is attached to, at once (5.9). Without it the kernel does so some time after the
+/// last reference has gone.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the command reads a descriptor only.
+    unsafe { bpf(BPF_LINK_DETACH, &link.as_raw_fd().cast_unsigned()) }.map(drop)
 }
 
 fn name(text: &str) -> [u8; NAME] {

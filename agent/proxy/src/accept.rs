@@ -1,6 +1,6 @@
 //! Takes connections from a pod's listening sockets and places them on workers.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::ready, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use orlop_model::{
     Reason,
@@ -33,7 +33,10 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
     loop {
         let accepted = tokio::select! {
             biased;
-            () = pod.closed() => break,
+            () = pod.closed() => {
+                take_waiting(&worker, &pod, port, &listener).await;
+                break;
+            }
             _ = draining.wait_for(|draining| *draining) => break,
             accepted = listener.accept() => accepted,
         };
@@ -46,6 +49,20 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
         }
     }
     socket::stop_listening(&listener);
+}
+
+/// Those that the kernel led here before the pod was taken out.
+async fn take_waiting(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, listener: &TcpListener) {
+    loop {
+        tokio::select! {
+            biased;
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, peer)) => place(worker, pod, port, tcp, socket::canonical(peer)),
+                Err(_) => return,
+            },
+            () = ready(()) => return,
+        }
+    }
 }
 
 fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: SocketAddr) {

@@ -111,6 +111,9 @@ async fn serve_streams(
             Some(Ok((request, respond))) => start_stream(worker, pod, &peer, request, respond),
             Some(Err(error)) => {
                 tracing::debug!(peer = %peer.address, %error, "tunnel ended");
+                if error.is_library() {
+                    record_misuse(worker, pod, &peer, &error);
+                }
                 break;
             }
             None => break,
@@ -118,6 +121,20 @@ async fn serve_streams(
     }
     // What was said last, for example to a stream that was refused, may still be on its way out.
     let _ = poll_fn(|cx| connection.poll_closed(cx)).await;
+}
+
+/// A peer that breaks the rules of HTTP/2 has no stream to be recorded with.
+fn record_misuse(worker: &Worker, pod: &Pod, peer: &Peer, error: &h2::Error) {
+    let mut record = Record::new(&worker.shared, Direction::Inbound);
+    record.tunnel = Some(peer.local);
+    record.source.address = Some(peer.address);
+    record.source.identity = Some(peer.identity.clone());
+    record.destination.workload = worker.shared.snapshot.load().workload(pod.name()).cloned();
+    let reason = match error.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Reason::StreamLimit,
+        _ => Reason::BadConnectRequest,
+    };
+    record.finish(Err(Refusal::new(reason, error)));
 }
 
 fn start_stream(
@@ -196,6 +213,9 @@ async fn connect(
     record.source.workload =
         snapshot.workload_at(client.ip()).filter(|workload| workload.identity == peer.identity).cloned();
     admit_connect(peer.local.ip(), workload, request.authority)?;
+    if pod.is_own_port(request.authority.port()) {
+        return Err(Reason::NotThisPod.into());
+    }
 
     tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await
 }
@@ -220,7 +240,10 @@ async fn carry_plaintext(
     let destination = socket::canonical(client.tcp.local_addr().map_err(Refusal::internal)?);
     record.destination.address = Some(destination);
     // Led here by nobody: the pod itself has dialled the proxy.
-    if is_reserved(destination.port()) || destination.ip() == client.peer.ip() {
+    if is_reserved(destination.port())
+        || pod.is_own_port(destination.port())
+        || destination.ip() == client.peer.ip()
+    {
         return Err(Reason::NoOriginalDestination.into());
     }
     let snapshot = worker.shared.snapshot.load_full();

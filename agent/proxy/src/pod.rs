@@ -19,6 +19,8 @@ pub struct Pod {
     name: NamespacedName,
     netns: Netns,
     listeners: [(u16, Arc<TcpListener>); 3],
+    /// Where they are, which differs where the pod had taken the port.
+    ports: [u16; 3],
     open: watch::Sender<bool>,
 }
 
@@ -28,7 +30,11 @@ impl Pod {
     pub(crate) fn open(name: NamespacedName, netns: Netns) -> io::Result<Self> {
         let listen = |port| Ok::<_, io::Error>((port, Arc::new(netns.listen(port)?)));
         let listeners = [listen(OUTBOUND_PORT)?, listen(INBOUND_PLAINTEXT_PORT)?, listen(HBONE_PORT)?];
-        Ok(Self { name, netns, listeners, open: watch::Sender::new(true) })
+        let mut ports = [0; 3];
+        for (port, (_, listener)) in ports.iter_mut().zip(&listeners) {
+            *port = listener.local_addr()?.port();
+        }
+        Ok(Self { name, netns, listeners, ports, open: watch::Sender::new(true) })
     }
 
     /// Namespace and name.
@@ -44,6 +50,11 @@ impl Pod {
     /// Its listening sockets, by the port that each stands for.
     pub fn listeners(&self) -> impl Iterator<Item = (u16, BorrowedFd<'_>)> {
         self.listeners.iter().map(|(port, listener)| (*port, listener.as_fd()))
+    }
+
+    /// Whether the proxy itself is at this port of the pod: what it led there would come back to it, for ever.
+    pub(crate) fn is_own_port(&self, port: u16) -> bool {
+        self.ports.contains(&port)
     }
 
     pub(crate) fn clone_listeners(&self) -> io::Result<Vec<(u16, TcpListener)>> {

@@ -69,10 +69,9 @@ fn ninety_nine_stopped_readers_do_not_hold_up_their_tunnel() {
 }
 
 fn assert_others_move_on(stopped: usize) {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let listener = mesh.server.listen(false, PORT).unwrap();
-    let streams: Vec<_> =
-        (0..stopped).map(|_| connect(&mesh.client, &mesh.server, &listener)).collect();
+    let streams: Vec<_> = (0..stopped).map(|_| connect(&mesh.client, &mesh.server, &listener)).collect();
     let (client, server) = connect(&mesh.client, &mesh.server, &listener);
     super::at_once(&streams, |(client, _)| {
         assert!(fill(client, 8, STUCK).unwrap().position() > 0);

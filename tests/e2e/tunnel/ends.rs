@@ -11,7 +11,7 @@ const LENGTH: u64 = 3_000_000;
 
 #[test]
 fn a_client_that_has_said_all_still_gets_the_answer() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let (client, server) = pair(&mesh);
     let (mut from_client, mut from_server) = (&client, &server);
     from_client.write_all(b"question").unwrap();
@@ -29,7 +29,7 @@ fn a_client_that_has_said_all_still_gets_the_answer() {
 
 #[test]
 fn a_server_that_has_said_all_still_takes_what_comes() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let (client, server) = pair(&mesh);
     let (mut from_client, mut from_server) = (&client, &server);
     from_server.write_all(b"greeting").unwrap();
@@ -49,7 +49,7 @@ fn a_server_that_has_said_all_still_takes_what_comes() {
 
 #[test]
 fn a_reset_by_the_client_reaches_the_server() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let (client, server) = pair(&mesh);
     send(&client, 3, 1000, &[1000]).unwrap();
     receive(&server, 3, 1000).unwrap();
@@ -61,7 +61,7 @@ fn a_reset_by_the_client_reaches_the_server() {
 
 #[test]
 fn a_reset_by_the_server_reaches_the_client() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let (client, server) = pair(&mesh);
     send(&server, 4, 1000, &[1000]).unwrap();
     receive(&client, 4, 1000).unwrap();
@@ -108,11 +108,10 @@ fn a_reset_ends_a_side_that_only_writes() {
 
 #[test]
 fn a_refusing_server_is_a_reset_for_the_client_and_connect_failed_at_the_server() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let client = mesh.client.connect(mesh.server.addr(PORT), TIMEOUT).unwrap();
     assert_reset(&client);
-    let inbound =
-        record(mesh.server_agent(), &[("direction", "inbound"), ("reason", "connect_failed")]);
+    let inbound = record(mesh.server_agent(), &[("direction", "inbound"), ("reason", "connect_failed")]);
     assert_eq!(inbound["result"], "refused");
     assert_eq!(inbound["dst"], mesh.server.addr(PORT).to_string());
     assert!(failed(mesh.server_agent(), "connect_failed") > 0.0);
@@ -121,7 +120,7 @@ fn a_refusing_server_is_a_reset_for_the_client_and_connect_failed_at_the_server(
 
 #[test]
 fn a_tunnel_goes_on_after_a_stream_was_reset_or_refused() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let listener = mesh.server.listen(false, PORT).unwrap();
     let (kept_client, kept_server) = connect(&mesh.client, &mesh.server, &listener);
     let refused = mesh.client.connect(mesh.server.addr(PORT + 1), TIMEOUT).unwrap();

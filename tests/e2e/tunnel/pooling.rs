@@ -14,11 +14,10 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn two_hundred_connections_at_once_take_two_tunnels_and_keep_apart() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let listener = mesh.server.listen(false, PORT).unwrap();
-    let streams: Vec<_> = (0..200_u8)
-        .map(|seed| (seed, connect(&mesh.client, &mesh.server, &listener)))
-        .collect();
+    let streams: Vec<_> =
+        (0..200_u8).map(|seed| (seed, connect(&mesh.client, &mesh.server, &listener))).collect();
     assert_eq!(tunnels(mesh.client_agent(), "outbound"), 2.0);
     assert_eq!(tunnels(mesh.server_agent(), "inbound"), 2.0);
     at_once(&streams, |(seed, (client, server))| {
@@ -34,15 +33,15 @@ fn two_hundred_connections_at_once_take_two_tunnels_and_keep_apart() {
 
 #[test]
 fn connections_that_are_over_leave_nothing() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let server = mesh.server.serve_echo(PORT).unwrap();
     let to = server.addr();
     // The tunnel stays, and is to be there before and after.
     echo(&mesh.client.connect(to, TIMEOUT).unwrap(), b"first").unwrap();
-    for agent in [0, 1] {
-        await_value(0.0, || active(mesh.agent(agent)));
+    for agent in mesh.agents() {
+        await_value(0.0, || active(agent));
     }
-    let before = [0, 1].map(|agent| descriptors(mesh.agent(agent)));
+    let before = mesh.agents().map(descriptors);
     mesh.client
         .run(|| {
             for n in 0..2000_u32 {
@@ -51,9 +50,9 @@ fn connections_that_are_over_leave_nothing() {
             }
         })
         .unwrap();
-    for (agent, before) in [0, 1].into_iter().zip(before) {
-        await_value(0.0, || active(mesh.agent(agent)));
-        await_value(before, || descriptors(mesh.agent(agent)));
+    for (agent, before) in mesh.agents().into_iter().zip(before) {
+        await_value(0.0, || active(agent));
+        await_value(before, || descriptors(agent));
     }
     assert_eq!(tunnels(mesh.client_agent(), "outbound"), 1.0);
     assert_eq!(tunnels(mesh.server_agent(), "inbound"), 1.0);
@@ -69,12 +68,12 @@ fn descriptors(agent: &Agent) -> usize {
 
 #[test]
 fn pods_and_identities_do_not_share_tunnels() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let node = mesh.nodes[0].clone();
     // One with the first client's identity, one with another.
     let twin = node.pod(NAMESPACE, "twin", PodSpec::new().service_account("client")).unwrap();
     let other = node.pod(NAMESPACE, "other", PodSpec::new().service_account("other")).unwrap();
-    mesh.client_agent().wait_enrolled([&mesh.client.clone(), &twin, &other]).unwrap();
+    mesh.client_agent().wait_enrolled([&mesh.client, &twin, &other]).unwrap();
     let server = mesh.server.serve_echo(PORT).unwrap();
     let clients = [mesh.client.clone(), twin, other];
     for round in 0..2 {
@@ -93,16 +92,16 @@ fn pods_and_identities_do_not_share_tunnels() {
 fn assert_seen_as(mesh: &Mesh, client: &Pod, account: &str) {
     let identity = format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{account}");
     let workload = format!("{NAMESPACE}/{}", client.name());
-    let seen = record(mesh.agent(1), &[("src_workload", &workload), ("src_identity", &identity)]);
+    let seen = record(mesh.server_agent(), &[("src_workload", &workload), ("src_identity", &identity)]);
     assert!(seen["src"].as_str().unwrap().starts_with(&format!("{}:", client.ipv4())), "{seen}");
 }
 
 #[test]
 fn destinations_do_not_share_tunnels() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let server = mesh.server.serve_echo(PORT).unwrap();
     let twin = mesh.nodes[1].pod(NAMESPACE, "twin", PodSpec::new().service_account("server")).unwrap();
-    mesh.server_agent().wait_enrolled([&mesh.server.clone(), &twin]).unwrap();
+    mesh.server_agent().wait_enrolled([&mesh.server, &twin]).unwrap();
     let twin_server = twin.serve_echo(PORT).unwrap();
     for to in [server.addr(), server.addr6(), twin_server.addr()] {
         // The client's agent may hear of the twin a little later than its own one.
@@ -114,7 +113,7 @@ fn destinations_do_not_share_tunnels() {
 
 #[test]
 fn connections_of_a_burst_share_the_tunnel_that_the_first_opens() {
-    let mut mesh = Mesh::new();
+    let mesh = Mesh::new();
     let server = mesh.server.serve_echo(PORT).unwrap();
     let to = server.addr();
     at_once(0..50_u32, |n| {
