@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use orlop_model::TrustDomain;
+use orlop_model::{DEFAULT_ROOT_NAMESPACE, TrustDomain};
 
 /// A service mesh for Kubernetes without sidecars.
 #[derive(Debug, Parser)]
@@ -33,6 +33,12 @@ pub struct NodeArguments {
     /// Trust domain of every identity.
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: TrustDomain,
+    /// Another name of the trust domain in policies; may be given several times.
+    #[arg(long = "trust-domain-alias", value_name = "TRUST_DOMAIN")]
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Namespace whose policies are for the whole mesh.
+    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_ROOT_NAMESPACE)]
+    pub root_namespace: String,
     /// Name of the cluster, in metrics and baggage.
     #[arg(long, default_value = "Kubernetes")]
     pub cluster: String,

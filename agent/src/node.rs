@@ -120,6 +120,8 @@ fn settings(arguments: &NodeArguments) -> Settings {
     Settings {
         node: arguments.node.clone(),
         trust_domain: arguments.trust_domain.clone(),
+        trust_domain_aliases: arguments.trust_domain_aliases.clone(),
+        root_namespace: arguments.root_namespace.clone(),
         cluster: arguments.cluster.clone(),
         cluster_domain: arguments.cluster_domain.clone(),
     }

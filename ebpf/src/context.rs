@@ -53,6 +53,7 @@ macro_rules! load_ipv6 {
 
 load_ipv6!(user_ip6, bpf_sock_addr, user_ip6);
 load_ipv6!(ops_local_ip6, bpf_sock_ops, local_ip6);
+load_ipv6!(ops_remote_ip6, bpf_sock_ops, remote_ip6);
 load_ipv6!(lookup_local_ip6, bpf_sk_lookup, local_ip6);
 load_ipv6!(lookup_remote_ip6, bpf_sk_lookup, remote_ip6);
 
@@ -210,6 +211,24 @@ impl SockOps {
             source,
             source_port: load!(self.0, local_port) as u16,
             destination_port: u32::from_be(load!(self.0, remote_port)) as u16,
+            reserved: 0,
+        }
+    }
+
+    /// The connection that this socket accepts, as the dialling side names it with [`Self::flow`].
+    #[inline(always)]
+    pub fn peers_flow(&self) -> Flow {
+        let source = if load!(self.0, family) == AF_INET {
+            mapped(load!(self.0, remote_ip4))
+        } else {
+            ops_remote_ip6(self.0)
+        };
+        Flow {
+            // SAFETY: as for `flow`.
+            netns: unsafe { bpf_get_netns_cookie(self.0.cast()) },
+            source,
+            source_port: u32::from_be(load!(self.0, remote_port)) as u16,
+            destination_port: load!(self.0, local_port) as u16,
             reserved: 0,
         }
     }

@@ -29,10 +29,15 @@ pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
 #[btf_map]
 pub static ORIGINAL_DST: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
 
-/// Real client of a connection that the agent dialled to a server. Written and removed by `sockops`,
-/// read by `peername`.
+/// Real client of a connection that the agent dials to a server, until the server's own socket is there.
+/// Written, read and removed by `sockops`.
 #[btf_map]
 pub static CLIENTS: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
+
+/// Real client of a connection that a server has accepted. Written by `sockops`, read by `peername`; goes
+/// with the socket, so that a client that is gone before its connection is accepted is known all the same.
+#[btf_map]
+pub static ACCEPTED: SkStorage<Endpoint> = SkStorage::new();
 
 /// How often a hook refused by itself, by [`Refusal`].
 #[btf_map]

@@ -4,14 +4,17 @@
 //! before the other side can accept.
 
 use aya_ebpf::{
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
 
 use crate::{
-    context::{SockOps, stored},
-    maps::{AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
+    context::{SockOps, store_with, stored},
+    maps::{ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
 };
 
 const TCP_CLOSE: u32 = 7;
@@ -23,6 +26,7 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps::new(&ctx);
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => adopt(&ops),
         // Asked for by `publish`, for the agent's sockets alone.
         BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => {
             let _ = CLIENTS.remove(ops.flow());
@@ -46,5 +50,14 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
         }
     } else if let Some(destination) = stored(&DIALLED, socket) {
         let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
+    }
+}
+
+/// Hands the client over to the server's socket, which is there before the dialling side can close.
+#[inline(always)]
+fn adopt(ops: &SockOps) {
+    // SAFETY: copied at once; an entry replaced meanwhile was for a connection that has ended.
+    if let Some(client) = unsafe { CLIENTS.get(ops.peers_flow()) }.copied() {
+        store_with(&ACCEPTED, ops.socket(), &client);
     }
 }

@@ -3,6 +3,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use orlop_model::world::{Protocol, TargetPort};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// What is wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +62,25 @@ impl fmt::Display for FieldPath {
             }
         }
         Ok(())
+    }
+}
+
+/// A field that may be left out but not be null: `key:` with its entries commented out would mean any.
+#[derive(Debug)]
+pub(crate) struct NotNull<T>(pub Option<T>);
+
+impl<T> Default for NotNull<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for NotNull<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Option::deserialize(deserializer)? {
+            Some(value) => Ok(Self(Some(value))),
+            None => Err(D::Error::custom("there is nothing in it; fill it, or leave it out")),
+        }
     }
 }
 

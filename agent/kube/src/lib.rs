@@ -4,13 +4,16 @@
 
 #![forbid(unsafe_code)]
 
+mod authorization_policy;
 mod directory;
 mod endpoint_slice;
 mod error;
 mod field;
 mod metadata;
 mod namespace;
+mod peer_authentication;
 mod pod;
+mod selector;
 mod service;
 
 pub use directory::{WorldDirectory, read_world};

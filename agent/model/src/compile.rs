@@ -6,13 +6,18 @@ use std::sync::Arc;
 
 use crate::endpoints::Endpoints;
 use crate::identity::{Identity, TrustDomain};
+use crate::mutual_tls::{MutualTls, PeerAuthentications};
 use crate::optin::opted_in;
 use crate::owner::names;
+use crate::policy::{Scopes, findings};
 use crate::snapshot::{LocalPod, Service, Snapshot, Workload};
 use crate::world::{Labels, Pod, World};
 
 /// Says where a local pod's network namespace is, for sources that have no container runtime behind them.
 const NETNS: &str = "orlop.dev/netns";
+
+/// Where Istio's users have the policies for the whole mesh.
+pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
 
 /// What a compilation needs besides the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +26,11 @@ pub struct Settings {
     pub node: String,
     /// The trust domain of all identities.
     pub trust_domain: TrustDomain,
+    /// Former or further names of the trust domain: in the principals of policies each of them, and
+    /// `cluster.local`, stands for all of them.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// The namespace whose policies are for the whole mesh, as Istio's; see [`DEFAULT_ROOT_NAMESPACE`].
+    pub root_namespace: String,
     /// The cluster's name, such as `Kubernetes`.
     pub cluster: String,
     /// The DNS suffix of services, such as `cluster.local`.
@@ -39,7 +49,22 @@ pub fn compile(world: &World, settings: &Settings, generation: u64) -> Snapshot 
         .collect();
     let services = services(world, settings, &workloads, &workload_by_address);
     let service_by_vip = by_vip(&services);
-    Snapshot { generation, workloads, services, local_pods, workload_by_address, service_by_vip }
+    let mut scopes = Scopes::new(world, settings);
+    let policies = scopes.index(live());
+    let peer_authentications = PeerAuthentications::new(world, settings);
+    let mutual_tls = MutualTls::new(&peer_authentications, live());
+    let findings = findings(world, settings, &scopes, &peer_authentications);
+    Snapshot {
+        generation,
+        workloads,
+        services,
+        local_pods,
+        workload_by_address,
+        service_by_vip,
+        policies,
+        mutual_tls,
+        findings,
+    }
 }
 
 fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {

@@ -6,25 +6,31 @@
 
 #![forbid(unsafe_code)]
 
+mod authorize;
 mod compile;
 mod endpoints;
 mod identity;
 mod inbound;
+mod mutual_tls;
 mod name;
 mod optin;
 mod owner;
+mod policy;
 pub mod ports;
 mod reason;
 mod route;
 mod snapshot;
 pub mod world;
 
-pub use compile::{Settings, compile};
+pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
+pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use inbound::admit_connect;
 pub use name::{NameError, NamespacedName};
 pub use optin::opted_in;
+pub use policy::{Finding, Severity};
 pub use reason::Reason;
 pub use route::{Balance, Route, Transport};
 pub use snapshot::{Endpoint, LocalPod, Service, ServicePort, Snapshot, Workload};
 pub use world::World;
+pub use world::security::Mode;

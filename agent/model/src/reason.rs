@@ -49,6 +49,10 @@ reasons! {
     AlpnMismatch = "alpn_mismatch",
     /// The tunnel's request is not a CONNECT to an address and port.
     BadConnectRequest = "bad_connect_request",
+    /// An authorization policy refuses it, or none of those that allow some matches.
+    PolicyDenied = "policy_denied",
+    /// It came without mutual TLS to a workload that takes none of those.
+    PlaintextRefused = "plaintext_refused",
     /// The tunnel's target is not an address of the pod it arrived at, or is a port of the proxy.
     NotThisPod = "not_this_pod",
     /// The peer's proxy answered the CONNECT with a refusal.

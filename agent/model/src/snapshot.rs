@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::identity::Identity;
+use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
+use crate::policy::{Finding, PolicyIndex};
 
 /// The compiled world. Immutable: a change of the world makes another one with a higher generation.
 ///
@@ -23,6 +25,12 @@ pub struct Snapshot {
     pub(crate) workload_by_address: HashMap<IpAddr, Arc<Workload>>,
     #[serde(skip)]
     pub(crate) service_by_vip: HashMap<IpAddr, Arc<Service>>,
+    #[serde(skip)]
+    pub(crate) policies: PolicyIndex,
+    #[serde(skip)]
+    pub(crate) mutual_tls: MutualTls,
+    /// Sorted by resource.
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl Snapshot {
@@ -61,6 +69,11 @@ impl Snapshot {
     /// All live pods, sorted by name.
     pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
         self.workloads.iter()
+    }
+
+    /// What the authors of policies should know, sorted by resource.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
     }
 
     /// All services, sorted by name.

@@ -1,9 +1,12 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+pub mod security;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::name::NamespacedName;
+use security::{AuthorizationPolicy, PeerAuthentication};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -19,6 +22,10 @@ pub struct World {
     pub services: BTreeMap<NamespacedName, Service>,
     /// EndpointSlices by name.
     pub endpoint_slices: BTreeMap<NamespacedName, EndpointSlice>,
+    /// AuthorizationPolicies by name.
+    pub authorization_policies: BTreeMap<NamespacedName, AuthorizationPolicy>,
+    /// PeerAuthentications by name.
+    pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
 }
 
 /// A `v1` Namespace.

@@ -257,6 +257,8 @@ fn snapshot(world: &World) -> Snapshot {
     let settings = Settings {
         node: "one".into(),
         trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
+        root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
     };

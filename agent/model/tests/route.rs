@@ -295,6 +295,8 @@ fn settings() -> Settings {
     Settings {
         node: "one".into(),
         trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
+        root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
     }

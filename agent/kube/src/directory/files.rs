@@ -63,6 +63,12 @@ impl Files {
                 Object::Pod(pod) => drop(world.pods.insert(pod.name.clone(), *pod)),
                 Object::Service(service) => drop(world.services.insert(service.name.clone(), service)),
                 Object::EndpointSlice(slice) => drop(world.endpoint_slices.insert(slice.name.clone(), slice)),
+                Object::AuthorizationPolicy(policy) => {
+                    world.authorization_policies.insert(policy.name.clone(), policy);
+                }
+                Object::PeerAuthentication(policy) => {
+                    world.peer_authentications.insert(policy.name.clone(), policy);
+                }
             }
         }
         self.warn_of_shared_addresses(&world);

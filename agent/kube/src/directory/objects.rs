@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use orlop_model::NamespacedName;
+use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{EndpointSlice, Namespace, Pod, Service};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
@@ -11,7 +12,7 @@ use serde_path_to_error::Segment;
 use super::node::{Node, parse};
 use crate::error::{Place, WorldError};
 use crate::field::{FieldError, FieldPath};
-use crate::{endpoint_slice, namespace, pod, service};
+use crate::{authorization_policy, endpoint_slice, namespace, peer_authentication, pod, service};
 
 /// What one file holds, with the line of each object.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(super) enum Key {
     Pod(NamespacedName),
     Service(NamespacedName),
     EndpointSlice(NamespacedName),
+    AuthorizationPolicy(NamespacedName),
+    PeerAuthentication(NamespacedName),
 }
 
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub(super) enum Object {
     Pod(Box<Pod>),
     Service(Service),
     EndpointSlice(EndpointSlice),
+    AuthorizationPolicy(AuthorizationPolicy),
+    PeerAuthentication(PeerAuthentication),
 }
 
 impl Object {
@@ -41,6 +46,8 @@ impl Object {
             Object::Pod(pod) => Key::Pod(pod.name.clone()),
             Object::Service(service) => Key::Service(service.name.clone()),
             Object::EndpointSlice(slice) => Key::EndpointSlice(slice.name.clone()),
+            Object::AuthorizationPolicy(policy) => Key::AuthorizationPolicy(policy.name.clone()),
+            Object::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
         }
     }
 }
@@ -52,6 +59,8 @@ impl fmt::Display for Key {
             Key::Pod(name) => write!(f, "Pod {name}"),
             Key::Service(name) => write!(f, "Service {name}"),
             Key::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Key::AuthorizationPolicy(name) => write!(f, "AuthorizationPolicy {name}"),
+            Key::PeerAuthentication(name) => write!(f, "PeerAuthentication {name}"),
         }
     }
 }
@@ -98,15 +107,20 @@ impl File {
     }
 
     fn object(&mut self, node: &Node, kind: &str, version: &str) -> Result<(), WorldError> {
-        let want = match kind {
-            "EndpointSlice" => "discovery.k8s.io/v1",
-            "Namespace" | "Pod" | "Service" => "v1",
+        let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
+        let known: &[&str] = match kind {
+            "AuthorizationPolicy" | "PeerAuthentication" => {
+                &["security.istio.io/v1", "security.istio.io/v1beta1"]
+            }
+            "EndpointSlice" => &["discovery.k8s.io/v1"],
+            "Namespace" | "Pod" | "Service" => &["v1"],
             _ => return self.ignore(node, kind, version),
         };
-        if version != want {
+        let want = known[0];
+        if !known.contains(&version) {
             // Someone else's kind of the same name, such as Knative's Service.
-            let group = version.split_once('/').map_or("", |(group, _)| group);
-            if group.contains('.') && !group.ends_with("k8s.io") {
+            let (theirs, ours) = (group(version), group(want));
+            if theirs != ours && theirs.contains('.') && !theirs.ends_with("k8s.io") {
                 return self.ignore(node, kind, version);
             }
             let problem = format!("{version:?} has no {kind} that Orlop reads; write {want}");
@@ -119,6 +133,12 @@ impl File {
             }
             "Pod" => Object::Pod(Box::new(self.convert(node, kind, want, pod::convert_trusted)?)),
             "Service" => Object::Service(self.convert(node, kind, want, service::convert)?),
+            "AuthorizationPolicy" => {
+                Object::AuthorizationPolicy(self.convert(node, kind, want, authorization_policy::convert)?)
+            }
+            "PeerAuthentication" => {
+                Object::PeerAuthentication(self.convert(node, kind, want, peer_authentication::convert)?)
+            }
             _ => Object::EndpointSlice(self.convert(node, kind, want, endpoint_slice::convert)?),
         };
         let key = object.key();

@@ -1,0 +1,335 @@
+use std::fmt::Display;
+use std::str::FromStr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use orlop_model::world::security::{
+    Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
+};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::field::{FieldError, FieldPath, NotNull};
+use crate::metadata::{label, namespaced, subdomain};
+use crate::selector::{self, Selector};
+
+const DRY_RUN: &str = "istio.io/dry-run";
+
+type Texts = NotNull<Vec<String>>;
+
+/// A `security.istio.io` AuthorizationPolicy as it is written. A field nobody reads could be the one that keeps
+/// somebody out, so none is let pass.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Object {
+    #[serde(rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: IgnoredAny,
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: NotNull<SpecObject>,
+    #[serde(rename = "status")]
+    _status: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SpecObject {
+    selector: NotNull<Selector>,
+    target_ref: NotNull<TargetObject>,
+    target_refs: NotNull<Vec<TargetObject>>,
+    rules: NotNull<Vec<RuleObject>>,
+    action: NotNull<String>,
+    #[serde(rename = "provider")]
+    _provider: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TargetObject {
+    kind: Option<String>,
+    name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RuleObject {
+    from: NotNull<Vec<FromObject>>,
+    to: NotNull<Vec<ToObject>>,
+    when: NotNull<Vec<ConditionObject>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FromObject {
+    source: Option<SourceObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ToObject {
+    operation: Option<OperationObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SourceObject {
+    principals: Texts,
+    not_principals: Texts,
+    request_principals: Texts,
+    not_request_principals: Texts,
+    namespaces: Texts,
+    not_namespaces: Texts,
+    service_accounts: Texts,
+    not_service_accounts: Texts,
+    ip_blocks: Texts,
+    not_ip_blocks: Texts,
+    remote_ip_blocks: Texts,
+    not_remote_ip_blocks: Texts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct OperationObject {
+    hosts: Texts,
+    not_hosts: Texts,
+    ports: Texts,
+    not_ports: Texts,
+    methods: Texts,
+    not_methods: Texts,
+    paths: Texts,
+    not_paths: Texts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ConditionObject {
+    key: Option<String>,
+    values: Texts,
+    not_values: Texts,
+}
+
+/// Converts an AuthorizationPolicy.
+pub(crate) fn convert(object: Object) -> Result<AuthorizationPolicy, FieldError> {
+    let name = namespaced(&object.metadata)?;
+    let spec = object.spec.0.unwrap_or_default();
+    let dry_run = dry_run(&object.metadata)?;
+    let mut targets = entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| target(entry, &path))?;
+    if let Some(single) = spec.target_ref.0 {
+        targets.push(target(single, &"spec.targetRef".into())?);
+    }
+    if !targets.is_empty() && spec.selector.0.is_some() {
+        let problem = "can't be together with targetRefs; keep one of them";
+        return Err(FieldError::new("spec.selector", problem));
+    }
+    let rules = spec.rules.0.unwrap_or_default().into_iter().enumerate();
+    let rules = rules
+        .map(|(index, entry)| rule(entry, &name.namespace, FieldPath::from("spec.rules").index(index)))
+        .collect::<Result<_, _>>()?;
+    Ok(AuthorizationPolicy {
+        selector: selector::convert(spec.selector.0)?,
+        targets,
+        action: action(spec.action.0.as_deref())?,
+        rules,
+        dry_run,
+        name,
+    })
+}
+
+fn action(action: Option<&str>) -> Result<Action, FieldError> {
+    match action {
+        None | Some("" | "ALLOW") => Ok(Action::Allow),
+        Some("DENY") => Ok(Action::Deny),
+        Some("AUDIT") => Ok(Action::Audit),
+        Some("CUSTOM") => Ok(Action::Custom),
+        Some(other) => {
+            let problem = format!("{other:?} is not ALLOW, DENY, AUDIT or CUSTOM");
+            Err(FieldError::new("spec.action", problem))
+        }
+    }
+}
+
+fn dry_run(metadata: &ObjectMeta) -> Result<bool, FieldError> {
+    match metadata.annotations.as_ref().and_then(|annotations| annotations.get(DRY_RUN)).map(String::as_str) {
+        Some("true") => Ok(true),
+        None | Some("false") => Ok(false),
+        Some(other) => {
+            let path = FieldPath::from("metadata.annotations").key(DRY_RUN);
+            Err(FieldError::new(path, format!("{other:?} is neither \"true\" nor \"false\"")))
+        }
+    }
+}
+
+fn target(target: TargetObject, path: &FieldPath) -> Result<String, FieldError> {
+    match (target.kind, target.name) {
+        (Some(kind), Some(name)) => Ok(format!("{kind}/{name}")),
+        _ => Err(FieldError::new(path.clone(), "needs a kind and a name")),
+    }
+}
+
+fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, FieldError> {
+    let from = entries(rule.from, path.clone().key("from"), |entry, path| {
+        let path = path.key("source");
+        let missing = || FieldError::new(path.clone(), "is missing; say who, or leave out from to mean anyone");
+        source(entry.source.ok_or_else(missing)?, namespace, &path)
+    })?;
+    let to = entries(rule.to, path.clone().key("to"), |entry, path| {
+        let path = path.key("operation");
+        let missing = || FieldError::new(path.clone(), "is missing; say what, or leave out to to mean anything");
+        operation(entry.operation.ok_or_else(missing)?, &path)
+    })?;
+    let when = entries(rule.when, path.key("when"), |entry, path| condition(entry, namespace, &path))?;
+    Ok(Rule { from, to, when })
+}
+
+fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Source, FieldError> {
+    let of_requests = named(
+        path,
+        [
+            ("requestPrincipals", source.request_principals),
+            ("notRequestPrincipals", source.not_request_principals),
+            ("remoteIpBlocks", source.remote_ip_blocks),
+            ("notRemoteIpBlocks", source.not_remote_ip_blocks),
+        ],
+    )?;
+    let account = |text: &str| service_account(text, namespace);
+    let found = Source {
+        principals: both(path, "principals", source.principals, source.not_principals, principal)?,
+        namespaces: both(path, "namespaces", source.namespaces, source.not_namespaces, parsed::<Pattern>)?,
+        service_accounts: both(
+            path,
+            "serviceAccounts",
+            source.service_accounts,
+            source.not_service_accounts,
+            account,
+        )?,
+        ip_blocks: both(path, "ipBlocks", source.ip_blocks, source.not_ip_blocks, parsed::<IpBlock>)?,
+        of_requests,
+    };
+    if found == Source::default() {
+        return Err(FieldError::new(path.clone(), "says nothing; fill it, or leave out from to mean anyone"));
+    }
+    Ok(found)
+}
+
+fn operation(operation: OperationObject, path: &FieldPath) -> Result<Operation, FieldError> {
+    let of_requests = named(
+        path,
+        [
+            ("hosts", operation.hosts),
+            ("notHosts", operation.not_hosts),
+            ("methods", operation.methods),
+            ("notMethods", operation.not_methods),
+            ("paths", operation.paths),
+            ("notPaths", operation.not_paths),
+        ],
+    )?;
+    let ports = both(path, "ports", operation.ports, operation.not_ports, port)?;
+    let found = Operation { ports, of_requests };
+    if found == Operation::default() {
+        return Err(FieldError::new(path.clone(), "says nothing; fill it, or leave out to to mean anything"));
+    }
+    Ok(found)
+}
+
+fn condition(
+    condition: ConditionObject,
+    namespace: &str,
+    path: &FieldPath,
+) -> Result<Condition, FieldError> {
+    let key = condition.key.filter(|key| !key.is_empty());
+    let key = key.ok_or_else(|| FieldError::new(path.clone().key("key"), "is missing; name an attribute"))?;
+    let (values, not) = (condition.values, condition.not_values);
+    if values.0.is_none() && not.0.is_none() {
+        return Err(FieldError::new(path.clone(), "has neither values nor notValues; give one of them"));
+    }
+    let account = |text: &str| service_account(text, namespace);
+    Ok(match key.as_str() {
+        "source.ip" => Condition::SourceIp(both(path, "values", values, not, parsed)?),
+        "source.namespace" => Condition::SourceNamespace(both(path, "values", values, not, parsed)?),
+        "source.principal" => Condition::SourcePrincipal(both(path, "values", values, not, principal)?),
+        "source.serviceAccount" => Condition::SourceServiceAccount(both(path, "values", values, not, account)?),
+        "destination.ip" => Condition::DestinationIp(both(path, "values", values, not, parsed)?),
+        "destination.port" => Condition::DestinationPort(both(path, "values", values, not, port)?),
+        _ => Condition::OfRequests(key),
+    })
+}
+
+/// Converts a list that must have entries if it is there: an empty one reads as nobody and would mean anybody.
+fn entries<T, U>(
+    list: NotNull<Vec<T>>,
+    path: FieldPath,
+    convert: impl Fn(T, FieldPath) -> Result<U, FieldError>,
+) -> Result<Vec<U>, FieldError> {
+    match list.0 {
+        None => Ok(Vec::new()),
+        Some(list) if list.is_empty() => Err(empty(path)),
+        Some(list) => {
+            let entries = list.into_iter().enumerate();
+            entries.map(|(index, entry)| convert(entry, path.clone().index(index))).collect()
+        }
+    }
+}
+
+fn empty(path: FieldPath) -> FieldError {
+    FieldError::new(path, "is an empty list; fill it, or leave it out to mean any")
+}
+
+/// The fields that are there, by name.
+fn named<const N: usize>(path: &FieldPath, fields: [(&str, Texts); N]) -> Result<Vec<String>, FieldError> {
+    let mut found = Vec::new();
+    for (name, list) in fields {
+        let there = list.0.is_some();
+        entries(list, path.clone().key(name), |_, _| Ok(()))?;
+        if there {
+            found.push(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// A field and its `not` twin.
+fn both<T>(
+    path: &FieldPath,
+    name: &str,
+    values: Texts,
+    not_values: Texts,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Match<T>, FieldError> {
+    let mut initial = name.chars();
+    let not_name = format!("not{}{}", initial.next().unwrap_or_default().to_ascii_uppercase(), initial.as_str());
+    let list = |list, name: &str| {
+        entries(list, path.clone().key(name), |text: String, path| {
+            parse(&text).map_err(|problem| FieldError::new(path, problem))
+        })
+    };
+    Ok(Match { values: list(values, name)?, not_values: list(not_values, &not_name)? })
+}
+
+fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn principal(text: &str) -> Result<Pattern, String> {
+    match text.strip_prefix("spiffe://") {
+        None => parsed(text),
+        Some(rest) => Err(format!("{text:?} would match nothing; write it without spiffe://, as {rest}")),
+    }
+}
+
+fn service_account(text: &str, own_namespace: &str) -> Result<ServiceAccount, String> {
+    let (namespace, name) = text.split_once('/').unwrap_or((own_namespace, text));
+    let good = label(namespace, "").and_then(|()| subdomain(name, "")).is_ok();
+    if good {
+        return Ok(ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() });
+    }
+    let more = if text.contains('*') { "; for patterns there are principals and namespaces" } else { "" };
+    Err(format!("{text:?} is not a service account: write NAME or NAMESPACE/NAME{more}"))
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|&port: &u16| port != 0 && !text.starts_with('+'));
+    number.ok_or_else(|| format!("{text:?} is not a port: want \"1\" to \"65535\""))
+}
+
+#[cfg(test)]
+mod tests;

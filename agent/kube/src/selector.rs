@@ -1,0 +1,29 @@
+use std::collections::BTreeMap;
+
+use orlop_model::world::Labels;
+use serde::Deserialize;
+
+use crate::field::{FieldError, FieldPath, NotNull};
+
+/// Istio's WorkloadSelector.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Selector {
+    match_labels: NotNull<BTreeMap<String, String>>,
+}
+
+/// The labels of `spec.selector`.
+pub(crate) fn convert(selector: Option<Selector>) -> Result<Labels, FieldError> {
+    let labels = selector.and_then(|selector| selector.match_labels.0).unwrap_or_default();
+    for (key, value) in &labels {
+        let path = || FieldPath::from("spec.selector.matchLabels").key(key);
+        if key.is_empty() {
+            return Err(FieldError::new(path(), "has no key; write KEY: VALUE"));
+        }
+        if key.contains('*') || value.contains('*') {
+            let problem = "holds a '*', which no label has; write the label in full, or no selector at all";
+            return Err(FieldError::new(path(), problem));
+        }
+    }
+    Ok(labels)
+}

@@ -1,0 +1,261 @@
+use std::collections::{BTreeSet, HashMap};
+
+use serde::Serialize;
+
+use super::rule::Test;
+use super::{CompiledPolicy, Scopes, TrustDomains};
+use crate::compile::Settings;
+use crate::identity::Identity;
+use crate::mutual_tls::PeerAuthentications;
+use crate::name::NamespacedName;
+use crate::world::security::{Action, AuthorizationPolicy, Condition, Pattern, Rule};
+use crate::world::{Labels, Pod, Protocol, Service, TargetPort, World};
+
+/// Something a resource's author should know: it can't be decided here, has no effect, or looks like a mistake.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// The kind of the resource, such as `AuthorizationPolicy`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: NamespacedName,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is the matter, and what to do.
+    pub message: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Connections are judged otherwise than the resource says.
+    Error,
+    /// The resource or part of it does nothing.
+    Warning,
+    /// Good to know.
+    Info,
+}
+
+/// Whatever can be told from the world alone, sorted by resource.
+pub(crate) fn findings(
+    world: &World,
+    settings: &Settings,
+    scopes: &Scopes<'_>,
+    peer_authentications: &PeerAuthentications<'_>,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let udp = UdpPorts::new(world, settings);
+    let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
+    for policy in world.authorization_policies.values() {
+        let mut tell = |severity, message: String| {
+            let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
+            found.push(Finding { kind, name, severity, message });
+        };
+        of_whole(policy, scopes, &mut tell);
+        for (number, rule) in policy.rules.iter().enumerate().filter(|_| policy.targets.is_empty()) {
+            of_principals(number, rule, &trust, &mut tell);
+        }
+        udp.of(policy, &mut tell);
+    }
+    for (policy, compiled) in scopes.compiled() {
+        let (kind, name) = ("AuthorizationPolicy", &policy.name);
+        of_rules(compiled, &mut |severity, message| {
+            found.push(Finding { kind, name: name.clone(), severity, message });
+        });
+    }
+    of_peer_authentications(world, settings, peer_authentications, &mut found);
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn of_whole(policy: &AuthorizationPolicy, scopes: &Scopes<'_>, tell: &mut impl FnMut(Severity, String)) {
+    if !policy.targets.is_empty() {
+        let targets = policy.targets.join(", ");
+        let message = format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
+        return tell(Severity::Info, message);
+    }
+    if policy.dry_run {
+        tell(Severity::Info, "is in dry run: what it would say is told, not enforced".to_owned());
+    }
+    if policy.action == Action::Custom {
+        let message = "has action CUSTOM, whose provider can't be asked about a connection: what its rules match \
+                       is denied; give it targetRefs, so that a waypoint asks";
+        tell(Severity::Error, message.to_owned());
+    }
+    if policy.action != Action::Allow && policy.rules.is_empty() {
+        let message = "has no rules, so it matches nothing; write rules: [{}] to match everything";
+        tell(Severity::Warning, message.to_owned());
+    }
+    if !policy.selector.is_empty() && !scopes.selects_some(&policy.name) {
+        let message = format!("its selector ({}) matches no pod, so it has no effect", shown(&policy.selector));
+        tell(Severity::Warning, message);
+    }
+}
+
+fn of_rules(policy: &CompiledPolicy, tell: &mut dyn FnMut(Severity, String)) {
+    for (number, rule) in policy.rules.iter().enumerate() {
+        if !rule.of_requests.is_empty() {
+            let effect = match policy.action {
+                Action::Allow => "so the rule never matches here",
+                Action::Deny | Action::Custom => "so they are left out and the rule denies more than it says",
+                Action::Audit => "so they are left out and the rule audits more than it says",
+            };
+            let fields = rule.of_requests.join(", ");
+            let message = format!(
+                "rules[{number}] asks for {fields}, which a connection does not show, {effect}; give the policy \
+                 targetRefs, so that a waypoint decides"
+            );
+            tell(Severity::Error, message);
+        }
+        let asks_who = |negated: bool| {
+            move |check: &&super::rule::Check| {
+                let who = matches!(check.test, Test::Principal(_) | Test::Namespace(_) | Test::ServiceAccount(_));
+                who && check.negated == negated
+            }
+        };
+        let shown = |negated| rule.clauses.iter().flatten().flatten().find(asks_who(negated));
+        if policy.action == Action::Allow
+            && !rule.never
+            && let (Some(check), None) = (shown(true), shown(false))
+        {
+            let message = format!(
+                "rules[{number}] also allows sources without an identity, of which {} says nothing; add \
+                 principals: [\"*\"] to ask for one",
+                check.field
+            );
+            tell(Severity::Warning, message);
+        }
+    }
+}
+
+/// Principals that nobody can have.
+fn of_principals(
+    number: usize,
+    rule: &Rule,
+    trust: &TrustDomains<'_>,
+    tell: &mut impl FnMut(Severity, String),
+) {
+    let sources = rule.from.iter().map(|source| &source.principals);
+    let conditions = rule.when.iter().filter_map(|condition| match condition {
+        Condition::SourcePrincipal(principals) => Some(principals),
+        _ => None,
+    });
+    let patterns = sources.chain(conditions).flat_map(|of| of.values.iter().chain(&of.not_values));
+    for pattern in patterns {
+        let Pattern::Exact(text) = pattern else { continue };
+        match format!("spiffe://{text}").parse::<Identity>() {
+            Err(_) => {
+                let form = "TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT";
+                let message = format!("rules[{number}]: no source has principal {text:?}; write {form}");
+                tell(Severity::Warning, message);
+            }
+            Ok(identity) if !trust.is_ours(identity.trust_domain()) => {
+                let name = identity.trust_domain();
+                let message = format!(
+                    "rules[{number}]: principal {text:?} is of trust domain {name}, which is neither the mesh's \
+                     own nor an alias of it"
+                );
+                tell(Severity::Warning, message);
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Services' UDP ports by the number they have at the pods.
+struct UdpPorts<'a> {
+    services: HashMap<u16, Vec<&'a Service>>,
+    pods: HashMap<&'a str, Vec<&'a Pod>>,
+    root_namespace: &'a str,
+}
+
+impl<'a> UdpPorts<'a> {
+    fn new(world: &'a World, settings: &'a Settings) -> Self {
+        let mut services: HashMap<_, Vec<_>> = HashMap::new();
+        for service in world.services.values() {
+            for port in service.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+                let number = match port.target {
+                    TargetPort::Number(number) => number,
+                    TargetPort::Unset | TargetPort::Name(_) => port.number,
+                };
+                services.entry(number).or_default().push(service);
+            }
+        }
+        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
+        for pod in world.pods.values().filter(|pod| !pod.phase.is_terminal()) {
+            pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
+        }
+        Self { services, pods, root_namespace: &settings.root_namespace }
+    }
+
+    fn of(&self, policy: &AuthorizationPolicy, tell: &mut impl FnMut(Severity, String)) {
+        if !policy.targets.is_empty() || self.services.is_empty() {
+            return;
+        }
+        for port in ports(policy) {
+            let services = self.services.get(&port).into_iter().flatten();
+            for service in services.filter(|service| self.meet(policy, service)) {
+                let name = &service.name;
+                let message = format!("port {port} of Service {name} is UDP, to which policies do not apply");
+                tell(Severity::Info, message);
+            }
+        }
+    }
+
+    /// Whether some pod of the service is under the policy.
+    fn meet(&self, policy: &AuthorizationPolicy, service: &Service) -> bool {
+        let namespace = service.name.namespace.as_str();
+        let scope = policy.name.namespace.as_str();
+        let has = |pod: &Pod, labels: &Labels| labels.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+        let pods = self.pods.get(namespace).into_iter().flatten();
+        (scope == namespace || scope == self.root_namespace)
+            && !service.selector.is_empty()
+            && pods.into_iter().any(|pod| has(pod, &policy.selector) && has(pod, &service.selector))
+    }
+}
+
+/// The ports the policy speaks of.
+fn ports(policy: &AuthorizationPolicy) -> BTreeSet<u16> {
+    let operations = policy.rules.iter().flat_map(|rule| &rule.to).map(|operation| &operation.ports);
+    let conditions = policy.rules.iter().flat_map(|rule| &rule.when).filter_map(|when| match when {
+        Condition::DestinationPort(ports) => Some(ports),
+        _ => None,
+    });
+    operations.chain(conditions).flat_map(|of| &of.values).copied().collect()
+}
+
+fn of_peer_authentications(
+    world: &World,
+    settings: &Settings,
+    in_force: &PeerAuthentications<'_>,
+    found: &mut Vec<Finding>,
+) {
+    let pods = world.pods.values().filter(|pod| !pod.phase.is_terminal());
+    let selecting: BTreeSet<_> = pods.filter_map(|pod| Some(&in_force.selecting(pod)?.name)).collect();
+    for policy in world.peer_authentications.values() {
+        let namespace = policy.name.namespace.as_str();
+        let in_root = namespace == settings.root_namespace;
+        let message = if policy.selector.is_empty() {
+            let first = in_force.of_scope(namespace).filter(|first| first.name != policy.name);
+            first.map(|first| format!("has no effect: {} is of the same namespace and older", first.name))
+        } else if in_root {
+            Some("has no effect: in the root namespace a selector is not allowed; move it to the workload's".into())
+        } else if !selecting.contains(&policy.name) {
+            let labels = shown(&policy.selector);
+            Some(format!("has no effect: its selector ({labels}) matches no pod that an older one does not"))
+        } else {
+            None
+        };
+        found.extend(message.map(|message| Finding {
+            kind: "PeerAuthentication",
+            name: policy.name.clone(),
+            severity: Severity::Warning,
+            message,
+        }));
+    }
+}
+
+fn shown(labels: &Labels) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}

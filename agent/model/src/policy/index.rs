@@ -1,0 +1,267 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::facts::Facts;
+use super::nested::Nested;
+use super::rule::{Check, Clause, Test};
+use super::{CompiledPolicy, Hit};
+use crate::world::security::{IpBlock, Pattern};
+
+/// Finds the rules that may match a connection by what it shows, so that few are asked.
+///
+/// Each rule is kept under the values of one of its clauses, that whose values are the rarest: unless the
+/// connection has one of these, the rule can't match. Rules that only say what must not be are always asked.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    rules: Vec<Hit>,
+    always: Vec<u32>,
+    principals: Texts,
+    namespaces: Texts,
+    service_accounts: HashMap<String, Vec<u32>>,
+    sources: Nested<IpBlock>,
+    destinations: Nested<IpBlock>,
+    ports: HashMap<u16, Vec<u32>>,
+}
+
+impl Index {
+    /// Of all rules that can match.
+    pub fn of_all(policies: &[Arc<CompiledPolicy>]) -> Self {
+        Self::new(hits(policies).collect())
+    }
+
+    /// Of rules that ask the same, only the first: enough to know whether any matches.
+    pub fn of_distinct(policies: &[Arc<CompiledPolicy>]) -> Self {
+        let mut seen: HashSet<&[Clause]> = HashSet::new();
+        let mut kept = Vec::new();
+        for policy in policies {
+            for (number, rule) in policy.rules.iter().enumerate() {
+                if !rule.never && seen.insert(&rule.clauses) {
+                    kept.push(Hit { policy: policy.clone(), rule: number });
+                }
+            }
+        }
+        Self::new(kept)
+    }
+
+    fn new(rules: Vec<Hit>) -> Self {
+        let mut filed = Filed::default();
+        let mut always = Vec::new();
+        {
+            let frequency = frequency(&rules);
+            for (number, hit) in (0..).zip(&rules) {
+                match rarest(hit.clauses(), &frequency) {
+                    Some(keys) => keys.into_iter().for_each(|key| filed.put(key, number)),
+                    None => always.push(number),
+                }
+            }
+        }
+        Self {
+            always,
+            principals: filed.principals.into(),
+            namespaces: filed.namespaces.into(),
+            service_accounts: filed.service_accounts,
+            sources: Nested::new(filed.sources, IpBlock::covers),
+            destinations: Nested::new(filed.destinations, IpBlock::covers),
+            ports: filed.ports,
+            rules,
+        }
+    }
+
+    /// A rule that matches.
+    pub fn find<'a>(&'a self, facts: &Facts<'_>) -> Option<&'a Hit> {
+        let mut found = None;
+        self.search(facts, &mut |hit| {
+            found = Some(hit);
+            true
+        });
+        found
+    }
+
+    /// Gives each rule that matches, once or more, until told to stop.
+    pub fn search<'a>(&'a self, facts: &Facts<'_>, stop: &mut dyn FnMut(&'a Hit) -> bool) {
+        if self.rules.is_empty() {
+            return;
+        }
+        let (source, destination) = (IpBlock::single(facts.source), IpBlock::single(facts.destination.ip()));
+        let mut ask = |numbers: &[u32]| {
+            let hits = numbers.iter().filter_map(|&number| self.rules.get(number as usize));
+            hits.into_iter().any(|hit| hit.compiled().matches(facts) && stop(hit))
+        };
+        // One after the other, so that the cheap and likely ones save the others.
+        let _ = self.ports.get(&facts.destination.port()).is_some_and(|rules| ask(rules))
+            || self.service_accounts.get(facts.service_account).is_some_and(|rules| ask(rules))
+            || self.namespaces.of(facts.namespace, &mut ask)
+            || self.principals.of(facts.principal, &mut ask)
+            || self.sources.find(|key| *key <= source, |key| key.covers(&source)).any(&mut ask)
+            || self.destinations.find(|key| *key <= destination, |key| key.covers(&destination)).any(&mut ask)
+            || ask(&self.always);
+    }
+}
+
+fn hits(policies: &[Arc<CompiledPolicy>]) -> impl Iterator<Item = Hit> {
+    policies.iter().flat_map(|policy| {
+        let numbers = (0..policy.rules.len()).filter(|&number| !policy.rules[number].never);
+        numbers.map(|rule| Hit { policy: policy.clone(), rule })
+    })
+}
+
+/// One value a connection must have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key<'a> {
+    Principal(Text<'a>),
+    Namespace(Text<'a>),
+    ServiceAccount(&'a str),
+    Source(IpBlock),
+    Destination(IpBlock),
+    Port(u16),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Text<'a> {
+    Exact(&'a str),
+    Other(&'a Pattern),
+}
+
+/// The values of which the connection must have one.
+fn keys<'a>(check: &'a Check) -> Vec<Key<'a>> {
+    let texts = |exact: &'a [String], other: &'a [Pattern]| {
+        let exact = exact.iter().map(|text| Text::Exact(text));
+        exact.chain(other.iter().map(Text::Other))
+    };
+    match &check.test {
+        Test::Principal(of) => texts(&of.exact, &of.other).map(Key::Principal).collect(),
+        Test::Namespace(of) => texts(&of.exact, &of.other).map(Key::Namespace).collect(),
+        Test::ServiceAccount(accounts) => accounts.iter().map(|text| Key::ServiceAccount(text)).collect(),
+        Test::SourceIp(blocks) => blocks.iter().copied().map(Key::Source).collect(),
+        Test::DestinationIp(blocks) => blocks.iter().copied().map(Key::Destination).collect(),
+        Test::DestinationPort(ports) => ports.iter().copied().map(Key::Port).collect(),
+    }
+}
+
+fn positive(alternative: &[Check]) -> impl Iterator<Item = &Check> {
+    alternative.iter().filter(|check| !check.negated)
+}
+
+fn frequency(rules: &[Hit]) -> HashMap<Key<'_>, u32> {
+    let mut frequency = HashMap::new();
+    for alternative in rules.iter().flat_map(Hit::clauses).flatten() {
+        for key in positive(alternative).flat_map(keys) {
+            *frequency.entry(key).or_default() += 1;
+        }
+    }
+    frequency
+}
+
+/// The keys of the clause whose most frequent key is the rarest; `None` where no clause says what must be in
+/// each of its alternatives.
+fn rarest<'a>(clauses: &'a [Clause], frequency: &HashMap<Key<'_>, u32>) -> Option<Vec<Key<'a>>> {
+    let cost = |keys: &Vec<Key<'a>>| {
+        let counts = keys.iter().map(|key| frequency.get(key).copied().unwrap_or_default());
+        (counts.max().unwrap_or_default(), keys.len())
+    };
+    let of_alternative = |alternative: &'a Vec<Check>| positive(alternative).map(keys).min_by_key(cost);
+    let of_clause = |clause: &'a Clause| {
+        let keys: Vec<_> = clause.iter().map(of_alternative).collect::<Option<_>>()?;
+        Some(keys.into_iter().flatten().collect())
+    };
+    clauses.iter().filter_map(of_clause).min_by_key(cost)
+}
+
+/// Rules by key, while the index is made.
+#[derive(Default)]
+struct Filed {
+    principals: FiledTexts,
+    namespaces: FiledTexts,
+    service_accounts: HashMap<String, Vec<u32>>,
+    sources: BTreeMap<IpBlock, Vec<u32>>,
+    destinations: BTreeMap<IpBlock, Vec<u32>>,
+    ports: HashMap<u16, Vec<u32>>,
+}
+
+impl Filed {
+    fn put(&mut self, key: Key<'_>, number: u32) {
+        let rules = match key {
+            Key::Principal(text) => self.principals.at(text),
+            Key::Namespace(text) => self.namespaces.at(text),
+            Key::ServiceAccount(text) => self.service_accounts.entry(text.to_owned()).or_default(),
+            Key::Source(block) => self.sources.entry(block).or_default(),
+            Key::Destination(block) => self.destinations.entry(block).or_default(),
+            Key::Port(port) => self.ports.entry(port).or_default(),
+        };
+        if rules.last() != Some(&number) {
+            rules.push(number);
+        }
+    }
+}
+
+#[derive(Default)]
+struct FiledTexts {
+    exact: HashMap<String, Vec<u32>>,
+    prefixes: BTreeMap<String, Vec<u32>>,
+    suffixes: BTreeMap<Backwards, Vec<u32>>,
+    present: Vec<u32>,
+}
+
+impl FiledTexts {
+    fn at(&mut self, text: Text<'_>) -> &mut Vec<u32> {
+        match text {
+            Text::Exact(text) => self.exact.entry(text.to_owned()).or_default(),
+            Text::Other(Pattern::Exact(text)) => self.exact.entry(text.clone()).or_default(),
+            Text::Other(Pattern::Prefix(text)) => self.prefixes.entry(text.clone()).or_default(),
+            Text::Other(Pattern::Suffix(text)) => self.suffixes.entry(Backwards::new(text)).or_default(),
+            Text::Other(Pattern::Present) => &mut self.present,
+        }
+    }
+}
+
+/// A suffix with its last byte first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Backwards(Vec<u8>);
+
+impl Backwards {
+    fn new(text: &str) -> Self {
+        Self(text.bytes().rev().collect())
+    }
+
+    fn not_after(&self, text: &str) -> bool {
+        self.0.iter().copied().le(text.bytes().rev())
+    }
+
+    fn ends(&self, text: &str) -> bool {
+        self.0.len() <= text.len() && self.0.iter().copied().eq(text.bytes().rev().take(self.0.len()))
+    }
+}
+
+/// Rules by what a text must look like.
+#[derive(Clone, Debug, Default)]
+struct Texts {
+    exact: HashMap<String, Vec<u32>>,
+    prefixes: Nested<String>,
+    suffixes: Nested<Backwards>,
+    present: Vec<u32>,
+}
+
+impl From<FiledTexts> for Texts {
+    fn from(filed: FiledTexts) -> Self {
+        Self {
+            exact: filed.exact,
+            prefixes: Nested::new(filed.prefixes, |around, key| key.starts_with(around)),
+            suffixes: Nested::new(filed.suffixes, |around, key| key.0.starts_with(&around.0)),
+            present: filed.present,
+        }
+    }
+}
+
+impl Texts {
+    /// Asks about each list of rules until one says to stop.
+    fn of(&self, text: &str, ask: &mut impl FnMut(&[u32]) -> bool) -> bool {
+        !text.is_empty()
+            && (self.exact.get(text).is_some_and(|rules| ask(rules))
+                || self
+                    .prefixes
+                    .find(|key| key.as_str() <= text, |key| text.starts_with(key.as_str()))
+                    .any(&mut *ask)
+                || self.suffixes.find(|key| key.not_after(text), |key| key.ends(text)).any(&mut *ask)
+                || ask(&self.present))
+    }
+}
