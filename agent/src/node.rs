@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Sockets};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
 use orlop_kube::WorldDirectory;
-use orlop_model::{Settings, Snapshot, World, compile};
+use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile};
 use orlop_proxy::{Config, Kernel, Metrics, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -25,6 +25,7 @@ use crate::{
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
 pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
+    limits::refuse_huge_pages();
     logging::start(&arguments.log)?;
     anyhow::ensure!(geteuid().is_root(), "orlop node needs root, to load eBPF and to enter pods' namespaces");
     limits::raise_descriptors();
@@ -74,7 +75,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     let enrolment = Enrolment::new(datapath, Arc::clone(&proxy), identities);
-    let follow = follow(world.watch(), settings(&arguments), snapshot, enrolment, &status);
+    let follow = follow(world.watch(), settings(&arguments), &proxy, enrolment, &status);
     tokio::select! {
         result = follow => result?,
         _ = terminate.recv() => {}
@@ -92,18 +93,20 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
 async fn follow(
     mut worlds: watch::Receiver<Arc<World>>,
     settings: Settings,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    proxy: &Proxy,
     mut enrolment: Enrolment,
     status: &watch::Sender<Status>,
 ) -> anyhow::Result<()> {
+    let mut findings = Vec::new();
     for generation in 1.. {
         let world = Arc::clone(&worlds.borrow_and_update());
-        snapshot.store(Arc::new(compile(&world, &settings, generation)));
+        let snapshot = Arc::new(compile(&world, &settings, generation));
         drop(world);
+        proxy.publish(Arc::clone(&snapshot));
+        report(&mut findings, snapshot.findings());
         loop {
-            let current = snapshot.load_full();
             let applied;
-            (enrolment, applied) = enrolment.apply(current).await?;
+            (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
             let complete = applied.failed.is_empty();
             status.send_modify(|status| status.applied(generation, applied));
             // A pod whose netns is not there yet will have one soon.
@@ -114,6 +117,18 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// Says of each resource that needs attention what is the matter, once.
+fn report(known: &mut Vec<Finding>, found: &[Finding]) {
+    for finding in found.iter().filter(|finding| !known.contains(finding)) {
+        let Finding { kind, name, severity, message } = finding;
+        match severity {
+            Severity::Info => tracing::info!(kind, %name, message, "finding"),
+            Severity::Warning | Severity::Error => tracing::warn!(kind, %name, message, "finding"),
+        }
+    }
+    *known = found.to_vec();
 }
 
 fn settings(arguments: &NodeArguments) -> Settings {

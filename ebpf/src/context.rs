@@ -162,13 +162,6 @@ impl<const IPV4: bool> SockAddr<IPV4> {
     pub fn socket(&self) -> *mut bpf_sock {
         load!(self.0, __bindgen_anon_1.sk)
     }
-
-    /// The socket's own port.
-    #[inline(always)]
-    pub fn local_port(&self) -> u16 {
-        let socket = self.socket();
-        load!(socket, src_port) as u16
-    }
 }
 
 /// A `sock_ops` context.

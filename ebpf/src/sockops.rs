@@ -56,8 +56,12 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
 /// Hands the client over to the server's socket, which is there before the dialling side can close.
 #[inline(always)]
 fn adopt(ops: &SockOps) {
+    let socket = ops.socket();
+    if socket.is_null() {
+        return;
+    }
     // SAFETY: copied at once; an entry replaced meanwhile was for a connection that has ended.
     if let Some(client) = unsafe { CLIENTS.get(ops.peers_flow()) }.copied() {
-        store_with(&ACCEPTED, ops.socket(), &client);
+        store_with(&ACCEPTED, socket, &client);
     }
 }

@@ -82,6 +82,15 @@ fn assert_closed(mut stream: &TcpStream) {
     }
 }
 
+/// The proxy takes the connection, and says nothing but how it ends; perhaps before connect returned.
+#[track_caller]
+fn assert_turned_away(connected: io::Result<TcpStream>) {
+    match connected {
+        Ok(stream) => assert_closed(&stream),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
 /// The kernel refuses the connection.
 #[track_caller]
 fn assert_connection_refused(connected: io::Result<TcpStream>) {

@@ -139,6 +139,15 @@ pub fn reset(stream: TcpStream) {
     setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
 }
 
+/// Checks that a connection was reset, be it before connect returned.
+#[track_caller]
+pub fn assert_turned_away(connected: io::Result<TcpStream>) {
+    match connected {
+        Ok(stream) => assert_reset(&stream),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
 /// Reads on, and checks that the stream ends with a reset and not in good order.
 #[track_caller]
 pub fn assert_reset(mut stream: &TcpStream) {

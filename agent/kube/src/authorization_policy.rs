@@ -113,7 +113,8 @@ pub(crate) fn convert(object: Object) -> Result<AuthorizationPolicy, FieldError>
     let name = namespaced(&object.metadata)?;
     let spec = object.spec.0.unwrap_or_default();
     let dry_run = dry_run(&object.metadata)?;
-    let mut targets = entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| target(entry, &path))?;
+    let mut targets =
+        entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| target(entry, &path))?;
     if let Some(single) = spec.target_ref.0 {
         targets.push(target(single, &"spec.targetRef".into())?);
     }
@@ -169,12 +170,14 @@ fn target(target: TargetObject, path: &FieldPath) -> Result<String, FieldError> 
 fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, FieldError> {
     let from = entries(rule.from, path.clone().key("from"), |entry, path| {
         let path = path.key("source");
-        let missing = || FieldError::new(path.clone(), "is missing; say who, or leave out from to mean anyone");
+        let missing =
+            || FieldError::new(path.clone(), "is missing; say who, or leave out from to mean anyone");
         source(entry.source.ok_or_else(missing)?, namespace, &path)
     })?;
     let to = entries(rule.to, path.clone().key("to"), |entry, path| {
         let path = path.key("operation");
-        let missing = || FieldError::new(path.clone(), "is missing; say what, or leave out to to mean anything");
+        let missing =
+            || FieldError::new(path.clone(), "is missing; say what, or leave out to to mean anything");
         operation(entry.operation.ok_or_else(missing)?, &path)
     })?;
     let when = entries(rule.when, path.key("when"), |entry, path| condition(entry, namespace, &path))?;
@@ -231,11 +234,7 @@ fn operation(operation: OperationObject, path: &FieldPath) -> Result<Operation, 
     Ok(found)
 }
 
-fn condition(
-    condition: ConditionObject,
-    namespace: &str,
-    path: &FieldPath,
-) -> Result<Condition, FieldError> {
+fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> Result<Condition, FieldError> {
     let key = condition.key.filter(|key| !key.is_empty());
     let key = key.ok_or_else(|| FieldError::new(path.clone().key("key"), "is missing; name an attribute"))?;
     let (values, not) = (condition.values, condition.not_values);
@@ -247,7 +246,9 @@ fn condition(
         "source.ip" => Condition::SourceIp(both(path, "values", values, not, parsed)?),
         "source.namespace" => Condition::SourceNamespace(both(path, "values", values, not, parsed)?),
         "source.principal" => Condition::SourcePrincipal(both(path, "values", values, not, principal)?),
-        "source.serviceAccount" => Condition::SourceServiceAccount(both(path, "values", values, not, account)?),
+        "source.serviceAccount" => {
+            Condition::SourceServiceAccount(both(path, "values", values, not, account)?)
+        }
         "destination.ip" => Condition::DestinationIp(both(path, "values", values, not, parsed)?),
         "destination.port" => Condition::DestinationPort(both(path, "values", values, not, port)?),
         _ => Condition::OfRequests(key),
@@ -296,7 +297,8 @@ fn both<T>(
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Match<T>, FieldError> {
     let mut initial = name.chars();
-    let not_name = format!("not{}{}", initial.next().unwrap_or_default().to_ascii_uppercase(), initial.as_str());
+    let not_name =
+        format!("not{}{}", initial.next().unwrap_or_default().to_ascii_uppercase(), initial.as_str());
     let list = |list, name: &str| {
         entries(list, path.clone().key(name), |text: String, path| {
             parse(&text).map_err(|problem| FieldError::new(path, problem))

@@ -118,10 +118,16 @@ mod tests {
         assert_eq!(named(json!({"mtls": {"mode": "strict"}})), "spec.mtls.mode");
         assert_eq!(named(json!({"portLevelMtls": {"80": {"mode": "STRICT"}}})), "spec.portLevelMtls");
         assert_eq!(named(json!({"selector": selector, "portLevelMtls": {"0": {}}})), "spec.portLevelMtls.0");
-        assert_eq!(named(json!({"selector": selector, "portLevelMtls": {"http": {}}})), "spec.portLevelMtls.http");
+        assert_eq!(
+            named(json!({"selector": selector, "portLevelMtls": {"http": {}}})),
+            "spec.portLevelMtls.http"
+        );
         let wrong = json!({"selector": selector, "portLevelMtls": {"80": {"mode": "ON"}}});
         assert_eq!(named(wrong), "spec.portLevelMtls.80.mode");
-        assert_eq!(named(json!({"selector": {"matchLabels": {"app": "we*"}}})), "spec.selector.matchLabels.app");
+        assert_eq!(
+            named(json!({"selector": {"matchLabels": {"app": "we*"}}})),
+            "spec.selector.matchLabels.app"
+        );
     }
 
     #[test]

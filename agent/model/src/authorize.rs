@@ -97,18 +97,19 @@ impl Snapshot {
             return Err(Denied { policy: None, audit: false, dry_run: Vec::new(), cause });
         };
         let facts = connection.facts();
-        let audit = policies.audits(&facts);
-        let dry_run = policies.dry_run(&facts);
-        if let Some(hit) = policies.refuses(&facts) {
-            let policy = Some(hit.policy.name.clone());
-            return Err(Denied { policy, audit, dry_run, cause: Cause::Matched(hit) });
-        }
-        if !policies.has_allow() {
-            return Ok(Allowed { policy: None, audit, dry_run });
-        }
-        match policies.allows(&facts) {
-            Some(policy) => Ok(Allowed { policy: Some(policy.name.clone()), audit, dry_run }),
-            None => Err(Denied { policy: None, audit, dry_run, cause: Cause::NoneAllows(policies.clone()) }),
+        let matching = policies.matching(&facts);
+        let audit = matching.audit.is_some();
+        let dry_run = policies.dry_run(&matching);
+        let policy = |hit: &Hit| Some(hit.policy.name.clone());
+        match (matching.refuse, matching.allow) {
+            (Some(hit), _) => {
+                Err(Denied { policy: policy(hit), audit, dry_run, cause: Cause::Matched(hit.clone()) })
+            }
+            (None, Some(hit)) => Ok(Allowed { policy: policy(hit), audit, dry_run }),
+            (None, None) if policies.has_allow() => {
+                Err(Denied { policy: None, audit, dry_run, cause: Cause::NoneAllows(policies.clone()) })
+            }
+            (None, None) => Ok(Allowed { policy: None, audit, dry_run }),
         }
     }
 }

@@ -21,7 +21,8 @@ use crate::{meter::Meter, socket};
 
 /// Reads of a connection start at this size and follow what arrives.
 const MIN_READ: usize = 4 << 10;
-const MAX_READ: usize = 128 << 10;
+/// With an HTTP/2 frame header in front, exactly four full TLS records, which is what rustls takes at once.
+const MAX_READ: usize = (64 << 10) - 9;
 /// Frames that are written to a socket in one call.
 const MAX_FRAMES: usize = 32;
 
@@ -256,6 +257,7 @@ mod tests {
     fn read_sizes_follow_what_arrives_within_their_bounds() {
         assert_eq!(next_size(MIN_READ, MIN_READ), 2 * MIN_READ);
         assert_eq!(next_size(MAX_READ, MAX_READ), MAX_READ);
+        assert_eq!(next_size(32 << 10, 32 << 10), MAX_READ);
         assert_eq!(next_size(4 * MIN_READ, 100), 2 * MIN_READ);
         assert_eq!(next_size(MIN_READ, 1), MIN_READ);
         assert_eq!(next_size(4 * MIN_READ, 2 * MIN_READ), 4 * MIN_READ);

@@ -14,8 +14,17 @@ use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    accept::Accepted, copy, hbone, metrics::Direction, pod::Pod, record::Record, refusal::Refusal,
-    shared::LiveGuard, socket, tunnel, tunnel::handshake_reason, worker::Worker,
+    accept::Accepted,
+    admission::{Arrival, admit, while_admitted},
+    copy, hbone,
+    metrics::Direction,
+    pod::Pod,
+    record::Record,
+    refusal::Refusal,
+    shared::LiveGuard,
+    socket, tunnel,
+    tunnel::handshake_reason,
+    worker::Worker,
 };
 
 type Tls = TlsStream<BufReader<TcpStream>>;
@@ -170,8 +179,8 @@ async fn serve_connect(
     let mut record = Record::new(&worker.shared, Direction::Inbound);
     record.tunnel = Some(peer.local);
     let (request, mut receive) = request.into_parts();
-    let server = match connect(worker, pod, peer, &request, &mut record).await {
-        Ok(server) => server,
+    let (arrival, server) = match connect(worker, pod, peer, &request, &mut record).await {
+        Ok(connected) => connected,
         Err(refusal) => {
             answer(&mut respond, hbone::status(refusal.reason));
             return record.finish(Err(refusal));
@@ -182,14 +191,15 @@ async fn serve_connect(
             record.opened(&worker.series);
             let idle_timeout = worker.shared.config.idle_timeout;
             let (up, down) = (&record.up, &record.down);
-            copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout).await
+            let carry = copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout);
+            while_admitted(&worker.shared, pod, &arrival, carry).await
         }
-        Err(_) => Err(Reason::TunnelClosed),
+        Err(_) => Err(Reason::TunnelClosed.into()),
     };
     if result.is_err() {
         socket::reset(server);
     }
-    record.finish(result.map_err(Refusal::from));
+    record.finish(result);
 }
 
 async fn connect(
@@ -198,7 +208,7 @@ async fn connect(
     peer: &Peer,
     request: &http::request::Parts,
     record: &mut Record,
-) -> Result<TcpStream, Refusal> {
+) -> Result<(Arrival, TcpStream), Refusal> {
     record.source.address = Some(peer.address);
     record.source.identity = Some(peer.identity.clone());
     let request = hbone::parse_connect(request)?;
@@ -216,8 +226,11 @@ async fn connect(
     if pod.is_own_port(request.authority.port()) {
         return Err(Reason::NotThisPod.into());
     }
+    let arrival = Arrival { identity: Some(peer.identity.clone()), client, address: request.authority };
+    admit(&snapshot, pod, &arrival)?;
 
-    tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await
+    let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
+    Ok((arrival, server))
 }
 
 /// Serves one connection that came without a tunnel.
@@ -249,14 +262,14 @@ async fn carry_plaintext(
     let snapshot = worker.shared.snapshot.load_full();
     destination_is(record, snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?);
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
+    let arrival = Arrival { identity: None, client: client.peer, address: destination };
+    admit(&snapshot, pod, &arrival)?;
 
     let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
     record.opened(&worker.series);
     let idle_timeout = worker.shared.config.idle_timeout;
-    copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
-        .await
-        .inspect_err(|_| socket::reset(server))?;
-    Ok(())
+    let carry = copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout);
+    while_admitted(&worker.shared, pod, &arrival, carry).await.inspect_err(|_| socket::reset(server))
 }
 
 fn destination_is(record: &mut Record, workload: &Arc<Workload>) {

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod accept;
+mod admission;
 mod config;
 mod copy;
 mod handshakes;
@@ -47,7 +48,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers. Connections follow whatever `snapshot` holds when they begin.
+    /// Starts the workers. What [`Proxy::publish`] puts in force is there to see in `snapshot`.
     pub fn start(
         config: Config,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -64,10 +65,19 @@ impl Proxy {
             metrics,
             in_flight: InFlight::default(),
             live: Live::new(),
+            generation: watch::Sender::new(0),
             draining: watch::Sender::new(false),
         });
         let crew = Crew::start(workers, &shared)?;
         Ok(Self { shared, crew })
+    }
+
+    /// Puts a snapshot in force: for new connections at once, and for open ones by asking again whether they
+    /// are still admitted.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation();
+        self.shared.snapshot.store(snapshot);
+        self.shared.generation.send_replace(generation);
     }
 
     /// Listens in a pod. Nothing arrives before the kernel side leads it to [`Pod::listeners`].

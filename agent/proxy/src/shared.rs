@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: InFlight,
     pub(crate) live: Live,
+    /// Of the snapshot in force.
+    pub(crate) generation: watch::Sender<u64>,
     /// True from the moment that new connections are no longer taken.
     pub(crate) draining: watch::Sender<bool>,
 }

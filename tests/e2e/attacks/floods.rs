@@ -25,9 +25,8 @@ fn ten_thousand_half_open_handshakes() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let siege = Siege::with(&["--handshake-timeout", "3s"]);
-    let newcomer = siege.mesh.nodes[0]
-        .pod(NAMESPACE, "newcomer", PodSpec::new().service_account("newcomer"))
-        .unwrap();
+    let newcomer =
+        siege.mesh.nodes[0].pod(NAMESPACE, "newcomer", PodSpec::new().service_account("newcomer")).unwrap();
     siege.mesh.client_agent().wait_enrolled([&siege.mesh.client, &newcomer]).unwrap();
     let attackers: Vec<Pod> = (0..4)
         .map(|n| siege.mesh.nodes[0].pod("outside", &format!("attacker-{n}"), PodSpec::new()).unwrap())

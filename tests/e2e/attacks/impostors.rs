@@ -10,13 +10,13 @@ use rustls::ServerConfig;
 use super::forge::{certificate, foreign, server, uri};
 use crate::hbone::{Peer, Reply, identities, identity};
 use crate::mesh::{Mesh, TIMEOUT, failed, record};
-use crate::pattern::assert_reset;
+use crate::pattern::{assert_reset, assert_turned_away};
 use crate::tunnel::accept;
 
 /// The client's agent must find out about a server with this configuration before it says anything.
 fn assert_found_out(mesh: &Mesh, config: Arc<ServerConfig>, reason: &str) {
     let peer = Peer::start(&mesh.server, config, Builder::new(), Reply::Echo);
-    assert_reset(&mesh.client.connect(mesh.server.addr(80), TIMEOUT).unwrap());
+    assert_turned_away(mesh.client.connect(mesh.server.addr(80), TIMEOUT));
     let refused = record(mesh.client_agent(), &[("result", "refused"), ("reason", reason)]);
     assert_eq!(refused["dst_workload"], "shop/server");
     assert!(failed(mesh.client_agent(), reason) > 0.0);
@@ -84,6 +84,6 @@ fn hear_and_answer(listener: &TcpListener, answer: &[u8]) -> Vec<u8> {
 fn nobody_at_the_tunnels_port_is_no_reason_to_talk_in_clear() {
     let mesh = Mesh::first_only(&[]);
     let _echo = mesh.server.serve_echo(80).unwrap();
-    assert_reset(&mesh.client.connect(mesh.server.addr(80), TIMEOUT).unwrap());
+    assert_turned_away(mesh.client.connect(mesh.server.addr(80), TIMEOUT));
     record(mesh.client_agent(), &[("result", "refused"), ("reason", "connect_failed")]);
 }

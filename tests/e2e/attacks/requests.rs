@@ -106,7 +106,12 @@ fn a_lie_about_where_the_connection_comes_from() {
         crate::mesh::records(siege.mesh.server_agent())
             .into_iter()
             .filter(|record| record["dst"] == siege.mesh.server.addr(81).to_string())
-            .map(|record| (record["src_identity"] == identity.as_str(), record["src_workload"].is_null() || record["src_workload"] == ""))
+            .map(|record| {
+                (
+                    record["src_identity"] == identity.as_str(),
+                    record["src_workload"].is_null() || record["src_workload"] == "",
+                )
+            })
             .collect::<Vec<_>>()
     };
     await_value(vec![(true, true); 5], seen);

@@ -1,6 +1,6 @@
 //! Pods that want to be the agent, or to get around it.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use nix::sys::socket::{
 use orlop_tests::traffic::echo;
 use orlop_tests::{Pod, PodSpec};
 
-use super::{Siege, assert_closed, assert_connection_refused};
+use super::{Siege, assert_connection_refused, assert_turned_away};
 use crate::mesh::{Mesh, NAMESPACE, TIMEOUT, await_value, failed, record, records};
-use crate::pattern::{assert_reset, ready};
+use crate::pattern::{assert_reset, ready, reset};
 
 const OWN_PORTS: [u16; 3] = [15001, 15006, 15008];
 
@@ -73,17 +73,18 @@ fn a_pod_that_took_the_ports_first_is_enrolled_and_gets_nothing_there() {
 fn a_port_that_the_proxy_had_to_move_to_leads_nowhere() {
     let siege = Siege::new();
     let (pod, _listeners) = squatter(&siege.mesh);
-    let moved: Vec<u16> =
-        listening(&pod).into_iter().filter(|port| !OWN_PORTS.contains(port)).collect();
+    let moved: Vec<u16> = listening(&pod).into_iter().filter(|port| !OWN_PORTS.contains(port)).collect();
     assert_eq!(moved.len(), 3, "{moved:?}");
     let agent = siege.mesh.server_agent();
     let before = records(agent).len();
     for port in &moved {
         // From outside in clear, through a tunnel, and from inside.
         for client in [&siege.attacker, &siege.mesh.client, &pod] {
-            let mut stream = client.connect(pod.addr(*port), TIMEOUT).unwrap();
-            let _ = stream.write_all(b"hello");
-            assert_closed(&stream);
+            let connected = client.connect(pod.addr(*port), TIMEOUT);
+            if let Ok(mut stream) = connected.as_ref() {
+                let _ = stream.write_all(b"hello");
+            }
+            assert_turned_away(connected);
         }
     }
     await_value(1.0, || agent.metric("orlop_connections_active", &[]).unwrap());
@@ -172,24 +173,25 @@ fn marked(mark: u32, to: SocketAddr) -> TcpStream {
 fn a_second_connection_gets_nothing_of_the_firsts_destination() {
     let siege = Siege::new();
     // Whoever dials 15001 with a port that was used before is asked where to, and nobody knows.
-    let first = siege.mesh.client.connect(siege.echo.addr(), TIMEOUT).unwrap();
+    let mut first = siege.mesh.client.connect(siege.echo.addr(), TIMEOUT).unwrap();
     let from = first.local_addr().unwrap();
-    assert_eq!(echo(&first, b"hello").unwrap(), b"hello");
-    crate::pattern::reset(first);
+    first.write_all(b"x").unwrap();
+    first.read_exact(&mut [0]).unwrap();
+    reset(first);
     let second = siege.mesh.client.run(|| dial_from(from, SocketAddr::new(from.ip(), 15001))).unwrap();
-    assert_closed(&second);
+    assert_turned_away(second);
     await_value(1.0, || failed(siege.mesh.client_agent(), "no_original_destination"));
     siege.assert_serves();
 }
 
-fn dial_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
+fn dial_from(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
     setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap();
+    nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    Ok(stream)
 }
 
 #[test]
@@ -197,10 +199,29 @@ fn what_listens_on_loopback_stays_the_pods_own() {
     let siege = Siege::new();
     let server = &siege.mesh.server;
     let private = server.run(|| TcpListener::bind("127.0.0.1:8080").unwrap()).unwrap();
-    let stream = siege.mesh.client.connect(server.addr(8080), TIMEOUT).unwrap();
-    assert_reset(&stream);
+    assert_turned_away(siege.mesh.client.connect(server.addr(8080), TIMEOUT));
     let mut inside = server.connect(private.local_addr().unwrap(), TIMEOUT).unwrap();
     let (mut accepted, _) = private.accept().unwrap();
     inside.write_all(b"x").unwrap();
     accepted.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn a_client_that_is_gone_before_it_is_accepted_does_not_pass_for_the_pod_itself() {
+    let mesh = Mesh::new();
+    for v6 in [false, true] {
+        let listener = mesh.server.listen(v6, 80).unwrap();
+        let to = if v6 { mesh.server.addr6(80) } else { mesh.server.addr(80) };
+        // Through a tunnel, and in clear.
+        let outsider = mesh.nodes[0].pod("outside", &format!("v6-{v6}"), PodSpec::new()).unwrap();
+        for client in [&mesh.client, &outsider] {
+            let mut stream = client.connect(to, TIMEOUT).unwrap();
+            let own = stream.local_addr().unwrap();
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            assert!(ready(&listener, PollFlags::POLLIN, TIMEOUT).unwrap());
+            reset(stream);
+            record(mesh.server_agent(), &[("direction", "inbound"), ("src", &own.to_string())]);
+            assert_eq!(listener.accept().unwrap().1, own, "{}", client.name());
+        }
+    }
 }

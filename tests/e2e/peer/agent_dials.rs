@@ -15,7 +15,7 @@ use rustls::{NamedGroup, ProtocolVersion};
 use super::{MIB, peer};
 use crate::hbone::{Reply, identity};
 use crate::mesh::{Mesh, TIMEOUT, await_value, record, tunnels};
-use crate::pattern::{assert_reset, receive, reset, send};
+use crate::pattern::{assert_reset, assert_turned_away, receive, reset, send};
 
 fn dial(mesh: &Mesh) -> TcpStream {
     mesh.client.connect(mesh.server.addr(80), TIMEOUT).unwrap()
@@ -82,7 +82,7 @@ fn every_refusal_of_the_peer_is_a_reset_for_the_client() {
         let mesh = Mesh::first_only(&[]);
         let status = StatusCode::from_u16(status).unwrap();
         let _peer = peer(&mesh, &Builder::new(), Reply::Status(status));
-        assert_reset(&dial(&mesh));
+        assert_turned_away(mesh.client.connect(mesh.server.addr(80), TIMEOUT));
         let refused = record(mesh.client_agent(), &[("result", "refused"), ("reason", "peer_refused")]);
         assert!(refused["detail"].as_str().unwrap().contains(status.as_str()), "{refused}");
     }
@@ -92,7 +92,7 @@ fn every_refusal_of_the_peer_is_a_reset_for_the_client() {
 fn a_peer_that_never_answers_is_given_up() {
     let mesh = Mesh::first_only(&["--connect-timeout", "300ms"]);
     let peer = peer(&mesh, &Builder::new(), Reply::Silence);
-    assert_reset(&dial(&mesh));
+    assert_turned_away(mesh.client.connect(mesh.server.addr(80), TIMEOUT));
     peer.next();
     record(mesh.client_agent(), &[("result", "refused"), ("reason", "connect_timeout")]);
 }

@@ -27,7 +27,10 @@ fn everything_the_mesh_reads_is_carried_over() {
     }))
     .unwrap();
     assert_eq!(policy.name.to_string(), "shop/web");
-    assert_eq!((policy.action, policy.dry_run, policy.selector["app"].as_str()), (Action::Deny, false, "web"));
+    assert_eq!(
+        (policy.action, policy.dry_run, policy.selector["app"].as_str()),
+        (Action::Deny, false, "web")
+    );
     let source = &policy.rules[0].from[0];
     let prefix = Pattern::Prefix("td/".into());
     assert_eq!(source.principals.values, [Pattern::Exact("cluster.local/ns/a/sa/b".into()), prefix]);

@@ -54,10 +54,16 @@ fn policies_of_both_versions_are_read() {
          apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {name: a}\n\
          spec: {mtls: {mode: STRICT}}\n",
     );
-    dir.write("list.yaml", "apiVersion: security.istio.io/v1\nkind: PeerAuthenticationList\nitems: [{metadata: {name: b}}]\n");
+    dir.write(
+        "list.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthenticationList\nitems: [{metadata: {name: b}}]\n",
+    );
     let world = read_world(&dir.0).unwrap();
     assert_eq!((world.authorization_policies.len(), world.peer_authentications.len()), (2, 2));
-    assert_eq!(world.authorization_policies[&NamespacedName::new("shop", "a")].rules[0].to[0].ports.values, [80]);
+    assert_eq!(
+        world.authorization_policies[&NamespacedName::new("shop", "a")].rules[0].to[0].ports.values,
+        [80]
+    );
 }
 
 #[tokio::test]
@@ -138,11 +144,14 @@ fn an_error_names_file_line_and_field_and_what_to_do() {
             "8: AuthorizationPolicy default/web: spec.rules[0].to[0].operation.ports[0]: invalid type: integer `80`, expected a string; put it in quotes",
         ),
         (
-            format!("{policy}spec:\n  rules:\n  - from:\n    - source:\n        namespaces:\n        - a*b\n"),
+            format!(
+                "{policy}spec:\n  rules:\n  - from:\n    - source:\n        namespaces:\n        - a*b\n"
+            ),
             r#"9: AuthorizationPolicy default/web: spec.rules[0].from[0].source.namespaces[0]: "a*b" has a '*' where it means nothing; write it once, as the first or the last character"#,
         ),
         (
-            "apiVersion: security.istio.io/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: web}\n".to_owned(),
+            "apiVersion: security.istio.io/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: web}\n"
+                .to_owned(),
             r#"1: PeerAuthentication default/web: apiVersion: "security.istio.io/v1alpha1" has no PeerAuthentication that Orlop reads; write security.istio.io/v1"#,
         ),
         ("just text\n".to_owned(), "1: object: kind: is missing; every document must be a Kubernetes object"),

@@ -35,7 +35,11 @@ fn matched(hit: &Hit, facts: &Facts<'_>) -> String {
             policy.name
         ),
         action => {
-            format!("AuthorizationPolicy {} denies it: {} rules[{rule}] matches", policy.name, action.as_str())
+            format!(
+                "AuthorizationPolicy {} denies it: {} rules[{rule}] matches",
+                policy.name,
+                action.as_str()
+            )
         }
     };
     let holding = |alternative: &&Vec<Check>| alternative.iter().all(|check| check.holds(facts));
@@ -60,7 +64,8 @@ fn none_allows(policies: &Policies, facts: &Facts<'_>) -> String {
         _ = write!(text, " and {more} more");
     }
     let rules = allow().flat_map(|policy| (0..policy.rules.len()).map(move |rule| (policy, rule)));
-    let nearest = rules.take(RULES_LOOKED_AT).min_by_key(|(policy, rule)| distance(&policy.rules[*rule], facts));
+    let nearest =
+        rules.take(RULES_LOOKED_AT).min_by_key(|(policy, rule)| distance(&policy.rules[*rule], facts));
     match nearest {
         Some((policy, rule)) => text.push_str(&miss(policy, rule, facts)),
         None => text.push_str("; no rule allows anything"),
@@ -96,6 +101,8 @@ fn say(check: &Check, facts: &Facts<'_>) -> String {
     let is = if check.holds(facts) != *negated { "is" } else { "is not" };
     match test.actual(facts) {
         Some(actual) => format!("{actual}, which {is} in {field} ({})", test.values()),
-        None => format!("the source has no identity (no mutual TLS), so it {is} in {field} ({})", test.values()),
+        None => {
+            format!("the source has no identity (no mutual TLS), so it {is} in {field} ({})", test.values())
+        }
     }
 }

@@ -72,7 +72,8 @@ pub(crate) fn findings(
 fn of_whole(policy: &AuthorizationPolicy, scopes: &Scopes<'_>, tell: &mut impl FnMut(Severity, String)) {
     if !policy.targets.is_empty() {
         let targets = policy.targets.join(", ");
-        let message = format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
+        let message =
+            format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
         return tell(Severity::Info, message);
     }
     if policy.dry_run {
@@ -88,7 +89,8 @@ fn of_whole(policy: &AuthorizationPolicy, scopes: &Scopes<'_>, tell: &mut impl F
         tell(Severity::Warning, message.to_owned());
     }
     if !policy.selector.is_empty() && !scopes.selects_some(&policy.name) {
-        let message = format!("its selector ({}) matches no pod, so it has no effect", shown(&policy.selector));
+        let message =
+            format!("its selector ({}) matches no pod, so it has no effect", shown(&policy.selector));
         tell(Severity::Warning, message);
     }
 }
@@ -110,7 +112,8 @@ fn of_rules(policy: &CompiledPolicy, tell: &mut dyn FnMut(Severity, String)) {
         }
         let asks_who = |negated: bool| {
             move |check: &&super::rule::Check| {
-                let who = matches!(check.test, Test::Principal(_) | Test::Namespace(_) | Test::ServiceAccount(_));
+                let who =
+                    matches!(check.test, Test::Principal(_) | Test::Namespace(_) | Test::ServiceAccount(_));
                 who && check.negated == negated
             }
         };
@@ -240,7 +243,10 @@ fn of_peer_authentications(
             let first = in_force.of_scope(namespace).filter(|first| first.name != policy.name);
             first.map(|first| format!("has no effect: {} is of the same namespace and older", first.name))
         } else if in_root {
-            Some("has no effect: in the root namespace a selector is not allowed; move it to the workload's".into())
+            Some(
+                "has no effect: in the root namespace a selector is not allowed; move it to the workload's"
+                    .into(),
+            )
         } else if !selecting.contains(&policy.name) {
             let labels = shown(&policy.selector);
             Some(format!("has no effect: its selector ({labels}) matches no pod that an older one does not"))

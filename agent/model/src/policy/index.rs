@@ -13,7 +13,7 @@ use crate::world::security::{IpBlock, Pattern};
 /// connection has one of these, the rule can't match. Rules that only say what must not be are always asked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    rules: Vec<Hit>,
+    rules: Vec<(Effect, Hit)>,
     always: Vec<u32>,
     principals: Texts,
     namespaces: Texts,
@@ -23,38 +23,59 @@ pub(crate) struct Index {
     ports: HashMap<u16, Vec<u32>>,
 }
 
+/// What comes of a rule that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Effect {
+    Refuse,
+    Allow,
+    Audit,
+    DryRun,
+}
+
+/// Rules that match: all of those in dry run, and one of each other effect.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Matching<'a> {
+    pub refuse: Option<&'a Hit>,
+    pub allow: Option<&'a Hit>,
+    pub audit: Option<&'a Hit>,
+    /// One may be there more than once.
+    pub dry_run: Vec<&'a Hit>,
+}
+
+impl<'a> Matching<'a> {
+    fn wants(&self, effect: Effect) -> bool {
+        match effect {
+            Effect::Refuse => self.refuse.is_none(),
+            Effect::Allow => self.allow.is_none(),
+            Effect::Audit => self.audit.is_none(),
+            Effect::DryRun => true,
+        }
+    }
+
+    fn take(&mut self, effect: Effect, hit: &'a Hit) {
+        match effect {
+            Effect::Refuse => self.refuse = Some(hit),
+            Effect::Allow => self.allow = Some(hit),
+            Effect::Audit => self.audit = Some(hit),
+            Effect::DryRun => self.dry_run.push(hit),
+        }
+    }
+}
+
 impl Index {
-    /// Of all rules that can match.
-    pub fn of_all(policies: &[Arc<CompiledPolicy>]) -> Self {
-        Self::new(hits(policies).collect())
-    }
-
-    /// Of rules that ask the same, only the first: enough to know whether any matches.
-    pub fn of_distinct(policies: &[Arc<CompiledPolicy>]) -> Self {
-        let mut seen: HashSet<&[Clause]> = HashSet::new();
-        let mut kept = Vec::new();
+    pub fn new(policies: &[Arc<CompiledPolicy>]) -> Self {
+        let mut seen: HashSet<(Effect, &[Clause])> = HashSet::new();
+        let mut rules = Vec::new();
         for policy in policies {
-            for (number, rule) in policy.rules.iter().enumerate() {
-                if !rule.never && seen.insert(&rule.clauses) {
-                    kept.push(Hit { policy: policy.clone(), rule: number });
+            let effect = policy.effect();
+            for (number, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| !rule.never) {
+                // Of rules that ask the same the first is enough, unless each policy has a say.
+                if effect == Effect::DryRun || seen.insert((effect, &rule.clauses)) {
+                    rules.push((effect, Hit { policy: policy.clone(), rule: number }));
                 }
             }
         }
-        Self::new(kept)
-    }
-
-    fn new(rules: Vec<Hit>) -> Self {
-        let mut filed = Filed::default();
-        let mut always = Vec::new();
-        {
-            let frequency = frequency(&rules);
-            for (number, hit) in (0..).zip(&rules) {
-                match rarest(hit.clauses(), &frequency) {
-                    Some(keys) => keys.into_iter().for_each(|key| filed.put(key, number)),
-                    None => always.push(number),
-                }
-            }
-        }
+        let (filed, always) = file(&rules);
         Self {
             always,
             principals: filed.principals.into(),
@@ -67,42 +88,37 @@ impl Index {
         }
     }
 
-    /// A rule that matches.
-    pub fn find<'a>(&'a self, facts: &Facts<'_>) -> Option<&'a Hit> {
-        let mut found = None;
-        self.search(facts, &mut |hit| {
-            found = Some(hit);
-            true
-        });
-        found
-    }
-
-    /// Gives each rule that matches, once or more, until told to stop.
-    pub fn search<'a>(&'a self, facts: &Facts<'_>, stop: &mut dyn FnMut(&'a Hit) -> bool) {
-        if self.rules.is_empty() {
-            return;
-        }
-        let (source, destination) = (IpBlock::single(facts.source), IpBlock::single(facts.destination.ip()));
-        let mut ask = |numbers: &[u32]| {
-            let hits = numbers.iter().filter_map(|&number| self.rules.get(number as usize));
-            hits.into_iter().any(|hit| hit.compiled().matches(facts) && stop(hit))
+    /// Adds to `matching` what matches here.
+    pub fn search<'a>(&'a self, facts: &Facts<'_>, matching: &mut Matching<'a>) {
+        let mut ask = |numbers: &'a [u32]| {
+            for (effect, hit) in numbers.iter().filter_map(|&number| self.rules.get(number as usize)) {
+                if matching.wants(*effect) && hit.compiled().matches(facts) {
+                    matching.take(*effect, hit);
+                }
+            }
         };
-        // One after the other, so that the cheap and likely ones save the others.
-        let _ = self.ports.get(&facts.destination.port()).is_some_and(|rules| ask(rules))
-            || self.service_accounts.get(facts.service_account).is_some_and(|rules| ask(rules))
-            || self.namespaces.of(facts.namespace, &mut ask)
-            || self.principals.of(facts.principal, &mut ask)
-            || self.sources.find(|key| *key <= source, |key| key.covers(&source)).any(&mut ask)
-            || self.destinations.find(|key| *key <= destination, |key| key.covers(&destination)).any(&mut ask)
-            || ask(&self.always);
+        let (source, destination) = (IpBlock::single(facts.source), IpBlock::single(facts.destination.ip()));
+        self.service_accounts.get(facts.service_account).into_iter().for_each(|rules| ask(rules));
+        self.namespaces.of(facts.namespace, &mut ask);
+        self.principals.of(facts.principal, &mut ask);
+        self.ports.get(&facts.destination.port()).into_iter().for_each(|rules| ask(rules));
+        self.sources.find(|key| *key <= source, |key| key.covers(&source)).for_each(&mut ask);
+        self.destinations.find(|key| *key <= destination, |key| key.covers(&destination)).for_each(&mut ask);
+        ask(&self.always);
     }
 }
 
-fn hits(policies: &[Arc<CompiledPolicy>]) -> impl Iterator<Item = Hit> {
-    policies.iter().flat_map(|policy| {
-        let numbers = (0..policy.rules.len()).filter(|&number| !policy.rules[number].never);
-        numbers.map(|rule| Hit { policy: policy.clone(), rule })
-    })
+/// The rules by their rarest keys, and those that have none.
+fn file(rules: &[(Effect, Hit)]) -> (Filed, Vec<u32>) {
+    let frequency = frequency(rules);
+    let (mut filed, mut always) = (Filed::default(), Vec::new());
+    for (number, (_, hit)) in (0..).zip(rules) {
+        match rarest(hit.clauses(), &frequency) {
+            Some(keys) => keys.into_iter().for_each(|key| filed.put(key, number)),
+            None => always.push(number),
+        }
+    }
+    (filed, always)
 }
 
 /// One value a connection must have.
@@ -142,9 +158,9 @@ fn positive(alternative: &[Check]) -> impl Iterator<Item = &Check> {
     alternative.iter().filter(|check| !check.negated)
 }
 
-fn frequency(rules: &[Hit]) -> HashMap<Key<'_>, u32> {
-    let mut frequency = HashMap::new();
-    for alternative in rules.iter().flat_map(Hit::clauses).flatten() {
+fn frequency(rules: &[(Effect, Hit)]) -> HashMap<Key<'_>, u32> {
+    let mut frequency = HashMap::with_capacity(rules.len());
+    for alternative in rules.iter().flat_map(|(_, hit)| hit.clauses()).flatten() {
         for key in positive(alternative).flat_map(keys) {
             *frequency.entry(key).or_default() += 1;
         }
@@ -253,15 +269,15 @@ impl From<FiledTexts> for Texts {
 }
 
 impl Texts {
-    /// Asks about each list of rules until one says to stop.
-    fn of(&self, text: &str, ask: &mut impl FnMut(&[u32]) -> bool) -> bool {
-        !text.is_empty()
-            && (self.exact.get(text).is_some_and(|rules| ask(rules))
-                || self
-                    .prefixes
-                    .find(|key| key.as_str() <= text, |key| text.starts_with(key.as_str()))
-                    .any(&mut *ask)
-                || self.suffixes.find(|key| key.not_after(text), |key| key.ends(text)).any(&mut *ask)
-                || ask(&self.present))
+    /// Gives each list of rules that may match.
+    fn of<'a>(&'a self, text: &str, ask: &mut impl FnMut(&'a [u32])) {
+        // No value matches what is not there.
+        if text.is_empty() {
+            return;
+        }
+        self.exact.get(text).into_iter().for_each(|rules| ask(rules));
+        self.prefixes.find(|key| key.as_str() <= text, |key| text.starts_with(key.as_str())).for_each(&mut *ask);
+        self.suffixes.find(|key| key.not_after(text), |key| key.ends(text)).for_each(&mut *ask);
+        ask(&self.present);
     }
 }

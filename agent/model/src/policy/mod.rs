@@ -7,6 +7,8 @@ mod index;
 mod nested;
 mod rule;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod trust;
 
 use std::collections::HashMap;
@@ -18,7 +20,7 @@ use crate::world::security::Action;
 pub(crate) use facts::Facts;
 pub(crate) use findings::findings;
 pub use findings::{Finding, Severity};
-use index::Index;
+use index::{Effect, Index, Matching};
 use rule::{Clause, CompiledRule};
 pub(crate) use scope::Scopes;
 pub(crate) use trust::TrustDomains;
@@ -48,10 +50,7 @@ pub(crate) struct Layer {
     has_allow: bool,
     /// The first ALLOW policy in dry run.
     dry_run_allow: Option<Arc<CompiledPolicy>>,
-    refuse: Index,
-    allow: Index,
-    audit: Index,
-    dry_run: Index,
+    index: Index,
 }
 
 /// A policy with its rules made ready.
@@ -80,20 +79,26 @@ impl Hit {
     }
 }
 
+impl CompiledPolicy {
+    fn effect(&self) -> Effect {
+        match self.action {
+            _ if self.dry_run => Effect::DryRun,
+            Action::Allow => Effect::Allow,
+            Action::Deny | Action::Custom => Effect::Refuse,
+            Action::Audit => Effect::Audit,
+        }
+    }
+}
+
 impl Layer {
     fn new(policies: Vec<Arc<CompiledPolicy>>) -> Self {
-        let (dry, enforced): (Vec<_>, Vec<_>) = policies.iter().cloned().partition(|policy| policy.dry_run);
-        let of = |actions: &[Action]| -> Vec<_> {
-            enforced.iter().filter(|policy| actions.contains(&policy.action)).cloned().collect()
+        let allow = |dry_run| {
+            move |policy: &&Arc<CompiledPolicy>| policy.action == Action::Allow && policy.dry_run == dry_run
         };
-        let allow = of(&[Action::Allow]);
         Self {
-            has_allow: !allow.is_empty(),
-            dry_run_allow: dry.iter().find(|policy| policy.action == Action::Allow).cloned(),
-            refuse: Index::of_distinct(&of(&[Action::Deny, Action::Custom])),
-            allow: Index::of_distinct(&allow),
-            audit: Index::of_distinct(&of(&[Action::Audit])),
-            dry_run: Index::of_all(&dry),
+            has_allow: policies.iter().any(|policy| allow(false)(&policy)),
+            dry_run_allow: policies.iter().find(allow(true)).cloned(),
+            index: Index::new(&policies),
             policies,
         }
     }
@@ -108,44 +113,28 @@ impl Policies {
         self.layers().flat_map(|layer| &layer.policies)
     }
 
-    /// The DENY or CUSTOM rule that matches.
-    pub fn refuses(&self, facts: &Facts<'_>) -> Option<Hit> {
-        self.layers().find_map(|layer| layer.refuse.find(facts)).cloned()
-    }
-
     pub fn has_allow(&self) -> bool {
         self.layers().any(|layer| layer.has_allow)
     }
 
-    /// The ALLOW policy that matches.
-    pub fn allows(&self, facts: &Facts<'_>) -> Option<&Arc<CompiledPolicy>> {
-        self.layers().find_map(|layer| layer.allow.find(facts)).map(|hit| &hit.policy)
-    }
-
-    pub fn audits(&self, facts: &Facts<'_>) -> bool {
-        self.layers().any(|layer| layer.audit.find(facts).is_some())
+    /// What matches, of all layers.
+    pub fn matching(&self, facts: &Facts<'_>) -> Matching<'_> {
+        let mut matching = Matching::default();
+        self.layers().for_each(|layer| layer.index.search(facts, &mut matching));
+        matching
     }
 
     /// What the policies in dry run say, sorted. If none of all ALLOW policies matches, the first of those in dry
     /// run says no for all of them.
-    pub fn dry_run(&self, facts: &Facts<'_>) -> Vec<DryRun> {
-        let mut said = Vec::new();
-        for layer in self.layers() {
-            layer.dry_run.search(facts, &mut |hit| {
-                let policy = hit.policy.name.clone();
-                said.push(DryRun { policy, outcome: hit.policy.outcome() });
-                false
-            });
-        }
+    pub fn dry_run(&self, matching: &Matching<'_>) -> Vec<DryRun> {
+        let said = |policy: &CompiledPolicy, outcome| DryRun { policy: policy.name.clone(), outcome };
+        let hits = matching.dry_run.iter();
+        let mut all: Vec<_> = hits.map(|hit| said(&hit.policy, hit.policy.outcome())).collect();
+        let allowed = matching.allow.is_some() || all.iter().any(|one| one.outcome == Outcome::Allow);
         let first = self.layers().filter_map(|layer| layer.dry_run_allow.as_ref()).min_by_key(|p| &p.name);
-        let allowed = || said.iter().any(|one| one.outcome == Outcome::Allow) || self.allows(facts).is_some();
-        if let Some(first) = first
-            && !allowed()
-        {
-            said.push(DryRun { policy: first.name.clone(), outcome: Outcome::Deny });
-        }
-        said.sort();
-        said.dedup();
-        said
+        all.extend(first.filter(|_| !allowed).map(|first| said(first, Outcome::Deny)));
+        all.sort();
+        all.dedup();
+        all
     }
 }

@@ -2,7 +2,9 @@ use std::fmt;
 
 use super::facts::Facts;
 use super::trust::TrustDomains;
-use crate::world::security::{Action, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source};
+use crate::world::security::{
+    Action, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
+};
 
 /// A rule made ready to be asked: all clauses must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +14,12 @@ pub(crate) struct CompiledRule {
     pub of_requests: Vec<String>,
     /// It can't match, since it would have to show that.
     pub never: bool,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many rules have been asked, for tests of the index.
+    pub(super) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Holds if one of its alternatives does, all of whose checks must hold.
@@ -68,7 +76,12 @@ impl CompiledRule {
             }
         }
         let mut seen = Vec::new();
-        of_requests.retain(|field| !seen.contains(field) && { seen.push(field.clone()); true });
+        of_requests.retain(|field| {
+            !seen.contains(field) && {
+                seen.push(field.clone());
+                true
+            }
+        });
         // An alternative without checks always holds, and its clause with it.
         clauses.retain(|clause: &Clause| clause.iter().all(|alternative| !alternative.is_empty()));
         let never = action == Action::Allow && !of_requests.is_empty();
@@ -77,6 +90,8 @@ impl CompiledRule {
 
     /// Whether all of it holds.
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
+        #[cfg(test)]
+        LOOKED_AT.set(LOOKED_AT.get() + 1);
         let holds = |alternative: &Vec<Check>| alternative.iter().all(|check| check.holds(facts));
         !self.never && self.clauses.iter().all(|clause| clause.iter().any(holds))
     }
@@ -107,8 +122,12 @@ impl Test {
         let known = !facts.principal.is_empty();
         match self {
             Test::SourceIp(_) => Some(format!("the source's address is {}", facts.source)),
-            Test::DestinationIp(_) => Some(format!("the destination's address is {}", facts.destination.ip())),
-            Test::DestinationPort(_) => Some(format!("the destination's port is {}", facts.destination.port())),
+            Test::DestinationIp(_) => {
+                Some(format!("the destination's address is {}", facts.destination.ip()))
+            }
+            Test::DestinationPort(_) => {
+                Some(format!("the destination's port is {}", facts.destination.port()))
+            }
             Test::Principal(_) => known.then(|| format!("the source's principal is {}", facts.principal)),
             Test::Namespace(_) => known.then(|| format!("the source's namespace is {}", facts.namespace)),
             Test::ServiceAccount(_) => {
@@ -164,7 +183,9 @@ fn source(source: &Source, trust: &TrustDomains<'_>) -> Vec<Check> {
     add(&mut checks, ["principals", "notPrincipals"], &source.principals, |them| principal(them, trust));
     add(&mut checks, ["namespaces", "notNamespaces"], &source.namespaces, namespace);
     add(&mut checks, ["serviceAccounts", "notServiceAccounts"], &source.service_accounts, service_account);
-    add(&mut checks, ["ipBlocks", "notIpBlocks"], &source.ip_blocks, |blocks| Test::SourceIp(blocks.to_vec()));
+    add(&mut checks, ["ipBlocks", "notIpBlocks"], &source.ip_blocks, |blocks| {
+        Test::SourceIp(blocks.to_vec())
+    });
     checks
 }
 
@@ -179,16 +200,26 @@ fn condition<'a>(condition: &'a Condition, trust: &TrustDomains<'_>) -> Result<V
     let mut checks = Vec::new();
     let to = &mut checks;
     match condition {
-        Condition::SourceIp(of) => add(to, ["source.ip", "source.ip notValues"], of, |blocks| Test::SourceIp(blocks.to_vec())),
-        Condition::SourceNamespace(of) => add(to, ["source.namespace", "source.namespace notValues"], of, namespace),
+        Condition::SourceIp(of) => {
+            add(to, ["source.ip", "source.ip notValues"], of, |blocks| Test::SourceIp(blocks.to_vec()))
+        }
+        Condition::SourceNamespace(of) => {
+            add(to, ["source.namespace", "source.namespace notValues"], of, namespace)
+        }
         Condition::SourcePrincipal(of) => {
             add(to, ["source.principal", "source.principal notValues"], of, |them| principal(them, trust));
         }
-        Condition::SourceServiceAccount(of) => add(to, ["source.serviceAccount", "source.serviceAccount notValues"], of, service_account),
-        Condition::DestinationIp(of) => {
-            add(to, ["destination.ip", "destination.ip notValues"], of, |blocks| Test::DestinationIp(blocks.to_vec()));
+        Condition::SourceServiceAccount(of) => {
+            add(to, ["source.serviceAccount", "source.serviceAccount notValues"], of, service_account)
         }
-        Condition::DestinationPort(of) => add(to, ["destination.port", "destination.port notValues"], of, port),
+        Condition::DestinationIp(of) => {
+            add(to, ["destination.ip", "destination.ip notValues"], of, |blocks| {
+                Test::DestinationIp(blocks.to_vec())
+            });
+        }
+        Condition::DestinationPort(of) => {
+            add(to, ["destination.port", "destination.port notValues"], of, port)
+        }
         Condition::OfRequests(key) => return Err(key),
     }
     Ok(checks)

@@ -26,8 +26,7 @@ impl<'a> Scopes<'a> {
     pub fn new(world: &'a World, settings: &'a Settings) -> Self {
         let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
         let at_work = world.authorization_policies.values().filter(|policy| policy.targets.is_empty());
-        let policies: Vec<_> =
-            at_work.map(|policy| (policy, Arc::new(compiled(policy, &trust)))).collect();
+        let policies: Vec<_> = at_work.map(|policy| (policy, Arc::new(compiled(policy, &trust)))).collect();
         let mut selectors: HashMap<_, Vec<_>> = HashMap::new();
         let mut scoped: HashMap<_, Vec<_>> = HashMap::new();
         for (position, (policy, compiled)) in policies.iter().enumerate() {

@@ -37,7 +37,9 @@ impl<'a> TrustDomains<'a> {
             }
             Pattern::Suffix(text) => {
                 let Some((end, rest)) = text.split_once('/').filter(|(end, rest)| {
-                    !end.is_empty() && rest.starts_with("ns/") && self.0.iter().any(|name| name.ends_with(end))
+                    !end.is_empty()
+                        && rest.starts_with("ns/")
+                        && self.0.iter().any(|name| name.ends_with(end))
                 }) else {
                     return found;
                 };

@@ -1,0 +1,11 @@
+//! AuthorizationPolicy and PeerAuthentication: decisions, explanations and findings.
+
+#![allow(clippy::unwrap_used)]
+
+mod decisions;
+mod explanations;
+mod findings;
+mod mutual_tls;
+mod reference;
+mod scopes;
+mod support;
