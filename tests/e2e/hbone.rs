@@ -1,14 +1,19 @@
 //! A hand-made HBONE peer, as client and as server, and certificates good and forged.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use nix::libc;
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, peer_identity};
 use orlop_model::{Identity, TrustDomain};
 use orlop_tests::{Pod, Testbed};
@@ -108,6 +113,7 @@ pub struct Peer {
 enum Order {
     Serve,
     GoAway,
+    Vanish,
     Stop,
 }
 
@@ -135,7 +141,7 @@ impl Peer {
         let pod = pod.clone();
         let thread = thread::spawn(move || {
             within(&pod, async move || {
-                let listener = TcpListener::bind(("::", HBONE_PORT)).await.unwrap();
+                let listener = listen().await;
                 ready.send(()).unwrap();
                 serve(listener, TlsAcceptor::from(config), http, reply, reports).await;
             });
@@ -149,6 +155,11 @@ impl Peer {
         self.told.send_replace(Order::GoAway);
     }
 
+    /// Ends as if its machine had lost power.
+    pub fn vanish(self) {
+        self.told.send_replace(Order::Vanish);
+    }
+
     /// The next CONNECT.
     #[track_caller]
     pub fn next(&self) -> Asked {
@@ -158,23 +169,50 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.told.send_replace(Order::Stop);
+        self.told.send_if_modified(|order| {
+            let serves = *order != Order::Vanish;
+            *order = if serves { Order::Stop } else { Order::Vanish };
+            serves
+        });
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
+/// A process that another test is just starting may hold a peer's old socket for a moment more.
+async fn listen() -> TcpListener {
+    loop {
+        match TcpListener::bind(("::", HBONE_PORT)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
 async fn serve(listener: TcpListener, tls: TlsAcceptor, http: Builder, reply: Reply, mut reports: Reports) {
+    let mut sockets: Vec<Weak<OwnedFd>> = Vec::new();
     for tunnel in 0.. {
-        let stop = reports.orders.clone();
+        let orders = reports.orders.clone();
         let tcp = tokio::select! {
             accepted = listener.accept() => accepted.unwrap().0,
-            _ = reports.orders.wait_for(|order| *order == Order::Stop) => return,
+            order = reports.orders.wait_for(|order| matches!(order, Order::Stop | Order::Vanish)) => {
+                if *order.unwrap() == Order::Vanish {
+                    for socket in sockets.iter().filter_map(Weak::upgrade) {
+                        close_silently(&socket).unwrap();
+                    }
+                }
+                return;
+            }
         };
-        let reports = Reports { orders: stop, ..reports.clone() };
+        let socket = Rc::new(tcp.as_fd().try_clone_to_owned().unwrap());
+        sockets.push(Rc::downgrade(&socket));
+        let reports = Reports { orders, ..reports.clone() };
         let (tls, http) = (tls.clone(), http.clone());
         spawn_local(async move {
+            let _socket = socket;
             let Ok(tls) = tls.accept(tcp).await else { return };
             let session = tls.get_ref().1;
             let _ = reports.sessions.send(Session {
@@ -189,6 +227,18 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, http: Builder, reply: Re
             }
         });
     }
+}
+
+/// Puts a socket under repair, as for a checkpoint: then its close says nothing to its peer.
+fn close_silently(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes, the size of `on`.
+    let result = unsafe {
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_REPAIR);
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 async fn serve_tunnel<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(

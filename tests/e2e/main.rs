@@ -9,6 +9,7 @@ mod mesh;
 mod pair;
 mod pattern;
 mod peer;
+mod policy;
 mod redirect;
 mod scale;
 mod seeing;

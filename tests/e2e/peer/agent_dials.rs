@@ -201,6 +201,17 @@ fn a_burst_to_a_peer_that_takes_one_stream_at_a_time_is_served() {
 }
 
 #[test]
+fn a_peer_that_vanished_without_a_word_costs_no_connection() {
+    let mesh = Mesh::first_only(&[]);
+    let first = peer(&mesh, &Builder::new(), Reply::Echo);
+    assert_eq!(echo(&dial(&mesh), b"hello").unwrap(), b"hello");
+    first.vanish();
+    let _second = peer(&mesh, &Builder::new(), Reply::Echo);
+    assert_eq!(tunnels(mesh.client_agent(), "outbound"), 1.0, "nobody has noticed yet");
+    assert_eq!(echo(&dial(&mesh), b"hello").unwrap(), b"hello");
+}
+
+#[test]
 fn a_peer_that_is_gone_without_goaway_costs_no_connection() {
     let mesh = Mesh::first_only(&[]);
     let first = peer(&mesh, &Builder::new(), Reply::Echo);

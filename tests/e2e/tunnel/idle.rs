@@ -85,28 +85,6 @@ fn the_next_connection_works_after_the_peers_agent_ended_in_good_order() {
 }
 
 #[test]
-fn a_tunnel_whose_peer_vanished_without_a_word_costs_no_connection() {
-    let mut mesh = Mesh::new();
-    let server = mesh.server.serve_echo(PORT).unwrap();
-    let stream = mesh.client.connect(server.addr(), TIMEOUT).unwrap();
-    assert_eq!(echo(&stream, b"hello").unwrap(), b"hello");
-    // Nothing of the agent's end gets through.
-    let (node, client) = (mesh.nodes[1].clone(), mesh.client.ipv4().to_string());
-    let route = |change| {
-        let mut command = node.command("ip").unwrap();
-        assert!(command.args(["route", change, "blackhole", &client]).status().unwrap().success());
-    };
-    route("add");
-    mesh.server_agent_mut().kill().unwrap();
-    route("del");
-    mesh.server_agent_mut().start_again().unwrap();
-    mesh.server_agent_mut().wait_ready().unwrap();
-    assert_eq!(tunnels(mesh.client_agent(), "outbound"), 1.0, "nobody has noticed yet");
-    let stream = mesh.client.connect(server.addr(), TIMEOUT).unwrap();
-    assert_eq!(echo(&stream, b"hello").unwrap(), b"hello");
-}
-
-#[test]
 fn the_handshake_is_tls_1_3_with_h2_and_a_hybrid_key_exchange_and_no_server_name() {
     let mesh = Mesh::new();
     let server = mesh.server.serve_echo(PORT).unwrap();

@@ -52,7 +52,8 @@ fn connections_that_are_over_leave_nothing() {
         .unwrap();
     for (agent, before) in mesh.agents().into_iter().zip(before) {
         await_value(0.0, || active(agent));
-        await_value(before, || descriptors(agent));
+        // The count before may have had a scrape's own connection in it.
+        await_value(true, || descriptors(agent) <= before);
     }
     assert_eq!(tunnels(mesh.client_agent(), "outbound"), 1.0);
     assert_eq!(tunnels(mesh.server_agent(), "inbound"), 1.0);

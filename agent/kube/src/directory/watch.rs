@@ -59,10 +59,10 @@ impl Keeper {
                 format!("{path}: can't watch the world directory, so looking every second: {error}")
             });
             // What happened before the watch began is seen now.
-            let mut lost = self.update(&mut changes, unwatched).await;
+            let mut lost = self.update(&mut changes, unwatched, false).await;
             while let (false, Some(change)) = (lost, changes.recv().await) {
                 lost = settle(Some(change), &mut changes).await;
-                lost |= self.update(&mut changes, None).await;
+                lost |= self.update(&mut changes, None, true).await;
             }
             if !lost {
                 sleep(POLL).await;
@@ -70,15 +70,19 @@ impl Keeper {
         }
     }
 
-    /// Takes over what is in the files now. Returns whether the watch was lost meanwhile.
+    /// Takes over what is in the files now; `settled` says that nobody was writing a moment ago. Returns whether
+    /// the watch was lost meanwhile.
     async fn update(
         &mut self,
         changes: &mut mpsc::UnboundedReceiver<Change>,
         unwatched: Option<String>,
+        settled: bool,
     ) -> bool {
         let mut lost = false;
         let (mut problems, mut world) = self.read().await;
-        if problems.iter().any(|(path, problem)| self.reported.get(path) != Some(problem)) {
+        let differs = world.as_ref().is_some_and(|world| *world != **self.sender.borrow());
+        let is_new = |(path, problem): (_, &String)| self.reported.get(path) != Some(problem);
+        if (differs && !settled) || problems.iter().any(is_new) {
             // A file may have been caught half written.
             lost = settle(None, changes).await;
             (problems, world) = self.read().await;

@@ -1,9 +1,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::blocks::Blocks;
 use super::facts::Facts;
-use super::nested::Nested;
 use super::rule::{Check, Clause, Test};
+use super::texts::Texts;
 use super::{CompiledPolicy, Hit};
 use crate::world::security::{IpBlock, Pattern};
 
@@ -18,8 +19,8 @@ pub(crate) struct Index {
     principals: Texts,
     namespaces: Texts,
     service_accounts: HashMap<String, Vec<u32>>,
-    sources: Nested<IpBlock>,
-    destinations: Nested<IpBlock>,
+    sources: Blocks,
+    destinations: Blocks,
     ports: HashMap<u16, Vec<u32>>,
 }
 
@@ -78,11 +79,11 @@ impl Index {
         let (filed, always) = file(&rules);
         Self {
             always,
-            principals: filed.principals.into(),
-            namespaces: filed.namespaces.into(),
+            principals: filed.principals,
+            namespaces: filed.namespaces,
             service_accounts: filed.service_accounts,
-            sources: Nested::new(filed.sources, IpBlock::covers),
-            destinations: Nested::new(filed.destinations, IpBlock::covers),
+            sources: Blocks::new(filed.sources),
+            destinations: Blocks::new(filed.destinations),
             ports: filed.ports,
             rules,
         }
@@ -97,13 +98,12 @@ impl Index {
                 }
             }
         };
-        let (source, destination) = (IpBlock::single(facts.source), IpBlock::single(facts.destination.ip()));
         self.service_accounts.get(facts.service_account).into_iter().for_each(|rules| ask(rules));
         self.namespaces.of(facts.namespace, &mut ask);
         self.principals.of(facts.principal, &mut ask);
         self.ports.get(&facts.destination.port()).into_iter().for_each(|rules| ask(rules));
-        self.sources.find(|key| *key <= source, |key| key.covers(&source)).for_each(&mut ask);
-        self.destinations.find(|key| *key <= destination, |key| key.covers(&destination)).for_each(&mut ask);
+        self.sources.around(IpBlock::single(facts.source)).for_each(&mut ask);
+        self.destinations.around(IpBlock::single(facts.destination.ip())).for_each(&mut ask);
         ask(&self.always);
     }
 }
@@ -186,8 +186,8 @@ fn rarest<'a>(clauses: &'a [Clause], frequency: &HashMap<Key<'_>, u32>) -> Optio
 /// Rules by key, while the index is made.
 #[derive(Default)]
 struct Filed {
-    principals: FiledTexts,
-    namespaces: FiledTexts,
+    principals: Texts,
+    namespaces: Texts,
     service_accounts: HashMap<String, Vec<u32>>,
     sources: BTreeMap<IpBlock, Vec<u32>>,
     destinations: BTreeMap<IpBlock, Vec<u32>>,
@@ -197,8 +197,10 @@ struct Filed {
 impl Filed {
     fn put(&mut self, key: Key<'_>, number: u32) {
         let rules = match key {
-            Key::Principal(text) => self.principals.at(text),
-            Key::Namespace(text) => self.namespaces.at(text),
+            Key::Principal(Text::Exact(text)) => self.principals.exact(text),
+            Key::Principal(Text::Other(pattern)) => self.principals.pattern(pattern),
+            Key::Namespace(Text::Exact(text)) => self.namespaces.exact(text),
+            Key::Namespace(Text::Other(pattern)) => self.namespaces.pattern(pattern),
             Key::ServiceAccount(text) => self.service_accounts.entry(text.to_owned()).or_default(),
             Key::Source(block) => self.sources.entry(block).or_default(),
             Key::Destination(block) => self.destinations.entry(block).or_default(),
@@ -207,77 +209,5 @@ impl Filed {
         if rules.last() != Some(&number) {
             rules.push(number);
         }
-    }
-}
-
-#[derive(Default)]
-struct FiledTexts {
-    exact: HashMap<String, Vec<u32>>,
-    prefixes: BTreeMap<String, Vec<u32>>,
-    suffixes: BTreeMap<Backwards, Vec<u32>>,
-    present: Vec<u32>,
-}
-
-impl FiledTexts {
-    fn at(&mut self, text: Text<'_>) -> &mut Vec<u32> {
-        match text {
-            Text::Exact(text) => self.exact.entry(text.to_owned()).or_default(),
-            Text::Other(Pattern::Exact(text)) => self.exact.entry(text.clone()).or_default(),
-            Text::Other(Pattern::Prefix(text)) => self.prefixes.entry(text.clone()).or_default(),
-            Text::Other(Pattern::Suffix(text)) => self.suffixes.entry(Backwards::new(text)).or_default(),
-            Text::Other(Pattern::Present) => &mut self.present,
-        }
-    }
-}
-
-/// A suffix with its last byte first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Backwards(Vec<u8>);
-
-impl Backwards {
-    fn new(text: &str) -> Self {
-        Self(text.bytes().rev().collect())
-    }
-
-    fn not_after(&self, text: &str) -> bool {
-        self.0.iter().copied().le(text.bytes().rev())
-    }
-
-    fn ends(&self, text: &str) -> bool {
-        self.0.len() <= text.len() && self.0.iter().copied().eq(text.bytes().rev().take(self.0.len()))
-    }
-}
-
-/// Rules by what a text must look like.
-#[derive(Clone, Debug, Default)]
-struct Texts {
-    exact: HashMap<String, Vec<u32>>,
-    prefixes: Nested<String>,
-    suffixes: Nested<Backwards>,
-    present: Vec<u32>,
-}
-
-impl From<FiledTexts> for Texts {
-    fn from(filed: FiledTexts) -> Self {
-        Self {
-            exact: filed.exact,
-            prefixes: Nested::new(filed.prefixes, |around, key| key.starts_with(around)),
-            suffixes: Nested::new(filed.suffixes, |around, key| key.0.starts_with(&around.0)),
-            present: filed.present,
-        }
-    }
-}
-
-impl Texts {
-    /// Gives each list of rules that may match.
-    fn of<'a>(&'a self, text: &str, ask: &mut impl FnMut(&'a [u32])) {
-        // No value matches what is not there.
-        if text.is_empty() {
-            return;
-        }
-        self.exact.get(text).into_iter().for_each(|rules| ask(rules));
-        self.prefixes.find(|key| key.as_str() <= text, |key| text.starts_with(key.as_str())).for_each(&mut *ask);
-        self.suffixes.find(|key| key.not_after(text), |key| key.ends(text)).for_each(&mut *ask);
-        ask(&self.present);
     }
 }

@@ -1,14 +1,15 @@
 //! AuthorizationPolicies, made ready to be asked.
 
+mod blocks;
 mod explain;
 mod facts;
 mod findings;
 mod index;
-mod nested;
 mod rule;
 mod scope;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod trust;
 
 use std::collections::HashMap;

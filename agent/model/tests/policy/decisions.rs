@@ -51,8 +51,7 @@ fn audit_marks_and_decides_nothing() {
     let audited = world([policy("mark", Action::Audit, [namespaces(&["dev"])])]);
     assert!(call(ANYONE).judge(&audited).unwrap().audit);
     assert!(!call("td1/ns/shop/sa/a").judge(&audited).unwrap().audit);
-    let denied =
-        world([policy("mark", Action::Audit, [Rule::default()]), policy("none", Action::Allow, [])]);
+    let denied = world([policy("mark", Action::Audit, [Rule::default()]), policy("none", Action::Allow, [])]);
     assert!(call(ANYONE).judge(&denied).unwrap_err().audit);
 }
 
@@ -205,7 +204,12 @@ fn fields_are_anded_and_entries_are_ored() {
 fn an_allow_rule_that_asks_of_requests_never_matches() {
     let mixed = Operation { ports: ports(&[80], &[]), ..paths() };
     let unknown = Condition::OfRequests("request.headers[x]".into());
-    for rule in [to(paths()), to(mixed), when(unknown), from(Source { of_requests: vec!["x".into()], ..Source::default() })] {
+    for rule in [
+        to(paths()),
+        to(mixed),
+        when(unknown),
+        from(Source { of_requests: vec!["x".into()], ..Source::default() }),
+    ] {
         assert!(!call(ANYONE).allowed(&world([policy("p", Action::Allow, [rule.clone()])])), "{rule:?}");
         let other = world([policy("p", Action::Allow, [rule, namespaces(&["dev"])])]);
         assert!(call(ANYONE).allowed(&other));
@@ -218,7 +222,10 @@ fn a_deny_rule_that_asks_of_requests_denies_more() {
         let alone = world([policy("p", action, [to(paths())])]);
         assert!(!call(ANYONE).allowed(&alone));
         let mixed = Operation { ports: ports(&[80], &[]), ..paths() };
-        let either = Rule { to: vec![paths(), Operation { ports: ports(&[81], &[]), ..Operation::default() }], ..Rule::default() };
+        let either = Rule {
+            to: vec![paths(), Operation { ports: ports(&[81], &[]), ..Operation::default() }],
+            ..Rule::default()
+        };
         let keyed = Rule { when: vec![Condition::OfRequests("x".into())], ..namespaces(&["dev"]) };
         let by_port = world([policy("p", action, [to(mixed)])]);
         assert!(!call(ANYONE).allowed(&by_port));
@@ -246,7 +253,8 @@ fn a_dry_run_is_told_and_not_enforced() {
     ]);
     let allowed = call(ANYONE).judge(&everything).unwrap();
     assert_eq!((allowed.policy, allowed.audit), (None, false));
-    let want = [said("allow-dev", Outcome::Allow), said("deny-80", Outcome::Deny), said("mark", Outcome::Audit)];
+    let want =
+        [said("allow-dev", Outcome::Allow), said("deny-80", Outcome::Deny), said("mark", Outcome::Audit)];
     assert_eq!(allowed.dry_run, want);
     let none_matches = world([dry("allow-dev", Action::Allow, vec![namespaces(&["dev"])])]);
     assert_eq!(call("").judge(&none_matches).unwrap().dry_run, [said("allow-dev", Outcome::Deny)]);

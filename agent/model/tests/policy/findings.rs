@@ -1,6 +1,8 @@
 //! What the authors of policies are told.
 
-use orlop_model::world::security::{Action, AuthorizationPolicy, Condition, Mode, PeerAuthentication, Source};
+use orlop_model::world::security::{
+    Action, AuthorizationPolicy, Condition, Mode, PeerAuthentication, Source,
+};
 use orlop_model::world::{Protocol, Service, ServicePort, TargetPort};
 use orlop_model::{Severity, World};
 
@@ -36,8 +38,10 @@ fn custom_is_an_error_and_targets_are_good_to_know() {
     let custom = told(&world([policy("p", Action::Custom, [on_ports(&[80])])]));
     assert!(custom[0].0 == Severity::Error && custom[0].1.starts_with("has action CUSTOM"), "{custom:?}");
     let targets = vec!["Gateway/waypoint".to_owned(), "Service/web".to_owned()];
-    let targeted = told(&world([AuthorizationPolicy { targets, ..policy("p", Action::Custom, [to(paths())]) }]));
-    let want = "is for Gateway/waypoint, Service/web: waypoints and gateways enforce it, the node's proxy does not";
+    let targeted =
+        told(&world([AuthorizationPolicy { targets, ..policy("p", Action::Custom, [to(paths())]) }]));
+    let want =
+        "is for Gateway/waypoint, Service/web: waypoints and gateways enforce it, the node's proxy does not";
     assert_eq!(targeted, [(Severity::Info, want.into())]);
 }
 
@@ -66,7 +70,8 @@ fn an_allow_rule_of_negations_alone_is_told_to_admit_plaintext() {
     let source = Source { namespaces: texts(&[], &["dev"]), ..Source::default() };
     let found = told(&world([policy("p", Action::Allow, [from(source)])]));
     assert!(found[0].1.starts_with("rules[0] also allows sources without an identity"), "{found:?}");
-    let source = Source { principals: texts(&["*"], &[]), namespaces: texts(&[], &["dev"]), ..Source::default() };
+    let source =
+        Source { principals: texts(&["*"], &[]), namespaces: texts(&[], &["dev"]), ..Source::default() };
     assert_eq!(told(&world([policy("p", Action::Allow, [from(source)])])), []);
 }
 
@@ -75,13 +80,19 @@ fn udp_ports_are_told_not_to_be_covered() {
     let port = |number, protocol, target| ServicePort { name: String::new(), number, protocol, target };
     let mut world = world([
         policy("dns", Action::Deny, [on_ports(&[5353])]),
-        AuthorizationPolicy { selector: labels(&[("app", "db")]), ..policy("other", Action::Deny, [on_ports(&[5353])]) },
+        AuthorizationPolicy {
+            selector: labels(&[("app", "db")]),
+            ..policy("other", Action::Deny, [on_ports(&[5353])])
+        },
         AuthorizationPolicy { name: id("bank", "other"), ..policy("", Action::Deny, [on_ports(&[5353])]) },
     ]);
     let service = Service {
         name: id("shop", "dns"),
         selector: labels(&[("app", "web")]),
-        ports: vec![port(53, Protocol::Udp, TargetPort::Number(5353)), port(53, Protocol::Tcp, TargetPort::Unset)],
+        ports: vec![
+            port(53, Protocol::Udp, TargetPort::Number(5353)),
+            port(53, Protocol::Tcp, TargetPort::Unset),
+        ],
         ..Service::default()
     };
     world.services.insert(service.name.clone(), service);
@@ -91,8 +102,15 @@ fn udp_ports_are_told_not_to_be_covered() {
 
 #[test]
 fn peer_authentications_that_do_not_count_are_told() {
-    let at = |name, created| PeerAuthentication { created, mode: Some(Mode::Strict), ..peer_authentication("shop", name) };
-    let select = |policy: PeerAuthentication, app: &str| PeerAuthentication { selector: labels(&[("app", app)]), ..policy };
+    let at = |name, created| PeerAuthentication {
+        created,
+        mode: Some(Mode::Strict),
+        ..peer_authentication("shop", name)
+    };
+    let select = |policy: PeerAuthentication, app: &str| PeerAuthentication {
+        selector: labels(&[("app", app)]),
+        ..policy
+    };
     let policies = [
         at("a", Some(2)),
         at("b", Some(1)),
@@ -103,7 +121,8 @@ fn peer_authentications_that_do_not_count_are_told() {
     let peer_authentications = policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect();
     let world = World { peer_authentications, ..world([]) };
     let snapshot = snapshot(&world);
-    let found: Vec<_> = snapshot.findings().iter().map(|f| (f.name.name.as_str(), f.message.as_str())).collect();
+    let found: Vec<_> =
+        snapshot.findings().iter().map(|f| (f.name.name.as_str(), f.message.as_str())).collect();
     let want = [
         ("e", "has no effect: in the root namespace a selector is not allowed; move it to the workload's"),
         ("a", "has no effect: shop/b is of the same namespace and older"),

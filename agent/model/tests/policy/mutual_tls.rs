@@ -1,7 +1,7 @@
 //! Which mode counts.
 
-use orlop_model::world::security::{Mode, PeerAuthentication};
 use orlop_model::World;
+use orlop_model::world::security::{Mode, PeerAuthentication};
 
 use crate::support::*;
 
@@ -15,7 +15,7 @@ fn workload_counts_before_namespace_before_mesh() {
     let mesh = of(ROOT, "mesh", Some(Mode::Strict));
     let namespace = of("shop", "namespace", Some(Mode::Disable));
     let workload = selecting("web", "workload", Some(Mode::Permissive));
-    assert_eq!(modes(&[mesh.clone()]), [Mode::Strict; 3]);
+    assert_eq!(modes(std::slice::from_ref(&mesh)), [Mode::Strict; 3]);
     assert_eq!(modes(&[mesh.clone(), namespace.clone()]), [Mode::Disable, Mode::Disable, Mode::Strict]);
     assert_eq!(modes(&[mesh, namespace, workload]), [Mode::Permissive, Mode::Disable, Mode::Strict]);
 }
@@ -34,7 +34,10 @@ fn a_port_counts_before_the_rest_and_unset_is_as_the_rest() {
     let world = world_of(&[workload, of(ROOT, "mesh", Some(Mode::Strict))]);
     let snapshot = snapshot(&world);
     let web = snapshot.workload(&id("shop", "web")).unwrap();
-    assert_eq!([80, 81, 82].map(|port| snapshot.mutual_tls(web, port)), [Mode::Disable, Mode::Strict, Mode::Strict]);
+    assert_eq!(
+        [80, 81, 82].map(|port| snapshot.mutual_tls(web, port)),
+        [Mode::Disable, Mode::Strict, Mode::Strict]
+    );
 }
 
 #[test]
@@ -44,7 +47,8 @@ fn the_oldest_of_a_scope_counts_then_the_first_by_name() {
     assert_eq!(modes(&[at("a", Some(2), Mode::Disable), old.clone()])[0], Mode::Strict);
     assert_eq!(modes(&[at("a", Some(1), Mode::Disable), old.clone()])[0], Mode::Disable);
     assert_eq!(modes(&[at("c", None, Mode::Disable), old])[0], Mode::Disable);
-    let selecting = |name, created, mode| PeerAuthentication { created, ..selecting("web", name, Some(mode)) };
+    let selecting =
+        |name, created, mode| PeerAuthentication { created, ..selecting("web", name, Some(mode)) };
     let two = [selecting("a", Some(2), Mode::Disable), selecting("b", Some(1), Mode::Strict)];
     assert_eq!(modes(&two)[0], Mode::Strict);
 }
@@ -79,7 +83,6 @@ fn world_of(policies: &[PeerAuthentication]) -> World {
 /// Of `shop/web`, `shop/db` and `bank/web`.
 fn modes(policies: &[PeerAuthentication]) -> [Mode; 3] {
     let snapshot = snapshot(&world_of(policies));
-    [("shop", "web"), ("shop", "db"), ("bank", "web")].map(|(namespace, name)| {
-        snapshot.mutual_tls(snapshot.workload(&id(namespace, name)).unwrap(), 80)
-    })
+    [("shop", "web"), ("shop", "db"), ("bank", "web")]
+        .map(|(namespace, name)| snapshot.mutual_tls(snapshot.workload(&id(namespace, name)).unwrap(), 80))
 }

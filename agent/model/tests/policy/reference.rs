@@ -39,7 +39,8 @@ const PRINCIPAL_PATTERNS: [&str; 14] = [
     "nobody",
 ];
 const NAMESPACES: [&str; 7] = ["shop", "dev", "sh*", "*op", "*ping", "*", "none"];
-const BLOCKS: [&str; 7] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "0.0.0.0/0", "fd00::/8", "fd00::1", "::/0"];
+const BLOCKS: [&str; 7] =
+    ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "0.0.0.0/0", "fd00::/8", "fd00::1", "::/0"];
 const ADDRESSES: [&str; 6] = ["10.1.2.3", "10.1.0.1", "::ffff:10.2.0.1", "192.0.2.1", "fd00::1", "fe00::1"];
 const PORTS: [u16; 3] = [80, 81, 8080];
 
@@ -104,7 +105,11 @@ fn reference(world: &World, pod: &Pod, call: &Seen<'_>) -> Answer {
         those.copied().collect()
     };
     let matching = |policies: &[&AuthorizationPolicy]| -> BTreeSet<NamespacedName> {
-        policies.iter().filter(|p| p.rules.iter().any(|r| rule(p.action, r, call))).map(|p| p.name.clone()).collect()
+        policies
+            .iter()
+            .filter(|p| p.rules.iter().any(|r| rule(p.action, r, call)))
+            .map(|p| p.name.clone())
+            .collect()
     };
     let refuse = [Action::Deny, Action::Custom];
     let refusing = matching(&of(false, &refuse));
@@ -197,18 +202,20 @@ fn any_world() -> impl Strategy<Value = World> {
         let labels = labels(&app.map(|app| ("app", app)).into_iter().collect::<Vec<_>>());
         Pod { name: id(namespace, ""), labels, service_account: "default".into(), ..Pod::default() }
     });
-    (prop::collection::vec(pod, 1..4), prop::collection::vec(any_policy(), 0..8)).prop_map(|(pods, policies)| {
-        let mut world = World::default();
-        for (index, mut pod) in pods.into_iter().enumerate() {
-            pod.name.name = format!("pod-{index}");
-            world.pods.insert(pod.name.clone(), pod);
-        }
-        for (index, mut policy) in policies.into_iter().enumerate() {
-            policy.name.name = format!("policy-{index}");
-            world.authorization_policies.insert(policy.name.clone(), policy);
-        }
-        world
-    })
+    (prop::collection::vec(pod, 1..4), prop::collection::vec(any_policy(), 0..8)).prop_map(
+        |(pods, policies)| {
+            let mut world = World::default();
+            for (index, mut pod) in pods.into_iter().enumerate() {
+                pod.name.name = format!("pod-{index}");
+                world.pods.insert(pod.name.clone(), pod);
+            }
+            for (index, mut policy) in policies.into_iter().enumerate() {
+                policy.name.name = format!("policy-{index}");
+                world.authorization_policies.insert(policy.name.clone(), policy);
+            }
+            world
+        },
+    )
 }
 
 fn any_policy() -> impl Strategy<Value = AuthorizationPolicy> {
@@ -221,7 +228,8 @@ fn any_policy() -> impl Strategy<Value = AuthorizationPolicy> {
         Action::Custom,
         Action::Audit,
     ]);
-    let scope = (one_of(&[ROOT, "shop", "bank"]), prop::option::weighted(0.3, one_of(&["web", "db", "none"])));
+    let scope =
+        (one_of(&[ROOT, "shop", "bank"]), prop::option::weighted(0.3, one_of(&["web", "db", "none"])));
     let flags = (prop::bool::weighted(0.05), prop::bool::weighted(0.25));
     (scope, action, prop::collection::vec(any_rule(), 0..3), flags).prop_map(
         |((namespace, app), action, rules, (targeted, dry_run))| AuthorizationPolicy {
@@ -243,7 +251,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_source() -> impl Strategy<Value = Source> {
     let sparse = |chance: f64| prop::bool::weighted(chance);
-    let of_requests = sparse(0.05).prop_map(|there| there.then(|| "requestPrincipals".to_owned()).into_iter().collect());
+    let of_requests =
+        sparse(0.05).prop_map(|there| there.then(|| "requestPrincipals".to_owned()).into_iter().collect());
     (matching(&PRINCIPAL_PATTERNS), matching(&NAMESPACES), any_accounts(), any_blocks(), of_requests)
         .prop_map(|(principals, namespaces, service_accounts, ip_blocks, of_requests)| Source {
             principals,
@@ -255,7 +264,8 @@ fn any_source() -> impl Strategy<Value = Source> {
 }
 
 fn any_operation() -> impl Strategy<Value = Operation> {
-    let of_requests = prop::bool::weighted(0.1).prop_map(|there| there.then(|| "paths".to_owned()).into_iter().collect());
+    let of_requests =
+        prop::bool::weighted(0.1).prop_map(|there| there.then(|| "paths".to_owned()).into_iter().collect());
     (any_ports(), of_requests).prop_map(|(ports, of_requests)| Operation { ports, of_requests })
 }
 
@@ -276,10 +286,10 @@ fn matching(patterns: &'static [&'static str]) -> impl Strategy<Value = Match<Pa
 }
 
 fn any_accounts() -> impl Strategy<Value = Match<ServiceAccount>> {
-    both((one_of(&["shop", "dev"]), one_of(&["a", "b"])).prop_map(|(namespace, name)| ServiceAccount {
-        namespace: namespace.into(),
-        name: name.into(),
-    }))
+    both(
+        (one_of(&["shop", "dev"]), one_of(&["a", "b"]))
+            .prop_map(|(namespace, name)| ServiceAccount { namespace: namespace.into(), name: name.into() }),
+    )
 }
 
 fn any_blocks() -> impl Strategy<Value = Match<IpBlock>> {

@@ -7,13 +7,16 @@ use orlop_model::world::security::{
     ServiceAccount, Source,
 };
 use orlop_model::world::{Labels, Namespace, Pod};
-use orlop_model::{Allowed, Connection, Denied, Identity, NamespacedName, Settings, Snapshot, World, compile};
+use orlop_model::{
+    Allowed, Connection, Denied, Identity, NamespacedName, Settings, Snapshot, World, compile,
+};
 
 pub const ROOT: &str = "istio-system";
 
 /// Pods `shop/web` (10.0.0.1) and `shop/db` (10.0.0.2), labelled `app`, and `bank/web` (10.0.0.3).
 pub fn world(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> World {
-    let pods = [pod("shop", "web", "10.0.0.1"), pod("shop", "db", "10.0.0.2"), pod("bank", "web", "10.0.0.3")];
+    let pods =
+        [pod("shop", "web", "10.0.0.1"), pod("shop", "db", "10.0.0.2"), pod("bank", "web", "10.0.0.3")];
     World {
         namespaces: ["shop", "bank"].map(|name| (name.to_owned(), Namespace::default())).into(),
         pods: pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect(),
@@ -34,7 +37,12 @@ pub fn pod(namespace: &str, name: &str, address: &str) -> Pod {
 
 /// A policy in namespace `shop`.
 pub fn policy(name: &str, action: Action, rules: impl Into<Vec<Rule>>) -> AuthorizationPolicy {
-    AuthorizationPolicy { name: id("shop", name), action, rules: rules.into(), ..AuthorizationPolicy::default() }
+    AuthorizationPolicy {
+        name: id("shop", name),
+        action,
+        rules: rules.into(),
+        ..AuthorizationPolicy::default()
+    }
 }
 
 pub fn from(source: Source) -> Rule {

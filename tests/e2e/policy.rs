@@ -1,0 +1,136 @@
+//! Policies, as users write them: refused with an explanation, and cut when they change.
+
+use std::io::Read;
+
+use orlop_tests::{Agent, PodSpec};
+use serde_json::Value;
+
+use crate::pair::{Pair, TIMEOUT, assert_refused, dial, ping, record, wait_enrolled};
+
+/// Writes a policy and waits until the server's agent has it in force.
+fn apply(pair: &Pair, file: &str, text: &str) {
+    let before = generation(&pair.far);
+    pair.testbed.world().write(file, text).unwrap();
+    wait_after(&pair.far, before);
+}
+
+fn remove(pair: &Pair, file: &str) {
+    let before = generation(&pair.far);
+    pair.testbed.world().remove(file).unwrap();
+    wait_after(&pair.far, before);
+}
+
+fn wait_after(agent: &Agent, before: u64) {
+    agent.wait_until(|dump| generation_of(dump) > before).unwrap();
+}
+
+fn generation(agent: &Agent) -> u64 {
+    generation_of(&agent.config_dump().unwrap())
+}
+
+fn generation_of(dump: &str) -> u64 {
+    serde_json::from_str::<Value>(dump).ok().and_then(|dump| dump["applied_generation"].as_u64()).unwrap_or(0)
+}
+
+fn authorization_policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+const NO_BUYERS: &str = "{action: DENY, rules: [{from: [{source: {serviceAccounts: [buyer]}}]}]}";
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+    metadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
+
+#[test]
+fn a_denied_connection_is_refused_with_the_policys_name() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    drop(dial(&pair.client, server.addr()).unwrap());
+
+    apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
+    assert_refused(&pair.client, server.addr());
+    let refused = record(&pair.far, |record| record["result"] == "refused");
+    assert_eq!(refused["reason"], "policy_denied");
+    assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("shop/no-buyers")), "{refused}");
+    record(&pair.near, |record| record["reason"] == "peer_refused");
+
+    remove(&pair, "policy.yaml");
+    drop(dial(&pair.client, server.addr()).unwrap());
+}
+
+#[test]
+fn an_allow_policy_lets_in_only_whom_it_names() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("other"));
+    let outsider = pair.outsider(pair.near.node(), "outsider");
+    let spec = "{action: ALLOW, rules: [{from: [{source: \
+        {principals: [cluster.local/ns/shop/sa/buyer]}}], to: [{operation: {ports: ['80']}}]}]}";
+    apply(&pair, "policy.yaml", &authorization_policy("buyers-only", spec));
+
+    drop(dial(&pair.client, server.addr()).unwrap());
+    assert_refused(&other, server.addr());
+    assert_refused(&outsider, server.addr());
+    let refused = record(&pair.far, |record| record["src_workload"] == "shop/other");
+    assert_eq!(refused["reason"], "policy_denied");
+    assert!(
+        refused["detail"].as_str().is_some_and(|detail| detail.contains("shop/buyers-only")),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_open_connection_is_cut_when_a_policy_forbids_it() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("other"));
+    let mut forbidden = dial(&pair.client, server.addr()).unwrap();
+    let allowed = dial(&other, server.addr()).unwrap();
+
+    apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
+    forbidden.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let end = forbidden.read(&mut [0; 1]);
+    assert!(end.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset), "{end:?}");
+    let cut = record(&pair.far, |record| record["result"] == "cut");
+    assert_eq!(cut["reason"], "policy_denied");
+    ping(&allowed, "still here?\n").unwrap();
+}
+
+#[test]
+fn strict_refuses_plaintext_and_nothing_else() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let outsider = pair.outsider(pair.near.node(), "outsider");
+    let in_clear = dial(&outsider, server.addr()).unwrap();
+
+    apply(&pair, "strict.yaml", STRICT);
+    assert_refused(&outsider, server.addr());
+    let refused = record(&pair.far, |record| record["result"] == "refused");
+    assert_eq!(refused["reason"], "plaintext_refused");
+    assert!(ping(&in_clear, "still here?\n").is_err(), "what was open in clear is cut too");
+    drop(dial(&pair.client, server.addr()).unwrap());
+}
+
+#[test]
+fn a_bad_policy_changes_nothing_and_is_named() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
+    let bad = authorization_policy("no-buyers", "{action: DENI}");
+    pair.testbed.world().write("policy.yaml", &bad).unwrap();
+    pair.far.wait_log(|log| log.contains("policy.yaml:") && log.contains("action"), TIMEOUT).unwrap();
+    assert_refused(&pair.client, server.addr());
+}
+
+#[test]
+fn what_a_node_cannot_decide_is_told() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let spec = "{action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}";
+    apply(&pair, "policy.yaml", &authorization_policy("no-deletes", spec));
+    assert_refused(&pair.client, server.addr());
+    pair.far.wait_log(|log| log.contains("no-deletes") && log.contains("finding"), TIMEOUT).unwrap();
+    wait_enrolled(&pair.far, &pair.server, true);
+}
