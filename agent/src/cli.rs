@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use orlop_model::{DEFAULT_ROOT_NAMESPACE, TrustDomain};
+use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
 
 /// A service mesh for Kubernetes without sidecars.
 #[derive(Debug, Parser)]
@@ -15,6 +15,8 @@ pub struct Cli {
 pub enum Command {
     /// Enrol this node's pods and carry their connections.
     Node(Box<NodeArguments>),
+    /// Say what would become of a connection, and why, from a world directory alone.
+    Explain(Box<ExplainArguments>),
     /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
     Clean(CleanArguments),
 }
@@ -30,21 +32,8 @@ pub struct NodeArguments {
     /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
     #[arg(long, value_name = "DIR")]
     pub ca_dir: PathBuf,
-    /// Trust domain of every identity.
-    #[arg(long, default_value = "cluster.local")]
-    pub trust_domain: TrustDomain,
-    /// Another name of the trust domain in policies; may be given several times.
-    #[arg(long = "trust-domain-alias", value_name = "TRUST_DOMAIN")]
-    pub trust_domain_aliases: Vec<TrustDomain>,
-    /// Namespace whose policies are for the whole mesh.
-    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_ROOT_NAMESPACE)]
-    pub root_namespace: String,
-    /// Name of the cluster, in metrics and baggage.
-    #[arg(long, default_value = "Kubernetes")]
-    pub cluster: String,
-    /// DNS suffix of services.
-    #[arg(long, default_value = "cluster.local")]
-    pub cluster_domain: String,
+    #[command(flatten)]
+    pub names: NameArguments,
     /// Where maps and links are pinned; on a BPF file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
     pub bpffs: PathBuf,
@@ -83,6 +72,58 @@ pub struct NodeArguments {
     pub workers: Option<NonZeroUsize>,
     #[command(flatten)]
     pub log: LogArguments,
+}
+
+/// What identities and hosts are called.
+#[derive(Args, Debug)]
+pub struct NameArguments {
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+    /// Another name of the trust domain in policies; may be given several times.
+    #[arg(long = "trust-domain-alias", value_name = "TRUST_DOMAIN")]
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Namespace whose policies are for the whole mesh.
+    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_ROOT_NAMESPACE)]
+    pub root_namespace: String,
+    /// Name of the cluster, in metrics and baggage.
+    #[arg(long, default_value = "Kubernetes")]
+    pub cluster: String,
+    /// DNS suffix of services.
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+}
+
+impl NameArguments {
+    /// The settings that a world is compiled with, seen from `node`.
+    pub fn settings(&self, node: &str) -> Settings {
+        Settings {
+            node: node.to_owned(),
+            trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            root_namespace: self.root_namespace.clone(),
+            cluster: self.cluster.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct ExplainArguments {
+    /// The pod that dials.
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pub from: NamespacedName,
+    /// The pod or service that is dialled.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub to: NamespacedName,
+    /// The port that is dialled.
+    #[arg(long)]
+    pub port: u16,
+    /// Directory of Kubernetes objects as YAML.
+    #[arg(long, value_name = "DIR")]
+    pub world: PathBuf,
+    #[command(flatten)]
+    pub names: NameArguments,
 }
 
 #[derive(Args, Debug)]

@@ -6,6 +6,7 @@ mod admin;
 mod cli;
 mod dump;
 mod enrolment;
+mod explain;
 mod limits;
 mod logging;
 mod node;
@@ -22,11 +23,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Node(arguments) => node::run(*arguments),
-        Command::Clean(arguments) => node::clean(&arguments),
+        Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Clean(arguments) => node::clean(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // The whole chain on one line: what failed, and why.
             eprintln!("orlop: {error:#}");

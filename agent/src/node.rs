@@ -44,8 +44,8 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let world = WorldDirectory::open(&arguments.world)?;
-    let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.trust_domain)?;
-    let identities = Identities::new(Arc::new(ca), arguments.trust_domain.clone(), DEFAULT_LIFETIME);
+    let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?;
+    let identities = Identities::new(Arc::new(ca), arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let datapath = Arc::new(Datapath::open(&arguments.bpffs, arguments.cgroup.as_deref())?);
 
     let mut registry = Registry::default();
@@ -75,7 +75,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     let enrolment = Enrolment::new(datapath, Arc::clone(&proxy), identities);
-    let follow = follow(world.watch(), settings(&arguments), &proxy, enrolment, &status);
+    let follow = follow(world.watch(), arguments.names.settings(&arguments.node), &proxy, enrolment, &status);
     tokio::select! {
         result = follow => result?,
         _ = terminate.recv() => {}
@@ -129,17 +129,6 @@ fn report(known: &mut Vec<Finding>, found: &[Finding]) {
         }
     }
     *known = found.to_vec();
-}
-
-fn settings(arguments: &NodeArguments) -> Settings {
-    Settings {
-        node: arguments.node.clone(),
-        trust_domain: arguments.trust_domain.clone(),
-        trust_domain_aliases: arguments.trust_domain_aliases.clone(),
-        root_namespace: arguments.root_namespace.clone(),
-        cluster: arguments.cluster.clone(),
-        cluster_domain: arguments.cluster_domain.clone(),
-    }
 }
 
 fn config(arguments: &NodeArguments) -> Config {

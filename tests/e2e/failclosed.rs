@@ -13,7 +13,7 @@ use orlop_tests::traffic::{HttpServer, echo};
 use orlop_tests::{Agent, AgentOptions, Frames, READY_PORT, wait_for};
 
 use crate::pair::{
-    AT_ONCE, Pair, TIMEOUT, assert_kernel_refuses, assert_refused, dial, is_refusal, ping, record,
+    AT_ONCE, Pair, TIMEOUT, assert_kernel_refuses, assert_refused, dial, is_refusal, ping, program, record,
 };
 
 const SECRET: &str = "nobody on the wire may read this\n";
@@ -289,9 +289,4 @@ fn pins(agent: &Agent) -> Vec<PathBuf> {
     walk(&agent.node().bpffs_dir(), &mut found);
     found.sort();
     found
-}
-
-/// The program that runs as this agent.
-fn program(agent: &Agent) -> PathBuf {
-    fs::read_link(format!("/proc/{}/exe", agent.pid())).unwrap()
 }

@@ -1,7 +1,9 @@
 //! What the suites of redirection, world, failing closed and seeing start from, and what they all ask.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use orlop_tests::{Agent, AgentOptions, Frames, Node, Pod, PodSpec, Testbed};
@@ -161,4 +163,9 @@ pub fn assert_kernel_refuses(from: &Pod, to: SocketAddr) {
 /// Whether it is the answer to a SYN or a reset later, and not a timeout or an orderly end.
 pub fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// The program that runs as this agent.
+pub fn program(agent: &Agent) -> PathBuf {
+    fs::read_link(format!("/proc/{}/exe", agent.pid())).unwrap()
 }

@@ -1,11 +1,12 @@
 //! Policies, as users write them: refused with an explanation, and cut when they change.
 
 use std::io::Read;
+use std::process::Command;
 
 use orlop_tests::{Agent, PodSpec};
 use serde_json::Value;
 
-use crate::pair::{Pair, TIMEOUT, assert_refused, dial, ping, record, wait_enrolled};
+use crate::pair::{Pair, TIMEOUT, assert_refused, dial, ping, program, record, wait_enrolled};
 
 /// Writes a policy and waits until the server's agent has it in force.
 fn apply(pair: &Pair, file: &str, text: &str) {
@@ -133,4 +134,32 @@ fn what_a_node_cannot_decide_is_told() {
     assert_refused(&pair.client, server.addr());
     pair.far.wait_log(|log| log.contains("no-deletes") && log.contains("finding"), TIMEOUT).unwrap();
     wait_enrolled(&pair.far, &pair.server, true);
+}
+
+#[test]
+fn explain_tells_the_same_from_the_world_alone() {
+    let pair = Pair::new();
+    apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
+    let (code, text) = explain(&pair, "shop/client", "shop/server");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("policy_denied") && text.contains("shop/no-buyers"), "{text}");
+
+    remove(&pair, "policy.yaml");
+    let (code, text) = explain(&pair, "shop/client", "shop/server");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("by HBONE") && text.contains("allowed"), "{text}");
+
+    let (code, text) = explain(&pair, "shop/nobody", "shop/server");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no live pod shop/nobody"), "{text}");
+}
+
+fn explain(pair: &Pair, from: &str, to: &str) -> (Option<i32>, String) {
+    let output = Command::new(program(&pair.far))
+        .args(["explain", "--from", from, "--to", to, "--port", "80", "--world"])
+        .arg(pair.testbed.world().dir())
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
