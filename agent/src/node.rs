@@ -25,7 +25,6 @@ use crate::{
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
 pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
-    limits::refuse_huge_pages();
     logging::start(&arguments.log)?;
     anyhow::ensure!(geteuid().is_root(), "orlop node needs root, to load eBPF and to enter pods' namespaces");
     limits::raise_descriptors();

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Siege, assert_closed, assert_connection_refused, assert_turned_away};
-use crate::mesh::{Mesh, TIMEOUT, failed};
+use crate::mesh::{Mesh, TIMEOUT, await_value, failed};
 
 #[test]
 fn from_outside_they_are_refused_by_the_kernel() {
@@ -29,7 +29,7 @@ fn through_the_mesh_they_are_refused_too() {
         let to = siege.mesh.server.addr(port);
         assert_turned_away(siege.mesh.client.connect(to, TIMEOUT));
     }
-    assert_eq!(failed(siege.mesh.server_agent(), "not_this_pod"), 4.0);
+    await_value(4.0, || failed(siege.mesh.server_agent(), "not_this_pod"));
     siege.assert_serves();
 }
 
@@ -47,7 +47,7 @@ fn from_inside_the_plain_ones_lead_nowhere() {
         }
         assert_connection_refused(server.connect(SocketAddr::new(ip, 15053), TIMEOUT));
     }
-    assert_eq!(failed(siege.mesh.server_agent(), "no_original_destination"), refused);
+    await_value(refused, || failed(siege.mesh.server_agent(), "no_original_destination"));
     siege.assert_serves();
 }
 
@@ -59,5 +59,5 @@ fn from_inside_the_tunnels_port_asks_for_a_certificate() {
         std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\n\r\n").unwrap();
         assert_closed(&stream);
     }
-    assert_eq!(failed(mesh.server_agent(), "tls_failed"), 2.0);
+    await_value(2.0, || failed(mesh.server_agent(), "tls_failed"));
 }

@@ -10,7 +10,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
 use orlop_tests::traffic::echo;
-use orlop_tests::{Pod, PodSpec};
+use orlop_tests::{Pod, PodSpec, wait_for};
 
 use super::{Siege, assert_connection_refused, assert_turned_away};
 use crate::mesh::{Mesh, NAMESPACE, TIMEOUT, await_value, failed, record, records};
@@ -178,7 +178,13 @@ fn a_second_connection_gets_nothing_of_the_firsts_destination() {
     first.write_all(b"x").unwrap();
     first.read_exact(&mut [0]).unwrap();
     reset(first);
-    let second = siege.mesh.client.run(|| dial_from(from, SocketAddr::new(from.ip(), 15001))).unwrap();
+    // A process that another test is just starting may hold the first one's socket for a moment more.
+    let mut second = Err(io::ErrorKind::AddrInUse.into());
+    wait_for(TIMEOUT, || {
+        let dial = || dial_from(from, SocketAddr::new(from.ip(), 15001));
+        second = siege.mesh.client.run(dial).unwrap();
+        second.as_ref().err().is_none_or(|error| error.kind() != io::ErrorKind::AddrInUse)
+    });
     assert_turned_away(second);
     await_value(1.0, || failed(siege.mesh.client_agent(), "no_original_destination"));
     siege.assert_serves();

@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::MIB;
 use crate::hbone::{connect_request, hbone, identities, identity, trust_domain, within, write};
-use crate::mesh::{Mesh, record, tunnels};
+use crate::mesh::{Mesh, await_value, record, tunnels};
 use crate::pattern::{Pattern, assert_reset, receive, reset};
 use crate::tunnel::accept;
 
@@ -177,7 +177,7 @@ fn bulk_goes_through_a_tunnel_with_ztunnels_windows_and_frames() {
             stream.await.unwrap();
         }
     });
-    assert_eq!(tunnels(mesh.server_agent(), "inbound"), 0.0);
+    await_value(0.0, || tunnels(mesh.server_agent(), "inbound"));
 }
 
 #[test]
