@@ -16,9 +16,11 @@ pub(crate) struct BuildArgs {
 /// Builds `orlop` and says where it is.
 pub(crate) fn build(args: &BuildArgs) -> Result<PathBuf> {
     let mut command = cargo()?;
-    command.args(["build", "--package", "orlop"]);
     if args.release {
-        command.arg("--release");
+        command.args(["build", "--package", "orlop", "--release"]);
+    } else {
+        // Tests need further features of some dependencies: built apart from them, those were built twice.
+        command.args(["build", "--workspace", "--all-targets"]);
     }
     run(&mut command)?;
     let me = std::env::current_exe().context("finding this program's own path")?;
