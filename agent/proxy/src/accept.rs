@@ -12,16 +12,18 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{inbound, metrics::Direction, outbound, pod::Pod, record::Record, socket, worker::Worker};
+use crate::{
+    inbound,
+    metrics::Direction,
+    outbound,
+    pod::Pod,
+    record::Record,
+    socket::{self, Accepted},
+    worker::Worker,
+};
 
 /// How long to leave a listener alone that can't accept, most likely for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// A connection as it was accepted.
-pub(crate) struct Accepted {
-    pub(crate) tcp: TcpStream,
-    pub(crate) peer: SocketAddr,
-}
 
 /// Accepts until the pod is closed or the proxy drains.
 pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: std::net::TcpListener) {

@@ -14,7 +14,6 @@ use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    accept::Accepted,
     admission::{Arrival, admit, while_admitted},
     copy, hbone,
     metrics::Direction,
@@ -22,7 +21,8 @@ use crate::{
     record::Record,
     refusal::Refusal,
     shared::LiveGuard,
-    socket, tunnel,
+    socket::{self, Accepted},
+    tunnel,
     tunnel::handshake_reason,
     worker::Worker,
 };

@@ -9,7 +9,6 @@ use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
 use tokio::time::timeout;
 
 use crate::{
-    accept::Accepted,
     copy, hbone,
     metrics::Direction,
     pod::Pod,
@@ -17,7 +16,8 @@ use crate::{
     record::Record,
     refusal::Refusal,
     shared::{InFlightGuard, Moment},
-    socket, tunnel,
+    socket::{self, Accepted},
+    tunnel,
     worker::Worker,
 };
 

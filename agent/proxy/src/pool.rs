@@ -11,12 +11,9 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use orlop_model::Identity;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Mutex, time::Instant};
 
-use crate::{refusal::Refusal, worker::Worker};
+use crate::refusal::Refusal;
 
 /// Streams in one tunnel; for more, another tunnel is opened. Peers allow 100 by default.
 const MAX_STREAMS: usize = 100;
@@ -124,20 +121,16 @@ impl Pool {
         Ok(take(send, usage, false))
     }
 
-    /// Forgets tunnels that have been idle for long; without a handle they end in good order.
-    pub(crate) async fn sweep(worker: Rc<Worker>) {
-        let idle = worker.shared.config.tunnel_idle_timeout;
-        loop {
-            sleep((idle / 4).max(Duration::from_millis(10))).await;
-            let now = Instant::now();
-            worker.pool.0.borrow_mut().retain(|_, lane| {
-                lane.tunnels.borrow_mut().retain(|tunnel| {
-                    tunnel.usage.streams.get() > 0
-                        || (!tunnel.usage.retired.get() && now - tunnel.usage.last.get() < idle)
-                });
-                !lane.tunnels.borrow().is_empty() || Rc::strong_count(lane) > 1
+    /// Forgets tunnels that have been idle for this long; without a handle they end in good order.
+    pub(crate) fn forget_idle(&self, idle: Duration) {
+        let now = Instant::now();
+        self.0.borrow_mut().retain(|_, lane| {
+            lane.tunnels.borrow_mut().retain(|tunnel| {
+                tunnel.usage.streams.get() > 0
+                    || (!tunnel.usage.retired.get() && now - tunnel.usage.last.get() < idle)
             });
-        }
+            !lane.tunnels.borrow().is_empty() || Rc::strong_count(lane) > 1
+        });
     }
 }
 

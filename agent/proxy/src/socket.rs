@@ -25,6 +25,12 @@ const BACKLOG: i32 = 4096;
 /// A tunnel whose peer is gone is noticed this long after the last byte was sent.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A connection as it was accepted.
+pub(crate) struct Accepted {
+    pub(crate) tcp: TcpStream,
+    pub(crate) peer: SocketAddr,
+}
+
 /// A network namespace that is held open.
 #[derive(Debug)]
 pub struct Netns {

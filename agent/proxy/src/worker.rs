@@ -10,11 +10,13 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::{LocalSet, spawn_local},
+    time::sleep,
 };
 
 use crate::{handshakes::Handshakes, pool::Pool, series::SeriesCache, shared::Shared};
@@ -25,6 +27,8 @@ pub(crate) type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
 /// How much longer than the shortest a worker's queue may be before it gives connections away. Staying
 /// where one was accepted is worth a little imbalance.
 const SLACK: usize = 2;
+/// However short the tunnels' idle timeout is.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(10);
 
 /// One thread's own state.
 pub(crate) struct Worker {
@@ -122,10 +126,19 @@ fn spawn(
             crew,
         });
         LocalSet::new().block_on(&runtime, async {
-            spawn_local(Pool::sweep(Rc::clone(&worker)));
+            spawn_local(sweep(Rc::clone(&worker)));
             while let Some(job) = queue.recv().await {
                 job(&worker);
             }
         });
     })
+}
+
+/// Closes tunnels that nobody has used for long.
+async fn sweep(worker: Rc<Worker>) {
+    let idle = worker.shared.config.tunnel_idle_timeout;
+    loop {
+        sleep((idle / 4).max(SHORTEST_SWEEP)).await;
+        worker.pool.forget_idle(idle);
+    }
 }
