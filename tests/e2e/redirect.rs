@@ -290,15 +290,13 @@ fn pinned_maps_can_be_read_by_people() {
     let pair = Pair::new();
     let server = pair.server.serve_echo(80).unwrap();
     let stream = dial(&pair.client, server.addr()).unwrap();
-    let Some(pods) = dump(&pair.near, "PODS") else {
-        return println!("skipped: bpftool is not installed (`apt-get install bpftool`)");
-    };
+    let pods = dump(&pair.near, "PODS");
     let mapped = |ip: Ipv4Addr| Value::from(ip.to_ipv6_mapped().octets().to_vec());
     let pod = &pods[0]["value"];
     assert_eq!(pod["ipv4"], mapped(pair.client.ipv4()), "{pods}");
     assert_eq!(pod["ipv6"], Value::from(pair.client.ipv6().octets().to_vec()), "{pods}");
 
-    let clients = dump(&pair.far, "CLIENTS").unwrap();
+    let clients = dump(&pair.far, "CLIENTS");
     let port = stream.local_addr().unwrap().port();
     let entries = clients.as_array().unwrap();
     let entry = entries.iter().find(|entry| entry["value"]["port"] == port).expect("the open connection's");
@@ -308,13 +306,14 @@ fn pinned_maps_can_be_read_by_people() {
     assert!(entry["key"]["netns"].is_u64() && entry["key"]["source_port"].is_u64(), "{entry}");
 }
 
-/// A pinned map as bpftool shows it with the map's BTF; `None` without bpftool.
-fn dump(agent: &Agent, map: &str) -> Option<Value> {
+/// A pinned map as bpftool shows it with the map's BTF.
+fn dump(agent: &Agent, map: &str) -> Value {
     let pin = agent.node().bpffs_dir().join("v1/maps").join(map);
     // `-j` would show raw bytes beside it.
-    let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin).output().ok()?;
+    let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin).output();
+    let output = output.expect("bpftool is installed: `cargo xtask setup`");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(serde_json::from_slice(&output.stdout).unwrap())
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]

@@ -106,6 +106,18 @@ fn a_pods_network_state_shows_what_changed() {
 }
 
 #[test]
+fn a_firewall_rule_in_a_pod_is_noticed() {
+    let testbed = Testbed::new().unwrap();
+    let pod = testbed.node("n1").unwrap().pod("shop", "web", PodSpec::new()).unwrap();
+    let before = pod.network_state().unwrap();
+    assert!(!before.contains("# nft list ruleset\nfailed"), "{before}");
+    pod.output("nft", &["add", "table", "inet", "intruder"]).unwrap();
+    assert_ne!(pod.network_state().unwrap(), before);
+    pod.output("nft", &["delete", "table", "inet", "intruder"]).unwrap();
+    assert_eq!(pod.network_state().unwrap(), before);
+}
+
+#[test]
 fn many_pods_are_quick() {
     let testbed = Testbed::new().unwrap();
     let id = testbed.id();

@@ -274,14 +274,20 @@ impl Pod {
 
     /// Everything a mesh might change in the pod: firewall, rules, routes, addresses, sysctls.
     ///
-    /// Two calls give the same text unless something changed. Tools that are not installed are left out.
+    /// Two calls give the same text unless something changed. A tool that is not installed is an error: what
+    /// nobody looked at can't be called unchanged.
     pub fn network_state(&self) -> Result<String> {
         let mut state = String::new();
         for (program, args) in STATE_COMMANDS {
-            let Ok(output) = self.command(program)?.args(*args).stdin(Stdio::null()).output() else {
-                continue;
-            };
+            let output = self.command(program)?.args(*args).stdin(Stdio::null()).output();
+            let output = output.with_context(|| {
+                format!("running {program}; `cargo xtask setup` installs what the tests need")
+            })?;
             state += &format!("# {program} {}\n", args.join(" "));
+            if !output.status.success() {
+                // For example a kernel without xfrm: it has nothing to change, and says so each time alike.
+                state += &format!("failed: {}\n", String::from_utf8_lossy(&output.stderr).trim());
+            }
             for line in String::from_utf8_lossy(&output.stdout).lines() {
                 // iptables-save: comments hold the time, `[packets:bytes]` counts traffic.
                 if !line.starts_with('#') {

@@ -122,7 +122,9 @@ fn missing(purpose: For) -> Vec<Step> {
         packages.extend(LINKER_PACKAGES);
     }
     let mut tools = vec![(For::Build, "cc", "gcc"), (For::Build, "cc", "libc6-dev")];
-    tools.push((For::Test, "ip", "iproute2"));
+    tools.extend([(For::Test, "ip", "iproute2"), (For::Test, "bpftool", "bpftool")]);
+    // What shows that nothing is changed inside a pod.
+    tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
     for (needed_from, program, package) in tools {
         if purpose >= needed_from && !on_path(program) {
