@@ -8,7 +8,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops},
     btf_maps::SkStorage,
-    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_delete, bpf_sk_storage_get},
     programs::{SkLookupContext, SockAddrContext, SockOpsContext},
 };
 use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED};
@@ -18,6 +18,9 @@ pub const AF_INET: u32 = 2;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
+const TCP_CONGESTION: i32 = 13;
+/// Always built in, and it never paces.
+const RENO: [u8; 5] = *b"reno\0";
 
 /// Reads one word of a context field.
 macro_rules! load {
@@ -188,6 +191,24 @@ impl SockOps {
     #[inline(always)]
     pub fn socket(&self) -> *mut bpf_sock {
         load!(self.0, __bindgen_anon_2.sk)
+    }
+
+    /// Chooses plain congestion control for a connection that never leaves its pod's netns: what a node's
+    /// administrator chose for the network, BBR for one, would pace it by timers. The kernel has not begun
+    /// congestion control at the callbacks where this is used. A failure leaves the node's choice.
+    #[inline(always)]
+    pub fn stays_in_pod(&self) {
+        let mut name = RENO;
+        // SAFETY: the helper accepts any context of this program type (4.13), and reads `name` alone.
+        unsafe {
+            bpf_setsockopt(
+                self.0.cast(),
+                IPPROTO_TCP as i32,
+                TCP_CONGESTION,
+                name.as_mut_ptr().cast(),
+                name.len() as i32,
+            );
+        }
     }
 
     /// The connection that this socket dials.

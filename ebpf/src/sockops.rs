@@ -12,9 +12,11 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
+use orlop_common::OUTBOUND_PORT;
+
 use crate::{
     context::{SockOps, store_with, stored},
-    maps::{ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
+    maps::{self, ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
 };
 
 const TCP_CLOSE: u32 = 7;
@@ -45,23 +47,32 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
         return;
     }
     if let Some(client) = stored(&AGENT_SOCKETS, socket) {
-        if client.port != 0 && CLIENTS.insert(ops.flow(), client, BPF_ANY).is_ok() {
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+        if client.port != 0 {
+            ops.stays_in_pod();
+            if CLIENTS.insert(ops.flow(), client, BPF_ANY).is_ok() {
+                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            }
         }
     } else if let Some(destination) = stored(&DIALLED, socket) {
+        ops.stays_in_pod();
         let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
     }
 }
 
-/// Hands the client over to the server's socket, which is there before the dialling side can close.
+/// The accepting end of the connections that `publish` tells of. The client is handed over to the server's
+/// socket, which is there before the dialling side can close.
 #[inline(always)]
 fn adopt(ops: &SockOps) {
     let socket = ops.socket();
     if socket.is_null() {
         return;
     }
+    let flow = ops.peers_flow();
     // SAFETY: copied at once; an entry replaced meanwhile was for a connection that has ended.
-    if let Some(client) = unsafe { CLIENTS.get(ops.peers_flow()) }.copied() {
+    if let Some(client) = unsafe { CLIENTS.get(flow) }.copied() {
+        ops.stays_in_pod();
         store_with(&ACCEPTED, socket, &client);
+    } else if flow.destination_port == OUTBOUND_PORT && maps::pod(flow.netns).is_some() {
+        ops.stays_in_pod();
     }
 }
