@@ -147,8 +147,13 @@ fn config(arguments: &NodeArguments) -> Config {
 struct SocketHooks(Sockets);
 
 impl Kernel for SocketHooks {
-    fn take_original_destination(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>> {
-        self.0.take_original_destination(netns, source)
+    fn take_original_destination(
+        &self,
+        netns: u64,
+        source: SocketAddr,
+        port: u16,
+    ) -> io::Result<Option<SocketAddr>> {
+        self.0.take_original_destination(netns, source, port)
     }
 
     fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {

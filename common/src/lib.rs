@@ -8,11 +8,17 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+use core::ops::Range;
+
 /// Version of the layout below; part of the pin path, so that two layouts never meet in one map.
 pub const ABI_VERSION: u32 = 1;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
 pub const OUTBOUND_PORT: u16 = 15001;
+/// What a redirected connection dials at the pod's own address: each port is another destination to the
+/// kernel, with all of the pod's ephemeral ports to itself. All lead to the socket at [`OUTBOUND_PORT`].
+/// Nobody listens there: any other connection to these ports is the pod's own.
+pub const REDIRECT_PORTS: Range<u16> = 15064..15080;
 /// Where the proxy takes inbound connections that are not tunnelled.
 pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
 /// Where the proxy takes HBONE tunnels.

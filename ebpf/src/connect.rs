@@ -1,10 +1,10 @@
 //! `cgroup/connect4,6`: sends an enrolled pod's TCP connections to the proxy in the pod's own netns.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use orlop_common::{Endpoint, OUTBOUND_PORT, Pod, Refusal};
+use orlop_common::{Address, Endpoint, Pod, REDIRECT_PORTS, Refusal};
 
 use crate::{
-    context::{SockAddr, forget, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
+    context::{SockAddr, forget, is_ipv4, is_ipv6_link_local, is_loopback, random, same, store_with, stored},
     maps::{self, AGENT_SOCKETS, DIALLED},
 };
 
@@ -59,8 +59,26 @@ fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> Result<(), Refusal> {
     if !store_with(&DIALLED, socket, &destination) {
         return Err(Refusal::NoSocketStorage);
     }
-    ctx.set_endpoint(&Endpoint { address, port: OUTBOUND_PORT, reserved: 0 });
+    ctx.set_endpoint(&Endpoint { address, port: redirect_port(ctx, &address), reserved: 0 });
     Ok(())
+}
+
+/// The port of the pod's own `address` to dial instead. At random: each has room for as many connections as
+/// there are ephemeral ports. A socket that has chosen its source port itself gets one to which that port has
+/// no connection yet.
+#[inline(always)]
+fn redirect_port<const IPV4: bool>(ctx: &SockAddr<IPV4>, address: &Address) -> u16 {
+    let first = random() as u16;
+    let nth = |n: u16| REDIRECT_PORTS.start + first.wrapping_add(n) % REDIRECT_PORTS.len() as u16;
+    let source_port = ctx.source_port();
+    if source_port != 0 {
+        for n in 0..REDIRECT_PORTS.len() as u16 {
+            if !ctx.is_connected(address, source_port, nth(n)) {
+                return nth(n);
+            }
+        }
+    }
+    nth(0)
 }
 
 #[inline(always)]

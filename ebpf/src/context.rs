@@ -6,9 +6,17 @@ use core::{mem::transmute, ptr};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 as Addresses,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+    },
     btf_maps::SkStorage,
-    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_delete, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete,
+        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+    },
     programs::{SkLookupContext, SockAddrContext, SockOpsContext},
 };
 use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED};
@@ -107,6 +115,13 @@ pub fn is_ipv6_link_local(address: &Address) -> bool {
     address[0] == 0xfe && address[1] & 0xc0 == 0x80
 }
 
+/// Any number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no conditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
 #[inline(always)]
 fn words(words: [u32; 4]) -> Address {
     // SAFETY: plain bytes of the same size; the words are in network order already.
@@ -164,6 +179,44 @@ impl<const IPV4: bool> SockAddr<IPV4> {
     #[inline(always)]
     pub fn socket(&self) -> *mut bpf_sock {
         load!(self.0, __bindgen_anon_1.sk)
+    }
+
+    /// The port that the socket was bound to, or 0.
+    #[inline(always)]
+    pub fn source_port(&self) -> u16 {
+        let socket = self.socket();
+        if socket.is_null() {
+            return 0;
+        }
+        load!(socket, src_port) as u16
+    }
+
+    /// Whether there is a connection, of whatever state, from a port of this netns's `address` to another port
+    /// of it.
+    #[inline(always)]
+    pub fn is_connected(&self, address: &Address, from: u16, to: u16) -> bool {
+        let ip = split(*address);
+        let (sport, dport) = (to.to_be(), from.to_be());
+        let (addresses, size) = if IPV4 {
+            let ipv4 = Tuple4 { saddr: ip[3], daddr: ip[3], sport, dport };
+            (Addresses { ipv4 }, size_of::<Tuple4>())
+        } else {
+            let ipv6 = Tuple6 { saddr: ip, daddr: ip, sport, dport };
+            (Addresses { ipv6 }, size_of::<Tuple6>())
+        };
+        let mut tuple = bpf_sock_tuple { __bindgen_anon_1: addresses };
+        // SAFETY: the helper accepts any context of this program type (5.2), and reads `size` bytes of the
+        // tuple, which are those of its family.
+        let found = unsafe {
+            bpf_skc_lookup_tcp(self.0.cast(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS as u64, 0)
+        };
+        if found.is_null() {
+            return false;
+        }
+        let state = load!(found, state);
+        // SAFETY: it was found just now, and is not looked at again.
+        unsafe { bpf_sk_release(found.cast()) };
+        state != BPF_TCP_LISTEN
     }
 }
 
@@ -265,6 +318,18 @@ impl Lookup {
     #[inline(always)]
     pub fn local_port(&self) -> u16 {
         load!(self.0, local_port) as u16
+    }
+
+    /// The connection, as the dialling side names it with [`SockOps::flow`], in the pod `netns`.
+    #[inline(always)]
+    pub fn flow(&self, netns: u64) -> Flow {
+        Flow {
+            netns,
+            source: self.remote(),
+            source_port: u16::from_be(load!(self.0, remote_port)),
+            destination_port: self.local_port(),
+            reserved: 0,
+        }
     }
 
     #[inline(always)]

@@ -4,7 +4,9 @@
 use core::ptr;
 
 use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
-use orlop_common::{DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, ListenerKey, OUTBOUND_PORT, Refusal};
+use orlop_common::{
+    DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, ListenerKey, OUTBOUND_PORT, REDIRECT_PORTS, Refusal,
+};
 
 use crate::{
     context::{Lookup, is_loopback, same},
@@ -17,6 +19,12 @@ use crate::{
 /// give itself another pod's.
 #[unsafe(no_mangle)]
 static POD_NETNS: u64 = 0;
+
+#[inline(always)]
+fn netns() -> u64 {
+    // SAFETY: a plain read; volatile, so that the value of load time is used.
+    unsafe { ptr::read_volatile(&raw const POD_NETNS) }
+}
 
 enum Verdict {
     /// The pod talks to itself: the kernel's own lookup decides.
@@ -31,9 +39,7 @@ pub fn orlop_inbound(ctx: SkLookupContext) -> u32 {
     let refusal = match decide(&Lookup::new(&ctx)) {
         Verdict::Leave => return sk_action::SK_PASS,
         Verdict::Proxy(port) => {
-            // SAFETY: a plain read; volatile, so that the value of load time is used.
-            let netns = unsafe { ptr::read_volatile(&raw const POD_NETNS) };
-            let listener = ListenerKey { netns, port: u32::from(port), reserved: 0 };
+            let listener = ListenerKey { netns: netns(), port: u32::from(port), reserved: 0 };
             if LISTENERS.redirect_sk_lookup(&ctx, listener, 0).is_ok() {
                 return sk_action::SK_PASS;
             }
@@ -56,6 +62,12 @@ fn decide(lookup: &Lookup) -> Verdict {
     match lookup.local_port() {
         HBONE_PORT => Verdict::Proxy(HBONE_PORT),
         OUTBOUND_PORT if from_itself => Verdict::Proxy(OUTBOUND_PORT),
+        port if from_itself
+            && REDIRECT_PORTS.contains(&port)
+            && maps::is_redirected(&lookup.flow(netns())) =>
+        {
+            Verdict::Proxy(OUTBOUND_PORT)
+        }
         _ if from_itself => Verdict::Leave,
         OUTBOUND_PORT | INBOUND_PLAINTEXT_PORT | DNS_PORT => Verdict::Refuse(Refusal::ReservedPort),
         _ => Verdict::Proxy(INBOUND_PLAINTEXT_PORT),

@@ -25,7 +25,8 @@ pub static DIALLED: SkStorage<Endpoint> = SkStorage::new();
 #[btf_map]
 pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
 
-/// Original destination of a redirected connection. Written by `sockops`, taken by the agent at accept.
+/// Original destination of a redirected connection. Written by `sockops`, read by `inbound`, taken by the agent
+/// at accept.
 #[btf_map]
 pub static ORIGINAL_DST: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
 
@@ -49,6 +50,12 @@ pub fn pod(netns: u64) -> Option<&'static Pod> {
     // SAFETY: the agent replaces whole values and the map is preallocated, so a reader sees an old or
     // a new pod; both were enrolled under this cookie.
     unsafe { PODS.get(netns) }
+}
+
+/// Whether the connection was redirected, and not yet accepted.
+#[inline(always)]
+pub fn is_redirected(flow: &Flow) -> bool {
+    ORIGINAL_DST.get_ptr(flow).is_some()
 }
 
 /// Counts a refusal.

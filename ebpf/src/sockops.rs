@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
-use orlop_common::OUTBOUND_PORT;
+use orlop_common::REDIRECT_PORTS;
 
 use crate::{
     context::{SockOps, store_with, stored},
@@ -56,6 +56,12 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
     } else if let Some(destination) = stored(&DIALLED, socket) {
         ops.stays_in_pod();
         let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
+        return;
+    }
+    // Not redirected, whatever a connection of the same name was that nobody has accepted.
+    let flow = ops.flow();
+    if REDIRECT_PORTS.contains(&flow.destination_port) {
+        let _ = ORIGINAL_DST.remove(flow);
     }
 }
 
@@ -72,7 +78,7 @@ fn adopt(ops: &SockOps) {
     if let Some(client) = unsafe { CLIENTS.get(flow) }.copied() {
         ops.stays_in_pod();
         store_with(&ACCEPTED, socket, &client);
-    } else if flow.destination_port == OUTBOUND_PORT && maps::pod(flow.netns).is_some() {
+    } else if REDIRECT_PORTS.contains(&flow.destination_port) && maps::is_redirected(&flow) {
         ops.stays_in_pod();
     }
 }

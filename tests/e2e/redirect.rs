@@ -1,6 +1,7 @@
 //! Redirection: what an application sees of its sockets is what it would see without a mesh.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -8,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
+use orlop_tests::traffic::EchoServer;
 use orlop_tests::{Agent, PodSpec, wait_for};
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -272,17 +274,55 @@ fn a_source_port_used_again_leads_where_it_was_dialled() {
 }
 
 #[test]
-fn one_source_port_is_shared_by_two_destinations_or_refused() {
+fn one_source_port_serves_several_destinations() {
     let pair = Pair::new();
-    let (first, second) = (pair.server.serve_echo(80).unwrap(), pair.server.serve_echo(81).unwrap());
-    let one = pair.client.run(|| dial_from(40_000, first.addr())).unwrap().unwrap();
-    ping(&one, "one\n").unwrap();
-    match pair.client.run(|| dial_from(40_000, second.addr())).unwrap() {
-        Ok(two) => ping(&two, "two\n").unwrap(),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::AddrNotAvailable, "{error}"),
+    let servers = [80, 81, 82, 83, 84, 85].map(|port| pair.server.serve_echo(port).unwrap());
+    let dial = |to| pair.client.run(|| dial_from(40_000, to)).unwrap().unwrap();
+    for v6 in [false, true] {
+        let address = |server: &EchoServer| if v6 { server.addr6() } else { server.addr() };
+        let from = if v6 { pair.client.addr6(40_000) } else { pair.client.addr(40_000) };
+        let streams: Vec<_> = servers.iter().map(|server| dial(address(server))).collect();
+        for (stream, server) in streams.iter().zip(&servers) {
+            assert_eq!((stream.peer_addr().unwrap(), stream.local_addr().unwrap()), (address(server), from));
+            ping(stream, "hello\n").unwrap();
+            assert_eq!(server.peers().last(), Some(&from));
+        }
     }
-    ping(&one, "still one\n").unwrap();
-    assert_eq!(first.peers().len(), 1);
+}
+
+#[test]
+fn more_connections_than_there_are_ephemeral_ports() {
+    const PORTS: usize = 64;
+    const CONNECTIONS: usize = 5 * PORTS;
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let range = format!("40000 {}", 40_000 + PORTS - 1);
+    pair.client.run(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).unwrap().unwrap();
+    for to in [server.addr(), server.addr6()] {
+        let streams: Vec<_> = (0..CONNECTIONS).map(|_| dial(&pair.client, to).unwrap()).collect();
+        let ports: BTreeSet<_> = streams.iter().map(|stream| stream.local_addr().unwrap().port()).collect();
+        assert!(ports.len() <= PORTS, "{ports:?}");
+    }
+}
+
+#[test]
+fn the_ports_that_lead_to_the_proxy_are_the_pods_own_to_listen_on() {
+    let pair = Pair::new();
+    let outsider = pair.outsider(pair.near.node(), "outsider");
+    let (client, server) = (&pair.client, &pair.server);
+    for port in [15064, 15071, 15079] {
+        let served = server.serve_echo(port).unwrap();
+        for to in [served.addr(), served.addr6()] {
+            for from in [client, server, &outsider] {
+                let stream = dial(from, to).unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), to);
+                assert_eq!(served.peers().last(), Some(&stream.local_addr().unwrap()), "{}", from.name());
+            }
+        }
+        dial(server, (Ipv4Addr::LOCALHOST, port).into()).unwrap();
+        // Nobody listens there in the client's pod, and the proxy does not either.
+        assert_kernel_refuses(client, client.addr(port));
+    }
 }
 
 #[test]
@@ -339,9 +379,10 @@ fn tcp(domain: Domain) -> Socket {
 }
 
 fn dial_from(port: u16, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = tcp(Domain::IPV4);
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = tcp(Domain::for_address(to));
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.bind(&SocketAddr::new(any, port).into())?;
     socket.connect_timeout(&to.into(), TIMEOUT)?;
     Ok(timed(socket))
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use orlop_common::{Address, Endpoint, Flow, OUTBOUND_PORT};
+use orlop_common::{Address, Endpoint, Flow};
 
 use crate::{NetnsCookie, maps::Map};
 
@@ -24,18 +24,19 @@ impl Sockets {
         Self(Arc::new(Maps { original: Map::new(original), agent: Map::new(agent) }))
     }
 
-    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected.
-    /// The answer is given once: a second connection from the same port has its own.
+    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
+    /// `port`. The answer is given once: a second connection from the same port has its own.
     pub fn take_original_destination(
         &self,
         netns: NetnsCookie,
         source: SocketAddr,
+        port: u16,
     ) -> io::Result<Option<SocketAddr>> {
         let flow = Flow {
             netns,
             source: address(source.ip()),
             source_port: source.port(),
-            destination_port: OUTBOUND_PORT,
+            destination_port: port,
             reserved: 0,
         };
         let endpoint = self.0.original.take(flow)?;

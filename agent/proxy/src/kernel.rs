@@ -2,9 +2,14 @@ use std::{io, net::SocketAddr, os::fd::BorrowedFd};
 
 /// What the proxy asks of the kernel side. The agent wires it to the eBPF maps.
 pub trait Kernel: Send + Sync + 'static {
-    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected;
-    /// answered once for each connection.
-    fn take_original_destination(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>>;
+    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
+    /// `port`; answered once for each connection.
+    fn take_original_destination(
+        &self,
+        netns: u64,
+        source: SocketAddr,
+        port: u16,
+    ) -> io::Result<Option<SocketAddr>>;
 
     /// Claims a socket that has not dialled yet as the agent's own. The server that it dials sees
     /// `client`, if given, as its peer.

@@ -39,7 +39,7 @@ async fn carry(
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let idle_timeout = worker.shared.config.idle_timeout;
-    let upstream = resolve(worker, pod, client.peer, record)?;
+    let upstream = resolve(worker, pod, client, record)?;
     match upstream.transport {
         Transport::Plain => {
             let server = tunnel::dial(&worker.shared, pod, upstream.address).await?;
@@ -66,11 +66,12 @@ struct Upstream {
     _in_flight: InFlightGuard,
 }
 
-fn resolve(worker: &Worker, pod: &Pod, peer: SocketAddr, record: &mut Record) -> Result<Upstream, Refusal> {
+fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
+    let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
     let destination = shared
         .kernel
-        .take_original_destination(pod.netns().cookie(), peer)
+        .take_original_destination(pod.netns().cookie(), client.peer, port)
         .map_err(Refusal::internal)?
         .ok_or(Reason::NoOriginalDestination)?;
     record.destination.address = Some(destination);
