@@ -17,6 +17,8 @@ pub enum Command {
     Node(Box<NodeArguments>),
     /// Say what would become of a connection, and why, from a world directory alone.
     Explain(Box<ExplainArguments>),
+    /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
+    Check(CheckArguments),
     /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
     Clean(CleanArguments),
 }
@@ -142,6 +144,16 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArguments {
+    /// Where maps and links would be pinned.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
+    pub bpffs: PathBuf,
+    /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod check;
 mod cli;
 mod dump;
 mod enrolment;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Clean(arguments) => node::clean(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin},
+    check,
     cli::{CleanArguments, NodeArguments},
     enrolment::{Enrolment, Status},
     limits, logging,
@@ -45,7 +46,9 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let world = WorldDirectory::open(&arguments.world)?;
     let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?;
     let identities = Identities::new(Arc::new(ca), arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
-    let datapath = Arc::new(Datapath::open(&arguments.bpffs, arguments.cgroup.as_deref())?);
+    let (bpffs, cgroup) = (&arguments.bpffs, arguments.cgroup.as_deref());
+    let datapath = Datapath::open(bpffs, cgroup).map_err(|error| check::explain(error, bpffs, cgroup))?;
+    let datapath = Arc::new(datapath);
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);

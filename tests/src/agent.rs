@@ -64,7 +64,7 @@ impl Agent {
     pub(crate) fn start(node: &Node, options: AgentOptions) -> Result<Self> {
         let binary = match &options.binary {
             Some(binary) => binary.clone(),
-            None => find_binary()?,
+            None => binary()?,
         };
         let log = node.lab().dir.join(format!("agent-{}.log", node.name()));
         let process = spawn(node, &options, &binary, &log)?;
@@ -293,7 +293,8 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
     Process::spawn(&mut command)
 }
 
-fn find_binary() -> Result<PathBuf> {
+/// The `orlop` program: `$ORLOP_BIN`, or the one in cargo's directory that this program is in.
+pub fn binary() -> Result<PathBuf> {
     if let Some(binary) = std::env::var_os("ORLOP_BIN") {
         return Ok(PathBuf::from(binary));
     }

@@ -34,7 +34,7 @@ pub mod traffic;
 mod world;
 
 pub use agent::{ADMIN_PORT, METRICS_PORT};
-pub use agent::{Agent, AgentOptions, READY_PORT, wait_for};
+pub use agent::{Agent, AgentOptions, READY_PORT, binary, wait_for};
 pub use capture::{Capture, Frames};
 pub use load::{Iperf3, Iperf3Server, Wrk, WrkOptions, iperf3, wrk};
 pub use node::Node;

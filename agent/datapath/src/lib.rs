@@ -10,6 +10,7 @@
 //! ```
 
 mod error;
+mod features;
 mod links;
 mod maps;
 mod object;
@@ -28,7 +29,11 @@ use nix::sys::statfs;
 use orlop_common::{ABI_VERSION, ListenerKey, Pod, Refusal};
 
 use crate::maps::Map;
-pub use crate::{error::DatapathError, sockets::Sockets};
+pub use crate::{
+    error::DatapathError,
+    features::{Feature, Version, features},
+    sockets::Sockets,
+};
 
 /// `SO_NETNS_COOKIE` of a pod: unique for as long as the machine runs.
 pub type NetnsCookie = u64;
@@ -70,7 +75,7 @@ impl Datapath {
             None => cgroup2_mount()?,
         };
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
-        let mut loaded = object::load(&directory.join("maps"), 0)?;
+        let mut loaded = object::load(Some(&directory.join("maps")), 0)?;
         links::attach_cgroup(&loaded, cgroup.as_fd(), &directory.join("links"))?;
         Ok(Self {
             pods: Map::new(loaded.take_map("PODS")?),
@@ -98,7 +103,7 @@ impl Datapath {
                 .insert(key, listener.as_raw_fd().cast_unsigned())
                 .map_err(map_error("write", "LISTENERS"))?;
         }
-        let loaded = object::load(&self.directory.join("maps"), enrolment.cookie)?;
+        let loaded = object::load(Some(&self.directory.join("maps")), enrolment.cookie)?;
         links::attach_inbound(&loaded, enrolment.netns, &self.pin_of(enrolment.cookie))?;
         let first = |ipv4: bool| {
             let address = enrolment.addresses.iter().find(|address| address.is_ipv4() == ipv4);

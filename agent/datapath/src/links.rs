@@ -25,18 +25,29 @@ const CGROUP_PROGRAMS: [(&str, ProgramKind); 5] = [
     ("orlop_connect6", ProgramKind::Connect6),
 ];
 
-/// Puts this build's cgroup programs behind the links pinned in `links`, attaching what is not there.
+/// The program of each pod's netns.
+const INBOUND_PROGRAM: (&str, ProgramKind) = ("orlop_inbound", ProgramKind::SkLookup);
+
+/// Every program.
+pub fn programs() -> impl Iterator<Item = (&'static str, ProgramKind)> {
+    CGROUP_PROGRAMS.into_iter().chain([INBOUND_PROGRAM])
+}
+
+/// Puts this build's cgroup programs behind the links pinned in `links`, attaching what is not there. None
+/// is touched if the kernel refuses any program, the inbound one included.
 pub fn attach_cgroup(loaded: &Loaded, cgroup: BorrowedFd<'_>, links: &Path) -> Result<(), DatapathError> {
-    for (name, kind) in CGROUP_PROGRAMS {
-        put(loaded.program(name, kind)?.as_fd(), cgroup, kind, &links.join(name))?;
+    let accepted: Vec<_> =
+        programs().map(|(name, kind)| loaded.program(name, kind)).collect::<Result<_, _>>()?;
+    for ((name, kind), program) in CGROUP_PROGRAMS.into_iter().zip(accepted) {
+        put(program.as_fd(), cgroup, kind, &links.join(name))?;
     }
     Ok(())
 }
 
 /// Puts this build's inbound program behind the link pinned at `pin`, attaching it if it is not there.
 pub fn attach_inbound(loaded: &Loaded, netns: BorrowedFd<'_>, pin: &Path) -> Result<(), DatapathError> {
-    let program = loaded.program("orlop_inbound", ProgramKind::SkLookup)?;
-    put(program.as_fd(), netns, ProgramKind::SkLookup, pin)
+    let (name, kind) = INBOUND_PROGRAM;
+    put(loaded.program(name, kind)?.as_fd(), netns, kind, pin)
 }
 
 /// Detaches a pinned link, in force when this returns, and removes its pin. That there is none is no error.

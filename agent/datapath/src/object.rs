@@ -4,14 +4,14 @@
 //! reads the kernel's whole BTF for each load: 30 ms and 20 MB a pod for nothing that we use.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{self, ErrorKind},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use aya_obj::{
-    EbpfSectionKind, Features, Object,
+    EbpfSectionKind, Features, Function, Object, Program,
     btf::BtfFeatures,
     generated::bpf_map_type::{BPF_MAP_TYPE_SOCKHASH, BPF_MAP_TYPE_SOCKMAP},
 };
@@ -27,6 +27,10 @@ const NETNS_GLOBAL: &str = "POD_NETNS";
 const BTF_FEATURES: BtfFeatures = BtfFeatures::new(true, true, true, true, true, false, false, false);
 const FEATURES: Features = Features::new(true, true, true, true, true, true, true, None);
 
+/// `BPF_JMP | BPF_CALL`, and what makes it the call of a helper.
+const CALL: u8 = 0x85;
+const CALL_HELPER: u8 = 0;
+
 /// Keeps the ELF aligned for in-place parsing.
 #[repr(C, align(8))]
 struct Aligned<Bytes: ?Sized>(Bytes);
@@ -41,27 +45,17 @@ pub struct Loaded {
     maps: HashMap<String, OwnedFd>,
 }
 
-/// Loads the object with its maps taken from, or pinned into, the directory `pins`. `netns` is the pod
-/// that the inbound program will serve.
-pub fn load(pins: &Path, netns: u64) -> Result<Loaded, DatapathError> {
-    if OBJECT.0.is_empty() {
-        return Err(DatapathError::NoObject);
-    }
-    let mut object = Object::parse(&OBJECT.0).map_err(broken)?;
-    let netns = netns.to_ne_bytes();
-    object.patch_map_data(HashMap::from([(NETNS_GLOBAL, (&netns[..], true))])).map_err(broken)?;
-
-    let btf = object.fixup_and_sanitize_btf(&BTF_FEATURES).map_err(broken)?;
-    let btf = btf.ok_or(DatapathError::Missing("BTF"))?.to_bytes();
-    let btf = sys::btf_load(&btf).map_err(|source| DatapathError::Load { what: "its BTF".into(), source })?;
-
+/// Loads the object with its maps taken from, or pinned into, the directory `pins`; without one, with maps
+/// of its own. `netns` is the pod that the inbound program will serve.
+pub fn load(pins: Option<&Path>, netns: u64) -> Result<Loaded, DatapathError> {
+    let (mut object, btf) = parse(netns)?;
     let mut maps = HashMap::new();
     for (name, map) in &object.maps {
         let failed = |source| DatapathError::Load { what: format!("map {name}"), source };
         let fd = match map.section_kind() {
             // The globals belong to this one load.
             EbpfSectionKind::Rodata => globals(name, map).map_err(failed)?,
-            _ => pinned(name, map, btf.as_fd(), &pins.join(name)).map_err(failed)?,
+            _ => made(name, map, btf.as_fd(), pins).map_err(failed)?,
         };
         maps.insert(name.clone(), fd);
     }
@@ -76,17 +70,33 @@ pub fn load(pins: &Path, netns: u64) -> Result<Loaded, DatapathError> {
     Ok(Loaded { object, btf, maps })
 }
 
+/// Makes a map of each type that the object has, for the time of the call.
+pub fn try_maps() -> Result<BTreeMap<u32, io::Result<()>>, DatapathError> {
+    let (object, btf) = parse(0)?;
+    let typed = |map: &aya_obj::Map| map.section_kind() != EbpfSectionKind::Rodata;
+    let made = object.maps.iter().map(|(name, map)| {
+        let definition = definition(name, map, typed(map).then_some(btf.as_fd()));
+        (map.map_type(), sys::map_create(&definition).map(drop))
+    });
+    Ok(made.collect())
+}
+
 impl Loaded {
     /// A map of the object.
     pub fn take_map(&mut self, name: &'static str) -> Result<OwnedFd, DatapathError> {
         self.maps.remove(name).ok_or(DatapathError::Missing(name))
     }
 
+    /// The helpers that a program calls, `enum bpf_func_id`.
+    pub fn helpers(&self, name: &'static str) -> Result<BTreeSet<i32>, DatapathError> {
+        let instructions = &self.function(name)?.1.instructions;
+        let calls = instructions.iter().filter(|one| one.code == CALL && one.src_reg() == CALL_HELPER);
+        Ok(calls.map(|call| call.imm).collect())
+    }
+
     /// Puts a program into the kernel, through its verifier.
     pub fn program(&self, name: &'static str, kind: ProgramKind) -> Result<OwnedFd, DatapathError> {
-        let program = self.object.programs.get(name).ok_or(DatapathError::Missing(name))?;
-        let function =
-            self.object.functions.get(&program.function_key()).ok_or(DatapathError::Missing(name))?;
+        let (program, function) = self.function(name)?;
         let func_info = function.func_info.func_info_bytes();
         let line_info = function.line_info.line_info_bytes();
         let definition = ProgramDefinition {
@@ -94,7 +104,7 @@ impl Loaded {
             kind,
             instructions: &function.instructions,
             license: &program.license,
-            btf: self.btf.as_fd(),
+            btf: Some(self.btf.as_fd()),
             func_info: (&func_info, function.func_info_rec_size),
             line_info: (&line_info, function.line_info_rec_size),
         };
@@ -104,16 +114,38 @@ impl Loaded {
             source,
         })
     }
+
+    fn function(&self, name: &'static str) -> Result<(&Program, &Function), DatapathError> {
+        let program = self.object.programs.get(name).ok_or(DatapathError::Missing(name))?;
+        let function = self.object.functions.get(&program.function_key());
+        Ok((program, function.ok_or(DatapathError::Missing(name))?))
+    }
 }
 
-/// Opens the pinned map, or makes and pins it.
-fn pinned(name: &str, map: &aya_obj::Map, btf: BorrowedFd<'_>, pin: &Path) -> io::Result<OwnedFd> {
-    match sys::object_get(pin) {
+/// The object as this kernel takes it, and its BTF in the kernel.
+fn parse(netns: u64) -> Result<(Object, OwnedFd), DatapathError> {
+    if OBJECT.0.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    let mut object = Object::parse(&OBJECT.0).map_err(broken)?;
+    let netns = netns.to_ne_bytes();
+    object.patch_map_data(HashMap::from([(NETNS_GLOBAL, (&netns[..], true))])).map_err(broken)?;
+    let btf = object.fixup_and_sanitize_btf(&BTF_FEATURES).map_err(broken)?;
+    let btf = btf.ok_or(DatapathError::Missing("BTF"))?.to_bytes();
+    let btf = sys::btf_load(&btf).map_err(|source| DatapathError::Load { what: "its BTF".into(), source })?;
+    Ok((object, btf))
+}
+
+/// Opens the map pinned in `pins`, or makes and pins it there.
+fn made(name: &str, map: &aya_obj::Map, btf: BorrowedFd<'_>, pins: Option<&Path>) -> io::Result<OwnedFd> {
+    let make = || sys::map_create(&definition(name, map, Some(btf)));
+    let Some(pin) = pins.map(|pins| pins.join(name)) else { return make() };
+    match sys::object_get(&pin) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         result => return result,
     }
-    let fd = sys::map_create(&definition(name, map, Some(btf)))?;
-    sys::object_pin(fd.as_fd(), pin)?;
+    let fd = make()?;
+    sys::object_pin(fd.as_fd(), &pin)?;
     Ok(fd)
 }
 

@@ -32,13 +32,13 @@ const NAME: usize = 16;
 const LOG: usize = 1 << 20;
 
 /// The kinds of program that we have: type and attach type of linux/bpf.h.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgramKind {
-    /// TCP callbacks of a cgroup's sockets.
+    /// TCP callbacks of a cgroup's sockets (4.13).
     SockOps,
-    /// connect(2), IPv4.
+    /// connect(2), IPv4 (4.17).
     Connect4,
-    /// connect(2), IPv6.
+    /// connect(2), IPv6 (4.17).
     Connect6,
     /// getpeername(2) and accept(2), IPv4 (5.8).
     Getpeername4,
@@ -99,8 +99,8 @@ pub struct ProgramDefinition<'a> {
     pub instructions: &'a [bpf_insn],
     /// Decides which helpers may be called.
     pub license: &'a CStr,
-    /// What the two infos refer to.
-    pub btf: BorrowedFd<'a>,
+    /// What the two infos refer to; needed if there are any.
+    pub btf: Option<BorrowedFd<'a>>,
     /// Records, and the size of one.
     pub func_info: (&'a [u8], usize),
     /// Records, and the size of one.
@@ -291,7 +291,7 @@ fn program_attributes(definition: &ProgramDefinition<'_>) -> io::Result<ProgramL
         license: definition.license.as_ptr() as u64,
         prog_name: name(definition.name),
         expected_attach_type: definition.kind.attach_type(),
-        prog_btf_fd: definition.btf.as_raw_fd().cast_unsigned(),
+        prog_btf_fd: definition.btf.map_or(0, |btf| btf.as_raw_fd().cast_unsigned()),
         func_info_rec_size,
         func_info: definition.func_info.0.as_ptr() as u64,
         func_info_cnt,
