@@ -17,3 +17,4 @@ mod seeing;
 mod testbed;
 mod tunnel;
 mod world;
+mod ztunnel;

@@ -216,22 +216,17 @@ impl Agent {
 
     /// CPU time used so far, user and system.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.pid());
-        let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        // proc(5): fields 14 and 15, in ticks of 10 ms.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        Ok(Duration::from_millis(ticks * 10))
+        self.process.cpu_time()
     }
 
     /// Resident memory in bytes.
     pub fn rss(&self) -> Result<u64> {
-        self.status_number("VmRSS:").map(|kib| kib * 1024)
+        self.process.rss()
     }
 
     /// Number of threads.
     pub fn threads(&self) -> Result<u64> {
-        self.status_number("Threads:")
+        self.process.threads()
     }
 
     fn body(&self, path: &str, port: u16) -> Result<String> {
@@ -241,14 +236,6 @@ impl Agent {
             bail!("GET {path} of {}: status {}", self.node.name(), answer.status);
         }
         Ok(answer.text())
-    }
-
-    fn status_number(&self, key: &str) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.pid());
-        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.with_context(|| format!("no {key} in {path}"))
     }
 
     fn log_tail(&self) -> String {

@@ -28,10 +28,12 @@ mod node;
 mod objects;
 mod pod;
 mod process;
+pub mod protobuf;
 mod sweep;
 mod testbed;
 pub mod traffic;
 mod world;
+mod ztunnel;
 
 pub use agent::{ADMIN_PORT, METRICS_PORT};
 pub use agent::{Agent, AgentOptions, READY_PORT, binary, wait_for};
@@ -44,3 +46,4 @@ pub use process::Process;
 pub use sweep::{leftovers, leftovers_of, sweep};
 pub use testbed::Testbed;
 pub use world::World;
+pub use ztunnel::Ztunnel;

@@ -139,6 +139,11 @@ impl Pod {
         &self.inner.name
     }
 
+    /// The Kubernetes service account.
+    pub fn service_account(&self) -> String {
+        self.inner.object.lock().unwrap_or_else(PoisonError::into_inner).service_account.clone()
+    }
+
     /// The node it runs on.
     pub fn node(&self) -> &Node {
         &self.inner.node

@@ -1,4 +1,4 @@
-//! The same loads over the same nodes with no mesh and with Orlop, in turn, so that a noisy machine is
+//! The same loads over the same nodes with no mesh, with Orlop and with the ztunnel that `$ZTUNNEL` names, in turn, so that a noisy machine is
 //! noisy for both. Only the ratios travel to other machines.
 
 mod loads;
@@ -8,13 +8,14 @@ mod serve;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
+use orlop_tests::Ztunnel;
 
 use crate::{cargo, setup, test};
 use loads::{LOADS, Load, Sample};
 use report::Report;
-use rig::Rig;
+use rig::{Rig, ZtunnelPrograms};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -41,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(setup::For::Bench)?;
     let binary = cargo::build(&cargo::BuildArgs { release: true })?;
     test::sweep()?;
-    let rig = Rig::new(binary).context("setting up the bench")?;
+    let rig = Rig::new(binary, ztunnel()?.as_ref()).context("setting up the bench")?;
     let mut report = Report::new(rig.cases().iter().map(|case| case.name).collect());
     let wanted =
         |load: &&Load| args.filters.is_empty() || args.filters.iter().any(|f| load.name.contains(f.as_str()));
@@ -72,6 +73,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         std::fs::write(path, report.json()).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The third case, if `$ZTUNNEL` names a program.
+fn ztunnel() -> Result<Option<ZtunnelPrograms>> {
+    let Some(ztunnel) = Ztunnel::binary() else { return Ok(None) };
+    if !ztunnel.is_file() {
+        bail!("ZTUNNEL={}: there is no such file", ztunnel.display());
+    }
+    let built = cargo::build(&cargo::BuildArgs::default())?;
+    Ok(Some(ZtunnelPrograms { ztunnel, authority: built.with_file_name("examples").join("istio-ca") }))
 }
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<()> {

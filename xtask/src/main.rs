@@ -28,7 +28,7 @@ enum Command {
     Demo(demo::Args),
     /// Run all tests, or those whose names hold one of the filters.
     Test(test::Args),
-    /// Measure the same load with no mesh and with Orlop.
+    /// Measure the same load with no mesh, with Orlop and, if `$ZTUNNEL` names one, with ztunnel.
     Bench(bench::Args),
     /// Build `orlop` with its eBPF programs.
     Build(cargo::BuildArgs),

@@ -1,5 +1,6 @@
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
+use orlop_tests::Ztunnel;
 
 use crate::{cargo, setup};
 
@@ -19,6 +20,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .args(["test", "--workspace", "--no-fail-fast", "--"])
         .args(&args.filters)
         .env("ORLOP_BIN", binary);
+    if Ztunnel::binary().is_some() {
+        // Only those with a real ztunnel are.
+        command.arg("--include-ignored");
+    }
     let tests = cargo::run(&mut command);
     let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;
     for leftover in &leftovers {
