@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 use orlop_tests::traffic::EchoServer;
-use orlop_tests::{Agent, PodSpec, wait_for};
+use orlop_tests::{Agent, Pod, PodSpec, wait_for};
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -53,6 +53,37 @@ fn both_ends_see_each_other_through_ipv4_mapped_sockets() {
     assert_eq!(accepted, client_addr);
     assert_eq!(server.peer_addr().unwrap(), client_addr);
     assert_eq!(server.local_addr().unwrap(), to);
+}
+
+#[test]
+fn what_stays_in_a_pod_is_not_paced_and_what_leaves_it_is_the_nodes_choice() {
+    let pair = Pair::new();
+    let street = pair.outsider(pair.near.node(), "street");
+    let _echoes = [pair.server.serve_echo(80).unwrap(), street.serve_echo(80).unwrap()];
+    let _redirected = dial(&pair.client, pair.server.addr(80)).unwrap();
+    let _redirected6 = dial(&pair.client, pair.server.addr6(80)).unwrap();
+    let _untouched = pair.server.node().connect(street.addr(80), TIMEOUT).unwrap();
+
+    let chosen = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap();
+    for pod in [&pair.client, &pair.server] {
+        let sockets = congestion_controls(pod);
+        // Both ends of a connection over each family.
+        assert!(sockets.iter().filter(|(inside, _)| *inside).count() >= 4, "{sockets:?}");
+        assert!(sockets.iter().any(|(inside, _)| !*inside), "the tunnel: {sockets:?}");
+        for (inside, algorithm) in sockets {
+            assert_eq!(algorithm, if inside { "reno" } else { chosen.trim() });
+        }
+    }
+    assert!(congestion_controls(&street).iter().all(|(_, algorithm)| algorithm == chosen.trim()));
+}
+
+/// Of each established connection in a pod, whether it stays inside, and its congestion control.
+fn congestion_controls(pod: &Pod) -> Vec<(bool, String)> {
+    let inside = |address: &str| pod.ips().iter().any(|ip| address.contains(&ip.to_string()));
+    let listed = pod.output("ss", &["-tniHO", "state", "established"]).unwrap();
+    let sockets = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Receive queue, send queue, local and remote address, congestion control, figures.
+    sockets.map(|words| (inside(words[2]) && inside(words[3]), words[4].to_owned())).collect()
 }
 
 #[test]
