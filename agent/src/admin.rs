@@ -155,6 +155,12 @@ impl Collector for Refused {
             let label = [("reason", reason)];
             ConstCounter::new(count).encode(family.encode_family(&label)?)?;
         }
+        if let Ok(lost) = self.0.lost_events() {
+            let help = "Events of the hooks that came too often or that nobody read in time";
+            let kind = prometheus_client::metrics::MetricType::Counter;
+            let lost = ConstCounter::new(lost);
+            lost.encode(encoder.encode_descriptor("orlop_kernel_events_lost", help, None, kind)?)?;
+        }
         Ok(())
     }
 }

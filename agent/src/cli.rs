@@ -42,6 +42,10 @@ pub struct NodeArguments {
     /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// The cgroup that every pod's is below: what runs on the node's network but in there is no probe of
+    /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
+    #[arg(long, value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
     /// Admin API: /config_dump. Loopback addresses only.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback)]
     pub admin: SocketAddr,

@@ -59,6 +59,8 @@ struct Enrolled {
     /// As the snapshot had it.
     local: LocalPod,
     pod: Arc<Pod>,
+    /// The ports where the kernel refuses plaintext, once it has been told.
+    strict: Option<BTreeMap<u16, bool>>,
 }
 
 impl Enrolment {
@@ -101,6 +103,7 @@ impl Enrolment {
                 applied.failed.insert(name.clone(), format!("{error:#}"));
             }
         }
+        self.refuse_plaintext(snapshot);
         self.report(&applied.failed);
         // A pod that could not be opened may be among the unknown ones: it stays refused meanwhile.
         if applied.failed.is_empty()
@@ -144,7 +147,10 @@ impl Enrolment {
             })
             .inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
-        self.pods.insert(workload.name.clone(), Enrolled { netns: path.clone(), local: local.clone(), pod });
+        self.pods.insert(
+            workload.name.clone(),
+            Enrolled { netns: path.clone(), local: local.clone(), pod, strict: None },
+        );
         Ok(())
     }
 
@@ -155,6 +161,23 @@ impl Enrolment {
         self.pods.remove(name);
         tracing::info!(pod = %name, "withdrawn");
         Ok(())
+    }
+
+    /// Lets the kernel refuse what the proxy would refuse for want of mutual TLS. If that fails the proxy does.
+    fn refuse_plaintext(&mut self, snapshot: &Snapshot) {
+        for enrolled in self.pods.values_mut() {
+            let strict = snapshot.strict_ports(&enrolled.local.workload);
+            if enrolled.strict.as_ref() == Some(&strict) {
+                continue;
+            }
+            match self.datapath.set_strict(enrolled.pod.netns().cookie(), &strict) {
+                Ok(()) => enrolled.strict = Some(strict),
+                Err(error) => {
+                    let pod = &enrolled.local.workload.name;
+                    tracing::warn!(%pod, error = format!("{:#}", anyhow::Error::from(error)), "plaintext is refused by the proxy alone");
+                }
+            }
+        }
     }
 
     /// Withdraws what is in the kernel and not known here: pods that went while no agent ran.

@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod dump;
 mod enrolment;
+mod events;
 mod explain;
 mod limits;
 mod logging;

@@ -1,15 +1,15 @@
 //! `orlop node`: world → snapshot → kernel and proxy.
 
-use std::{io, net::SocketAddr, os::fd::BorrowedFd, sync::Arc};
+use std::{io, net::SocketAddr, os::fd::BorrowedFd, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
-use orlop_datapath::{Datapath, Sockets};
+use orlop_datapath::{Datapath, Place, Sockets};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
 use orlop_kube::WorldDirectory;
 use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile};
-use orlop_proxy::{Config, Kernel, Metrics, Proxy};
+use orlop_proxy::{Config, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -21,7 +21,7 @@ use crate::{
     check,
     cli::{CleanArguments, NodeArguments},
     enrolment::{Enrolment, Status},
-    limits, logging,
+    events, limits, logging,
 };
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
@@ -46,8 +46,15 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let world = WorldDirectory::open(&arguments.world)?;
     let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?;
     let identities = Identities::new(Arc::new(ca), arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
-    let (bpffs, cgroup) = (&arguments.bpffs, arguments.cgroup.as_deref());
-    let datapath = Datapath::open(bpffs, cgroup).map_err(|error| check::explain(error, bpffs, cgroup))?;
+    let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
+    let place = Place {
+        bpffs: &arguments.bpffs,
+        cgroup: arguments.cgroup.as_deref(),
+        pods_cgroup: arguments.pods_cgroup.as_deref(),
+        node: own_netns.cookie(),
+    };
+    let datapath =
+        Datapath::open(&place).map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
     let datapath = Arc::new(datapath);
 
     let mut registry = Registry::default();
@@ -62,6 +69,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
         metrics,
     )?);
 
+    let events = events::Reader::start(&datapath, Arc::clone(&snapshot))?;
     let status = watch::Sender::new(Status::default());
     let servers = Admin {
         node: arguments.node.clone(),
@@ -84,6 +92,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
 
+    events.stop();
     status.send_modify(|status| status.draining = true);
     tracing::info!(connections = proxy.connections(), timeout = ?arguments.drain_timeout, "draining");
     let left = proxy.drain(arguments.drain_timeout).await;

@@ -84,6 +84,90 @@ pub struct ListenerKey {
     pub reserved: u32,
 }
 
+/// Key of `STRICT`: a port of an enrolled pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodPort {
+    /// `SO_NETNS_COOKIE` of the pod.
+    pub netns: u64,
+    /// The port; 0 stands for every port without an entry of its own.
+    pub port: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Key of `TRUSTED`: a connection between two sockets of this node, as the pod that is reached sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TrustedFlow {
+    /// `SO_NETNS_COOKIE` of the pod that is reached.
+    pub netns: u64,
+    /// Address the connection was dialled from.
+    pub source: Address,
+    /// Address that was dialled.
+    pub destination: Address,
+    /// Port the connection was dialled from.
+    pub source_port: u16,
+    /// Port that was dialled.
+    pub destination_port: u16,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Value of `TRUSTED`: who dialled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// `SO_NETNS_COOKIE` of the netns that the dialling socket was made in.
+    pub netns: u64,
+    /// Not 0 once the connection is established: it lets no second one in.
+    pub used: u64,
+}
+
+/// What `VOUCHED` keeps with a socket whose connection the kernel vouches for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    /// `SO_NETNS_COOKIE` of the pod that is reached.
+    pub netns: u64,
+    /// What was dialled.
+    pub destination: Endpoint,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// So many refusals a CPU tells of in a second; further ones are counted alone.
+pub const REFUSALS_PER_SECOND: u64 = 100;
+
+/// Room in the ring buffer `EVENTS`, in bytes: a power of two.
+pub const EVENTS_BYTES: usize = 1 << 20;
+
+/// A record of the ring buffer `EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// An [`EventKind`].
+    pub kind: u32,
+    /// A [`Refusal`].
+    pub refusal: u32,
+    /// `SO_NETNS_COOKIE` of the pod whose hook tells.
+    pub netns: u64,
+    /// Who dialled; port 0 where none was chosen yet.
+    pub source: Endpoint,
+    /// What was dialled.
+    pub destination: Endpoint,
+}
+
+/// What an [`Event`] tells.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A connection to the pod was refused.
+    InboundRefused = 0,
+    /// A connection of the pod was refused.
+    OutboundRefused = 1,
+}
+
 /// Index into `REFUSED`: what a hook refuses by itself, without the proxy.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +182,20 @@ pub enum Refusal {
     NoPodAddress = 3,
     /// An IPv6 link-local destination: its scope does not survive the redirection.
     LinkLocal = 4,
+    /// Inbound without mutual TLS, on a port that asks for it.
+    Plaintext = 5,
 }
 
 impl Refusal {
     /// Every refusal, in the order of its index.
-    pub const ALL: [Self; 5] =
-        [Self::NoListener, Self::ReservedPort, Self::NoSocketStorage, Self::NoPodAddress, Self::LinkLocal];
+    pub const ALL: [Self; 6] = [
+        Self::NoListener,
+        Self::ReservedPort,
+        Self::NoSocketStorage,
+        Self::NoPodAddress,
+        Self::LinkLocal,
+        Self::Plaintext,
+    ];
 
     /// The reason as metrics and logs write it.
     pub const fn as_str(self) -> &'static str {
@@ -113,6 +205,7 @@ impl Refusal {
             Self::NoSocketStorage => "no_socket_storage",
             Self::NoPodAddress => "no_pod_address",
             Self::LinkLocal => "link_local",
+            Self::Plaintext => "plaintext_refused",
         }
     }
 }
@@ -129,6 +222,11 @@ mod tests {
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 2);
         assert_eq!(size_of::<Flow>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<ListenerKey>(), 8 + 4 + 4);
+        assert_eq!(size_of::<PodPort>(), 8 + 4 + 4);
+        assert_eq!(size_of::<TrustedFlow>(), 8 + 16 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Trust>(), 8 + 8);
+        assert_eq!(size_of::<Vouched>(), 8 + 20 + 4);
+        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20);
         assert_eq!(align_of::<Flow>(), 8);
         assert_eq!(align_of::<Endpoint>(), 4);
     }

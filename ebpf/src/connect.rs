@@ -1,11 +1,13 @@
 //! `cgroup/connect4,6`: sends an enrolled pod's TCP connections to the proxy in the pod's own netns.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use orlop_common::{Address, Endpoint, Pod, REDIRECT_PORTS, Refusal};
+use orlop_common::{Address, Endpoint, EventKind, Pod, REDIRECT_PORTS, Refusal};
 
 use crate::{
     context::{SockAddr, forget, is_ipv4, is_ipv6_link_local, is_loopback, random, same, store_with, stored},
+    events,
     maps::{self, AGENT_SOCKETS, DIALLED},
+    trusted,
 };
 
 const ALLOW: i32 = 1;
@@ -13,29 +15,36 @@ const REFUSE: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
-    verdict(redirect(&SockAddr::<true>::new(&ctx)))
+    verdict(&SockAddr::<true>::new(&ctx))
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
-    verdict(redirect(&SockAddr::<false>::new(&ctx)))
+    verdict(&SockAddr::<false>::new(&ctx))
 }
 
 /// The application sees EPERM for a refusal.
 #[inline(always)]
-fn verdict(result: Result<(), Refusal>) -> i32 {
-    match result {
+fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
+    let netns = ctx.netns();
+    let Some(pod) = maps::pod(netns) else {
+        trusted::node_dials(ctx, netns);
+        return ALLOW;
+    };
+    match redirect(ctx, pod) {
         Ok(()) => ALLOW,
         Err(refusal) => {
-            maps::count(refusal);
+            let destination = ctx.endpoint();
+            let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
+            let source = Endpoint { address, port: 0, reserved: 0 };
+            events::refused(EventKind::OutboundRefused, refusal, netns, source, destination);
             REFUSE
         }
     }
 }
 
 #[inline(always)]
-fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> Result<(), Refusal> {
-    let Some(pod) = maps::pod(ctx.netns()) else { return Ok(()) };
+fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Refusal> {
     if !ctx.is_tcp() {
         return Ok(());
     }

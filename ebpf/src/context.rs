@@ -14,12 +14,12 @@ use aya_ebpf::{
     },
     btf_maps::SkStorage,
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete,
-        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_setsockopt,
+        bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkLookupContext, SockAddrContext, SockOpsContext},
 };
-use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED};
+use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED, TrustedFlow};
 
 /// `AF_INET`
 pub const AF_INET: u32 = 2;
@@ -264,40 +264,61 @@ impl SockOps {
         }
     }
 
-    /// The connection that this socket dials.
     #[inline(always)]
-    pub fn flow(&self) -> Flow {
-        let source = if load!(self.0, family) == AF_INET {
+    pub fn netns(&self) -> u64 {
+        // SAFETY: the helper accepts any context of this program type (5.15).
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn local(&self) -> Endpoint {
+        let address = if load!(self.0, family) == AF_INET {
             mapped(load!(self.0, local_ip4))
         } else {
             ops_local_ip6(self.0)
         };
-        Flow {
-            // SAFETY: the helper accepts any context of this program type (5.15).
-            netns: unsafe { bpf_get_netns_cookie(self.0.cast()) },
-            source,
-            source_port: load!(self.0, local_port) as u16,
-            destination_port: u32::from_be(load!(self.0, remote_port)) as u16,
-            reserved: 0,
-        }
+        Endpoint { address, port: load!(self.0, local_port) as u16, reserved: 0 }
+    }
+
+    #[inline(always)]
+    pub fn remote(&self) -> Endpoint {
+        let address = if load!(self.0, family) == AF_INET {
+            mapped(load!(self.0, remote_ip4))
+        } else {
+            ops_remote_ip6(self.0)
+        };
+        Endpoint { address, port: u32::from_be(load!(self.0, remote_port)) as u16, reserved: 0 }
+    }
+
+    /// The connection that this socket dials.
+    #[inline(always)]
+    pub fn flow(&self) -> Flow {
+        flow(self.netns(), &self.local(), self.remote().port)
     }
 
     /// The connection that this socket accepts, as the dialling side names it with [`Self::flow`].
     #[inline(always)]
     pub fn peers_flow(&self) -> Flow {
-        let source = if load!(self.0, family) == AF_INET {
-            mapped(load!(self.0, remote_ip4))
-        } else {
-            ops_remote_ip6(self.0)
-        };
-        Flow {
-            // SAFETY: as for `flow`.
-            netns: unsafe { bpf_get_netns_cookie(self.0.cast()) },
-            source,
-            source_port: u32::from_be(load!(self.0, remote_port)) as u16,
-            destination_port: load!(self.0, local_port) as u16,
-            reserved: 0,
-        }
+        flow(self.netns(), &self.remote(), self.local().port)
+    }
+}
+
+/// The connection from `source`, as its dialling side names it, in the pod `netns`.
+#[inline(always)]
+pub fn flow(netns: u64, source: &Endpoint, destination_port: u16) -> Flow {
+    Flow { netns, source: source.address, source_port: source.port, destination_port, reserved: 0 }
+}
+
+/// The connection from `source` to `destination`, which is in the pod `netns`.
+#[inline(always)]
+pub fn trusted_flow(netns: u64, source: &Endpoint, destination: &Endpoint) -> TrustedFlow {
+    TrustedFlow {
+        netns,
+        source: source.address,
+        destination: destination.address,
+        source_port: source.port,
+        destination_port: destination.port,
+        reserved: 0,
     }
 }
 
@@ -315,54 +336,57 @@ impl Lookup {
         load!(self.0, protocol) == IPPROTO_TCP
     }
 
+    /// Whom the packet is for.
     #[inline(always)]
-    pub fn local_port(&self) -> u16 {
-        load!(self.0, local_port) as u16
+    pub fn local(&self) -> Endpoint {
+        let address = if load!(self.0, family) == AF_INET {
+            mapped(load!(self.0, local_ip4))
+        } else {
+            lookup_local_ip6(self.0)
+        };
+        Endpoint { address, port: load!(self.0, local_port) as u16, reserved: 0 }
     }
 
-    /// The connection, as the dialling side names it with [`SockOps::flow`], in the pod `netns`.
+    /// Whom the packet says it is from.
     #[inline(always)]
-    pub fn flow(&self, netns: u64) -> Flow {
-        Flow {
-            netns,
-            source: self.remote(),
-            source_port: u16::from_be(load!(self.0, remote_port)),
-            destination_port: self.local_port(),
-            reserved: 0,
-        }
+    pub fn remote(&self) -> Endpoint {
+        let address = if load!(self.0, family) == AF_INET {
+            mapped(load!(self.0, remote_ip4))
+        } else {
+            lookup_remote_ip6(self.0)
+        };
+        Endpoint { address, port: u16::from_be(load!(self.0, remote_port)), reserved: 0 }
     }
+}
 
-    #[inline(always)]
-    pub fn local(&self) -> Address {
-        if load!(self.0, family) == AF_INET {
-            return mapped(load!(self.0, local_ip4));
-        }
-        lookup_local_ip6(self.0)
-    }
+/// Id of the calling task's ancestor cgroup at this depth below the root; 0 if it is not that deep.
+#[inline(always)]
+pub fn ancestor_cgroup(level: i32) -> u64 {
+    // SAFETY: the helper takes any number; for hooks of connect(2) since 5.7.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
 
-    #[inline(always)]
-    pub fn remote(&self) -> Address {
-        if load!(self.0, family) == AF_INET {
-            return mapped(load!(self.0, remote_ip4));
-        }
-        lookup_remote_ip6(self.0)
-    }
+/// A number that the agent set when it loaded the program.
+#[inline(always)]
+pub fn constant(number: &'static u64) -> u64 {
+    // SAFETY: a plain read; volatile, so that the value of load time is used.
+    unsafe { ptr::read_volatile(number) }
 }
 
 /// What `map` keeps with `socket`.
 #[inline(always)]
-pub fn stored(map: &SkStorage<Endpoint>, socket: *mut bpf_sock) -> Option<Endpoint> {
+pub fn stored<T: Copy>(map: &SkStorage<T>, socket: *mut bpf_sock) -> Option<T> {
     // SAFETY: a null value pointer and no flags make this a plain lookup; what it returns lives as
     // long as the socket, which the hook holds.
     unsafe {
         let value = bpf_sk_storage_get(map_ptr(map), socket.cast(), ptr::null_mut(), 0);
-        value.cast::<Endpoint>().as_ref().copied()
+        value.cast::<T>().as_ref().copied()
     }
 }
 
 /// Keeps `value` with `socket`. False if the kernel has no memory for it.
 #[inline(always)]
-pub fn store_with(map: &SkStorage<Endpoint>, socket: *mut bpf_sock, value: &Endpoint) -> bool {
+pub fn store_with<T: Copy>(map: &SkStorage<T>, socket: *mut bpf_sock, value: &T) -> bool {
     // SAFETY: as for `stored`; the kernel copies `value` into a new slot, and an old slot is
     // overwritten by us alone, since one socket is in one connect call at a time.
     unsafe {
@@ -372,7 +396,7 @@ pub fn store_with(map: &SkStorage<Endpoint>, socket: *mut bpf_sock, value: &Endp
             ptr::from_ref(value).cast_mut().cast(),
             BPF_SK_STORAGE_GET_F_CREATE,
         );
-        match slot.cast::<Endpoint>().as_mut() {
+        match slot.cast::<T>().as_mut() {
             Some(slot) => {
                 *slot = *value;
                 true
@@ -384,7 +408,7 @@ pub fn store_with(map: &SkStorage<Endpoint>, socket: *mut bpf_sock, value: &Endp
 
 /// Forgets what `map` keeps with `socket`.
 #[inline(always)]
-pub fn forget(map: &SkStorage<Endpoint>, socket: *mut bpf_sock) {
+pub fn forget<T>(map: &SkStorage<T>, socket: *mut bpf_sock) {
     // SAFETY: deleting what is not there is an error that changes nothing.
     unsafe {
         bpf_sk_storage_delete(map_ptr(map), socket.cast());
@@ -392,6 +416,6 @@ pub fn forget(map: &SkStorage<Endpoint>, socket: *mut bpf_sock) {
 }
 
 #[inline(always)]
-fn map_ptr(map: &SkStorage<Endpoint>) -> *mut core::ffi::c_void {
+fn map_ptr<T>(map: &SkStorage<T>) -> *mut core::ffi::c_void {
     ptr::from_ref(map).cast_mut().cast()
 }

@@ -8,10 +8,12 @@
 
 mod connect;
 mod context;
+mod events;
 mod inbound;
 mod maps;
 mod peername;
 mod sockops;
+mod trusted;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

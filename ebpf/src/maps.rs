@@ -1,10 +1,15 @@
 //! The pinned maps. Who writes and who reads each is part of its documentation: nothing else may.
 
 use aya_ebpf::{
-    btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage, SockHash},
+    btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
-use orlop_common::{Endpoint, Flow, ListenerKey, Pod, Refusal};
+use orlop_common::{
+    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Refusal, Trust, TrustedFlow,
+    Vouched,
+};
+
+use crate::events::Pace;
 
 /// Enrolled pods by netns cookie. Written by the agent, read by every hook.
 #[btf_map]
@@ -39,6 +44,36 @@ pub static CLIENTS: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
 /// with the socket, so that a client that is gone before its connection is accepted is known all the same.
 #[btf_map]
 pub static ACCEPTED: SkStorage<Endpoint> = SkStorage::new();
+
+/// Which enrolled pod of this node has an address. Written by the agent, read by `connect`.
+#[btf_map]
+pub static POD_ADDRESSES: HashMap<Address, u64, 16384> = HashMap::new();
+
+/// Whether a pod's port takes mutual TLS alone (1) or anything (0). Written by the agent, read by `inbound`.
+#[btf_map]
+pub static STRICT: HashMap<PodPort, u32, 16384> = HashMap::new();
+
+/// Marks a socket whose connection the kernel vouches for. Written by `connect`, read by `sockops`; goes with
+/// the socket.
+#[btf_map]
+pub static VOUCHED: SkStorage<Vouched> = SkStorage::new();
+
+/// Connections that the kernel vouches for, until they are over. Written by `sockops`, read by `inbound`. One
+/// that is pushed out before it was let in is treated like any other.
+#[btf_map]
+pub static TRUSTED: LruHashMap<TrustedFlow, Trust, 65536> = LruHashMap::new();
+
+/// What the agent should hear of. Written by every hook.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+/// Events that did not fit, or came too often.
+#[btf_map]
+pub static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// How many refusals each CPU has told of lately.
+#[btf_map]
+pub static PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 
 /// How often a hook refused by itself, by [`Refusal`].
 #[btf_map]

@@ -17,6 +17,7 @@ use orlop_common::REDIRECT_PORTS;
 use crate::{
     context::{SockOps, store_with, stored},
     maps::{self, ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
+    trusted,
 };
 
 const TCP_CLOSE: u32 = 7;
@@ -29,10 +30,7 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => adopt(&ops),
-        // Asked for by `publish`, for the agent's sockets alone.
-        BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => {
-            let _ = CLIENTS.remove(ops.flow());
-        }
+        BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => closed(&ops),
         _ => {}
     }
     DONE
@@ -58,10 +56,22 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
         let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
         return;
     }
+    if trusted::publish(ops, socket) {
+        let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    }
     // Not redirected, whatever a connection of the same name was that nobody has accepted.
     let flow = ops.flow();
     if REDIRECT_PORTS.contains(&flow.destination_port) {
         let _ = ORIGINAL_DST.remove(flow);
+    }
+}
+
+/// Asked for by `publish`, for the agent's sockets and those that the kernel vouches for alone.
+#[inline(always)]
+fn closed(ops: &SockOps) {
+    let socket = ops.socket();
+    if socket.is_null() || !trusted::withdraw(ops, socket) {
+        let _ = CLIENTS.remove(ops.flow());
     }
 }
 
@@ -80,5 +90,7 @@ fn adopt(ops: &SockOps) {
         store_with(&ACCEPTED, socket, &client);
     } else if REDIRECT_PORTS.contains(&flow.destination_port) && maps::is_redirected(&flow) {
         ops.stays_in_pod();
+    } else {
+        trusted::use_up(ops);
     }
 }

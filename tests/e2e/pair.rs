@@ -100,6 +100,32 @@ impl Pair {
     }
 }
 
+/// Writes a file of the world and waits until the server's agent has it in force.
+pub fn apply(pair: &Pair, file: &str, text: &str) {
+    let before = generation(&pair.far);
+    pair.testbed.world().write(file, text).unwrap();
+    wait_after(&pair.far, before);
+}
+
+/// Removes a file of the world and waits until the server's agent knows.
+pub fn remove(pair: &Pair, file: &str) {
+    let before = generation(&pair.far);
+    pair.testbed.world().remove(file).unwrap();
+    wait_after(&pair.far, before);
+}
+
+fn wait_after(agent: &Agent, before: u64) {
+    agent.wait_until(|dump| generation_of(dump) > before).unwrap();
+}
+
+fn generation(agent: &Agent) -> u64 {
+    generation_of(&agent.config_dump().unwrap())
+}
+
+fn generation_of(dump: &str) -> u64 {
+    serde_json::from_str::<Value>(dump).ok().and_then(|dump| dump["applied_generation"].as_u64()).unwrap_or(0)
+}
+
 /// `namespace/name`
 pub fn full_name(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace(), pod.name())

@@ -3,35 +3,9 @@
 use std::io::Read;
 use std::process::Command;
 
-use orlop_tests::{Agent, PodSpec};
-use serde_json::Value;
+use orlop_tests::PodSpec;
 
-use crate::pair::{Pair, TIMEOUT, assert_refused, dial, ping, program, record, wait_enrolled};
-
-/// Writes a policy and waits until the server's agent has it in force.
-fn apply(pair: &Pair, file: &str, text: &str) {
-    let before = generation(&pair.far);
-    pair.testbed.world().write(file, text).unwrap();
-    wait_after(&pair.far, before);
-}
-
-fn remove(pair: &Pair, file: &str) {
-    let before = generation(&pair.far);
-    pair.testbed.world().remove(file).unwrap();
-    wait_after(&pair.far, before);
-}
-
-fn wait_after(agent: &Agent, before: u64) {
-    agent.wait_until(|dump| generation_of(dump) > before).unwrap();
-}
-
-fn generation(agent: &Agent) -> u64 {
-    generation_of(&agent.config_dump().unwrap())
-}
-
-fn generation_of(dump: &str) -> u64 {
-    serde_json::from_str::<Value>(dump).ok().and_then(|dump| dump["applied_generation"].as_u64()).unwrap_or(0)
-}
+use crate::pair::{Pair, TIMEOUT, apply, assert_refused, dial, ping, program, record, remove, wait_enrolled};
 
 fn authorization_policy(name: &str, spec: &str) -> String {
     format!(

@@ -189,6 +189,11 @@ impl Pod {
         command_in(program, &self.inner.netns, &self.inner.cgroup)
     }
 
+    /// A command in the node's network namespace and in the pod's cgroup, as a pod with `hostNetwork` has it.
+    pub fn host_network_command(&self, program: &str) -> Result<Command> {
+        command_in(program, self.inner.node.netns(), &self.inner.cgroup)
+    }
+
     /// Starts a command in the pod, without input, killed when the guard is dropped.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Process> {
         Process::spawn(self.command(program)?.args(args).stdin(Stdio::null()))

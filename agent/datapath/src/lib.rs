@@ -10,33 +10,53 @@
 //! ```
 
 mod error;
+mod events;
 mod features;
 mod links;
 mod maps;
 mod object;
+mod ring;
 mod sockets;
 mod sys;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use nix::sys::statfs;
-use orlop_common::{ABI_VERSION, ListenerKey, Pod, Refusal};
+use orlop_common::{ABI_VERSION, Address, ListenerKey, Pod, PodPort, Refusal};
 
-use crate::maps::Map;
 pub use crate::{
     error::DatapathError,
+    events::{Event, Events, RefusedConnection},
     features::{Feature, Version, features},
     sockets::Sockets,
 };
+use crate::{maps::Map, object::Constants};
 
 /// `SO_NETNS_COOKIE` of a pod: unique for as long as the machine runs.
 pub type NetnsCookie = u64;
+
+/// Where the data path is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Everything is pinned below it.
+    pub bpffs: &'a Path,
+    /// The cgroup2 hierarchy to attach to; its mount, if `None`.
+    pub cgroup: Option<&'a Path>,
+    /// The cgroup that every pod's is below; if `None`, what kubelet calls it, if that is there.
+    pub pods_cgroup: Option<&'a Path>,
+    /// The netns of the node itself, from which kubelet probes pods.
+    pub node: NetnsCookie,
+}
 
 /// A pod to enrol.
 #[derive(Debug)]
@@ -55,32 +75,41 @@ pub struct Enrolment<'a> {
 #[derive(Debug)]
 pub struct Datapath {
     directory: PathBuf,
+    constants: Constants,
     pods: Map<NetnsCookie, Pod>,
+    addresses: Map<Address, NetnsCookie>,
     listeners: Map<ListenerKey, u32>,
+    strict: Map<PodPort, u32>,
     refused: OwnedFd,
+    lost: OwnedFd,
     sockets: Sockets,
 }
 
 impl Datapath {
-    /// Loads the programs, adopts what is pinned below `bpffs`, and attaches the rest to the cgroup2
-    /// hierarchy at `cgroup` (its mount, if `None`).
-    pub fn open(bpffs: &Path, cgroup: Option<&Path>) -> Result<Self, DatapathError> {
-        let directory = bpffs.join(format!("v{ABI_VERSION}"));
+    /// Loads the programs, adopts what is pinned, and attaches the rest.
+    pub fn open(place: &Place<'_>) -> Result<Self, DatapathError> {
+        let directory = place.bpffs.join(format!("v{ABI_VERSION}"));
         for part in ["maps", "links", "pods"] {
             make_directory(&directory.join(part))?;
         }
         require_bpffs(&directory)?;
-        let cgroup = match cgroup {
+        let cgroup = match place.cgroup {
             Some(path) => path.to_owned(),
             None => cgroup2_mount()?,
         };
+        let pods_cgroup = pods_cgroup(&cgroup, place.pods_cgroup)?;
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
-        let mut loaded = object::load(Some(&directory.join("maps")), 0)?;
+        let constants = Constants { pod: 0, node: place.node, pods_cgroup };
+        let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
         links::attach_cgroup(&loaded, cgroup.as_fd(), &directory.join("links"))?;
         Ok(Self {
+            constants,
             pods: Map::new(loaded.take_map("PODS")?),
+            addresses: Map::new(loaded.take_map("POD_ADDRESSES")?),
             listeners: Map::new(loaded.take_map("LISTENERS")?),
+            strict: Map::new(loaded.take_map("STRICT")?),
             refused: loaded.take_map("REFUSED")?,
+            lost: loaded.take_map("LOST")?,
             sockets: Sockets::new(loaded.take_map("ORIGINAL_DST")?, loaded.take_map("AGENT_SOCKETS")?),
             directory,
         })
@@ -103,7 +132,13 @@ impl Datapath {
                 .insert(key, listener.as_raw_fd().cast_unsigned())
                 .map_err(map_error("write", "LISTENERS"))?;
         }
-        let loaded = object::load(Some(&self.directory.join("maps")), enrolment.cookie)?;
+        for address in enrolment.addresses {
+            self.addresses
+                .insert(sockets::address(*address), enrolment.cookie)
+                .map_err(map_error("write", "POD_ADDRESSES"))?;
+        }
+        let constants = Constants { pod: enrolment.cookie, ..self.constants };
+        let loaded = object::load(Some(&self.directory.join("maps")), &constants)?;
         links::attach_inbound(&loaded, enrolment.netns, &self.pin_of(enrolment.cookie))?;
         let first = |ipv4: bool| {
             let address = enrolment.addresses.iter().find(|address| address.is_ipv4() == ipv4);
@@ -121,6 +156,45 @@ impl Datapath {
             [orlop_common::OUTBOUND_PORT, orlop_common::INBOUND_PLAINTEXT_PORT, orlop_common::HBONE_PORT]
         {
             self.listeners.remove(listener_key(cookie, port)).map_err(map_error("write", "LISTENERS"))?;
+        }
+        self.forget_addresses(cookie).map_err(map_error("write", "POD_ADDRESSES"))?;
+        self.set_strict(cookie, &BTreeMap::new())
+    }
+
+    /// Refuses in the kernel what comes to a pod without mutual TLS, on the ports that `strict` says; what it
+    /// says of port 0 is for all others. What it says nothing of is the proxy's to decide.
+    pub fn set_strict(&self, cookie: NetnsCookie, strict: &BTreeMap<u16, bool>) -> Result<(), DatapathError> {
+        let key = |port: u16| PodPort { netns: cookie, port: u32::from(port), reserved: 0 };
+        for (&port, &strict) in strict {
+            self.strict.insert(key(port), u32::from(strict)).map_err(map_error("write", "STRICT"))?;
+        }
+        let known = self.strict.keys().map_err(map_error("list", "STRICT"))?;
+        let wanted = |known: &PodPort| strict.keys().any(|&port| key(port) == *known);
+        for stale in known.into_iter().filter(|known| known.netns == cookie && !wanted(known)) {
+            self.strict.remove(stale).map_err(map_error("write", "STRICT"))?;
+        }
+        Ok(())
+    }
+
+    /// What the hooks tell.
+    pub fn events(&self) -> Result<Events, DatapathError> {
+        let maps = self.directory.join("maps");
+        let ring = sys::object_get(&maps.join("EVENTS")).map_err(map_error("open", "EVENTS"))?;
+        Events::open(ring, &maps)
+    }
+
+    /// How many events were lost, since they came too often or nobody read them, since the maps were made.
+    pub fn lost_events(&self) -> Result<u64, DatapathError> {
+        let counts = maps::per_cpu(self.lost.as_fd(), 0, possible_cpus()?);
+        Ok(counts.map_err(map_error("read", "LOST"))?.iter().sum())
+    }
+
+    fn forget_addresses(&self, cookie: NetnsCookie) -> io::Result<()> {
+        for address in self.addresses.keys()? {
+            // Another pod may have it by now.
+            if self.addresses.get(address)? == Some(cookie) {
+                self.addresses.remove(address)?;
+            }
         }
         Ok(())
     }
@@ -204,6 +278,14 @@ fn cgroup2_mount() -> Result<PathBuf, DatapathError> {
             (kind == "cgroup2").then(|| PathBuf::from(path))
         })
         .ok_or(DatapathError::NoCgroup)
+}
+
+/// Id of the cgroup that every pod's is below, which is its inode's number (5.5); 0 if there is none.
+fn pods_cgroup(root: &Path, named: Option<&Path>) -> Result<u64, DatapathError> {
+    let usual =
+        || ["kubepods.slice", "kubepods"].map(|name| root.join(name)).into_iter().find(|p| p.is_dir());
+    let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(0) };
+    Ok(fs::metadata(&path).map_err(file("look at", &path))?.ino())
 }
 
 /// Highest possible CPU plus one, as per-CPU maps count them.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::libc;
-use orlop_common::{Endpoint, Flow, ListenerKey, Pod};
+use orlop_common::{Address, Endpoint, Event, Flow, ListenerKey, Pod, PodPort};
 
 use crate::sys;
 
@@ -33,6 +33,12 @@ unsafe impl Plain for Endpoint {}
 unsafe impl Plain for Flow {}
 // SAFETY: as above.
 unsafe impl Plain for ListenerKey {}
+// SAFETY: as above.
+unsafe impl Plain for PodPort {}
+// SAFETY: as above.
+unsafe impl Plain for Event {}
+// SAFETY: bytes.
+unsafe impl Plain for Address {}
 // SAFETY: a primitive.
 unsafe impl Plain for u32 {}
 // SAFETY: a primitive.
@@ -56,6 +62,16 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Inserts or replaces.
     pub fn insert(&self, key: K, value: V) -> io::Result<()> {
         self.element(BPF_MAP_UPDATE_ELEM, ptr::from_ref(&key), ptr::from_ref(&value).cast_mut().cast())
+    }
+
+    /// Looks up.
+    pub fn get(&self, key: K) -> io::Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        if found(self.element(BPF_MAP_LOOKUP_ELEM, ptr::from_ref(&key), value.as_mut_ptr().cast()))? {
+            // SAFETY: the kernel wrote a whole value, and V takes any bits.
+            return Ok(Some(unsafe { value.assume_init() }));
+        }
+        Ok(None)
     }
 
     /// Looks up and removes in one step (5.14 for hash maps).

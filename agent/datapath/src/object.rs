@@ -13,7 +13,7 @@ use std::{
 use aya_obj::{
     EbpfSectionKind, Features, Function, Object, Program,
     btf::BtfFeatures,
-    generated::bpf_map_type::{BPF_MAP_TYPE_SOCKHASH, BPF_MAP_TYPE_SOCKMAP},
+    generated::bpf_map_type::{BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SOCKHASH, BPF_MAP_TYPE_SOCKMAP},
 };
 
 use crate::{
@@ -21,8 +21,17 @@ use crate::{
     sys::{self, MapDefinition, ProgramDefinition, ProgramKind},
 };
 
-/// Holds the netns cookie that the inbound program serves.
-const NETNS_GLOBAL: &str = "POD_NETNS";
+/// What the programs are told when they are loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Constants {
+    /// Netns cookie of the pod that the inbound program will serve.
+    pub pod: u64,
+    /// Netns cookie of the node itself.
+    pub node: u64,
+    /// Id of the cgroup that every pod's is below; 0 if there is none.
+    pub pods_cgroup: u64,
+}
+
 /// Every kernel from 5.15 on has these kinds of BTF; newer kinds are rewritten to older ones.
 const BTF_FEATURES: BtfFeatures = BtfFeatures::new(true, true, true, true, true, false, false, false);
 const FEATURES: Features = Features::new(true, true, true, true, true, true, true, None);
@@ -46,9 +55,9 @@ pub struct Loaded {
 }
 
 /// Loads the object with its maps taken from, or pinned into, the directory `pins`; without one, with maps
-/// of its own. `netns` is the pod that the inbound program will serve.
-pub fn load(pins: Option<&Path>, netns: u64) -> Result<Loaded, DatapathError> {
-    let (mut object, btf) = parse(netns)?;
+/// of its own.
+pub fn load(pins: Option<&Path>, constants: &Constants) -> Result<Loaded, DatapathError> {
+    let (mut object, btf) = parse(constants)?;
     let mut maps = HashMap::new();
     for (name, map) in &object.maps {
         let failed = |source| DatapathError::Load { what: format!("map {name}"), source };
@@ -72,7 +81,7 @@ pub fn load(pins: Option<&Path>, netns: u64) -> Result<Loaded, DatapathError> {
 
 /// Makes a map of each type that the object has, for the time of the call.
 pub fn try_maps() -> Result<BTreeMap<u32, io::Result<()>>, DatapathError> {
-    let (object, btf) = parse(0)?;
+    let (object, btf) = parse(&Constants::default())?;
     let typed = |map: &aya_obj::Map| map.section_kind() != EbpfSectionKind::Rodata;
     let made = object.maps.iter().map(|(name, map)| {
         let definition = definition(name, map, typed(map).then_some(btf.as_fd()));
@@ -123,13 +132,18 @@ impl Loaded {
 }
 
 /// The object as this kernel takes it, and its BTF in the kernel.
-fn parse(netns: u64) -> Result<(Object, OwnedFd), DatapathError> {
+fn parse(constants: &Constants) -> Result<(Object, OwnedFd), DatapathError> {
     if OBJECT.0.is_empty() {
         return Err(DatapathError::NoObject);
     }
     let mut object = Object::parse(&OBJECT.0).map_err(broken)?;
-    let netns = netns.to_ne_bytes();
-    object.patch_map_data(HashMap::from([(NETNS_GLOBAL, (&netns[..], true))])).map_err(broken)?;
+    let values = [
+        ("POD_NETNS", constants.pod.to_ne_bytes()),
+        ("NODE_NETNS", constants.node.to_ne_bytes()),
+        ("PODS_CGROUP", constants.pods_cgroup.to_ne_bytes()),
+    ];
+    let values = values.iter().map(|(name, value)| (*name, (&value[..], true)));
+    object.patch_map_data(values.collect()).map_err(broken)?;
     let btf = object.fixup_and_sanitize_btf(&BTF_FEATURES).map_err(broken)?;
     let btf = btf.ok_or(DatapathError::Missing("BTF"))?.to_bytes();
     let btf = sys::btf_load(&btf).map_err(|source| DatapathError::Load { what: "its BTF".into(), source })?;
@@ -159,8 +173,7 @@ fn globals(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
 
 fn definition<'a>(name: &'a str, map: &aya_obj::Map, btf: Option<BorrowedFd<'a>>) -> MapDefinition<'a> {
     let types = match map {
-        // Maps of sockets take no types.
-        aya_obj::Map::Btf(btf_map) if !is_socket_map(map) => {
+        aya_obj::Map::Btf(btf_map) if takes_types(map) => {
             Some((btf_map.def.btf_key_type_id, btf_map.def.btf_value_type_id))
         }
         _ => None,
@@ -176,8 +189,10 @@ fn definition<'a>(name: &'a str, map: &aya_obj::Map, btf: Option<BorrowedFd<'a>>
     }
 }
 
-fn is_socket_map(map: &aya_obj::Map) -> bool {
-    [BPF_MAP_TYPE_SOCKHASH as u32, BPF_MAP_TYPE_SOCKMAP as u32].contains(&map.map_type())
+/// Maps of sockets and ring buffers have none.
+fn takes_types(map: &aya_obj::Map) -> bool {
+    let without = [BPF_MAP_TYPE_SOCKHASH, BPF_MAP_TYPE_SOCKMAP, BPF_MAP_TYPE_RINGBUF];
+    !without.iter().any(|&kind| kind as u32 == map.map_type())
 }
 
 fn broken(error: impl std::error::Error + Send + Sync + 'static) -> DatapathError {

@@ -62,7 +62,8 @@ pub(crate) fn address(ip: IpAddr) -> Address {
     }
 }
 
-fn ip(address: Address) -> IpAddr {
+/// The address that the ABI has.
+pub(crate) fn ip(address: Address) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
 }
 

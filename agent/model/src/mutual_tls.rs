@@ -29,6 +29,19 @@ impl Snapshot {
             None => Mode::Strict,
         }
     }
+
+    /// Which of the pod's ports take connections with mutual TLS alone; port 0 stands for all others.
+    pub fn strict_ports(&self, workload: &Workload) -> BTreeMap<u16, bool> {
+        let Some(modes) = self.mutual_tls.by_workload.get(&workload.name) else { return [(0, true)].into() };
+        let other = modes.other == Mode::Strict;
+        let ports = modes.ports.iter().map(|(&port, &mode)| (port, mode == Mode::Strict));
+        // What says the same as all others say needs no saying.
+        [(0, other)]
+            .into_iter()
+            .chain(ports)
+            .filter(|&(port, strict)| strict != (port != 0 && other))
+            .collect()
+    }
 }
 
 impl MutualTls {

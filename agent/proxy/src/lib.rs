@@ -8,6 +8,7 @@
 
 mod accept;
 mod admission;
+pub mod by_kernel;
 mod config;
 mod copy;
 mod handshakes;

@@ -1,7 +1,11 @@
 //! One record a connection. Dropping it writes the access log line and closes the metrics, so that no
 //! way out of a connection can forget to.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use orlop_model::{Identity, Reason, Service, Workload};
 use tracing::field::display;
@@ -97,25 +101,59 @@ impl Drop for Record {
         if let Some(refusal) = &self.outcome {
             self.shared.metrics.failed(self.direction, refusal.reason).inc();
         }
+        Line {
+            direction: self.direction,
+            source: &self.source,
+            destination: &self.destination,
+            service: self.service.as_deref(),
+            tunnel: self.tunnel,
+            bytes_received: self.up.total(),
+            bytes_sent: self.down.total(),
+            duration: self.started.elapsed(),
+            result,
+            reason: self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
+            detail: self.outcome.as_ref().map(|refusal| &*refusal.detail),
+        }
+        .write();
+    }
+}
+
+/// A line of the access log.
+pub(crate) struct Line<'a> {
+    pub(crate) direction: Direction,
+    pub(crate) source: &'a Party,
+    pub(crate) destination: &'a Party,
+    pub(crate) service: Option<&'a Service>,
+    pub(crate) tunnel: Option<SocketAddr>,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) duration: Duration,
+    pub(crate) result: &'static str,
+    pub(crate) reason: Option<&'static str>,
+    pub(crate) detail: Option<&'a str>,
+}
+
+impl Line<'_> {
+    pub(crate) fn write(&self) {
         let identity = |party: &Party| party.identity.clone().map(display);
         let workload = |party: &Party| party.workload.as_ref().map(|workload| display(workload.name.clone()));
         tracing::info!(
             target: "access",
             direction = self.direction.as_str(),
             src = self.source.address.map(display),
-            src_workload = workload(&self.source),
-            src_identity = identity(&self.source),
+            src_workload = workload(self.source),
+            src_identity = identity(self.source),
             dst = self.destination.address.map(display),
-            dst_workload = workload(&self.destination),
-            dst_identity = identity(&self.destination),
-            dst_service = self.service.as_ref().map(|service| &*service.hostname),
+            dst_workload = workload(self.destination),
+            dst_identity = identity(self.destination),
+            dst_service = self.service.map(|service| &*service.hostname),
             tunnel = self.tunnel.map(display),
-            bytes_received = self.up.total(),
-            bytes_sent = self.down.total(),
-            duration_us = self.started.elapsed().as_micros() as u64,
-            result,
-            reason = self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
-            detail = self.outcome.as_ref().map(|refusal| &*refusal.detail).filter(|detail| !detail.is_empty()),
+            bytes_received = self.bytes_received,
+            bytes_sent = self.bytes_sent,
+            duration_us = self.duration.as_micros() as u64,
+            result = self.result,
+            reason = self.reason,
+            detail = self.detail.filter(|detail| !detail.is_empty()),
             "connection"
         );
     }

@@ -120,7 +120,7 @@ fn a_pod_that_takes_the_ports_while_the_agent_is_dead_gets_nothing_there() {
     listeners.push(pod.listen(false, 81).unwrap());
     for port in [80, 81, 15001, 15006, 15008, 15053] {
         assert_connection_refused(siege.attacker.connect(pod.addr(port), TIMEOUT));
-        assert_connection_refused(siege.mesh.nodes[1].connect(pod.addr6(port), TIMEOUT));
+        assert_connection_refused(siege.mesh.nodes[0].connect(pod.addr6(port), TIMEOUT));
     }
     // Its own connections would have to pass 15001, which is now its own.
     assert_connection_refused(pod.connect(siege.mesh.client.addr(80), TIMEOUT));

@@ -1,0 +1,129 @@
+use std::{
+    fs::File,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use orlop_common::{EVENTS_BYTES, Endpoint, EventKind, Refusal};
+
+use crate::{DatapathError, file, map_error, ring::Ring, sockets};
+
+/// How soon a reader notices that it is to stop, or that another has stopped.
+const TURN: Duration = Duration::from_millis(200);
+
+/// Something that a hook tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A hook refused a connection by itself.
+    Refused(RefusedConnection),
+}
+
+/// A connection that a hook refused by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedConnection {
+    /// Whether it was to the pod, and not from it.
+    pub inbound: bool,
+    /// From the list that metrics and logs have.
+    pub reason: &'static str,
+    /// Who dialled, as the packet says; port 0 where none was chosen yet.
+    pub source: SocketAddr,
+    /// What was dialled.
+    pub destination: SocketAddr,
+}
+
+/// The hooks' events, in a ring buffer that outlives the agent.
+#[derive(Debug)]
+pub struct Events {
+    ring: Ring,
+    /// Locked by the one agent that reads, while two of them run.
+    directory: PathBuf,
+}
+
+impl Events {
+    pub(crate) fn open(fd: OwnedFd, directory: &Path) -> Result<Self, DatapathError> {
+        let ring = Ring::open(fd, EVENTS_BYTES).map_err(map_error("map", "EVENTS"))?;
+        Ok(Self { ring, directory: directory.to_owned() })
+    }
+
+    /// Hands every event to `handle` until `stop` is set, beginning with those that an earlier agent left.
+    /// Blocks. While another agent reads, it waits.
+    pub fn read(mut self, stop: &AtomicBool, mut handle: impl FnMut(Event)) -> Result<(), DatapathError> {
+        let Some(_reading) = self.lock(stop)? else { return Ok(()) };
+        while !stop.load(Ordering::Relaxed) {
+            self.ring.wait(TURN).map_err(map_error("read", "EVENTS"))?;
+            while let Some(record) = self.ring.next::<orlop_common::Event>() {
+                record.as_ref().and_then(event).into_iter().for_each(&mut handle);
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self, stop: &AtomicBool) -> Result<Option<Flock<File>>, DatapathError> {
+        while !stop.load(Ordering::Relaxed) {
+            let directory = File::open(&self.directory).map_err(file("open", &self.directory))?;
+            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => thread::sleep(TURN),
+                Err((_, errno)) => return Err(file("lock", &self.directory)(errno.into())),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What the kernel's record says, if this version knows its kind.
+fn event(record: &orlop_common::Event) -> Option<Event> {
+    let inbound = match record.kind {
+        kind if kind == EventKind::InboundRefused as u32 => true,
+        kind if kind == EventKind::OutboundRefused as u32 => false,
+        _ => return None,
+    };
+    let refusal = Refusal::ALL.get(record.refusal as usize)?;
+    Some(Event::Refused(RefusedConnection {
+        inbound,
+        reason: refusal.as_str(),
+        source: endpoint(&record.source),
+        destination: endpoint(&record.destination),
+    }))
+}
+
+fn endpoint(endpoint: &Endpoint) -> SocketAddr {
+    SocketAddr::new(sockets::ip(endpoint.address), endpoint.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: orlop_common::Event = orlop_common::Event {
+        kind: EventKind::InboundRefused as u32,
+        refusal: Refusal::Plaintext as u32,
+        netns: 7,
+        source: Endpoint { address: [0xfd; 16], port: 4321, reserved: 0 },
+        destination: Endpoint {
+            address: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 0, 2],
+            port: 80,
+            reserved: 0,
+        },
+    };
+
+    #[test]
+    fn a_refusal_is_decoded() {
+        let Some(Event::Refused(refused)) = event(&RECORD) else { panic!("it is one") };
+        assert_eq!((refused.inbound, refused.reason), (true, "plaintext_refused"));
+        assert_eq!(refused.destination, "10.1.0.2:80".parse().unwrap());
+        assert_eq!(refused.source.port(), 4321);
+    }
+
+    #[test]
+    fn what_another_version_wrote_is_left_out() {
+        assert_eq!(event(&orlop_common::Event { kind: 4711, ..RECORD }), None);
+        assert_eq!(event(&orlop_common::Event { refusal: 4711, ..RECORD }), None);
+    }
+}

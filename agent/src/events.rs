@@ -1,0 +1,65 @@
+//! What the hooks tell, into the access log.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use orlop_datapath::{Datapath, Event};
+use orlop_model::Snapshot;
+use orlop_proxy::by_kernel::Refused;
+
+/// Between two looks for the first state of the world.
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// The thread that reads the hooks' events.
+pub struct Reader {
+    stop: Arc<AtomicBool>,
+}
+
+impl Reader {
+    pub fn start(datapath: &Datapath, snapshot: Arc<ArcSwap<Snapshot>>) -> anyhow::Result<Self> {
+        let events = datapath.events()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let read = move || {
+            // What an earlier agent left should be told with names.
+            while snapshot.load().generation() == 0 && !stopped.load(Ordering::Relaxed) {
+                thread::sleep(MOMENT);
+            }
+            let handle = |event| record(event, &snapshot.load());
+            if let Err(error) = events.read(&stopped, handle) {
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "no more events of hooks"
+                );
+            }
+        };
+        thread::Builder::new().name("events".into()).spawn(read).context("cannot start a thread")?;
+        Ok(Self { stop })
+    }
+
+    /// Leaves what comes from now on to the next agent.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn record(event: Event, snapshot: &Snapshot) {
+    match event {
+        Event::Refused(refused) => Refused {
+            inbound: refused.inbound,
+            reason: refused.reason,
+            source: refused.source,
+            destination: refused.destination,
+        }
+        .record(snapshot),
+        other => tracing::debug!(?other, "an event that nobody records"),
+    }
+}

@@ -1,0 +1,60 @@
+//! What the hooks tell the agent: a count of every refusal, and an event for as many as are worth reading.
+//!
+//! Nothing here changes a verdict: a full ring loses the event, and the loss is counted.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use orlop_common::{Endpoint, Event, EventKind, REFUSALS_PER_SECOND, Refusal};
+
+use crate::maps::{self, EVENTS, LOST, PACE};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Refusals that one CPU has told of lately.
+#[repr(C)]
+pub struct Pace {
+    /// When this second began, by the monotonic clock.
+    since: u64,
+    told: u64,
+}
+
+/// Counts a refusal and tells of it, unless there were too many in this second.
+#[inline(always)]
+pub fn refused(kind: EventKind, refusal: Refusal, netns: u64, source: Endpoint, destination: Endpoint) {
+    maps::count(refusal);
+    if keeps_pace() {
+        tell(&Event { kind: kind as u32, refusal: refusal as u32, netns, source, destination });
+    } else {
+        lose();
+    }
+}
+
+#[inline(always)]
+fn tell(event: &Event) {
+    if EVENTS.output(event, 0).is_err() {
+        lose();
+    }
+}
+
+/// A flood of refusals would crowd out everything else.
+#[inline(always)]
+fn keeps_pace() -> bool {
+    let Some(pace) = PACE.get_ptr_mut(0) else { return false };
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the slot belongs to this CPU; a hook that interrupts another here miscounts at worst.
+    let pace = unsafe { &mut *pace };
+    if now - pace.since > SECOND {
+        pace.since = now;
+        pace.told = 0;
+    }
+    pace.told += 1;
+    pace.told <= REFUSALS_PER_SECOND
+}
+
+#[inline(always)]
+fn lose() {
+    if let Some(count) = LOST.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { *count += 1 }
+    }
+}
