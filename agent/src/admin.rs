@@ -24,7 +24,7 @@ use prometheus_client::{
 };
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{dump, enrolment::Status};
+use crate::{dump, enrolment::Status, udp};
 
 /// A client may take this long for its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +34,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 #[derive(Clone)]
 pub struct Admin {
     pub node: String,
+    pub datapath: Arc<Datapath>,
     pub registry: Arc<Registry>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub identities: Identities,
@@ -97,7 +98,8 @@ impl Admin {
         }
         match (endpoint, request.uri().path()) {
             (Endpoint::Admin, "/config_dump") => self.config_dump(),
-            (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\n"),
+            (Endpoint::Admin, "/udp") => self.udp(),
+            (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\nGET /udp\n"),
             (Endpoint::Metrics, "/metrics") => self.metrics(),
             (Endpoint::Ready, "/healthz/ready") => self.ready(),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
@@ -109,6 +111,13 @@ impl Admin {
         match dump {
             Ok(json) => typed(StatusCode::OK, "application/json", json),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+        }
+    }
+
+    fn udp(&self) -> Response<Full<Bytes>> {
+        match udp::dump(&self.datapath, &self.status.borrow(), &self.snapshot.load()) {
+            Ok(json) => typed(StatusCode::OK, "application/json", json),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
         }
     }
 

@@ -46,7 +46,7 @@ pub struct NodeArguments {
     /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
-    /// Admin API: /config_dump. Loopback addresses only.
+    /// Admin API: /config_dump and /udp. Loopback addresses only.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback)]
     pub admin: SocketAddr,
     /// Prometheus metrics: /metrics.

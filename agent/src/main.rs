@@ -12,6 +12,7 @@ mod explain;
 mod limits;
 mod logging;
 mod node;
+mod udp;
 
 use std::process::ExitCode;
 

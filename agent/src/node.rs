@@ -21,7 +21,7 @@ use crate::{
     check,
     cli::{CleanArguments, NodeArguments},
     enrolment::{Enrolment, Status},
-    events, limits, logging,
+    events, limits, logging, udp,
 };
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
@@ -60,6 +60,9 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     registry.register_collector(Box::new(admin::Refused(Arc::clone(&datapath))));
+    let status = watch::Sender::new(Status::default());
+    let counts = udp::Counts { datapath: Arc::clone(&datapath), status: status.subscribe() };
+    registry.register_collector(Box::new(counts));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let proxy = Arc::new(Proxy::start(
         config(&arguments),
@@ -70,9 +73,9 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     )?);
 
     let events = events::Reader::start(&datapath, Arc::clone(&snapshot))?;
-    let status = watch::Sender::new(Status::default());
     let servers = Admin {
         node: arguments.node.clone(),
+        datapath: Arc::clone(&datapath),
         registry: Arc::new(registry),
         snapshot: Arc::clone(&snapshot),
         identities: identities.clone(),

@@ -136,6 +136,41 @@ pub struct Vouched {
     pub reserved: u32,
 }
 
+/// Key of `UDP_PEERS`: whom an enrolled pod exchanges datagrams with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UdpPeer {
+    /// `SO_NETNS_COOKIE` of the pod.
+    pub netns: u64,
+    /// Who is at the other end.
+    pub peer: Address,
+    /// The lower port of the two.
+    pub port: u16,
+    /// 1 if `port` is the pod's own, 0 if it is the peer's.
+    pub serves: u16,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Datagrams each way, as the pod sees it. Bytes are those of the payload (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams that the pod sent.
+    pub sent_packets: u64,
+    /// What was in them.
+    pub sent_bytes: u64,
+    /// Datagrams that the pod was sent.
+    pub received_packets: u64,
+    /// What was in them.
+    pub received_bytes: u64,
+}
+
+impl Traffic {
+    /// Nothing yet.
+    pub const NONE: Self = Self { sent_packets: 0, sent_bytes: 0, received_packets: 0, received_bytes: 0 };
+}
+
 /// So many refusals a CPU tells of in a second; further ones are counted alone.
 pub const REFUSALS_PER_SECOND: u64 = 100;
 
@@ -226,6 +261,8 @@ mod tests {
         assert_eq!(size_of::<TrustedFlow>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Trust>(), 8 + 8);
         assert_eq!(size_of::<Vouched>(), 8 + 20 + 4);
+        assert_eq!(size_of::<UdpPeer>(), 8 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Traffic>(), 4 * 8);
         assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20);
         assert_eq!(align_of::<Flow>(), 8);
         assert_eq!(align_of::<Endpoint>(), 4);

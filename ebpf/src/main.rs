@@ -5,6 +5,7 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connect;
 mod context;
@@ -14,6 +15,7 @@ mod maps;
 mod peername;
 mod sockops;
 mod trusted;
+mod udp;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

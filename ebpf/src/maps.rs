@@ -5,8 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use orlop_common::{
-    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Refusal, Trust, TrustedFlow,
-    Vouched,
+    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Refusal, Traffic, Trust,
+    TrustedFlow, UdpPeer, Vouched,
 };
 
 use crate::events::Pace;
@@ -62,6 +62,18 @@ pub static VOUCHED: SkStorage<Vouched> = SkStorage::new();
 /// that is pushed out before it was let in is treated like any other.
 #[btf_map]
 pub static TRUSTED: LruHashMap<TrustedFlow, Trust, 65536> = LruHashMap::new();
+
+/// Netns cookie of a UDP socket. Written when it is made; goes with the socket.
+#[btf_map]
+pub static OWNER: SkStorage<u64> = SkStorage::new();
+
+/// An enrolled pod's datagrams. Entries are made and removed by the agent.
+#[btf_map]
+pub static UDP_PODS: HashMap<u64, Traffic, 4096> = HashMap::new();
+
+/// An enrolled pod's datagrams by peer; those of old are pushed out. Read by the agent.
+#[btf_map]
+pub static UDP_PEERS: LruHashMap<UdpPeer, Traffic, 16384> = LruHashMap::new();
 
 /// What the agent should hear of. Written by every hook.
 #[btf_map]

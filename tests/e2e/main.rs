@@ -18,5 +18,6 @@ mod seeing;
 mod strict;
 mod testbed;
 mod tunnel;
+mod udp;
 mod world;
 mod ztunnel;

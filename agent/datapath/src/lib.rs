@@ -18,6 +18,7 @@ mod object;
 mod ring;
 mod sockets;
 mod sys;
+mod udp;
 
 use std::{
     collections::BTreeMap,
@@ -39,8 +40,9 @@ pub use crate::{
     events::{Event, Events, RefusedConnection},
     features::{Feature, Version, features},
     sockets::Sockets,
+    udp::{UdpExchange, UdpTraffic},
 };
-use crate::{maps::Map, object::Constants};
+use crate::{maps::Map, object::Constants, udp::Udp};
 
 /// `SO_NETNS_COOKIE` of a pod: unique for as long as the machine runs.
 pub type NetnsCookie = u64;
@@ -82,6 +84,7 @@ pub struct Datapath {
     strict: Map<PodPort, u32>,
     refused: OwnedFd,
     lost: OwnedFd,
+    udp: Udp,
     sockets: Sockets,
 }
 
@@ -110,6 +113,7 @@ impl Datapath {
             strict: Map::new(loaded.take_map("STRICT")?),
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
+            udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
             sockets: Sockets::new(loaded.take_map("ORIGINAL_DST")?, loaded.take_map("AGENT_SOCKETS")?),
             directory,
         })
@@ -137,6 +141,7 @@ impl Datapath {
                 .insert(sockets::address(*address), enrolment.cookie)
                 .map_err(map_error("write", "POD_ADDRESSES"))?;
         }
+        self.udp.count(enrolment.cookie).map_err(map_error("write", "UDP_PODS"))?;
         let constants = Constants { pod: enrolment.cookie, ..self.constants };
         let loaded = object::load(Some(&self.directory.join("maps")), &constants)?;
         links::attach_inbound(&loaded, enrolment.netns, &self.pin_of(enrolment.cookie))?;
@@ -157,6 +162,7 @@ impl Datapath {
         {
             self.listeners.remove(listener_key(cookie, port)).map_err(map_error("write", "LISTENERS"))?;
         }
+        self.udp.forget(cookie).map_err(map_error("write", "UDP_PEERS"))?;
         self.forget_addresses(cookie).map_err(map_error("write", "POD_ADDRESSES"))?;
         self.set_strict(cookie, &BTreeMap::new())
     }
@@ -187,6 +193,16 @@ impl Datapath {
     pub fn lost_events(&self) -> Result<u64, DatapathError> {
         let counts = maps::per_cpu(self.lost.as_fd(), 0, possible_cpus()?);
         Ok(counts.map_err(map_error("read", "LOST"))?.iter().sum())
+    }
+
+    /// What each enrolled pod exchanged over UDP since it was enrolled.
+    pub fn udp_of_pods(&self) -> Result<Vec<(NetnsCookie, UdpTraffic)>, DatapathError> {
+        self.udp.of_pods().map_err(map_error("read", "UDP_PODS"))
+    }
+
+    /// What enrolled pods exchanged over UDP by peer; of many peers those of late.
+    pub fn udp_exchanges(&self) -> Result<Vec<UdpExchange>, DatapathError> {
+        self.udp.exchanges().map_err(map_error("read", "UDP_PEERS"))
     }
 
     fn forget_addresses(&self, cookie: NetnsCookie) -> io::Result<()> {

@@ -17,12 +17,15 @@ use crate::{
 
 /// The cgroup programs in the order in which they may start to act: what answers for redirected
 /// sockets is there before the first one is redirected.
-const CGROUP_PROGRAMS: [(&str, ProgramKind); 5] = [
+const CGROUP_PROGRAMS: [(&str, ProgramKind); 8] = [
     ("orlop_sockops", ProgramKind::SockOps),
     ("orlop_peer4", ProgramKind::Getpeername4),
     ("orlop_peer6", ProgramKind::Getpeername6),
     ("orlop_connect4", ProgramKind::Connect4),
     ("orlop_connect6", ProgramKind::Connect6),
+    ("orlop_udp_made", ProgramKind::SocketMade),
+    ("orlop_udp_out", ProgramKind::Egress),
+    ("orlop_udp_in", ProgramKind::Ingress),
 ];
 
 /// The program of each pod's netns.

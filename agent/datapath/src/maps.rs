@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::libc;
-use orlop_common::{Address, Endpoint, Event, Flow, ListenerKey, Pod, PodPort};
+use orlop_common::{Address, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Traffic, UdpPeer};
 
 use crate::sys;
 
@@ -37,6 +37,10 @@ unsafe impl Plain for ListenerKey {}
 unsafe impl Plain for PodPort {}
 // SAFETY: as above.
 unsafe impl Plain for Event {}
+// SAFETY: as above.
+unsafe impl Plain for Traffic {}
+// SAFETY: as above.
+unsafe impl Plain for UdpPeer {}
 // SAFETY: bytes.
 unsafe impl Plain for Address {}
 // SAFETY: a primitive.
@@ -103,6 +107,12 @@ impl<K: Plain, V: Plain> Map<K, V> {
             // SAFETY: the kernel wrote a whole key, and K takes any bits.
             keys.push(unsafe { next.assume_init() });
         }
+    }
+
+    /// Every entry, with the same reservation.
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let entry = |key| Ok(self.get(key)?.map(|value| (key, value)));
+        self.keys()?.into_iter().filter_map(|key| entry(key).transpose()).collect()
     }
 
     fn element(&self, command: libc::c_int, key: *const K, value: *mut u8) -> io::Result<()> {

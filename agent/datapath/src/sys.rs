@@ -46,11 +46,19 @@ pub enum ProgramKind {
     Getpeername6,
     /// Socket lookup in a netns (5.9).
     SkLookup,
+    /// socket(2).
+    SocketMade,
+    /// Packets to a cgroup's sockets.
+    Ingress,
+    /// Packets from a cgroup's sockets.
+    Egress,
 }
 
 impl ProgramKind {
     fn program_type(self) -> u32 {
         match self {
+            Self::Ingress | Self::Egress => 8,
+            Self::SocketMade => 9,
             Self::SockOps => 13,
             Self::Connect4 | Self::Connect6 | Self::Getpeername4 | Self::Getpeername6 => 18,
             Self::SkLookup => 30,
@@ -59,6 +67,9 @@ impl ProgramKind {
 
     fn attach_type(self) -> u32 {
         match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+            Self::SocketMade => 2,
             Self::SockOps => 3,
             Self::Connect4 => 10,
             Self::Connect6 => 11,

@@ -11,6 +11,9 @@ pub fn program(kind: ProgramKind) -> (&'static str, Version) {
         ProgramKind::Connect6 => ("cgroup/connect6", Version(4, 17)),
         ProgramKind::Getpeername4 => ("cgroup/getpeername4", Version(5, 8)),
         ProgramKind::Getpeername6 => ("cgroup/getpeername6", Version(5, 8)),
+        ProgramKind::SocketMade => ("cgroup/sock_create", Version(4, 10)),
+        ProgramKind::Ingress => ("cgroup_skb/ingress", Version(4, 10)),
+        ProgramKind::Egress => ("cgroup_skb/egress", Version(4, 10)),
         ProgramKind::SkLookup => ("sk_lookup", Version(5, 9)),
     }
 }
@@ -44,6 +47,7 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (7, "get_prandom_u32", Version(4, 1)),
     (8, "get_smp_processor_id", Version(4, 1)),
     (14, "get_current_pid_tgid", Version(4, 2)),
+    (26, "skb_load_bytes", Version(4, 5)),
     (46, "get_socket_cookie", Version(4, 12)),
     (49, "setsockopt", Version(4, 13)),
     (57, "getsockopt", Version(4, 15)),
@@ -54,6 +58,7 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (86, "sk_release", Version(4, 20)),
     (93, "spin_lock", Version(5, 1)),
     (94, "spin_unlock", Version(5, 1)),
+    (95, "sk_fullsock", Version(5, 1)),
     (99, "skc_lookup_tcp", Version(5, 2)),
     (107, "sk_storage_get", Version(5, 3)),
     (108, "sk_storage_delete", Version(5, 3)),
