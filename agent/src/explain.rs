@@ -3,11 +3,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     process::ExitCode,
+    sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use orlop_model::{
-    Balance, Connection, Mode, NamespacedName, Reason, Route, Snapshot, Transport, Workload, compile,
+    Balance, Connection, Mode, NamespacedName, Reason, Route, Service, Snapshot, Transport, Workload,
+    WorkloadKind, compile, world::Resolution,
 };
 
 use crate::cli::ExplainArguments;
@@ -18,7 +21,9 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", lines.join("\norlop: "))
     })?;
-    let settings = arguments.names.settings("");
+    // As the node of the client sees it.
+    let node = world.pods.get(&arguments.from).and_then(|pod| pod.node.clone()).unwrap_or_default();
+    let settings = arguments.names.settings(&node);
     let snapshot = compile(&world, &settings, 1);
     let source = snapshot.workload(&arguments.from).with_context(|| {
         format!("there is no live pod {} in {}", arguments.from, arguments.world.display())
@@ -27,7 +32,13 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     println!("{} → {}:{}", arguments.from, arguments.to, arguments.port);
     describe("from", source);
 
-    let routes = match routes(&snapshot, dialled) {
+    if let Some(service) = snapshot.service_to(&source.name.namespace, dialled.ip())
+        && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+    {
+        println!("  to        {}, whose endpoints DNS gives: none is looked up here", service.hostname);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let routes = match routes(&snapshot, source, dialled) {
         Ok(routes) => routes,
         Err(reason) => {
             println!("  refused   {reason}, at the client's node");
@@ -40,27 +51,30 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
 
 /// A pod's or a service's first address.
 fn address_of(snapshot: &Snapshot, name: &NamespacedName) -> anyhow::Result<IpAddr> {
-    if let Some(service) = snapshot.service(name) {
+    let entry = || snapshot.service_entries().find(|entry| entry.name == *name);
+    if let Some(service) = snapshot.service(name).or_else(entry) {
         return service.vips.first().copied().with_context(|| {
-            format!("the service {name} has no cluster IP: name one of its pods, as clients dial them")
+            format!(
+                "the service {name} has no address of its own: name one of its pods, as clients dial them"
+            )
         });
     }
     match snapshot.workload(name) {
         Some(workload) => {
             workload.addresses.first().copied().with_context(|| format!("the pod {name} has no address yet"))
         }
-        None => bail!("there is neither a live pod nor a service {name}"),
+        None => bail!("there is neither a live pod nor a Service or ServiceEntry {name}"),
     }
 }
 
 /// Every way that a connection there may take.
-fn routes(snapshot: &Snapshot, dialled: SocketAddr) -> Result<Vec<Route>, Reason> {
-    let service = snapshot.service_at(dialled.ip());
+fn routes(snapshot: &Snapshot, source: &Workload, dialled: SocketAddr) -> Result<Vec<Route>, Reason> {
+    let service = snapshot.service_to(&source.name.namespace, dialled.ip());
     let endpoints = match service.and_then(|service| service.port(dialled.port())) {
-        Some(port) => port.ready_for(dialled.ip()).len(),
+        Some(port) => port.eligible(dialled.ip()).len(),
         None => 1,
     };
-    (0..endpoints.max(1)).map(|index| snapshot.route(dialled, &mut Nth(index))).collect()
+    (0..endpoints.max(1)).map(|index| snapshot.route(source, dialled, &mut Nth(index))).collect()
 }
 
 /// Picks endpoints in their order instead of at random.
@@ -74,6 +88,10 @@ impl Balance for Nth {
     fn in_flight(&self, _: SocketAddr) -> usize {
         0
     }
+
+    fn last(&mut self, _: &Arc<Service>, _: u16, _: Duration) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// Prints what becomes of a connection on this way. True if it is let in.
@@ -81,13 +99,17 @@ fn judge(snapshot: &Snapshot, source: &Workload, route: &Route) -> bool {
     // A client in the mesh is carried in a tunnel to a server in the mesh; any other way is in clear.
     let tunnelled = source.enrolled && route.transport == Transport::Hbone;
     let Some(destination) = &route.workload else {
-        println!("  to        {}, which is not a pod: passed on as it is", route.upstream);
+        println!("  to        {}, which is no workload: passed on in clear", route.upstream);
         return true;
     };
     describe("to", destination);
     println!("            {} {}", route.upstream, if tunnelled { "by HBONE" } else { "in clear" });
     if !destination.enrolled {
-        println!("  allowed   the pod is not in the mesh, so that no policy is asked");
+        println!("  allowed   it is not in the mesh, so that no policy is asked");
+        return true;
+    }
+    if destination.kind == WorkloadKind::WorkloadEntry {
+        println!("  allowed   as far as known here: it is for the workload's own proxy to judge");
         return true;
     }
     let port = route.upstream.port();

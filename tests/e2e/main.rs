@@ -15,6 +15,7 @@ mod probes;
 mod redirect;
 mod scale;
 mod seeing;
+mod services;
 mod strict;
 mod testbed;
 mod tunnel;

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use orlop_tests::{Agent, AgentOptions, Frames, Node, Pod, PodSpec, Testbed};
+use orlop_tests::{Agent, AgentOptions, Frames, Node, Pod, PodSpec, Testbed, World};
 use serde_json::Value;
 
 /// Bounds every wait; what takes this long hangs.
@@ -82,6 +82,16 @@ impl Pair {
                 })
                 .unwrap();
         }
+    }
+
+    /// Changes the world, and waits until both agents have it in force.
+    pub fn change<T>(&self, change: impl FnOnce(&World) -> anyhow::Result<T>) -> T {
+        let before = [&self.near, &self.far].map(generation);
+        let result = change(self.testbed.world()).unwrap();
+        for (agent, before) in [&self.near, &self.far].into_iter().zip(before) {
+            wait_after(agent, before);
+        }
+        result
     }
 
     /// What crosses the wire between the nodes meanwhile.

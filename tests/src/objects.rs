@@ -42,6 +42,12 @@ pub struct ServiceSpec {
     pub endpoints: Vec<Endpoint>,
     /// The labels of the pods behind it. Only text here: the endpoints are what counts.
     pub selector: BTreeMap<String, String>,
+    /// Its own labels.
+    pub labels: BTreeMap<String, String>,
+    /// More fields of `spec`, as lines of YAML without indentation.
+    pub spec: Vec<String>,
+    /// Addresses of its load balancer.
+    pub balancer_ips: Vec<IpAddr>,
 }
 
 /// A port of a Service.
@@ -75,6 +81,8 @@ pub struct Endpoint {
     pub ips: Vec<IpAddr>,
     /// Whether it gets traffic.
     pub ready: bool,
+    /// Whether it terminates and still serves.
+    pub draining: bool,
 }
 
 impl From<&Pod> for Endpoint {
@@ -84,6 +92,7 @@ impl From<&Pod> for Endpoint {
             node: pod.node().name().to_owned(),
             ips: pod.ips().to_vec(),
             ready: true,
+            draining: false,
         }
     }
 }
@@ -98,7 +107,22 @@ impl ServiceSpec {
             ports: vec![ServicePort { name: String::new(), port, target }],
             endpoints: Vec::new(),
             selector: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            spec: Vec::new(),
+            balancer_ips: Vec::new(),
         }
+    }
+
+    /// Adds a label.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a field of `spec`, as one line of YAML.
+    pub fn spec(mut self, line: &str) -> Self {
+        self.spec.push(line.to_owned());
+        self
     }
 
     /// Sets the cluster addresses, such as [`Testbed::vip`](crate::Testbed::vip)'s.
@@ -161,11 +185,15 @@ pub(crate) fn pod_yaml(pod: &PodObject) -> String {
 /// The Service and one EndpointSlice for each address family that an endpoint has.
 pub(crate) fn service_yaml(service: &ServiceSpec) -> String {
     let mut yaml = format!(
-        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}\nspec:\n{}",
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}\n{}spec:\n{}",
         quoted(&service.name),
         quoted(&service.namespace),
+        map("  ", "labels", &service.labels),
         map("  ", "selector", &service.selector),
     );
+    for line in &service.spec {
+        let _ = writeln!(yaml, "  {line}");
+    }
     match service.cluster_ips.first() {
         None => yaml += "  clusterIP: None\n",
         Some(first) => {
@@ -187,6 +215,10 @@ pub(crate) fn service_yaml(service: &ServiceSpec) -> String {
             yaml += &format!("    name: {}\n", quoted(&port.name));
         }
     }
+    if !service.balancer_ips.is_empty() {
+        let ips = service.balancer_ips.iter().map(|ip| format!("{{ip: {}}}", quoted(&ip.to_string())));
+        yaml += &format!("status:\n  loadBalancer:\n    ingress: [{}]\n", ips.collect::<Vec<_>>().join(", "));
+    }
     yaml += &slice_yaml(service, "IPv4", IpAddr::is_ipv4);
     yaml += &slice_yaml(service, "IPv6", IpAddr::is_ipv6);
     yaml
@@ -202,10 +234,12 @@ fn slice_yaml(service: &ServiceSpec, family: &str, in_family: fn(&IpAddr) -> boo
         }
         let _ = write!(
             endpoints,
-            "- addresses: [{}]\n  conditions:\n    ready: {}\n  nodeName: {}\n  \
+            "- addresses: [{}]\n  conditions: {{ready: {}, serving: {}, terminating: {}}}\n  nodeName: {}\n  \
              targetRef:\n    kind: Pod\n    namespace: {}\n    name: {}\n",
             ips.join(", "),
             endpoint.ready,
+            endpoint.ready || endpoint.draining,
+            endpoint.draining,
             quoted(&endpoint.node),
             quoted(&service.namespace),
             quoted(&endpoint.pod),
@@ -272,6 +306,7 @@ mod tests {
             node: "n1".to_owned(),
             ips: vec![ip.parse().unwrap()],
             ready: true,
+            draining: false,
         };
         let service = ServiceSpec::new("shop", "web", 80, TargetPort::Name("http".to_owned(), 8080));
         let yaml = service_yaml(&service.clone().endpoints([endpoint("10.1.0.2"), endpoint("fd00::2")]));

@@ -96,6 +96,19 @@ pub(crate) fn address(text: &str, path: impl FnOnce() -> FieldPath) -> Result<Ip
     Ok(address)
 }
 
+/// A host name, in lower case and without a dot at the end.
+pub(crate) fn host(text: &str, path: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let is_label = |label: &str| {
+        let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if name.len() <= 253 && name.split('.').all(is_label) {
+        return Ok(name);
+    }
+    Err(FieldError::new(path(), format!("{text:?} is not a host name, such as example.com")))
+}
+
 pub(crate) fn port(number: i32, path: impl FnOnce() -> FieldPath) -> Result<u16, FieldError> {
     match u16::try_from(number) {
         Ok(number) if number != 0 => Ok(number),

@@ -11,10 +11,13 @@ mod error;
 mod field;
 mod metadata;
 mod namespace;
+mod node;
 mod peer_authentication;
 mod pod;
 mod selector;
 mod service;
+mod service_entry;
+mod workload_entry;
 
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};

@@ -1,17 +1,20 @@
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Endpoints, Workloads};
+use crate::hosts::Hosts;
 use crate::identity::{Identity, TrustDomain};
 use crate::mutual_tls::{MutualTls, PeerAuthentications};
 use crate::optin::opted_in;
 use crate::owner::names;
 use crate::policy::{Scopes, findings};
-use crate::snapshot::{LocalPod, Service, Snapshot, Workload};
-use crate::world::{Labels, Pod, World};
+use crate::service::{Service, ServiceIndex, ServiceKind};
+use crate::service_entry;
+use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
+use crate::world::security::IpBlock;
+use crate::world::{self, Exports, Labels, Pod, Resolution, World};
 
 /// Says where a local pod's network namespace is, for sources that have no container runtime behind them.
 const NETNS: &str = "orlop.dev/netns";
@@ -37,34 +40,55 @@ pub struct Settings {
     pub cluster_domain: String,
 }
 
-/// Compiles the world as seen from one node. The same input gives the same snapshot.
+/// Compiles the world as seen from one node, with no name resolved. The same input gives the same snapshot.
 pub fn compile(world: &World, settings: &Settings, generation: u64) -> Snapshot {
-    let live = || world.pods.values().filter(|pod| !pod.phase.is_terminal());
-    let workloads: Vec<_> = live().map(|pod| Arc::new(workload(world, settings, pod))).collect();
-    let workload_by_address = by_address(live().zip(&workloads));
-    let local_pods = live()
-        .zip(&workloads)
+    compile_resolved(world, &Hosts::new(), settings, generation)
+}
+
+/// Compiles the world as seen from one node; `hosts` says what DNS has for the names of
+/// [`hosts_of`](crate::hosts_of). The same input gives the same snapshot.
+pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, generation: u64) -> Snapshot {
+    let pods: Vec<_> = live(world).map(|pod| Arc::new(workload(world, settings, pod))).collect();
+    let pod_by_address = by_address(live(world).zip(&pods));
+    let entries = world.workload_entries.values();
+    let entries: Vec<_> =
+        entries.map(|entry| Arc::new(service_entry::workload(entry, hosts, settings))).collect();
+    let entry_by_address = first_by_address(&entries);
+    let workloads = Workloads { pods, pod_by_address, entries, entry_by_address };
+    let local_pods = live(world)
+        .zip(&workloads.pods)
         .filter(|(_, workload)| workload.enrolled && workload.node == settings.node)
         .map(|(pod, workload)| LocalPod { workload: workload.clone(), netns: netns(pod) })
         .collect();
-    let services = services(world, settings, &workloads, &workload_by_address);
-    let service_by_vip = by_vip(&services);
+    let endpoints = Endpoints::new(world, hosts, settings, &workloads);
+    let services: Vec<_> =
+        world.services.values().map(|of| Arc::new(service(of, &endpoints, settings))).collect();
+    let service_entries: Vec<_> =
+        world.service_entries.values().flat_map(|entry| service_entry::services(entry, &endpoints)).collect();
+    let service_index = ServiceIndex::new(&services, &service_entries);
     let mut scopes = Scopes::new(world, settings);
-    let policies = scopes.index(live());
+    let policies = scopes.index(live(world));
     let peer_authentications = PeerAuthentications::new(world, settings);
-    let mutual_tls = MutualTls::new(&peer_authentications, live());
+    let mutual_tls = MutualTls::new(&peer_authentications, live(world));
     let findings = findings(world, settings, &scopes, &peer_authentications);
+    let Workloads { pods, pod_by_address, entry_by_address, .. } = workloads;
     Snapshot {
         generation,
-        workloads,
+        workloads: pods,
         services,
+        service_entries,
         local_pods,
-        workload_by_address,
-        service_by_vip,
+        workload_by_address: pod_by_address,
+        entry_by_address,
+        service_index,
         policies,
         mutual_tls,
         findings,
     }
+}
+
+fn live(world: &World) -> impl Iterator<Item = &Pod> {
+    world.pods.values().filter(|pod| !pod.phase.is_terminal())
 }
 
 fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
@@ -73,6 +97,7 @@ fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
     let names = names(pod);
     Workload {
         name: pod.name.clone(),
+        kind: WorkloadKind::Pod,
         uid: pod.uid.clone(),
         identity: Identity::new(&settings.trust_domain, &pod.name.namespace, &pod.service_account),
         node: pod.node.clone().unwrap_or_default(),
@@ -119,31 +144,32 @@ fn netns(pod: &Pod) -> Option<PathBuf> {
     pod.annotations.get(NETNS).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-fn services(
-    world: &World,
-    settings: &Settings,
-    workloads: &[Arc<Workload>],
-    by_address: &HashMap<IpAddr, Arc<Workload>>,
-) -> Vec<Arc<Service>> {
-    let endpoints = Endpoints::new(world, workloads, by_address);
-    let compiled = world.services.values().map(|service| {
-        let name = service.name.clone();
-        let hostname = format!("{}.{}.svc.{}", name.name, name.namespace, settings.cluster_domain);
-        let vips = unicast(&service.cluster_ips);
-        Arc::new(Service { name, hostname, vips, ports: endpoints.of(service) })
-    });
-    compiled.collect()
-}
-
-/// Of two services with one address the first by name has it.
-fn by_vip(services: &[Arc<Service>]) -> HashMap<IpAddr, Arc<Service>> {
-    let mut map = HashMap::with_capacity(services.len());
-    for service in services {
-        for &vip in &service.vips {
-            if let Entry::Vacant(entry) = map.entry(vip) {
-                entry.insert(service.clone());
-            }
+/// Of two WorkloadEntries with one address: the one that takes HBONE, so that nothing meant for it goes in clear;
+/// then the first by name.
+fn first_by_address(entries: &[Arc<Workload>]) -> HashMap<IpAddr, Arc<Workload>> {
+    let mut sorted: Vec<_> = entries.iter().collect();
+    sorted.sort_by_key(|entry| !entry.enrolled);
+    let mut map = HashMap::with_capacity(entries.len());
+    for entry in sorted {
+        for &address in &entry.addresses {
+            map.entry(address).or_insert_with(|| entry.clone());
         }
     }
     map
+}
+
+fn service(service: &world::Service, endpoints: &Endpoints<'_>, settings: &Settings) -> Service {
+    let name = service.name.clone();
+    Service {
+        kind: ServiceKind::Service,
+        hostname: format!("{}.{}.svc.{}", name.name, name.namespace, settings.cluster_domain),
+        name,
+        vips: unicast(&service.cluster_ips),
+        aliases: unicast(&service.external_ips).into_iter().map(IpBlock::single).collect(),
+        external_name: service.external_name.clone(),
+        ports: endpoints.of(service),
+        resolution: Resolution::Static,
+        affinity: service.affinity,
+        exports: Exports::All,
+    }
 }

@@ -2,64 +2,127 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::compile::Settings;
+use crate::hosts::Hosts;
+use crate::locality::Neighbourhood;
 use crate::name::NamespacedName;
-use crate::snapshot::{Endpoint, ServicePort, Workload};
-use crate::world::{self, EndpointSlice, Pod, Protocol, SliceEndpoint, TargetPort, World};
+use crate::service::{Endpoint, Preference, ServicePort};
+use crate::service_entry::{addresses, tunnelled};
+use crate::snapshot::Workload;
+use crate::world::{
+    self, Backend, EndpointSlice, Labels, Pod, Protocol, Resolution, SliceEndpoint, TargetPort,
+    WorkloadEntry, World,
+};
 
 /// Finds the endpoints of services.
 pub(crate) struct Endpoints<'a> {
-    workloads: HashMap<&'a NamespacedName, &'a Arc<Workload>>,
-    by_address: &'a HashMap<IpAddr, Arc<Workload>>,
+    settings: &'a Settings,
+    hosts: &'a Hosts,
+    neighbourhood: Neighbourhood<'a>,
+    workloads: &'a Workloads,
+    by_name: HashMap<&'a NamespacedName, &'a Arc<Workload>>,
     /// By namespace and service name.
     slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
-    by_namespace: HashMap<&'a str, Vec<&'a Pod>>,
+    pods: HashMap<&'a str, Vec<&'a Pod>>,
+    entries: HashMap<&'a str, Vec<(&'a WorkloadEntry, &'a Arc<Workload>)>>,
+}
+
+/// Everything that may be an endpoint.
+pub(crate) struct Workloads {
+    /// Sorted by name.
+    pub pods: Vec<Arc<Workload>>,
+    pub pod_by_address: HashMap<IpAddr, Arc<Workload>>,
+    /// The WorkloadEntries, sorted by name.
+    pub entries: Vec<Arc<Workload>>,
+    pub entry_by_address: HashMap<IpAddr, Arc<Workload>>,
+}
+
+impl Workloads {
+    /// What takes connections to the address: the same for every way to it, so that a workload that takes HBONE is
+    /// never reached in clear.
+    fn at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.pod_by_address.get(&address).or_else(|| self.entry_by_address.get(&address))
+    }
 }
 
 impl<'a> Endpoints<'a> {
-    pub fn new(
-        world: &'a World,
-        workloads: &'a [Arc<Workload>],
-        by_address: &'a HashMap<IpAddr, Arc<Workload>>,
-    ) -> Self {
+    pub fn new(world: &'a World, hosts: &'a Hosts, settings: &'a Settings, workloads: &'a Workloads) -> Self {
         let mut slices: HashMap<_, Vec<_>> = HashMap::new();
         for slice in world.endpoint_slices.values() {
             if let Some(service) = &slice.service {
                 slices.entry((slice.name.namespace.as_str(), service.as_str())).or_default().push(slice);
             }
         }
-        let mut by_namespace: HashMap<_, Vec<_>> = HashMap::new();
+        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
         for pod in world.pods.values() {
-            by_namespace.entry(pod.name.namespace.as_str()).or_default().push(pod);
+            pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
         }
-        let workloads = workloads.iter().map(|workload| (&workload.name, workload)).collect();
-        Self { workloads, by_address, slices, by_namespace }
+        let mut entries: HashMap<_, Vec<_>> = HashMap::new();
+        for (entry, workload) in world.workload_entries.values().zip(&workloads.entries) {
+            entries.entry(entry.name.namespace.as_str()).or_default().push((entry, workload));
+        }
+        let by_name = workloads.pods.iter().map(|workload| (&workload.name, workload)).collect();
+        let neighbourhood = Neighbourhood::new(world, settings);
+        Self { settings, hosts, neighbourhood, workloads, by_name, slices, pods, entries }
     }
 
-    /// The TCP ports of a service with their endpoints. EndpointSlices say it where there are any, since their
-    /// ports are already resolved; else the service's selector does.
+    /// The TCP ports of a Kubernetes Service with their endpoints. EndpointSlices say it where there are any, since
+    /// their ports are already resolved; else the service's selector does. WorkloadEntries are in no slice.
     pub fn of(&self, service: &world::Service) -> Vec<ServicePort> {
-        let key = (service.name.namespace.as_str(), service.name.name.as_str());
+        let namespace = service.name.namespace.as_str();
+        let slices = self.slices.get(&(namespace, service.name.name.as_str()));
+        let wanted = Preference { distribution: service.distribution, node_local: service.node_local };
         let mut ports = Vec::with_capacity(service.ports.len());
         for port in service.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
-            let endpoints = match self.slices.get(&key) {
-                Some(slices) => self.sliced(slices, &port.name),
-                None => self.selected(service, port),
+            let mut endpoints = match slices {
+                Some(slices) => self.sliced(slices, &port.name, service.publish_not_ready),
+                None => self.selected_pods(namespace, &service.selector, port, service.publish_not_ready),
             };
-            ports.push(sorted(port, endpoints));
+            endpoints.extend(self.selected_entries(namespace, &service.selector, port));
+            ports.push(ServicePort::new(port.name.clone(), port.number, endpoints, wanted));
         }
         ports.sort_by_key(|port| port.number);
         ports.dedup_by_key(|port| port.number);
         ports
     }
 
-    fn sliced(&self, slices: &[&EndpointSlice], port: &str) -> Vec<Endpoint> {
+    /// The pods and WorkloadEntries that have these labels; none for no labels. All are ready if `always` is set.
+    pub fn selected(
+        &self,
+        namespace: &str,
+        selector: &Labels,
+        port: &world::ServicePort,
+        always: bool,
+    ) -> Vec<Endpoint> {
+        let mut found = self.selected_pods(namespace, selector, port, always);
+        found.extend(self.selected_entries(namespace, selector, port));
+        found
+    }
+
+    /// What a ServiceEntry of this name lists.
+    pub fn backend(
+        &self,
+        entry: &NamespacedName,
+        backend: &Backend,
+        resolution: Resolution,
+        port: &world::ServicePort,
+    ) -> Vec<Endpoint> {
+        let addresses = addresses(backend, resolution, self.hosts).into_iter();
+        let endpoint = |ip| {
+            let known = self.workloads.at(ip).cloned();
+            let workload = known.or_else(|| tunnelled(entry, backend, ip, self.settings));
+            self.of_backend(backend, SocketAddr::new(ip, backend_port(backend, port)), workload)
+        };
+        addresses.filter(|&ip| !is_special(ip)).map(endpoint).collect()
+    }
+
+    fn sliced(&self, slices: &[&EndpointSlice], port: &str, always: bool) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in slices {
             for number in slice.ports.iter().filter(|p| p.name == port).map(|p| p.number) {
                 for endpoint in &slice.endpoints {
-                    found.extend(
-                        endpoint.addresses.iter().filter_map(|&ip| self.resolve(endpoint, ip, number)),
-                    );
+                    let resolve = |&ip| self.resolve(endpoint, ip, number, always);
+                    found.extend(endpoint.addresses.iter().filter_map(resolve));
                 }
             }
         }
@@ -68,45 +131,83 @@ impl<'a> Endpoints<'a> {
 
     /// An endpoint that names a pod counts only if that pod lives and has the address. While the two objects
     /// disagree, the address may be another pod's, or that of a pod not yet known to be enrolled.
-    fn resolve(&self, endpoint: &SliceEndpoint, ip: IpAddr, port: u16) -> Option<Endpoint> {
+    fn resolve(&self, endpoint: &SliceEndpoint, ip: IpAddr, port: u16, always: bool) -> Option<Endpoint> {
         let ip = ip.to_canonical();
         let workload = match &endpoint.target {
             _ if is_special(ip) => return None,
-            None => self.by_address.get(&ip),
+            None => self.workloads.at(ip),
             Some(target) => Some(self.owner_of(target, ip)?),
         };
+        let reached = self.workloads.at(ip).or(workload);
+        let node = endpoint.node.as_deref().or(workload.map(|workload| workload.node.as_str()));
         Some(Endpoint {
             address: SocketAddr::new(ip, port),
-            workload: workload.cloned(),
-            ready: endpoint.ready && !endpoint.terminating,
+            workload: reached.cloned(),
+            ready: always || (endpoint.ready && !endpoint.terminating),
+            draining: endpoint.serving && endpoint.terminating,
+            proximity: self.neighbourhood.of_pod(node, endpoint.zone.as_deref()),
         })
     }
 
     /// The pod of this name if the address is its own, or that of the node whose network it shares.
     fn owner_of(&self, pod: &NamespacedName, ip: IpAddr) -> Option<&'a Arc<Workload>> {
-        match self.by_address.get(&ip) {
+        match self.workloads.pod_by_address.get(&ip) {
             Some(owner) => (owner.name == *pod).then_some(owner),
-            None => self.workloads.get(pod).copied().filter(|workload| workload.addresses.contains(&ip)),
+            None => self.by_name.get(pod).copied().filter(|workload| workload.addresses.contains(&ip)),
         }
     }
 
-    fn selected(&self, service: &world::Service, port: &world::ServicePort) -> Vec<Endpoint> {
-        let pods = self.by_namespace.get(service.name.namespace.as_str());
-        if service.selector.is_empty() {
-            return Vec::new();
-        }
-        let pods = pods.into_iter().flatten().filter(|pod| selects(service, pod));
+    fn selected_pods(
+        &self,
+        namespace: &str,
+        selector: &Labels,
+        port: &world::ServicePort,
+        always: bool,
+    ) -> Vec<Endpoint> {
+        let pods =
+            self.pods.get(namespace).into_iter().flatten().filter(|pod| selects(selector, &pod.labels));
         let mut found = Vec::new();
         for pod in pods {
             let Some(number) = target_port(port, pod) else { continue };
-            let Some(workload) = self.workloads.get(&pod.name) else { continue };
-            let ready = (pod.ready && !pod.terminating) || service.publish_not_ready;
+            let Some(workload) = self.by_name.get(&pod.name) else { continue };
             for &ip in workload.addresses.iter().filter(|&&ip| self.owner_of(&pod.name, ip).is_some()) {
-                let address = SocketAddr::new(ip, number);
-                found.push(Endpoint { address, workload: Some((*workload).clone()), ready });
+                found.push(Endpoint {
+                    address: SocketAddr::new(ip, number),
+                    workload: Some(self.workloads.at(ip).unwrap_or(workload).clone()),
+                    ready: always || (pod.ready && !pod.terminating),
+                    draining: pod.ready && pod.terminating,
+                    proximity: self.neighbourhood.of_pod(pod.node.as_deref(), None),
+                });
             }
         }
         found
+    }
+
+    fn selected_entries(
+        &self,
+        namespace: &str,
+        selector: &Labels,
+        port: &world::ServicePort,
+    ) -> Vec<Endpoint> {
+        let entries = self.entries.get(namespace).into_iter().flatten();
+        let selected = entries.filter(|(entry, _)| selects(selector, &entry.backend.labels));
+        let endpoints = selected.flat_map(|(entry, workload)| {
+            let number = backend_port(&entry.backend, port);
+            workload.addresses.iter().filter(|&&ip| !is_special(ip)).map(move |&ip| {
+                self.of_backend(&entry.backend, SocketAddr::new(ip, number), self.workloads.at(ip).cloned())
+            })
+        });
+        endpoints.collect()
+    }
+
+    fn of_backend(
+        &self,
+        backend: &Backend,
+        address: SocketAddr,
+        workload: Option<Arc<Workload>>,
+    ) -> Endpoint {
+        let proximity = self.neighbourhood.of_backend(&backend.locality);
+        Endpoint { address, workload, ready: true, draining: false, proximity }
     }
 }
 
@@ -119,8 +220,8 @@ fn is_special(ip: IpAddr) -> bool {
     link_local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
 }
 
-fn selects(service: &world::Service, pod: &Pod) -> bool {
-    service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+fn selects(selector: &Labels, labels: &Labels) -> bool {
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn target_port(port: &world::ServicePort, pod: &Pod) -> Option<u16> {
@@ -131,12 +232,12 @@ fn target_port(port: &world::ServicePort, pod: &Pod) -> Option<u16> {
     }
 }
 
-/// An endpoint can be in two slices while it moves between them; the ready entry is kept.
-fn sorted(port: &world::ServicePort, mut endpoints: Vec<Endpoint>) -> ServicePort {
-    endpoints.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready));
-    endpoints.dedup_by_key(|endpoint| endpoint.address);
-    endpoints.sort_by_key(|endpoint| !endpoint.ready);
-    let ready = endpoints.iter().take_while(|endpoint| endpoint.ready).count();
-    let ready_v4 = endpoints[..ready].iter().take_while(|endpoint| endpoint.address.is_ipv4()).count();
-    ServicePort { name: port.name.clone(), number: port.number, endpoints, ready_v4, ready }
+/// What the backend says of the service's port by name, else the target's number, else the service's own.
+fn backend_port(backend: &Backend, port: &world::ServicePort) -> u16 {
+    let by_target = match &port.target {
+        TargetPort::Unset => None,
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => backend.ports.get(name).copied(),
+    };
+    backend.ports.get(&port.name).copied().or(by_target).unwrap_or(port.number)
 }

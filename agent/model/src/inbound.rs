@@ -23,6 +23,7 @@ mod tests {
     use super::*;
     use crate::identity::Identity;
     use crate::name::NamespacedName;
+    use crate::snapshot::WorkloadKind;
 
     #[test]
     fn the_pods_own_addresses_are_admitted() {
@@ -73,6 +74,7 @@ mod tests {
     fn pod(addresses: &[&str]) -> Workload {
         Workload {
             name: NamespacedName::new("default", "web"),
+            kind: WorkloadKind::Pod,
             uid: String::new(),
             identity: Identity::new(&"cluster.local".parse().unwrap(), "default", "default"),
             node: "one".into(),

@@ -1,4 +1,4 @@
-use crate::world::Pod;
+use crate::world::{Labels, Pod};
 
 /// Names that group a pod with its likes, in logs and metrics.
 pub(crate) struct Names {
@@ -9,11 +9,15 @@ pub(crate) struct Names {
     pub version: String,
 }
 
-/// Reads the names as Istio does, so that its dashboards work.
+/// Reads the names of a pod as Istio does, so that its dashboards work.
 pub(crate) fn names(pod: &Pod) -> Names {
+    names_of(&pod.labels, owner(pod))
+}
+
+/// The names of what `owner` has made with these labels.
+pub(crate) fn names_of(labels: &Labels, owner: String) -> Names {
     let label =
-        |keys: &[&str]| keys.iter().find_map(|&key| pod.labels.get(key).filter(|v| !v.is_empty())).cloned();
-    let owner = owner(pod);
+        |keys: &[&str]| keys.iter().find_map(|&key| labels.get(key).filter(|v| !v.is_empty())).cloned();
     let canonical_service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
         .unwrap_or_else(|| owner.clone());
     let canonical_revision =

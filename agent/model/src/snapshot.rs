@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use crate::identity::Identity;
 use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, PolicyIndex};
+use crate::service::{Service, ServiceIndex};
 
 /// The compiled world. Immutable: a change of the world makes another one with a higher generation.
 ///
@@ -20,11 +21,15 @@ pub struct Snapshot {
     pub(crate) workloads: Vec<Arc<Workload>>,
     /// Sorted by name.
     pub(crate) services: Vec<Arc<Service>>,
+    /// Sorted by name, then by host in the order of the ServiceEntry.
+    pub(crate) service_entries: Vec<Arc<Service>>,
     pub(crate) local_pods: Vec<LocalPod>,
     #[serde(skip)]
     pub(crate) workload_by_address: HashMap<IpAddr, Arc<Workload>>,
     #[serde(skip)]
-    pub(crate) service_by_vip: HashMap<IpAddr, Arc<Service>>,
+    pub(crate) entry_by_address: HashMap<IpAddr, Arc<Workload>>,
+    #[serde(skip)]
+    pub(crate) service_index: ServiceIndex,
     #[serde(skip)]
     pub(crate) policies: PolicyIndex,
     #[serde(skip)]
@@ -39,9 +44,11 @@ impl Snapshot {
         self.generation
     }
 
-    /// The live pod that has this address. Pods on the host's network are not found: the address is the node's.
+    /// The live pod that has this address, or else the WorkloadEntry. Pods on the host's network are not found:
+    /// the address is the node's.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.workload_by_address.get(&address.to_canonical())
+        let address = address.to_canonical();
+        self.workload_by_address.get(&address).or_else(|| self.entry_by_address.get(&address))
     }
 
     /// The live pod of this name.
@@ -50,12 +57,25 @@ impl Snapshot {
         self.workloads.get(index)
     }
 
-    /// The service that has this cluster IP.
+    /// The Kubernetes Service that has this cluster IP.
     pub fn service_at(&self, vip: IpAddr) -> Option<&Arc<Service>> {
-        self.service_by_vip.get(&vip.to_canonical())
+        self.service_index.cluster_ip(vip.to_canonical())
     }
 
-    /// The service of this name.
+    /// The service that a client of this namespace reaches at an address.
+    ///
+    /// A cluster IP counts first, and then the address of a pod, which is no service's: who may write a Service or
+    /// a ServiceEntry must not take them over. Then come external and load-balancer addresses of Services, and
+    /// the addresses of ServiceEntries, of which the narrowest block counts.
+    pub fn service_to(&self, namespace: &str, address: IpAddr) -> Option<&Arc<Service>> {
+        let address = address.to_canonical();
+        self.service_at(address).or_else(|| {
+            let is_pod = self.workload_by_address.contains_key(&address);
+            if is_pod { None } else { self.service_index.claimed(namespace, address) }
+        })
+    }
+
+    /// The Kubernetes Service of this name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
         let index = self.services.binary_search_by(|service| service.name.cmp(name)).ok()?;
         self.services.get(index)
@@ -76,17 +96,24 @@ impl Snapshot {
         &self.findings
     }
 
-    /// All services, sorted by name.
+    /// All Kubernetes Services, sorted by name.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
         self.services.iter()
     }
+
+    /// The hosts of all ServiceEntries, each a service, sorted by the entry's name.
+    pub fn service_entries(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.service_entries.iter()
+    }
 }
 
-/// A live pod as the mesh sees it.
+/// A live pod, or a WorkloadEntry, as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Workload {
-    /// Namespace and name of the pod.
+    /// Namespace and name.
     pub name: NamespacedName,
+    /// What it is.
+    pub kind: WorkloadKind,
     /// The pod's UID; empty where the source has none.
     pub uid: String,
     /// What its certificate says.
@@ -95,7 +122,7 @@ pub struct Workload {
     pub node: String,
     /// Its addresses: unicast, not loopback, no IPv4-mapped IPv6.
     pub addresses: Vec<IpAddr>,
-    /// Whether it is part of the mesh.
+    /// Whether it is part of the mesh: it takes HBONE, and nothing may reach it otherwise.
     pub enrolled: bool,
     /// What made the pod: the Deployment, CronJob or other controller, else the pod itself.
     pub owner: String,
@@ -111,6 +138,16 @@ pub struct Workload {
     pub cluster: String,
 }
 
+/// What a workload is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub enum WorkloadKind {
+    /// A pod.
+    #[default]
+    Pod,
+    /// A WorkloadEntry, or an endpoint that a ServiceEntry lists.
+    WorkloadEntry,
+}
+
 /// An enrolled pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LocalPod {
@@ -118,69 +155,4 @@ pub struct LocalPod {
     pub workload: Arc<Workload>,
     /// Where its network namespace is, if the source says: annotation `orlop.dev/netns`.
     pub netns: Option<PathBuf>,
-}
-
-/// A service with its endpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Service {
-    /// Namespace and name.
-    pub name: NamespacedName,
-    /// `NAME.NAMESPACE.svc.CLUSTER_DOMAIN`
-    pub hostname: String,
-    /// The cluster IPs, none when headless.
-    pub vips: Vec<IpAddr>,
-    /// The TCP ports, sorted by number.
-    pub ports: Vec<ServicePort>,
-}
-
-impl Service {
-    /// The TCP port of this number.
-    pub fn port(&self, number: u16) -> Option<&ServicePort> {
-        let index = self.ports.binary_search_by_key(&number, |port| port.number).ok()?;
-        self.ports.get(index)
-    }
-}
-
-/// A TCP port of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ServicePort {
-    /// The name; empty where it has none.
-    pub name: String,
-    /// The port of the service's addresses.
-    pub number: u16,
-    /// The endpoints: first the ready ones, each half sorted by address, IPv4 before IPv6.
-    pub endpoints: Vec<Endpoint>,
-    /// How many of `endpoints` are ready and IPv4; they come first.
-    #[serde(skip)]
-    pub(crate) ready_v4: usize,
-    /// How many of `endpoints` are ready.
-    #[serde(skip)]
-    pub(crate) ready: usize,
-}
-
-impl ServicePort {
-    /// The ready endpoints.
-    pub fn ready(&self) -> &[Endpoint] {
-        &self.endpoints[..self.ready]
-    }
-
-    /// The ready endpoints of the address's family, or all ready ones where that family has none.
-    pub fn ready_for(&self, vip: IpAddr) -> &[Endpoint] {
-        let (v4, v6) = self.ready().split_at(self.ready_v4);
-        match if vip.is_ipv4() { v4 } else { v6 } {
-            [] => self.ready(),
-            same_family => same_family,
-        }
-    }
-}
-
-/// Where one port of a service is served.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Endpoint {
-    /// Address and port of the pod or other backend.
-    pub address: SocketAddr,
-    /// The pod, if it is one.
-    pub workload: Option<Arc<Workload>>,
-    /// Whether it may be sent new connections.
-    pub ready: bool,
 }

@@ -1,12 +1,15 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
 pub mod security;
+mod service_entry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::name::NamespacedName;
 use security::{AuthorizationPolicy, PeerAuthentication};
+pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -16,12 +19,18 @@ pub type Labels = BTreeMap<String, String>;
 pub struct World {
     /// Namespaces by name.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
     /// Pods by name, in any phase.
     pub pods: BTreeMap<NamespacedName, Pod>,
     /// Services by name.
     pub services: BTreeMap<NamespacedName, Service>,
     /// EndpointSlices by name.
     pub endpoint_slices: BTreeMap<NamespacedName, EndpointSlice>,
+    /// ServiceEntries by name.
+    pub service_entries: BTreeMap<NamespacedName, ServiceEntry>,
+    /// WorkloadEntries by name.
+    pub workload_entries: BTreeMap<NamespacedName, WorkloadEntry>,
     /// AuthorizationPolicies by name.
     pub authorization_policies: BTreeMap<NamespacedName, AuthorizationPolicy>,
     /// PeerAuthentications by name.
@@ -33,6 +42,22 @@ pub struct World {
 pub struct Namespace {
     /// `metadata.labels`
     pub labels: Labels,
+}
+
+/// A `v1` Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.labels`
+    pub labels: Labels,
+}
+
+/// Where a node or another backend is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// Label `topology.kubernetes.io/region`; `None` where nobody says.
+    pub region: Option<String>,
+    /// Label `topology.kubernetes.io/zone`; `None` where nobody says.
+    pub zone: Option<String>,
 }
 
 /// A `v1` Pod.
@@ -116,12 +141,34 @@ pub struct Service {
     pub labels: Labels,
     /// `spec.clusterIPs`; empty when headless.
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`, and those of `status.loadBalancer.ingress` that stand for the service itself.
+    pub external_ips: Vec<IpAddr>,
+    /// `spec.externalName` of a service of that type.
+    pub external_name: Option<String>,
     /// `spec.ports`
     pub ports: Vec<ServicePort>,
     /// `spec.selector`; empty when someone else writes the EndpointSlices.
     pub selector: Labels,
     /// `spec.publishNotReadyAddresses`
     pub publish_not_ready: bool,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` where `spec.sessionAffinity` is ClientIP.
+    pub affinity: Option<Duration>,
+    /// `spec.trafficDistribution`
+    pub distribution: Distribution,
+    /// `spec.internalTrafficPolicy` is Local: only endpoints of the client's node count.
+    pub node_local: bool,
+}
+
+/// Which endpoints are preferred, as long as one of them is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// None.
+    #[default]
+    Any,
+    /// `PreferClose`, `PreferSameZone`: those of the client's zone, then of its region.
+    Zone,
+    /// `PreferSameNode`: those of the client's node, then of its zone, then of its region.
+    Node,
 }
 
 /// An entry of `spec.ports` of a Service.

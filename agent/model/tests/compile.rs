@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use orlop_model::world::{
     EndpointSlice, Labels, Namespace, Phase, Pod, Port, Protocol, Service, ServicePort, SliceEndpoint,
     TargetPort,
 };
-use orlop_model::{Balance, NamespacedName, Reason, Route, Settings, Snapshot, Transport, World, compile};
+use orlop_model::{
+    Balance, NamespacedName, Reason, Route, Service as CompiledService, Settings, Snapshot, Transport, World,
+    compile,
+};
 
 #[test]
 fn an_enrolled_pod_is_reached_through_the_tunnel_and_others_plain() {
@@ -26,8 +31,8 @@ fn a_mapped_address_is_the_ipv4_address() {
     world.services.insert(id("web"), service("::ffff:10.96.0.1", TargetPort::Unset));
     let route = route(&world, "[::ffff:10.0.0.1]:80").unwrap();
     assert_eq!((route.upstream, name(&route)), ("10.0.0.1:80".parse().unwrap(), Some("a")));
-    assert!(snapshot(&world).service_at(ip("::ffff:10.96.0.1")).is_some());
-    assert!(snapshot(&world).service_at(ip("10.96.0.1")).is_some());
+    assert!(snapshot(&world).service_to("default", ip("::ffff:10.96.0.1")).is_some());
+    assert!(snapshot(&world).service_to("default", ip("10.96.0.1")).is_some());
 }
 
 #[test]
@@ -177,7 +182,7 @@ fn a_headless_service_is_listed_with_its_endpoints() {
     let service = snapshot.service(&id("web")).unwrap();
     assert_eq!(service.hostname, "web.default.svc.cluster.local");
     assert!(service.vips.is_empty());
-    assert_eq!(service.port(80).unwrap().ready().len(), 1);
+    assert_eq!(service.port(80).unwrap().ready().count(), 1);
 }
 
 fn world<const N: usize>(pods: [Pod; N]) -> World {
@@ -247,10 +252,20 @@ impl Balance for First {
     fn in_flight(&self, _: SocketAddr) -> usize {
         0
     }
+
+    fn last(&mut self, _: &Arc<CompiledService>, _: u16, _: Duration) -> Option<SocketAddr> {
+        None
+    }
 }
 
+/// Seen by a pod of its own.
 fn route(world: &World, destination: &str) -> Result<Route, Reason> {
-    snapshot(world).route(destination.parse().unwrap(), &mut First)
+    let mut world = world.clone();
+    let client = Pod { labels: Labels::new(), ..pod("client", "10.0.9.9") };
+    world.pods.insert(client.name.clone(), client);
+    let snapshot = snapshot(&world);
+    let client = snapshot.workload(&id("client")).unwrap();
+    snapshot.route(client, destination.parse().unwrap(), &mut First)
 }
 
 fn snapshot(world: &World) -> Snapshot {

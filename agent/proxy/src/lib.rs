@@ -8,6 +8,7 @@
 
 mod accept;
 mod admission;
+mod affinity;
 pub mod by_kernel;
 mod config;
 mod copy;
@@ -36,11 +37,12 @@ use orlop_identity::Identities;
 use orlop_model::{NamespacedName, Snapshot};
 use tokio::{sync::watch, task::spawn_local, time::timeout};
 
-pub use crate::{config::Config, kernel::Kernel, metrics::Metrics, pod::Pod, socket::Netns};
 use crate::{
+    affinity::Affinity,
     shared::{InFlight, Live, Shared},
     worker::Crew,
 };
+pub use crate::{config::Config, kernel::Kernel, metrics::Metrics, pod::Pod, socket::Netns};
 
 /// The running proxy.
 pub struct Proxy {
@@ -65,6 +67,7 @@ impl Proxy {
             kernel: Box::new(kernel),
             metrics,
             in_flight: InFlight::default(),
+            affinity: Affinity::default(),
             live: Live::new(),
             generation: watch::Sender::new(0),
             draining: watch::Sender::new(false),

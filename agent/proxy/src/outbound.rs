@@ -9,13 +9,14 @@ use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
 use tokio::time::timeout;
 
 use crate::{
+    affinity::Moment,
     copy, hbone,
     metrics::Direction,
     pod::Pod,
     pool::{Key, Slot},
     record::Record,
     refusal::Refusal,
-    shared::{InFlightGuard, Moment},
+    shared::InFlightGuard,
     socket::{self, Accepted},
     tunnel,
     worker::Worker,
@@ -82,8 +83,10 @@ fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -
     record.source.workload = Some(Arc::clone(source));
 
     // The service is in the record also when none of its endpoints is.
-    record.service = snapshot.service_at(destination.ip()).cloned();
-    let route = snapshot.route(destination, &mut Moment(&shared.in_flight))?;
+    record.service = snapshot.service_to(&source.name.namespace, destination.ip()).cloned();
+    let mut moment = Moment::new(&shared.in_flight, &shared.affinity, client.peer.ip());
+    let route = snapshot.route(source, destination, &mut moment)?;
+    moment.chosen(route.upstream);
     record.destination.address = Some(route.upstream);
     record.destination.workload = route.workload;
     Ok(Upstream {

@@ -9,10 +9,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use orlop_identity::Identities;
-use orlop_model::{Balance, Snapshot};
+use orlop_model::Snapshot;
 use tokio::sync::watch;
 
-use crate::{Config, Kernel, Metrics};
+use crate::{Config, Kernel, Metrics, affinity::Affinity};
 
 /// What every worker shares.
 pub(crate) struct Shared {
@@ -22,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: InFlight,
+    pub(crate) affinity: Affinity,
     pub(crate) live: Live,
     /// Of the snapshot in force.
     pub(crate) generation: watch::Sender<u64>,
@@ -88,7 +89,7 @@ impl InFlight {
         InFlightGuard(count)
     }
 
-    fn count(&self, endpoint: SocketAddr) -> usize {
+    pub(crate) fn count(&self, endpoint: SocketAddr) -> usize {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.get(&endpoint).map_or(0, |count| count.load(Ordering::Relaxed))
     }
@@ -100,18 +101,5 @@ pub(crate) struct InFlightGuard(Arc<AtomicUsize>);
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// This moment, as load balancing sees it.
-pub(crate) struct Moment<'a>(pub(crate) &'a InFlight);
-
-impl Balance for Moment<'_> {
-    fn random(&mut self, bound: usize) -> usize {
-        fastrand::usize(..bound)
-    }
-
-    fn in_flight(&self, endpoint: SocketAddr) -> usize {
-        self.0.count(endpoint)
     }
 }

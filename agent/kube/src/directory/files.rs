@@ -63,6 +63,13 @@ impl Files {
                 Object::Pod(pod) => drop(world.pods.insert(pod.name.clone(), *pod)),
                 Object::Service(service) => drop(world.services.insert(service.name.clone(), service)),
                 Object::EndpointSlice(slice) => drop(world.endpoint_slices.insert(slice.name.clone(), slice)),
+                Object::Node(name, node) => drop(world.nodes.insert(name, node)),
+                Object::ServiceEntry(entry) => {
+                    world.service_entries.insert(entry.name.clone(), *entry);
+                }
+                Object::WorkloadEntry(entry) => {
+                    world.workload_entries.insert(entry.name.clone(), *entry);
+                }
                 Object::AuthorizationPolicy(policy) => {
                     world.authorization_policies.insert(policy.name.clone(), policy);
                 }

@@ -5,14 +5,19 @@ use std::sync::Arc;
 
 use orlop_model::NamespacedName;
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
-use orlop_model::world::{EndpointSlice, Namespace, Pod, Service};
+use orlop_model::world::{
+    EndpointSlice, Namespace, Node as ClusterNode, Pod, Service, ServiceEntry, WorkloadEntry,
+};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
 use super::node::{Node, parse};
 use crate::error::{Place, WorldError};
 use crate::field::{FieldError, FieldPath};
-use crate::{authorization_policy, endpoint_slice, namespace, peer_authentication, pod, service};
+use crate::{
+    authorization_policy, endpoint_slice, namespace, node, peer_authentication, pod, service, service_entry,
+    workload_entry,
+};
 
 /// What one file holds, with the line of each object.
 #[derive(Debug, Default)]
@@ -22,9 +27,12 @@ pub(super) struct Objects(pub BTreeMap<Key, (Object, u64)>);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     Namespace(String),
+    Node(String),
     Pod(NamespacedName),
     Service(NamespacedName),
     EndpointSlice(NamespacedName),
+    ServiceEntry(NamespacedName),
+    WorkloadEntry(NamespacedName),
     AuthorizationPolicy(NamespacedName),
     PeerAuthentication(NamespacedName),
 }
@@ -32,9 +40,12 @@ pub(super) enum Key {
 #[derive(Clone, Debug)]
 pub(super) enum Object {
     Namespace(String, Namespace),
+    Node(String, ClusterNode),
     Pod(Box<Pod>),
     Service(Service),
     EndpointSlice(EndpointSlice),
+    ServiceEntry(Box<ServiceEntry>),
+    WorkloadEntry(Box<WorkloadEntry>),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
 }
@@ -43,9 +54,12 @@ impl Object {
     fn key(&self) -> Key {
         match self {
             Object::Namespace(name, _) => Key::Namespace(name.clone()),
+            Object::Node(name, _) => Key::Node(name.clone()),
             Object::Pod(pod) => Key::Pod(pod.name.clone()),
             Object::Service(service) => Key::Service(service.name.clone()),
             Object::EndpointSlice(slice) => Key::EndpointSlice(slice.name.clone()),
+            Object::ServiceEntry(entry) => Key::ServiceEntry(entry.name.clone()),
+            Object::WorkloadEntry(entry) => Key::WorkloadEntry(entry.name.clone()),
             Object::AuthorizationPolicy(policy) => Key::AuthorizationPolicy(policy.name.clone()),
             Object::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
         }
@@ -56,9 +70,12 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Key::Namespace(name) => write!(f, "Namespace {name}"),
+            Key::Node(name) => write!(f, "Node {name}"),
             Key::Pod(name) => write!(f, "Pod {name}"),
             Key::Service(name) => write!(f, "Service {name}"),
             Key::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Key::ServiceEntry(name) => write!(f, "ServiceEntry {name}"),
+            Key::WorkloadEntry(name) => write!(f, "WorkloadEntry {name}"),
             Key::AuthorizationPolicy(name) => write!(f, "AuthorizationPolicy {name}"),
             Key::PeerAuthentication(name) => write!(f, "PeerAuthentication {name}"),
         }
@@ -112,8 +129,9 @@ impl File {
             "AuthorizationPolicy" | "PeerAuthentication" => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
+            "ServiceEntry" | "WorkloadEntry" => &["networking.istio.io/v1", "networking.istio.io/v1beta1"],
             "EndpointSlice" => &["discovery.k8s.io/v1"],
-            "Namespace" | "Pod" | "Service" => &["v1"],
+            "Namespace" | "Node" | "Pod" | "Service" => &["v1"],
             _ => return self.ignore(node, kind, version),
         };
         let want = known[0];
@@ -132,6 +150,16 @@ impl File {
                 Object::Namespace(name, namespace)
             }
             "Pod" => Object::Pod(Box::new(self.convert(node, kind, want, pod::convert_trusted)?)),
+            "Node" => {
+                let (name, of) = self.convert(node, kind, want, node::convert)?;
+                Object::Node(name, of)
+            }
+            "ServiceEntry" => {
+                Object::ServiceEntry(Box::new(self.convert(node, kind, want, service_entry::convert)?))
+            }
+            "WorkloadEntry" => {
+                Object::WorkloadEntry(Box::new(self.convert(node, kind, want, workload_entry::convert)?))
+            }
             "Service" => Object::Service(self.convert(node, kind, want, service::convert)?),
             "AuthorizationPolicy" => {
                 Object::AuthorizationPolicy(self.convert(node, kind, want, authorization_policy::convert)?)
@@ -178,7 +206,7 @@ impl File {
         let metadata = |key: &str| node.get("metadata")?.get(key)?.string();
         let object = match (metadata("name"), kind) {
             (None, _) => kind.to_owned(),
-            (Some(name), "Namespace") => format!("{kind} {name}"),
+            (Some(name), "Namespace" | "Node") => format!("{kind} {name}"),
             (Some(name), _) => format!("{kind} {}/{name}", metadata("namespace").unwrap_or("default")),
         };
         let place = Place { path: self.path.clone(), line: node.line_of(&source.path) };

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 use super::Labels;
 use crate::name::NamespacedName;
 
@@ -239,6 +241,21 @@ impl IpBlock {
         Self { first, length: if first.is_ipv4() { 32 } else { 128 } }
     }
 
+    /// The address, where the block is of one only.
+    pub fn address(&self) -> Option<IpAddr> {
+        (*self == Self::single(self.first)).then_some(self.first)
+    }
+
+    /// Of which family it is.
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.first.is_ipv4()
+    }
+
+    /// The length of the prefix, in bits.
+    pub(crate) fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether the address is in it. An IPv4 address is in no IPv6 block.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.covers(&Self::single(address))
@@ -257,6 +274,12 @@ impl fmt::Display for IpBlock {
         } else {
             write!(f, "{}/{}", self.first, self.length)
         }
+    }
+}
+
+impl Serialize for IpBlock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

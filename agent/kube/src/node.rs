@@ -1,0 +1,12 @@
+use k8s_openapi::api::core::v1 as api;
+use orlop_model::world::Node;
+
+use crate::field::FieldError;
+use crate::metadata::{name, subdomain};
+
+/// Converts a `v1` Node, with its name.
+pub(crate) fn convert(node: api::Node) -> Result<(String, Node), FieldError> {
+    let name = name(&node.metadata)?.to_owned();
+    subdomain(&name, "metadata.name")?;
+    Ok((name, Node { labels: node.metadata.labels.unwrap_or_default() }))
+}

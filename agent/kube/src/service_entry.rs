@@ -1,0 +1,317 @@
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use orlop_model::world::security::IpBlock;
+use orlop_model::world::{
+    Backend, BackendAddress, Exports, Labels, Protocol, Resolution, ServiceEntry, ServicePort, TargetPort,
+};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::field::{FieldError, FieldPath, host, port};
+use crate::metadata::{label, namespaced};
+use crate::service::distribution_annotation;
+use crate::workload_entry::{BackendObject, backend};
+
+/// A `networking.istio.io` ServiceEntry as it is written.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Object {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+}
+
+/// A misspelt field would send connections elsewhere, so none is let pass.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Spec {
+    hosts: Option<Vec<String>>,
+    addresses: Option<Vec<String>>,
+    ports: Option<Vec<PortObject>>,
+    location: Option<String>,
+    resolution: Option<String>,
+    endpoints: Option<Vec<BackendObject>>,
+    workload_selector: Option<SelectorObject>,
+    export_to: Option<Vec<String>>,
+    /// The server is known by its workload's identity.
+    #[serde(rename = "subjectAltNames")]
+    _subject_alt_names: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PortObject {
+    number: i32,
+    name: Option<String>,
+    protocol: Option<String>,
+    target_port: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SelectorObject {
+    labels: Labels,
+}
+
+/// Converts a ServiceEntry.
+pub(crate) fn convert(object: Object) -> Result<ServiceEntry, FieldError> {
+    let name = namespaced(&object.metadata)?;
+    let distribution = distribution_annotation(object.metadata.annotations.as_ref())?.unwrap_or_default();
+    let spec = object.spec;
+    let endpoints = spec.endpoints.unwrap_or_default().into_iter().enumerate();
+    let endpoints =
+        endpoints.map(|(index, entry)| backend(entry, &FieldPath::from("spec.endpoints").index(index)));
+    let entry = ServiceEntry {
+        labels: object.metadata.labels.unwrap_or_default(),
+        hosts: hosts(&spec.hosts.unwrap_or_default())?,
+        addresses: addresses(&spec.addresses.unwrap_or_default())?,
+        ports: ports(spec.ports.unwrap_or_default())?,
+        external: external(spec.location.as_deref())?,
+        resolution: resolution(spec.resolution.as_deref())?,
+        endpoints: endpoints.collect::<Result<_, _>>()?,
+        selector: selector(spec.workload_selector)?,
+        exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
+        distribution,
+        name,
+    };
+    check(&entry)?;
+    Ok(entry)
+}
+
+fn hosts(hosts: &[String]) -> Result<Vec<String>, FieldError> {
+    if hosts.is_empty() {
+        return Err(FieldError::new("spec.hosts", "is empty; name at least one host"));
+    }
+    let checked = hosts.iter().enumerate().map(|(index, text)| {
+        let path = || FieldPath::from("spec.hosts").index(index);
+        match text.strip_prefix("*.") {
+            Some(rest) => host(rest, path).map(|rest| format!("*.{rest}")),
+            None => host(text, path),
+        }
+    });
+    checked.collect()
+}
+
+fn addresses(addresses: &[String]) -> Result<Vec<IpBlock>, FieldError> {
+    let checked = addresses.iter().enumerate().map(|(index, text)| {
+        let path = FieldPath::from("spec.addresses").index(index);
+        text.parse::<IpBlock>().map_err(|error| FieldError::new(path, error.to_string()))
+    });
+    checked.collect()
+}
+
+fn ports(ports: Vec<PortObject>) -> Result<Vec<ServicePort>, FieldError> {
+    let mut found: Vec<ServicePort> = Vec::with_capacity(ports.len());
+    for (index, entry) in ports.into_iter().enumerate() {
+        let path = |field: &str| FieldPath::from("spec.ports").index(index).key(field);
+        let target = entry.target_port.filter(|&target| target != 0);
+        let target = target.map(|target| port(target, || path("targetPort"))).transpose()?;
+        let converted = ServicePort {
+            name: entry.name.unwrap_or_default(),
+            number: port(entry.number, || path("number"))?,
+            protocol: protocol(entry.protocol.as_deref(), || path("protocol"))?,
+            target: target.map_or(TargetPort::Unset, TargetPort::Number),
+        };
+        if found.iter().any(|other| other.number == converted.number) {
+            return Err(FieldError::new(path("number"), format!("{} is listed twice", converted.number)));
+        }
+        found.push(converted);
+    }
+    Ok(found)
+}
+
+/// Everything that Istio knows and that runs over TCP.
+fn protocol(name: Option<&str>, path: impl FnOnce() -> FieldPath) -> Result<Protocol, FieldError> {
+    match name.unwrap_or_default().to_ascii_uppercase().as_str() {
+        "" | "TCP" | "TLS" | "HTTP" | "HTTPS" | "HTTP2" | "GRPC" | "GRPC-WEB" | "MONGO" | "MYSQL"
+        | "REDIS" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
+        other => {
+            let problem = format!("{other:?} is not TCP, TLS, HTTP, HTTPS, HTTP2, GRPC, MONGO or UDP");
+            Err(FieldError::new(path(), problem))
+        }
+    }
+}
+
+fn external(location: Option<&str>) -> Result<bool, FieldError> {
+    match location {
+        None | Some("MESH_EXTERNAL") => Ok(true),
+        Some("MESH_INTERNAL") => Ok(false),
+        Some(other) => {
+            let problem = format!("{other:?} is not MESH_EXTERNAL or MESH_INTERNAL");
+            Err(FieldError::new("spec.location", problem))
+        }
+    }
+}
+
+fn resolution(resolution: Option<&str>) -> Result<Resolution, FieldError> {
+    match resolution {
+        None | Some("NONE") => Ok(Resolution::None),
+        Some("STATIC") => Ok(Resolution::Static),
+        Some("DNS") => Ok(Resolution::Dns),
+        Some("DNS_ROUND_ROBIN") => Ok(Resolution::DnsRoundRobin),
+        Some(other) => {
+            let problem = format!("{other:?} is not NONE, STATIC, DNS or DNS_ROUND_ROBIN");
+            Err(FieldError::new("spec.resolution", problem))
+        }
+    }
+}
+
+fn selector(selector: Option<SelectorObject>) -> Result<Labels, FieldError> {
+    match selector {
+        None => Ok(Labels::new()),
+        Some(selector) if selector.labels.is_empty() => {
+            Err(FieldError::new("spec.workloadSelector.labels", "is empty; name the labels of the workloads"))
+        }
+        Some(selector) => Ok(selector.labels),
+    }
+}
+
+fn exports(exports: Vec<String>, own: &str) -> Result<Exports, FieldError> {
+    let mut namespaces = BTreeSet::new();
+    let all = exports.is_empty() || exports.iter().any(|to| to == "*");
+    for (index, to) in exports.into_iter().enumerate() {
+        match to.as_str() {
+            "*" | "~" => {}
+            "." => drop(namespaces.insert(own.to_owned())),
+            _ => {
+                label(&to, &FieldPath::from("spec.exportTo").index(index).to_string())?;
+                namespaces.insert(to);
+            }
+        }
+    }
+    Ok(if all { Exports::All } else { Exports::To(namespaces) })
+}
+
+/// What the fields must be together.
+fn check(entry: &ServiceEntry) -> Result<(), FieldError> {
+    let wrong = |path: &str, problem: &str| Err(FieldError::new(path, problem));
+    let by_name = |backend: &Backend| matches!(backend.address, BackendAddress::Host(_));
+    let has_endpoints = !entry.endpoints.is_empty() || !entry.selector.is_empty();
+    if !entry.endpoints.is_empty() && !entry.selector.is_empty() {
+        return wrong("spec.endpoints", "and a workloadSelector exclude each other; keep one of them");
+    }
+    match entry.resolution {
+        Resolution::None if has_endpoints => {
+            wrong("spec.resolution", "is NONE, which has no endpoints; write STATIC, or leave them out")
+        }
+        Resolution::Static if entry.endpoints.iter().any(by_name) => {
+            wrong("spec.resolution", "is STATIC, but an endpoint is a host name; write DNS")
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin
+            if !has_endpoints && entry.hosts.iter().any(|host| host.starts_with('*')) =>
+        {
+            wrong("spec.resolution", "is by DNS, which can't resolve a wildcard; list the endpoints")
+        }
+        Resolution::DnsRoundRobin if entry.endpoints.len() > 1 => {
+            wrong("spec.endpoints", "has more than one, and DNS_ROUND_ROBIN takes one; write DNS")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn everything_the_mesh_reads_is_carried_over() {
+        let entry = entry(json!({
+            "hosts": ["API.example.com", "*.example.org."], "addresses": ["192.0.2.1", "198.51.100.0/24"],
+            "ports": [
+                {"number": 443, "name": "https", "protocol": "TLS", "targetPort": 8443},
+                {"number": 53, "name": "dns", "protocol": "UDP"},
+            ],
+            "location": "MESH_INTERNAL", "resolution": "STATIC", "exportTo": [".", "street"],
+            "subjectAltNames": ["spiffe://x"], "endpoints": [{"address": "192.0.2.9"}],
+        }))
+        .unwrap();
+        assert_eq!(entry.hosts, ["api.example.com", "*.example.org"]);
+        let addresses: Vec<_> = entry.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["192.0.2.1", "198.51.100.0/24"]);
+        let ports: Vec<_> = entry.ports.iter().map(|p| (p.number, p.protocol, p.target.clone())).collect();
+        let want = [(443, Protocol::Tcp, TargetPort::Number(8443)), (53, Protocol::Udp, TargetPort::Unset)];
+        assert_eq!(ports, want);
+        assert_eq!((entry.external, entry.resolution), (false, Resolution::Static));
+        assert_eq!(entry.exports, Exports::To(["shop".to_owned(), "street".to_owned()].into()));
+        assert_eq!(entry.endpoints.len(), 1);
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_istio_has_it() {
+        let entry = entry(json!({"hosts": ["example.com"]})).unwrap();
+        assert_eq!((entry.external, entry.resolution), (true, Resolution::None));
+        assert_eq!(entry.exports, Exports::All);
+    }
+
+    #[test]
+    fn exports_may_be_to_all_or_to_nobody() {
+        let exports = |to: Value| entry(json!({"hosts": ["a.com"], "exportTo": to})).unwrap().exports;
+        assert_eq!(exports(json!(["*"])), Exports::All);
+        assert_eq!(exports(json!(["~"])), Exports::To(BTreeSet::new()));
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let named = |mut spec: Value| {
+            if spec["hosts"].is_null() {
+                spec["hosts"] = json!(["example.com"]);
+            }
+            entry(spec).unwrap_err().path.to_string()
+        };
+        assert_eq!(named(json!({"hosts": []})), "spec.hosts");
+        assert_eq!(named(json!({"hosts": ["a.com", "*"]})), "spec.hosts[1]");
+        assert_eq!(named(json!({"hosts": ["a.*.com"]})), "spec.hosts[0]");
+        assert_eq!(named(json!({"addresses": ["ten"]})), "spec.addresses[0]");
+        assert_eq!(named(json!({"ports": [{"number": 0}]})), "spec.ports[0].number");
+        assert_eq!(named(json!({"ports": [{"number": 1}, {"number": 1}]})), "spec.ports[1].number");
+        assert_eq!(named(json!({"ports": [{"number": 1, "protocol": "SPDY"}]})), "spec.ports[0].protocol");
+        assert_eq!(named(json!({"ports": [{"number": 1, "targetPort": 70000}]})), "spec.ports[0].targetPort");
+        assert_eq!(named(json!({"location": "OUTSIDE"})), "spec.location");
+        assert_eq!(named(json!({"resolution": "dns"})), "spec.resolution");
+        assert_eq!(named(json!({"workloadSelector": {}})), "spec.workloadSelector.labels");
+        assert_eq!(named(json!({"exportTo": ["a/b"]})), "spec.exportTo[0]");
+        assert_eq!(named(json!({"resolution": "STATIC", "endpoints": [{}]})), "spec.endpoints[0].address");
+    }
+
+    #[test]
+    fn fields_that_contradict_each_other_are_refused() {
+        let endpoint = json!({"address": "192.0.2.1"});
+        let host = json!({"address": "vm.example.com"});
+        let selector = json!({"labels": {"app": "vm"}});
+        for spec in [
+            json!({"resolution": "STATIC", "endpoints": [endpoint], "workloadSelector": selector}),
+            json!({"resolution": "NONE", "endpoints": [endpoint]}),
+            json!({"resolution": "STATIC", "endpoints": [host]}),
+            json!({"resolution": "DNS", "hosts": ["*.example.com"]}),
+            json!({"resolution": "DNS_ROUND_ROBIN", "endpoints": [host, host]}),
+        ] {
+            let mut whole = spec.clone();
+            if whole["hosts"].is_null() {
+                whole["hosts"] = json!(["example.com"]);
+            }
+            assert!(entry(whole).is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn misspelt_fields_are_refused() {
+        for spec in [json!({"hosts": ["a.com"], "resoluton": "DNS"}), json!({"endpoints": [{"adress": "x"}]})]
+        {
+            assert!(serde_json::from_value::<Object>(object(&spec)).is_err(), "{spec}");
+        }
+    }
+
+    fn entry(spec: Value) -> Result<ServiceEntry, FieldError> {
+        convert(serde_json::from_value(object(&spec)).unwrap())
+    }
+
+    fn object(spec: &Value) -> Value {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "spec": spec,
+            "metadata": {"name": "api", "namespace": "shop"},
+        })
+    }
+}
