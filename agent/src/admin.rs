@@ -1,6 +1,12 @@
 //! The HTTP endpoints of the node: admin on loopback, metrics, readiness.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -22,9 +28,9 @@ use prometheus_client::{
     metrics::counter::ConstCounter,
     registry::Registry,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use crate::{dump, enrolment::Status, udp};
+use crate::{dump, enrolment::Status, handover::ServerSockets, udp};
 
 /// A client may take this long for its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,29 +54,58 @@ enum Endpoint {
     Ready,
 }
 
-impl Admin {
-    /// Listens on all three; serves for as long as the runtime runs.
-    pub async fn serve(
-        self,
+/// The endpoints' listening sockets.
+pub struct Servers {
+    listeners: Vec<(Endpoint, SocketAddr, Arc<TcpListener>)>,
+    accepting: JoinSet<()>,
+}
+
+impl Servers {
+    /// Listens on all three, or takes the sockets of `inherited`.
+    pub async fn listen(
         admin: SocketAddr,
         metrics: SocketAddr,
         ready: SocketAddr,
-    ) -> anyhow::Result<()> {
+        inherited: &mut ServerSockets,
+    ) -> anyhow::Result<Self> {
         let endpoints = [
             (Endpoint::Admin, admin, "--admin"),
             (Endpoint::Metrics, metrics, "--metrics"),
             (Endpoint::Ready, ready, "--ready"),
         ];
+        let mut listeners = Vec::new();
         for (endpoint, address, flag) in endpoints {
-            let listener = TcpListener::bind(address)
-                .await
+            let listener = match inherited.remove(&address) {
+                Some(socket) => TcpListener::from_std(socket.into()),
+                None => TcpListener::bind(address).await,
+            };
+            let listener = listener
                 .with_context(|| format!("cannot listen on {address}; choose another with {flag}"))?;
-            tokio::spawn(self.clone().accept(endpoint, listener));
+            listeners.push((endpoint, address, Arc::new(listener)));
         }
-        Ok(())
+        Ok(Self { listeners, accepting: JoinSet::new() })
     }
 
-    async fn accept(self, endpoint: Endpoint, listener: TcpListener) {
+    /// Answers until [`Servers::stop`].
+    pub fn serve(&mut self, admin: &Admin) {
+        for (endpoint, _, listener) in &self.listeners {
+            self.accepting.spawn(admin.clone().accept(*endpoint, Arc::clone(listener)));
+        }
+    }
+
+    /// Takes no more requests, and leaves the sockets open.
+    pub fn stop(&mut self) {
+        self.accepting.abort_all();
+    }
+
+    /// The sockets, by their address.
+    pub fn sockets(&self) -> impl Iterator<Item = (SocketAddr, BorrowedFd<'_>)> {
+        self.listeners.iter().map(|(_, address, listener)| (*address, listener.as_fd()))
+    }
+}
+
+impl Admin {
+    async fn accept(self, endpoint: Endpoint, listener: Arc<TcpListener>) {
         loop {
             let Ok((tcp, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;

@@ -14,6 +14,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Enrol this node's pods and carry their connections.
+    #[command(args_override_self = true)]
     Node(Box<NodeArguments>),
     /// Say what would become of a connection, and why, from a world directory alone.
     Explain(Box<ExplainArguments>),
@@ -39,6 +40,9 @@ pub struct NodeArguments {
     /// Where maps and links are pinned; on a BPF file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
     pub bpffs: PathBuf,
+    /// Where the agent that runs hands over to a new one: one directory for each node.
+    #[arg(long, value_name = "DIR", default_value = "/run/orlop")]
+    pub run_dir: PathBuf,
     /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
@@ -55,7 +59,7 @@ pub struct NodeArguments {
     /// Readiness: /healthz/ready.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
     pub ready: SocketAddr,
-    /// How long open connections may go on after SIGTERM.
+    /// How long open connections may go on after SIGTERM, or after another agent has taken over.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
     /// How long a server or a peer's proxy may take to answer.

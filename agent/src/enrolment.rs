@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use orlop_datapath::{Datapath, NetnsCookie};
 use orlop_identity::Identities;
 use orlop_model::{LocalPod, NamespacedName, Snapshot};
-use orlop_proxy::{Netns, Pod, Proxy};
+use orlop_proxy::{Inherited, Netns, Pod, Proxy};
 use tokio::task::spawn_blocking;
 
 /// What is in force, for readiness and for people.
@@ -52,6 +52,8 @@ pub struct Enrolment {
     identities: Identities,
     pods: HashMap<NamespacedName, Enrolled>,
     failed: BTreeMap<NamespacedName, String>,
+    /// While it takes over from an earlier agent: its sockets.
+    inherited: Option<Inherited>,
 }
 
 struct Enrolled {
@@ -67,8 +69,33 @@ impl Enrolment {
     /// Between two attempts to enrol what could not be.
     pub const RETRY: Duration = Duration::from_millis(200);
 
-    pub fn new(datapath: Arc<Datapath>, proxy: Arc<Proxy>, identities: Identities) -> Self {
-        Self { datapath, proxy, identities, pods: HashMap::new(), failed: BTreeMap::new() }
+    /// With the sockets of an earlier agent, if there is one.
+    pub fn new(
+        datapath: Arc<Datapath>,
+        proxy: Arc<Proxy>,
+        identities: Identities,
+        inherited: Option<Inherited>,
+    ) -> Self {
+        Self { datapath, proxy, identities, pods: HashMap::new(), failed: BTreeMap::new(), inherited }
+    }
+
+    /// The earlier agent has left. Its sockets that no pod had use for are closed.
+    pub fn taken_over(&mut self) {
+        self.inherited = None;
+    }
+
+    /// The pods that are enrolled.
+    pub fn pods(&self) -> impl Iterator<Item = (&NamespacedName, &Pod)> {
+        self.pods.iter().map(|(name, enrolled)| (name, &*enrolled.pod))
+    }
+
+    /// Puts this agent's sockets and programs in force again, which another agent may have replaced.
+    pub fn restore(&mut self) -> anyhow::Result<()> {
+        for Enrolled { local, pod, .. } in self.pods.values() {
+            self.lead_to(pod, local)?;
+        }
+        self.pods.values_mut().for_each(|enrolled| enrolled.strict = None);
+        Ok(self.datapath.attach()?)
     }
 
     /// Enrols and withdraws until kernel and proxy match `snapshot`, off the runtime's thread.
@@ -132,26 +159,34 @@ impl Enrolment {
         }
         let path = local.netns.as_ref().context("no annotation orlop.dev/netns says where its netns is")?;
         let netns = Netns::open(path).with_context(|| format!("cannot open its netns {}", path.display()))?;
-        // Without a certificate the pod is enrolled all the same, and refused until there is one.
-        if let Err(error) = self.identities.ensure(&workload.identity) {
-            tracing::error!(pod = %workload.name, %error, "no certificate yet");
+        let mut none = Inherited::default();
+        match self.identities.ensure(&workload.identity) {
+            // An agent serves the pod and has a certificate.
+            Err(error) if self.inherited.is_some() => return Err(error.into()),
+            // Without a certificate the pod is enrolled all the same, and refused until there is one.
+            Err(error) => tracing::error!(pod = %workload.name, %error, "no certificate yet"),
+            Ok(()) => {}
         }
-        let pod = self.proxy.add(workload.name.clone(), netns).context("cannot listen in its netns")?;
-        let listeners: Vec<_> = pod.listeners().collect();
-        self.datapath
-            .enrol(&orlop_datapath::Enrolment {
-                netns: std::os::fd::AsFd::as_fd(pod.netns()),
-                cookie: pod.netns().cookie(),
-                addresses: &workload.addresses,
-                listeners: &listeners,
-            })
-            .inspect_err(|_| self.proxy.remove(&pod))?;
+        let inherited = self.inherited.as_mut().unwrap_or(&mut none);
+        let pod =
+            self.proxy.add(workload.name.clone(), netns, inherited).context("cannot listen in its netns")?;
+        self.lead_to(&pod, local).inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
         self.pods.insert(
             workload.name.clone(),
             Enrolled { netns: path.clone(), local: local.clone(), pod, strict: None },
         );
         Ok(())
+    }
+
+    fn lead_to(&self, pod: &Pod, local: &LocalPod) -> anyhow::Result<()> {
+        let listeners: Vec<_> = pod.listeners().collect();
+        Ok(self.datapath.enrol(&orlop_datapath::Enrolment {
+            netns: std::os::fd::AsFd::as_fd(pod.netns()),
+            cookie: pod.netns().cookie(),
+            addresses: &local.workload.addresses,
+            listeners: &listeners,
+        })?)
     }
 
     fn withdraw(&mut self, name: &NamespacedName) -> anyhow::Result<()> {

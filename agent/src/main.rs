@@ -9,6 +9,7 @@ mod dump;
 mod enrolment;
 mod events;
 mod explain;
+mod handover;
 mod limits;
 mod logging;
 mod node;

@@ -1,8 +1,11 @@
 //! `orlop node`: world → snapshot → kernel and proxy.
 
-use std::{io, net::SocketAddr, os::fd::BorrowedFd, path::Path, sync::Arc};
+use std::{
+    convert::Infallible, future, io, mem, net::SocketAddr, os::fd::BorrowedFd, path::Path, sync::Arc,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets};
@@ -17,11 +20,13 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Servers},
     check,
     cli::{CleanArguments, NodeArguments},
-    enrolment::{Enrolment, Status},
-    events, limits, logging, udp,
+    enrolment::{Applied, Enrolment, Status},
+    events,
+    handover::{Door, Estate, Predecessor, ServerSockets, Successor},
+    limits, logging, udp,
 };
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
@@ -46,6 +51,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let world = WorldDirectory::open(&arguments.world)?;
     let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?;
     let identities = Identities::new(Arc::new(ca), arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
+    let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
     let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
     let place = Place {
         bpffs: &arguments.bpffs,
@@ -53,9 +59,15 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
         pods_cgroup: arguments.pods_cgroup.as_deref(),
         node: own_netns.cookie(),
     };
-    let datapath =
-        Datapath::open(&place).map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
-    let datapath = Arc::new(datapath);
+    let open = || {
+        let datapath = Datapath::open(&place)?;
+        // While another agent serves, its programs do too.
+        if predecessor.is_none() {
+            datapath.attach()?;
+        }
+        Ok(Arc::new(datapath))
+    };
+    let datapath = open().map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -73,7 +85,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     )?);
 
     let events = events::Reader::start(&datapath, Arc::clone(&snapshot))?;
-    let servers = Admin {
+    let admin = Admin {
         node: arguments.node.clone(),
         datapath: Arc::clone(&datapath),
         registry: Arc::new(registry),
@@ -81,56 +93,202 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
         identities: identities.clone(),
         status: status.subscribe(),
     };
-    servers.serve(arguments.admin, arguments.metrics, arguments.ready).await?;
+    let mut none = ServerSockets::new();
+    let inherited = predecessor.as_mut().map_or(&mut none, |predecessor| &mut predecessor.servers);
+    let servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, inherited).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
-    let enrolment = Enrolment::new(datapath, Arc::clone(&proxy), identities);
-    let follow = follow(world.watch(), arguments.names.settings(&arguments.node), &proxy, enrolment, &status);
-    tokio::select! {
-        result = follow => result?,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
+    let enrolment = Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, inherited);
+    let settings = arguments.names.settings(&arguments.node);
+    let mut worlds = Worlds::new(world.watch(), settings, Arc::clone(&proxy));
+    let mut agent =
+        Agent { node: arguments.node.clone(), datapath, proxy: Arc::clone(&proxy), admin, servers, status };
+    let successor = tokio::select! {
+        result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
 
     events.stop();
-    status.send_modify(|status| status.draining = true);
-    tracing::info!(connections = proxy.connections(), timeout = ?arguments.drain_timeout, "draining");
-    let left = proxy.drain(arguments.drain_timeout).await;
-    tracing::info!(connections = left, "stopped; enrolled pods are refused until an agent is back");
-    Ok(())
-}
-
-/// Compiles each state of the world, puts it in force for new connections, and brings the kernel in step.
-async fn follow(
-    mut worlds: watch::Receiver<Arc<World>>,
-    settings: Settings,
-    proxy: &Proxy,
-    mut enrolment: Enrolment,
-    status: &watch::Sender<Status>,
-) -> anyhow::Result<()> {
-    let mut findings = Vec::new();
-    for generation in 1.. {
-        let world = Arc::clone(&worlds.borrow_and_update());
-        let snapshot = Arc::new(compile(&world, &settings, generation));
-        drop(world);
-        proxy.publish(Arc::clone(&snapshot));
-        report(&mut findings, snapshot.findings());
-        loop {
-            let applied;
-            (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
-            let complete = applied.failed.is_empty();
-            status.send_modify(|status| status.applied(generation, applied));
-            // A pod whose netns is not there yet will have one soon.
-            tokio::select! {
-                changed = worlds.changed() => break changed.context("the world's watcher has ended")?,
-                () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
-            }
+    agent.status.send_modify(|status| status.draining = true);
+    let timeout = arguments.drain_timeout;
+    match successor {
+        Some(successor) => {
+            tracing::info!(
+                connections = proxy.connections(),
+                ?timeout,
+                "handed over; keeping what can't be moved"
+            );
+            let left = leave(&mut worlds, &proxy, &successor, timeout).await?;
+            tracing::info!(connections = left, "stopped");
+        }
+        None => {
+            tracing::info!(connections = proxy.connections(), ?timeout, "draining");
+            let left = proxy.drain(timeout).await;
+            tracing::info!(connections = left, "stopped; enrolled pods are refused until an agent is back");
         }
     }
     Ok(())
+}
+
+/// After another agent has taken over: moves what can be moved, and keeps the rest until it has ended or
+/// `timeout` has passed. Policy applies to it as before.
+async fn leave(
+    worlds: &mut Worlds,
+    proxy: &Proxy,
+    successor: &Successor,
+    timeout: Duration,
+) -> anyhow::Result<usize> {
+    let mut leaving = proxy.hand_over();
+    let left = tokio::select! {
+        left = proxy.drain(timeout) => left,
+        never = worlds.publish_all() => match never? {},
+        () = async {
+            successor.move_all(&mut leaving, proxy).await;
+            future::pending().await
+        } => unreachable!("it is pending"),
+    };
+    successor.move_rest(&mut leaving, proxy).await;
+    Ok(left)
+}
+
+/// The running agent.
+struct Agent {
+    node: String,
+    datapath: Arc<Datapath>,
+    proxy: Arc<Proxy>,
+    admin: Admin,
+    servers: Servers,
+    status: watch::Sender<Status>,
+}
+
+impl Agent {
+    /// Puts each state of the world in force, until another agent has taken over.
+    async fn run(
+        &mut self,
+        worlds: &mut Worlds,
+        mut enrolment: Enrolment,
+        mut predecessor: Option<Predecessor>,
+        run_dir: &Path,
+    ) -> anyhow::Result<Successor> {
+        let mut door = None;
+        if predecessor.is_none() {
+            door = Some(Door::open(run_dir)?);
+            self.proxy.serve();
+            self.servers.serve(&self.admin);
+        }
+        loop {
+            let snapshot = worlds.publish();
+            loop {
+                let applied;
+                (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
+                if let Some(predecessor) = predecessor.take() {
+                    door = Some(self.take_over(predecessor, &applied).await?);
+                    enrolment.taken_over();
+                }
+                let complete = applied.failed.is_empty();
+                self.status.send_modify(|status| status.applied(snapshot.generation(), applied));
+                let door = door.as_mut().context("nobody listens in --run-dir")?;
+                // A pod whose netns is not there yet will have one soon.
+                tokio::select! {
+                    changed = worlds.changed() => break changed?,
+                    () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
+                    successor = door.knock() => match self.give(worlds, &mut enrolment, door, successor).await? {
+                        Some(successor) => return Ok(successor),
+                        None => break,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes over from the agent before, once every pod is enrolled here too.
+    async fn take_over(&mut self, mut predecessor: Predecessor, applied: &Applied) -> anyhow::Result<Door> {
+        if let Some(lost) = predecessor.loses(&applied.failed) {
+            bail!("cannot take over from the agent that runs, which serves on: {lost}");
+        }
+        self.datapath.attach()?;
+        predecessor.take_over().await.context("the agent that runs does not hand over")?;
+        self.proxy.serve();
+        self.servers.serve(&self.admin);
+        // Those that this agent has no use for.
+        predecessor.servers.clear();
+        let door = Door::inherit(predecessor.door.try_clone()?)?;
+        tracing::info!(pods = applied.enrolled.len(), "taken over from the agent before");
+        let proxy = Arc::clone(&self.proxy);
+        tokio::spawn(async move { predecessor.receive_all(&proxy).await });
+        Ok(door)
+    }
+
+    /// Gives everything to another agent. If that fails it is as if nobody had come.
+    async fn give(
+        &mut self,
+        worlds: &mut Worlds,
+        enrolment: &mut Enrolment,
+        door: &Door,
+        successor: Successor,
+    ) -> anyhow::Result<Option<Successor>> {
+        tracing::info!("another agent wants to take over");
+        let pods: Vec<_> = enrolment.pods().collect();
+        let servers: Vec<_> = self.servers.sockets().collect();
+        let estate = Estate { node: &self.node, pods: &pods, servers: &servers, door };
+        let given = tokio::select! {
+            given = successor.give(&estate) => given,
+            never = worlds.publish_all() => match never? {},
+        };
+        match given {
+            Ok(()) => {
+                self.servers.stop();
+                Ok(Some(successor))
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "not handed over; serving on");
+                enrolment.restore()?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The states of the world, each compiled and put in force for new connections.
+struct Worlds {
+    worlds: watch::Receiver<Arc<World>>,
+    settings: Settings,
+    proxy: Arc<Proxy>,
+    generation: u64,
+    findings: Vec<Finding>,
+}
+
+impl Worlds {
+    fn new(worlds: watch::Receiver<Arc<World>>, settings: Settings, proxy: Arc<Proxy>) -> Self {
+        Self { worlds, settings, proxy, generation: 0, findings: Vec::new() }
+    }
+
+    /// Puts the newest state in force.
+    fn publish(&mut self) -> Arc<Snapshot> {
+        let world = Arc::clone(&self.worlds.borrow_and_update());
+        self.generation += 1;
+        let snapshot = Arc::new(compile(&world, &self.settings, self.generation));
+        self.proxy.publish(Arc::clone(&snapshot));
+        report(&mut self.findings, snapshot.findings());
+        snapshot
+    }
+
+    async fn changed(&mut self) -> anyhow::Result<()> {
+        self.worlds.changed().await.context("the world's watcher has ended")
+    }
+
+    /// Goes on putting states in force, and enrols nobody.
+    async fn publish_all(&mut self) -> anyhow::Result<Infallible> {
+        loop {
+            self.changed().await?;
+            self.publish();
+        }
+    }
 }
 
 /// Says of each resource that needs attention what is the matter, once.

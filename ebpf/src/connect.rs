@@ -4,7 +4,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use orlop_common::{Address, Endpoint, EventKind, Pod, REDIRECT_PORTS, Refusal};
 
 use crate::{
-    context::{SockAddr, forget, is_ipv4, is_ipv6_link_local, is_loopback, random, same, store_with, stored},
+    context::{SockAddr, forget, hash, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
     events,
     maps::{self, AGENT_SOCKETS, DIALLED},
     trusted,
@@ -68,16 +68,16 @@ fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Ref
     if !store_with(&DIALLED, socket, &destination) {
         return Err(Refusal::NoSocketStorage);
     }
-    ctx.set_endpoint(&Endpoint { address, port: redirect_port(ctx, &address), reserved: 0 });
+    ctx.set_endpoint(&Endpoint { address, port: redirect_port(ctx, &address, &destination), reserved: 0 });
     Ok(())
 }
 
-/// The port of the pod's own `address` to dial instead. At random: each has room for as many connections as
-/// there are ephemeral ports. A socket that has chosen its source port itself gets one to which that port has
-/// no connection yet.
+/// The port of the pod's own `address` to dial instead: by destination, so that the kernel gives no two
+/// connections to one destination the same source port. A socket that has chosen its source port itself gets a
+/// port to which that one has no connection yet.
 #[inline(always)]
-fn redirect_port<const IPV4: bool>(ctx: &SockAddr<IPV4>, address: &Address) -> u16 {
-    let first = random() as u16;
+fn redirect_port<const IPV4: bool>(ctx: &SockAddr<IPV4>, address: &Address, destination: &Endpoint) -> u16 {
+    let first = hash(destination) as u16;
     let nth = |n: u16| REDIRECT_PORTS.start + first.wrapping_add(n) % REDIRECT_PORTS.len() as u16;
     let source_port = ctx.source_port();
     if source_port != 0 {

@@ -14,8 +14,8 @@ use aya_ebpf::{
     },
     btf_maps::SkStorage,
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_setsockopt,
-        bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock,
+        bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
@@ -118,11 +118,13 @@ pub fn is_ipv6_link_local(address: &Address) -> bool {
     address[0] == 0xfe && address[1] & 0xc0 == 0x80
 }
 
-/// Any number.
+/// Four bits that spread endpoints that are alike (Fibonacci hashing).
 #[inline(always)]
-pub fn random() -> u32 {
-    // SAFETY: the helper has no conditions.
-    unsafe { bpf_get_prandom_u32() }
+pub fn hash(endpoint: &Endpoint) -> u32 {
+    const GOLDEN_RATIO: u32 = 0x9e37_79b9;
+    let [a, b, c, d] = split(endpoint.address);
+    let address = (a ^ b ^ c ^ u32::from_be(d)).wrapping_mul(GOLDEN_RATIO);
+    address.wrapping_add(u32::from(endpoint.port)).wrapping_mul(GOLDEN_RATIO) >> 28
 }
 
 #[inline(always)]

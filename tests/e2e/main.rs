@@ -20,5 +20,6 @@ mod strict;
 mod testbed;
 mod tunnel;
 mod udp;
+mod upgrade;
 mod world;
 mod ztunnel;

@@ -1,5 +1,6 @@
 //! What the suites of tunnels, peers and attacks start from: two nodes, and what their agents recorded.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use orlop_tests::{Agent, AgentOptions, Node, Pod, PodSpec, Testbed, wait_for};
@@ -7,6 +8,8 @@ use serde_json::Value;
 
 /// For anything that should take no time at all.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
+/// Held by a test that opens so many sockets that another such one has to wait: all run in one process.
+pub static MANY_DESCRIPTORS: Mutex<()> = Mutex::new(());
 /// The namespace of the pods, which is in the mesh.
 pub const NAMESPACE: &str = "shop";
 

@@ -324,15 +324,20 @@ fn one_source_port_serves_several_destinations() {
 #[test]
 fn more_connections_than_there_are_ephemeral_ports() {
     const PORTS: usize = 64;
-    const CONNECTIONS: usize = 5 * PORTS;
+    const EACH: usize = 20;
     let pair = Pair::new();
-    let server = pair.server.serve_echo(80).unwrap();
+    let servers: Vec<_> = (80..96).map(|port| pair.server.serve_echo(port).unwrap()).collect();
     let range = format!("40000 {}", 40_000 + PORTS - 1);
     pair.client.run(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).unwrap().unwrap();
-    for to in [server.addr(), server.addr6()] {
-        let streams: Vec<_> = (0..CONNECTIONS).map(|_| dial(&pair.client, to).unwrap()).collect();
-        let ports: BTreeSet<_> = streams.iter().map(|stream| stream.local_addr().unwrap().port()).collect();
-        assert!(ports.len() <= PORTS, "{ports:?}");
+    for address in [EchoServer::addr, EchoServer::addr6] {
+        let mut streams = Vec::new();
+        for to in servers.iter().map(address) {
+            let some: Vec<_> = (0..EACH).map(|_| dial(&pair.client, to).unwrap()).collect();
+            let ports: BTreeSet<_> = some.iter().map(|stream| stream.local_addr().unwrap().port()).collect();
+            assert_eq!(ports.len(), EACH, "a server takes two clients for one: {ports:?}");
+            streams.extend(some);
+        }
+        assert!(streams.len() > 4 * PORTS);
     }
 }
 

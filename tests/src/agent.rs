@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -103,6 +104,23 @@ impl Agent {
         self.kill()?;
         self.start_again()?;
         self.wait_ready()
+    }
+
+    /// Starts the agent once more and waits until it has taken over from the one that runs, which is given.
+    pub fn upgrade(&mut self) -> Result<Process> {
+        let taken_over = |log: &str| log.matches("taken over from the agent before").count();
+        let before = taken_over(&self.log()?);
+        let new = self.start_beside(&[])?;
+        let old = mem::replace(&mut self.process, new);
+        self.wait_log(|log| taken_over(log) > before, self.options.ready_timeout)?;
+        Ok(old)
+    }
+
+    /// Starts another agent of this node, with more arguments.
+    pub fn start_beside(&self, args: &[&str]) -> Result<Process> {
+        let mut options = self.options.clone();
+        options.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        spawn(&self.node, &options, &self.binary, &self.log)
     }
 
     /// Starts the agent again after it ended, without waiting until it is ready.
@@ -268,6 +286,7 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
     let mut command = node.command(&binary.to_string_lossy())?;
     command.arg("node").arg("--world").arg(node.lab().world.dir()).arg("--node").arg(node.name());
     command.arg("--ca-dir").arg(node.lab().ca_dir()).arg("--bpffs").arg(node.bpffs_dir());
+    command.arg("--run-dir").arg(node.run_dir());
     command.args(["--admin", &format!("127.0.0.1:{ADMIN_PORT}")]);
     command.args(["--metrics", &format!("0.0.0.0:{METRICS_PORT}")]);
     command.args(["--ready", &format!("0.0.0.0:{READY_PORT}")]);

@@ -102,6 +102,11 @@ impl Node {
         self.lab().bpffs.join(self.name())
     }
 
+    /// Where this node's agent hands over to its next one.
+    pub fn run_dir(&self) -> PathBuf {
+        self.lab().dir.join(format!("run-{}", self.name()))
+    }
+
     /// A command that runs in the node's network namespace, outside any pod's cgroup, as kubelet does.
     pub fn command(&self, program: &str) -> Result<Command> {
         command_in(program, &self.inner.netns, &self.inner.cgroup)

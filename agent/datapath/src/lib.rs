@@ -33,7 +33,8 @@ use std::{
 };
 
 use nix::sys::statfs;
-use orlop_common::{ABI_VERSION, Address, ListenerKey, Pod, PodPort, Refusal};
+pub use orlop_common::ABI_VERSION;
+use orlop_common::{Address, ListenerKey, Pod, PodPort, Refusal};
 
 pub use crate::{
     error::DatapathError,
@@ -78,6 +79,7 @@ pub struct Enrolment<'a> {
 pub struct Datapath {
     directory: PathBuf,
     constants: Constants,
+    cgroup: File,
     pods: Map<NetnsCookie, Pod>,
     addresses: Map<Address, NetnsCookie>,
     listeners: Map<ListenerKey, u32>,
@@ -89,7 +91,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, adopts what is pinned, and attaches the rest.
+    /// Adopts the maps that are pinned and makes those that are not.
     pub fn open(place: &Place<'_>) -> Result<Self, DatapathError> {
         let directory = place.bpffs.join(format!("v{ABI_VERSION}"));
         for part in ["maps", "links", "pods"] {
@@ -104,7 +106,6 @@ impl Datapath {
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
         let constants = Constants { pod: 0, node: place.node, pods_cgroup };
         let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
-        links::attach_cgroup(&loaded, cgroup.as_fd(), &directory.join("links"))?;
         Ok(Self {
             constants,
             pods: Map::new(loaded.take_map("PODS")?),
@@ -116,7 +117,14 @@ impl Datapath {
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
             sockets: Sockets::new(loaded.take_map("ORIGINAL_DST")?, loaded.take_map("AGENT_SOCKETS")?),
             directory,
+            cgroup,
         })
+    }
+
+    /// Puts this build's programs for the cgroup in force, those of an earlier agent replaced without a gap.
+    pub fn attach(&self) -> Result<(), DatapathError> {
+        let loaded = object::load(Some(&self.directory.join("maps")), &self.constants)?;
+        links::attach_cgroup(&loaded, self.cgroup.as_fd(), &self.directory.join("links"))
     }
 
     /// What the proxy asks about single sockets.

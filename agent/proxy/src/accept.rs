@@ -18,6 +18,7 @@ use crate::{
     outbound,
     pod::Pod,
     record::Record,
+    shared::Phase,
     socket::{self, Accepted},
     worker::Worker,
 };
@@ -25,13 +26,14 @@ use crate::{
 /// How long to leave a listener alone that can't accept, most likely for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until the pod is closed or the proxy drains.
+/// Accepts from the moment that the proxy serves until the pod is closed or the proxy leaves.
 pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: std::net::TcpListener) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(pod = %pod.name(), port, %error, "cannot listen"),
     };
-    let mut draining = worker.shared.draining.subscribe();
+    let mut phase = worker.shared.phase.subscribe();
+    let _ = phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -39,7 +41,11 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
                 take_waiting(&worker, &pod, port, &listener).await;
                 break;
             }
-            _ = draining.wait_for(|draining| *draining) => break,
+            left = phase.wait_for(Phase::is_leaving) => match left.as_deref() {
+                // Another agent has the same socket.
+                Ok(Phase::HandingOver(_)) => return,
+                _ => break,
+            },
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -83,7 +89,7 @@ fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: S
 
 fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
     let shared = &worker.shared;
-    let Some(live) = shared.live.enter(shared, shared.config.max_connections) else {
+    let Some(live) = shared.live.enter(shared.config.max_connections) else {
         let direction = if port == OUTBOUND_PORT { Direction::Outbound } else { Direction::Inbound };
         let mut record = Record::new(shared, direction);
         record.source.address = Some(accepted.peer);

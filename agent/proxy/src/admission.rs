@@ -2,9 +2,9 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
-use orlop_model::{Connection, Identity, Mode, Reason, Snapshot, Workload};
+use orlop_model::{Connection, Identity, Mode, NamespacedName, Reason, Snapshot, Workload};
 
-use crate::{pod::Pod, refusal::Refusal, shared::Shared};
+use crate::{refusal::Refusal, shared::Shared};
 
 /// A connection to a pod of this node.
 #[derive(Clone, Debug)]
@@ -19,10 +19,10 @@ pub(crate) struct Arrival {
 /// Decides on an arrival. The answer is the pod as the snapshot has it.
 pub(crate) fn admit<'a>(
     snapshot: &'a Snapshot,
-    pod: &Pod,
+    pod: &NamespacedName,
     arrival: &Arrival,
 ) -> Result<&'a Arc<Workload>, Refusal> {
-    let workload = snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?;
+    let workload = snapshot.workload(pod).ok_or(Reason::NotEnrolled)?;
     let port = arrival.address.port();
     if arrival.identity.is_none() && snapshot.mutual_tls(workload, port) == Mode::Strict {
         let detail = format!("PeerAuthentication asks for mutual TLS on port {port} of {}", workload.name);
@@ -43,7 +43,7 @@ pub(crate) fn admit<'a>(
 /// Runs `carry` for as long as the arrival is admitted.
 pub(crate) async fn while_admitted(
     shared: &Shared,
-    pod: &Pod,
+    pod: &NamespacedName,
     arrival: &Arrival,
     carry: impl Future<Output = Result<(), Reason>>,
 ) -> Result<(), Refusal> {

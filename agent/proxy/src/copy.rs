@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use orlop_model::Reason;
 use tokio::{net::TcpStream, time::sleep};
@@ -46,17 +46,29 @@ pub(crate) async fn tcp_and_stream(
     result
 }
 
-/// Carries bytes between two sockets. `up` counts from `a` to `b`.
+/// How far one direction between two sockets has come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Half {
+    /// Read and not yet written.
+    pub(crate) rest: Bytes,
+    /// The end was read and passed on.
+    pub(crate) ended: bool,
+}
+
+/// Carries bytes between two sockets. `up` counts from `a` to `b`. Nothing is lost if this is dropped at any
+/// moment: called again, perhaps in another process, it goes on from `halves`, which are `up` and `down`.
 pub(crate) async fn tcp_and_tcp(
     a: &TcpStream,
     b: &TcpStream,
+    halves: &mut [Half; 2],
     up: &Meter,
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
     let sockets = [a, b];
     sockets.into_iter().for_each(socket::reset_unless_whole);
-    let both = async { tokio::try_join!(tcp_to_tcp(a, b, up), tcp_to_tcp(b, a, down)).map(drop) };
+    let [to_b, to_a] = halves;
+    let both = async { tokio::try_join!(tcp_to_tcp(a, b, to_b, up), tcp_to_tcp(b, a, to_a, down)).map(drop) };
     unless_idle(both, up, down, idle_timeout).await?;
     sockets.into_iter().for_each(socket::whole);
     Ok(())
@@ -174,9 +186,10 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_READ].into_boxed_slice());
 }
 
-async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, meter: &Meter) -> Result<(), Reason> {
-    loop {
-        let step = SCRATCH.with_borrow_mut(|scratch| -> io::Result<Option<(usize, Vec<u8>)>> {
+async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, half: &mut Half, meter: &Meter) -> Result<(), Reason> {
+    while !half.ended {
+        write_all(to, &mut half.rest).await.map_err(|_| Reason::Reset)?;
+        let step = SCRATCH.with_borrow_mut(|scratch| -> io::Result<Option<usize>> {
             let read = match from.try_read(scratch) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 result => result?,
@@ -185,24 +198,28 @@ async fn tcp_to_tcp(from: &TcpStream, to: &TcpStream, meter: &Meter) -> Result<(
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 result => result?,
             };
-            Ok(Some((read, scratch[written..read].to_vec())))
+            if written < read {
+                half.rest = Bytes::copy_from_slice(&scratch[written..read]);
+            }
+            Ok(Some(read))
         });
         match step.map_err(|_| Reason::Reset)? {
             None => from.readable().await.map_err(|_| Reason::Reset)?,
-            Some((0, _)) => return socket::finish(to).map_err(|_| Reason::Reset),
-            Some((read, rest)) => {
-                write_all(to, &rest).await.map_err(|_| Reason::Reset)?;
-                meter.add(read);
+            Some(0) => {
+                half.ended = true;
+                socket::finish(to).map_err(|_| Reason::Reset)?;
             }
+            Some(read) => meter.add(read),
         }
     }
+    Ok(())
 }
 
-async fn write_all(to: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+async fn write_all(to: &TcpStream, data: &mut Bytes) -> io::Result<()> {
     while !data.is_empty() {
         match to.try_write(data) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable().await?,
-            result => data = &data[result?..],
+            result => data.advance(result?),
         }
     }
     Ok(())

@@ -15,12 +15,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     admission::{Arrival, admit, while_admitted},
+    carried::Carried,
     copy, hbone,
     metrics::Direction,
     pod::Pod,
     record::Record,
     refusal::Refusal,
-    shared::LiveGuard,
+    shared::{LiveGuard, Phase},
     socket::{self, Accepted},
     tunnel,
     tunnel::handshake_reason,
@@ -105,12 +106,12 @@ async fn serve_streams(
     mut connection: Connection<Tls, Bytes>,
     peer: Rc<Peer>,
 ) {
-    let mut draining = worker.shared.draining.subscribe();
+    let mut phase = worker.shared.phase.subscribe();
     let mut told = false;
     loop {
         let stream = tokio::select! {
             stream = connection.accept() => stream,
-            _ = draining.wait_for(|draining| *draining), if !told => {
+            _ = phase.wait_for(Phase::is_leaving), if !told => {
                 told = true;
                 connection.graceful_shutdown();
                 continue;
@@ -154,7 +155,7 @@ fn start_stream(
     mut respond: SendResponse<Bytes>,
 ) {
     let shared = &worker.shared;
-    let Some(live) = shared.live.enter(shared, shared.config.max_connections) else {
+    let Some(live) = shared.live.enter(shared.config.max_connections) else {
         let mut record = Record::new(shared, Direction::Inbound);
         record.source.address = Some(peer.address);
         respond.send_reset(h2::Reason::REFUSED_STREAM);
@@ -192,7 +193,7 @@ async fn serve_connect(
             let idle_timeout = worker.shared.config.idle_timeout;
             let (up, down) = (&record.up, &record.down);
             let carry = copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout);
-            while_admitted(&worker.shared, pod, &arrival, carry).await
+            while_admitted(&worker.shared, pod.name(), &arrival, carry).await
         }
         Err(_) => Err(Reason::TunnelClosed.into()),
     };
@@ -227,7 +228,7 @@ async fn connect(
         return Err(Reason::NotThisPod.into());
     }
     let arrival = Arrival { identity: Some(peer.identity.clone()), client, address: request.authority };
-    admit(&snapshot, pod, &arrival)?;
+    admit(&snapshot, pod.name(), &arrival)?;
 
     let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
     Ok((arrival, server))
@@ -237,19 +238,27 @@ async fn connect(
 pub(crate) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
     let mut record = Record::new(&worker.shared, Direction::Inbound);
     record.source.address = Some(client.peer);
-    let result = carry_plaintext(worker, pod, &client, &mut record).await;
-    if result.is_err() {
-        socket::reset(client.tcp);
+    match connect_plaintext(worker, pod, &client, &mut record).await {
+        Ok((arrival, server)) => {
+            record.opened(&worker.series);
+            let sockets = [client.tcp, server];
+            Carried { pod: pod.name().clone(), sockets, halves: Default::default(), arrival: Some(arrival) }
+                .carry(worker, record)
+                .await;
+        }
+        Err(refusal) => {
+            socket::reset(client.tcp);
+            record.finish(Err(refusal));
+        }
     }
-    record.finish(result);
 }
 
-async fn carry_plaintext(
+async fn connect_plaintext(
     worker: &Worker,
     pod: &Pod,
     client: &Accepted,
     record: &mut Record,
-) -> Result<(), Refusal> {
+) -> Result<(Arrival, TcpStream), Refusal> {
     let destination = socket::canonical(client.tcp.local_addr().map_err(Refusal::internal)?);
     record.destination.address = Some(destination);
     // Led here by nobody: the pod itself has dialled the proxy.
@@ -263,13 +272,10 @@ async fn carry_plaintext(
     destination_is(record, snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?);
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
     let arrival = Arrival { identity: None, client: client.peer, address: destination };
-    admit(&snapshot, pod, &arrival)?;
+    admit(&snapshot, pod.name(), &arrival)?;
 
     let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
-    record.opened(&worker.series);
-    let idle_timeout = worker.shared.config.idle_timeout;
-    let carry = copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout);
-    while_admitted(&worker.shared, pod, &arrival, carry).await.inspect_err(|_| socket::reset(server))
+    Ok((arrival, server))
 }
 
 fn destination_is(record: &mut Record, workload: &Arc<Workload>) {

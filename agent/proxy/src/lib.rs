@@ -10,15 +10,18 @@ mod accept;
 mod admission;
 mod affinity;
 pub mod by_kernel;
+mod carried;
 mod config;
 mod copy;
 mod handshakes;
 mod hbone;
 mod inbound;
+mod inherited;
 mod kernel;
 mod meter;
 mod metrics;
 mod outbound;
+mod passthrough;
 mod pod;
 mod pool;
 mod record;
@@ -35,14 +38,29 @@ use std::{io, rc::Rc, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use orlop_identity::Identities;
 use orlop_model::{NamespacedName, Snapshot};
-use tokio::{sync::watch, task::spawn_local, time::timeout};
+use tokio::{
+    sync::{
+        mpsc::{UnboundedReceiver, unbounded_channel},
+        watch,
+    },
+    task::spawn_local,
+    time::timeout,
+};
 
 use crate::{
     affinity::Affinity,
-    shared::{InFlight, Live, Shared},
+    shared::{InFlight, Live, Phase, Shared},
     worker::Crew,
 };
-pub use crate::{config::Config, kernel::Kernel, metrics::Metrics, pod::Pod, socket::Netns};
+pub use crate::{
+    config::Config,
+    inherited::{Inherited, Protocol, SocketName},
+    kernel::Kernel,
+    metrics::Metrics,
+    passthrough::{Passthrough, PassthroughState},
+    pod::Pod,
+    socket::Netns,
+};
 
 /// The running proxy.
 pub struct Proxy {
@@ -51,7 +69,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts the workers. What [`Proxy::publish`] puts in force is there to see in `snapshot`.
+    /// Starts the workers, which take connections from [`Proxy::serve`] on. What [`Proxy::publish`] puts in
+    /// force is there to see in `snapshot`.
     pub fn start(
         config: Config,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -69,8 +88,9 @@ impl Proxy {
             in_flight: InFlight::default(),
             affinity: Affinity::default(),
             live: Live::new(),
+            movable: Live::new(),
             generation: watch::Sender::new(0),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Waiting),
         });
         let crew = Crew::start(workers, &shared)?;
         Ok(Self { shared, crew })
@@ -84,9 +104,15 @@ impl Proxy {
         self.shared.generation.send_replace(generation);
     }
 
-    /// Listens in a pod. Nothing arrives before the kernel side leads it to [`Pod::listeners`].
-    pub fn add(&self, name: NamespacedName, netns: Netns) -> io::Result<Arc<Pod>> {
-        let pod = Arc::new(Pod::open(name, netns)?);
+    /// Takes connections from now on.
+    pub fn serve(&self) {
+        self.shared.phase.send_replace(Phase::Serving);
+    }
+
+    /// Listens in a pod, with its sockets of `inherited` if they are there. Nothing arrives before the kernel
+    /// side leads it to [`Pod::listeners`].
+    pub fn add(&self, name: NamespacedName, netns: Netns, inherited: &mut Inherited) -> io::Result<Arc<Pod>> {
+        let pod = Arc::new(Pod::open(name, netns, inherited)?);
         for (index, (port, listener)) in pod.clone_listeners()?.into_iter().enumerate() {
             let pod = Arc::clone(&pod);
             let worker = (self.crew.idlest() + index) % self.crew.len();
@@ -108,11 +134,42 @@ impl Proxy {
         self.shared.live.count()
     }
 
+    /// Leaves new connections to another agent that has the same sockets, tells the tunnels' peers, and gives
+    /// the connections that the other agent can go on with. Those that it does not take any more, once the
+    /// receiver is gone, stay here.
+    pub fn hand_over(&self) -> UnboundedReceiver<Passthrough> {
+        let (way, leaving) = unbounded_channel();
+        self.shared.phase.send_replace(Phase::HandingOver(way));
+        leaving
+    }
+
+    /// Goes on with a connection that another agent has begun.
+    pub fn resume(&self, passthrough: Passthrough) {
+        carried::start(&self.crew, passthrough);
+    }
+
     /// Takes no more connections, tells the tunnels' peers, and waits until what is open has ended or
-    /// `limit` has passed. Returns how many connections were left.
+    /// `limit` has passed, and until what can be moved to another agent is on its way. Returns how many
+    /// connections were left.
     pub async fn drain(&self, limit: Duration) -> usize {
-        self.shared.draining.send_replace(true);
+        let mut way = None;
+        self.shared.phase.send_if_modified(|phase| match phase {
+            Phase::HandingOver(other) => {
+                way = Some(other.clone());
+                false
+            }
+            _ => {
+                *phase = Phase::Draining;
+                true
+            }
+        });
         let _ = timeout(limit, self.shared.live.ended()).await;
+        if let Some(way) = way {
+            tokio::select! {
+                () = self.shared.movable.ended() => {}
+                () = way.closed() => {}
+            }
+        }
         self.connections()
     }
 }

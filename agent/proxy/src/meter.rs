@@ -15,6 +15,11 @@ impl Meter {
         let _ = self.counter.set(counter.clone());
     }
 
+    /// What was counted elsewhere, before.
+    pub(crate) fn since(total: u64) -> Self {
+        Self { total: Cell::new(total), counter: OnceCell::new() }
+    }
+
     pub(crate) fn add(&self, bytes: usize) {
         self.total.set(self.total.get() + bytes as u64);
         if let Some(counter) = self.counter.get() {

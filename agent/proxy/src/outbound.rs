@@ -6,10 +6,11 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::StatusCode;
 use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     affinity::Moment,
+    carried::Carried,
     copy, hbone,
     metrics::Direction,
     pod::Pod,
@@ -26,37 +27,49 @@ use crate::{
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
-    let result = carry(worker, pod, &client, &mut record).await;
-    if result.is_err() {
-        socket::reset(client.tcp);
+    match connect(worker, pod, &client, &mut record).await {
+        Ok((Way::Plain(server), _in_flight)) => {
+            record.opened(&worker.series);
+            let sockets = [client.tcp, server];
+            Carried { pod: pod.name().clone(), sockets, halves: Default::default(), arrival: None }
+                .carry(worker, record)
+                .await;
+        }
+        Ok((Way::Tunnel(mut stream), _in_flight)) => {
+            record.opened(&worker.series);
+            let Stream { send, receive, .. } = &mut stream;
+            let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
+            let result = copy::tcp_and_stream(&client.tcp, send, receive, up, down, idle_timeout).await;
+            if result.is_err() {
+                socket::reset(client.tcp);
+            }
+            record.finish(result.map_err(Refusal::from));
+        }
+        Err(refusal) => {
+            socket::reset(client.tcp);
+            record.finish(Err(refusal));
+        }
     }
-    record.finish(result);
 }
 
-async fn carry(
+/// The way to the server, which is connected.
+enum Way {
+    Plain(TcpStream),
+    Tunnel(Stream),
+}
+
+async fn connect(
     worker: &Rc<Worker>,
     pod: &Pod,
     client: &Accepted,
     record: &mut Record,
-) -> Result<(), Refusal> {
-    let idle_timeout = worker.shared.config.idle_timeout;
+) -> Result<(Way, InFlightGuard), Refusal> {
     let upstream = resolve(worker, pod, client, record)?;
-    match upstream.transport {
-        Transport::Plain => {
-            let server = tunnel::dial(&worker.shared, pod, upstream.address).await?;
-            record.opened(&worker.series);
-            copy::tcp_and_tcp(&client.tcp, &server, &record.up, &record.down, idle_timeout)
-                .await
-                .inspect_err(|_| socket::reset(server))?;
-        }
-        Transport::Hbone => {
-            let mut stream = open_stream(worker, pod, client.peer, &upstream, record).await?;
-            record.opened(&worker.series);
-            let Stream { send, receive, .. } = &mut stream;
-            copy::tcp_and_stream(&client.tcp, send, receive, &record.up, &record.down, idle_timeout).await?;
-        }
-    }
-    Ok(())
+    let way = match upstream.transport {
+        Transport::Plain => Way::Plain(tunnel::dial(&worker.shared, pod, upstream.address).await?),
+        Transport::Hbone => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, record).await?),
+    };
+    Ok((way, upstream.in_flight))
 }
 
 /// What one connection's way is, at the snapshot of its beginning.
@@ -64,7 +77,7 @@ struct Upstream {
     source: Arc<Workload>,
     address: SocketAddr,
     transport: Transport,
-    _in_flight: InFlightGuard,
+    in_flight: InFlightGuard,
 }
 
 fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -> Result<Upstream, Refusal> {
@@ -93,7 +106,7 @@ fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -
         source: Arc::clone(source),
         address: route.upstream,
         transport: route.transport,
-        _in_flight: shared.in_flight.enter(route.upstream),
+        in_flight: shared.in_flight.enter(route.upstream),
     })
 }
 

@@ -11,7 +11,10 @@ use orlop_model::{
 };
 use tokio::sync::watch;
 
-use crate::socket::Netns;
+use crate::{
+    inherited::{Inherited, Protocol, SocketName},
+    socket::Netns,
+};
 
 /// A pod of this node that the proxy serves. Dropping it stops the listening, not the connections.
 #[derive(Debug)]
@@ -25,10 +28,17 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Opens the pod's listening sockets in its netns. Nothing comes there before the kernel side leads
-    /// it there.
-    pub(crate) fn open(name: NamespacedName, netns: Netns) -> io::Result<Self> {
-        let listen = |port| Ok::<_, io::Error>((port, Arc::new(netns.listen(port)?)));
+    /// Opens the pod's listening sockets in its netns, or takes those of an earlier agent. Nothing comes there
+    /// before the kernel side leads it there.
+    pub(crate) fn open(name: NamespacedName, netns: Netns, inherited: &mut Inherited) -> io::Result<Self> {
+        let mut listen = |port| {
+            let name = SocketName { netns: netns.cookie(), port, protocol: Protocol::Tcp };
+            let listener = match inherited.take(name) {
+                Some(socket) => TcpListener::from(socket),
+                None => netns.listen(port)?,
+            };
+            Ok::<_, io::Error>((port, Arc::new(listener)))
+        };
         let listeners = [listen(OUTBOUND_PORT)?, listen(INBOUND_PLAINTEXT_PORT)?, listen(HBONE_PORT)?];
         let mut ports = [0; 3];
         for (port, (_, listener)) in ports.iter_mut().zip(&listeners) {
@@ -50,6 +60,13 @@ impl Pod {
     /// Its listening sockets, by the port that each stands for.
     pub fn listeners(&self) -> impl Iterator<Item = (u16, BorrowedFd<'_>)> {
         self.listeners.iter().map(|(port, listener)| (*port, listener.as_fd()))
+    }
+
+    /// All of its sockets that another agent can take over.
+    pub fn sockets(&self) -> impl Iterator<Item = (SocketName, BorrowedFd<'_>)> {
+        let netns = self.netns.cookie();
+        self.listeners()
+            .map(move |(port, socket)| (SocketName { netns, port, protocol: Protocol::Tcp }, socket))
     }
 
     /// Whether the proxy itself is at this port of the pod: what it led there would come back to it, for ever.

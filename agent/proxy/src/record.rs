@@ -42,6 +42,7 @@ pub(crate) struct Record {
     pub(crate) down: Meter,
     series: Option<Series>,
     outcome: Option<Refusal>,
+    moved: bool,
 }
 
 impl Record {
@@ -60,11 +61,23 @@ impl Record {
             series: None,
             // Unless somebody says otherwise: a task that is dropped midway has been cut short.
             outcome: Some(Reason::Draining.into()),
+            moved: false,
         }
     }
 
     /// Both ends are connected.
     pub(crate) fn opened(&mut self, cache: &SeriesCache) {
+        self.attach(cache).opened.inc();
+    }
+
+    /// Another agent has carried the connection for this long, and that many bytes `up` and `down`.
+    pub(crate) fn resumed(&mut self, cache: &SeriesCache, age: Duration, [up, down]: [u64; 2]) {
+        self.started = self.started.checked_sub(age).unwrap_or(self.started);
+        (self.up, self.down) = (Meter::since(up), Meter::since(down));
+        self.attach(cache);
+    }
+
+    fn attach(&mut self, cache: &SeriesCache) -> &Series {
         let key = SeriesKey {
             direction: self.direction,
             mutual_tls: self.tunnel.is_some(),
@@ -75,10 +88,22 @@ impl Record {
             service: Place(self.service.clone()),
         };
         let series = cache.get(&self.shared.metrics, key);
-        series.opened.inc();
         self.up.feed(&series.received);
         self.down.feed(&series.sent);
-        self.series = Some(series);
+        self.series.insert(series)
+    }
+
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The connection goes on in another agent, whose record tells of its end.
+    pub(crate) fn moved(mut self) {
+        self.moved = true;
     }
 
     /// How the connection ended.
@@ -90,6 +115,9 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.shared.metrics.active().dec();
+        if self.moved {
+            return;
+        }
         let result = match (&self.series, &self.outcome) {
             (_, None) => "ok",
             (Some(_), Some(_)) => "cut",

@@ -10,9 +10,9 @@ use std::{
 use arc_swap::ArcSwap;
 use orlop_identity::Identities;
 use orlop_model::Snapshot;
-use tokio::sync::watch;
+use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use crate::{Config, Kernel, Metrics, affinity::Affinity};
+use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity};
 
 /// What every worker shares.
 pub(crate) struct Shared {
@@ -23,24 +23,62 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: InFlight,
     pub(crate) affinity: Affinity,
+    /// Connections and streams.
     pub(crate) live: Live,
+    /// Those of them that could go on in another agent.
+    pub(crate) movable: Live,
     /// Of the snapshot in force.
     pub(crate) generation: watch::Sender<u64>,
-    /// True from the moment that new connections are no longer taken.
-    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) phase: watch::Sender<Phase>,
 }
 
-/// Connections and streams that are open, to bound them and to await their end.
-#[derive(Debug)]
-pub(crate) struct Live(watch::Sender<usize>);
+/// What the proxy does with connections.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// It takes none yet.
+    Waiting,
+    Serving,
+    /// Another agent takes the new ones, and whatever can be moved goes there.
+    HandingOver(UnboundedSender<Passthrough>),
+    /// It takes no more.
+    Draining,
+}
+
+impl Phase {
+    /// Whether new connections are no longer taken.
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(self, Self::HandingOver(_) | Self::Draining)
+    }
+}
+
+impl Shared {
+    /// Waits until connections can be moved to another agent, and gives the way there.
+    pub(crate) async fn handing_over(&self) -> UnboundedSender<Passthrough> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            match &*phase.borrow_and_update() {
+                // Closed: the other agent is gone.
+                Phase::HandingOver(way) if !way.is_closed() => return way.clone(),
+                _ => {}
+            }
+            if phase.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// Counts what is open, to bound it and to await its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Live(Arc<watch::Sender<usize>>);
 
 impl Live {
     pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(0))
+        Self(Arc::new(watch::Sender::new(0)))
     }
 
     /// One more, unless there are `limit` already.
-    pub(crate) fn enter(self: &Live, shared: &Arc<Shared>, limit: usize) -> Option<LiveGuard> {
+    pub(crate) fn enter(&self, limit: usize) -> Option<LiveGuard> {
         let mut entered = false;
         self.0.send_if_modified(|live| {
             entered = *live < limit;
@@ -48,7 +86,7 @@ impl Live {
             // Nobody waits for it to grow.
             false
         });
-        entered.then(|| LiveGuard(Arc::clone(shared)))
+        entered.then(|| LiveGuard(Arc::clone(&self.0)))
     }
 
     pub(crate) async fn ended(&self) {
@@ -62,11 +100,11 @@ impl Live {
 }
 
 /// Counts a connection as open until it is dropped.
-pub(crate) struct LiveGuard(Arc<Shared>);
+pub(crate) struct LiveGuard(Arc<watch::Sender<usize>>);
 
 impl Drop for LiveGuard {
     fn drop(&mut self) {
-        self.0.live.0.send_if_modified(|live| {
+        self.0.send_if_modified(|live| {
             *live -= 1;
             *live == 0
         });

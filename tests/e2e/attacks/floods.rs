@@ -1,7 +1,7 @@
 //! Too much of everything.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,13 +15,14 @@ use tokio_rustls::TlsConnector;
 use super::Siege;
 use super::forge::{certificate, client};
 use crate::hbone::{hbone, within};
-use crate::mesh::{NAMESPACE, TIMEOUT, await_value, failed};
+use crate::mesh::{MANY_DESCRIPTORS, NAMESPACE, TIMEOUT, await_value, failed};
 
 const MIB: u64 = 1 << 20;
 
 #[test]
 fn ten_thousand_half_open_handshakes() {
     const HALF_OPEN: usize = 10_000;
+    let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let siege = Siege::with(&["--handshake-timeout", "3s"]);

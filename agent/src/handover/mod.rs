@@ -1,0 +1,39 @@
+//! Upgrade without loss: a new agent takes everything over from the one that runs.
+//!
+//! They meet at a Unix socket in the run directory, where the one that serves listens:
+//!
+//! ```text
+//! new → old   Hello
+//! old → new   Refused, or a Socket for each listening socket and then Enrolled; from here on it enrols nobody
+//! new → old   Ready, with every pod enrolled and its own programs behind the links
+//! old → new   Yours; now the new one serves, and the old one accepts nothing more
+//! old → new   a Passthrough for each connection that can be moved, until its last connection has ended
+//! ```
+//!
+//! Both hold the same listening sockets meanwhile, so that no connection finds none. Whatever goes wrong before
+//! `Yours` ends the new agent, and the old one puts its own programs back and serves on.
+
+mod new;
+mod old;
+mod wire;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use self::{
+    new::{Predecessor, ServerSockets},
+    old::{Door, Estate, Successor},
+};
+
+/// Of the messages. Agents of different versions don't hand over to each other.
+const VERSION: u32 = 1;
+/// For the other agent's next word, where it has nothing to do before it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For a new agent to get ready.
+const PREPARATION: Duration = Duration::from_secs(60);
+
+fn door(run_dir: &Path) -> PathBuf {
+    run_dir.join("handover.sock")
+}

@@ -1,0 +1,124 @@
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io::ErrorKind,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use anyhow::{Context as _, bail};
+use orlop_model::NamespacedName;
+use orlop_proxy::{Inherited, Passthrough, Proxy};
+use tokio_seqpacket::UnixSeqpacket;
+
+use super::{
+    PATIENCE, VERSION,
+    wire::{Message, Packet, Peer, Socket},
+};
+
+/// Listening sockets of the node's own HTTP endpoints, by address.
+pub type ServerSockets = HashMap<SocketAddr, OwnedFd>;
+
+/// The agent that runs, which has given its sockets and serves until [`Predecessor::take_over`].
+#[derive(Debug)]
+pub struct Predecessor {
+    peer: Peer,
+    enrolled: HashSet<String>,
+    /// The sockets of its pods.
+    pub pods: Inherited,
+    /// Its HTTP endpoints.
+    pub servers: ServerSockets,
+    /// Where it listens for its successor.
+    pub door: OwnedFd,
+}
+
+impl Predecessor {
+    /// Asks the agent that listens in `run_dir` for its sockets. `None` if no agent does.
+    pub async fn meet(run_dir: &Path, node: &str) -> anyhow::Result<Option<Self>> {
+        let path = super::door(run_dir);
+        let socket = match UnixSeqpacket::connect(&path).await {
+            Err(error) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+                return Ok(None);
+            }
+            result => result.with_context(|| format!("cannot connect to {}", path.display()))?,
+        };
+        Self::ask(Peer::new(socket), node).await.map(Some).with_context(|| {
+            format!("cannot take over from the agent at {}, which serves on", path.display())
+        })
+    }
+
+    async fn ask(peer: Peer, node: &str) -> anyhow::Result<Self> {
+        anyhow::ensure!(peer.is_root(), "it is not root's");
+        let layout = orlop_datapath::ABI_VERSION;
+        peer.send(&Message::Hello { version: VERSION, layout, node: node.to_owned() }).await?;
+        let (mut pods, mut servers, mut door) = (Inherited::default(), HashMap::new(), None);
+        loop {
+            let Packet { message, mut descriptors, .. } = peer.hear(PATIENCE).await?;
+            match message {
+                Message::Socket(socket) => {
+                    let descriptor = descriptors.pop().context("a socket without its descriptor")?;
+                    match socket {
+                        Socket::Pod(name) => pods.put(name, descriptor),
+                        Socket::Server(address) => drop(servers.insert(address, descriptor)),
+                        Socket::Door => door = Some(descriptor),
+                    }
+                }
+                Message::Enrolled(enrolled) => {
+                    let door = door.context("it has not given its socket in --run-dir")?;
+                    return Ok(Self { peer, enrolled: enrolled.into_iter().collect(), pods, servers, door });
+                }
+                Message::Refused { reason } => bail!(reason),
+                other => bail!("it says {other:?} instead of handing over"),
+            }
+        }
+    }
+
+    /// Whether none of the pods that it serves would be lost: these could not be enrolled, and why.
+    pub fn loses(&self, failed: &BTreeMap<NamespacedName, String>) -> Option<String> {
+        let (name, error) = failed.iter().find(|(name, _)| self.enrolled.contains(&name.to_string()))?;
+        Some(format!("{name}: {error}"))
+    }
+
+    /// Has it leave everything to this agent, which must serve at once.
+    pub async fn take_over(&self) -> anyhow::Result<()> {
+        self.peer.send(&Message::Ready).await?;
+        match self.peer.hear(PATIENCE).await?.message {
+            Message::Yours => Ok(()),
+            other => bail!("it says {other:?} instead of leaving"),
+        }
+    }
+
+    /// Takes the connections that it can move, until it has ended.
+    pub async fn receive_all(self, proxy: &Proxy) {
+        let mut moved = 0;
+        let result = loop {
+            match self.peer.receive().await {
+                Ok(Some(packet)) => match passthrough(packet) {
+                    Ok(passthrough) => proxy.resume(passthrough),
+                    Err(error) => break Err(error),
+                },
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+            moved += 1;
+        };
+        match result {
+            Ok(()) => tracing::info!(moved, "the agent before has ended"),
+            Err(error) => {
+                tracing::error!(moved, error = format!("{error:#}"), "cannot take more connections")
+            }
+        }
+    }
+}
+
+fn passthrough(packet: Packet) -> anyhow::Result<Passthrough> {
+    let Packet { message: Message::Passthrough { state, to_server }, mut payload, descriptors } = packet
+    else {
+        bail!("it says {:?} instead of moving a connection", packet.message);
+    };
+    let sockets =
+        <[OwnedFd; 2]>::try_from(descriptors).ok().context("a connection without its two sockets")?;
+    anyhow::ensure!(to_server <= payload.len(), "less of a connection than there was");
+    let to_server = payload.split_to(to_server);
+    Ok(Passthrough { state, sockets, rest: [to_server, payload] })
+}

@@ -1,0 +1,326 @@
+//! Upgrades: a new agent takes over from the one that runs, and nobody notices.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{MsgFlags, recv};
+use orlop_tests::{AgentOptions, Pod, PodSpec, Process, wait_for};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::mesh::MANY_DESCRIPTORS;
+use crate::pair::{Pair, TIMEOUT, dial, ping, record, wait_enrolled};
+use crate::pattern;
+
+/// A new agent's start and the old one's end, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(drain_timeout: Duration) -> AgentOptions {
+    AgentOptions {
+        drain_timeout: Some(drain_timeout),
+        args: ["--log-format", "json"].map(str::to_owned).into(),
+        ready_timeout: PATIENCE,
+        ..AgentOptions::default()
+    }
+}
+
+/// Every way of a connection through a node: from whom, and to where.
+struct Ways {
+    ways: Vec<(Pod, SocketAddr)>,
+    _servers: Vec<orlop_tests::traffic::EchoServer>,
+}
+
+impl Ways {
+    fn new(pair: &Pair) -> Self {
+        let near = pair.outsider(pair.near.node(), "near");
+        let far = pair.outsider(pair.far.node(), "far");
+        let servers = [&pair.client, &pair.server, &far].map(|pod| pod.serve_echo(80).unwrap());
+        let [client, server, outside] = &servers;
+        let ways = vec![
+            (pair.client.clone(), server.addr()),
+            (pair.client.clone(), outside.addr6()),
+            (near, client.addr()),
+            (pair.server.clone(), client.addr6()),
+        ];
+        Self { ways, _servers: servers.into() }
+    }
+}
+
+#[test]
+fn load_a_thousand_connections_a_second_notice_nothing() {
+    const EACH_WAY: Duration = Duration::from_millis(4);
+    let mut pair = Pair::with(options(Duration::from_secs(5)));
+    let ways = Ways::new(&pair);
+    let (stop, served, failures) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let start = Instant::now();
+    let mut old = Vec::new();
+    thread::scope(|scope| {
+        for (from, to) in &ways.ways {
+            let (stop, served, failures) = (&stop, &served, &failures);
+            let call = move || {
+                let mut next = Instant::now();
+                while !stop.load(Ordering::SeqCst) {
+                    match call(*to) {
+                        Ok(()) => drop(served.fetch_add(1, Ordering::SeqCst)),
+                        Err(error) => failures.lock().unwrap().push(format!("{to}: {error}")),
+                    }
+                    next += EACH_WAY;
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
+            };
+            scope.spawn(move || from.run(call).unwrap());
+        }
+        let more = |than: usize| wait_for(PATIENCE, || served.load(Ordering::SeqCst) > than + 500);
+        for _ in 0..2 {
+            for agent in [&mut pair.near, &mut pair.far] {
+                let before = served.load(Ordering::SeqCst);
+                old.push(agent.upgrade().unwrap());
+                assert!(more(before), "nobody is served");
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    let rate = served.load(Ordering::SeqCst) as f64 / start.elapsed().as_secs_f64();
+    println!("{rate:.0} connections a second");
+    assert_eq!(*failures.lock().unwrap(), Vec::<String>::new());
+    for mut old in old {
+        assert!(old.wait(PATIENCE).unwrap().success());
+    }
+}
+
+/// A connection of its own for a question.
+fn call(to: SocketAddr) -> io::Result<()> {
+    let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    ping(&stream, "anybody there?\n")
+}
+
+#[test]
+fn open_connections_survive() {
+    const IDLE: usize = 10_000;
+    const ACTIVE: usize = 1000;
+    const THREADS: usize = 4;
+    let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let mut pair = Pair::with(options(PATIENCE * 5));
+    let outsider = pair.outsider(pair.far.node(), "outsider");
+    // Idle ones wait to be accepted, which costs no descriptor.
+    let listeners: Vec<TcpListener> =
+        (0..THREADS as u16).map(|n| pair.server.listen(false, 1000 + n).unwrap()).collect();
+    let (client, server) = (&pair.client, &pair.server);
+    let to = |n| server.addr(1000 + n as u16);
+    let idle: Vec<Vec<TcpStream>> = thread::scope(|scope| {
+        let dial = |to: SocketAddr| -> Vec<TcpStream> {
+            (0..IDLE / THREADS).map(|_| TcpStream::connect_timeout(&to, PATIENCE).unwrap()).collect()
+        };
+        let start = |n| scope.spawn(move || client.run(|| dial(to(n))).unwrap());
+        let threads: Vec<_> = (0..THREADS).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let open = || pair.near.metric("istio_tcp_connections_opened_total", &["reporter=\"source\""]).unwrap();
+    assert!(wait_for(PATIENCE, || open() as usize == IDLE), "{} of {IDLE}", open());
+    // Through a tunnel, and passed on.
+    let servers = [&pair.server, &outsider].map(|pod| pod.serve_echo(80).unwrap());
+    let active: Vec<TcpStream> = (0..ACTIVE).map(|n| dial(client, servers[n % 2].addr()).unwrap()).collect();
+
+    let stop = AtomicBool::new(false);
+    let mut old = None;
+    thread::scope(|scope| {
+        for part in active.chunks(ACTIVE / THREADS) {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    part.iter().for_each(|stream| ping(stream, "still there?\n").unwrap());
+                }
+            });
+        }
+        old = Some(pair.near.upgrade().unwrap());
+        let moved = || pair.near.metric("orlop_connections_active", &[]).unwrap();
+        assert!(wait_for(PATIENCE, || moved() as usize == ACTIVE / 2), "{} moved", moved());
+        stop.store(true, Ordering::SeqCst);
+    });
+    active.iter().for_each(|stream| ping(stream, "and now?\n").unwrap());
+    for (listener, streams) in listeners.iter().zip(idle) {
+        let mut waiting: std::collections::HashMap<_, _> =
+            streams.into_iter().map(|stream| (stream.local_addr().unwrap(), stream)).collect();
+        while !waiting.is_empty() {
+            let (mut server, from) = listener.accept().unwrap();
+            let mut client = waiting.remove(&from).unwrap();
+            client.write_all(b"you").unwrap();
+            let mut said = [0; 3];
+            server.read_exact(&mut said).unwrap();
+            server.write_all(&said).unwrap();
+            client.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"you");
+        }
+    }
+    drop(active);
+    let mut old = old.unwrap();
+    assert!(old.wait(PATIENCE).unwrap().success(), "nothing is left for it to keep");
+}
+
+#[test]
+fn passthrough_connections_move_whole_and_without_regard_to_the_timeout() {
+    const LENGTH: u64 = 64 << 20;
+    const SIZES: &[usize] = &[1, 70_000, 1400, 300_000];
+    let mut pair = Pair::with(options(Duration::from_millis(1)));
+    let outsider = pair.outsider(pair.far.node(), "outsider");
+    for (from, to, direction) in
+        [(&pair.client, outsider.addr(80), "outbound"), (&outsider, pair.client.addr6(80), "inbound")]
+    {
+        let pod = if direction == "outbound" { &outsider } else { &pair.client };
+        let listener = pod.listen(to.is_ipv6(), to.port()).unwrap();
+        let client = from.connect(to, PATIENCE).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let upgrades = |near: &mut orlop_tests::Agent| {
+            for _ in 0..3 {
+                let mut old = near.upgrade().unwrap();
+                assert!(old.wait(PATIENCE).unwrap().success());
+            }
+        };
+        let reading = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let near = &mut pair.near;
+            let (client, server, reading) = (&client, &server, &reading);
+            let send = scope.spawn(|| {
+                pattern::send(client, 1, LENGTH, SIZES).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+            });
+            let back = scope.spawn(|| pattern::send(server, 2, LENGTH, SIZES).unwrap());
+            // Everything on the way is full when it moves first.
+            let read = scope.spawn(move || {
+                assert!(wait_for(PATIENCE, || reading.load(Ordering::SeqCst)));
+                thread::scope(|scope| {
+                    scope.spawn(|| pattern::receive(server, 1, LENGTH).unwrap());
+                    scope.spawn(|| pattern::receive(client, 2, LENGTH).unwrap());
+                });
+            });
+            upgrades(near);
+            reading.store(true, Ordering::SeqCst);
+            upgrades(near);
+            for thread in [send, back, read] {
+                thread.join().unwrap();
+            }
+            // One half has ended, and moves once more.
+            assert_eq!((&mut &*server).read(&mut [0]).unwrap(), 0);
+            upgrades(near);
+            ping_back(server, client);
+        });
+        drop((client, server));
+        let record = record(&pair.near, |record| {
+            record["direction"] == direction && record["result"] == "ok" && record["dst"] == to.to_string()
+        });
+        assert_eq!(record["bytes_received"], LENGTH, "{record}");
+        assert_eq!(record["bytes_sent"], LENGTH + 4, "{record}");
+        assert!(record["duration_us"].as_u64().unwrap() > 0, "{record}");
+    }
+}
+
+fn ping_back(mut from: &TcpStream, mut to: &TcpStream) {
+    from.write_all(b"back").unwrap();
+    let mut said = [0; 4];
+    to.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"back");
+}
+
+#[test]
+fn a_policy_applies_to_what_has_moved_and_to_what_stays() {
+    let mut pair = Pair::with(options(PATIENCE));
+    let outsider = pair.outsider(pair.far.node(), "outsider");
+    let server = pair.client.serve_echo(80).unwrap();
+    let [moved, stays] = [&outsider, &pair.server].map(|from| dial(from, server.addr()).unwrap());
+    let mut old = pair.near.upgrade().unwrap();
+    ping(&moved, "moved\n").unwrap();
+    ping(&stays, "stays\n").unwrap();
+    let deny = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                metadata: {name: nobody, namespace: shop}\nspec: {}\n";
+    pair.testbed.world().write("nobody.yaml", deny).unwrap();
+    for stream in [moved, stays] {
+        pattern::assert_reset(&stream);
+    }
+    assert!(old.wait(PATIENCE).unwrap().success());
+}
+
+/// The agent serves on as if nobody had come.
+fn assert_serves_on(pair: &Pair, open: &[TcpStream], ways: &Ways) {
+    open.iter().for_each(|stream| ping(stream, "still there?\n").unwrap());
+    for (from, to) in &ways.ways {
+        dial(from, *to).unwrap();
+    }
+    let name = format!("pod-{}", pair.near.log().unwrap().len());
+    let pod = pair.pod(&pair.near, &name, PodSpec::new());
+    dial(&pod, pair.server.addr(80)).unwrap();
+    assert!(!pair.in_clear(&pod, pair.server.addr(80)));
+    pod.delete().unwrap();
+    wait_enrolled(&pair.near, &pod, false);
+}
+
+fn assert_gives_up(pair: &Pair, mut new: Process, why: &str) {
+    let status = new.wait(PATIENCE).unwrap();
+    assert!(!status.success(), "{status}");
+    let said = |log: &str| log.rsplit("orlop: ").next().is_some_and(|last| last.contains(why));
+    pair.near.wait_log(said, TIMEOUT).unwrap();
+}
+
+#[test]
+fn failures_leave_the_old_agent_serving() {
+    let mut pair = Pair::with(options(PATIENCE));
+    let ways = Ways::new(&pair);
+    let open: Vec<_> = ways.ways.iter().map(|(from, to)| dial(from, *to).unwrap()).collect();
+
+    // It can't begin.
+    for (args, why) in [
+        (["--cgroup", "/no/such/cgroup"], "/no/such/cgroup"),
+        (["--metrics", "127.0.0.1:15000"], "--metrics"),
+        (["--node", "n2"], "this is the agent of node n1, not of n2"),
+    ] {
+        assert_gives_up(&pair, pair.near.start_beside(&args).unwrap(), why);
+        assert_serves_on(&pair, &open, &ways);
+    }
+
+    // It breaks off in the middle, or is something else.
+    let strangers = |words: &[&str]| {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        socket.connect(&SockAddr::unix(pair.near.node().run_dir().join("handover.sock")).unwrap()).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        for word in words {
+            let length = u32::try_from(word.len()).unwrap().to_be_bytes();
+            socket.send(&[&length[..], word.as_bytes()].concat()).unwrap();
+        }
+        let (mut heard, mut buffer) = (String::new(), vec![0; 64 << 10]);
+        while !heard.contains("enrolled") && !heard.contains("refused") {
+            match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => heard += &String::from_utf8_lossy(&buffer[..length]),
+            }
+        }
+        heard
+    };
+    let hello =
+        |version, node| format!("{{\"hello\":{{\"version\":{version},\"layout\":1,\"node\":\"{node}\"}}}}");
+    assert!(strangers(&[&hello(1, "n1")]).contains("enrolled"));
+    assert_serves_on(&pair, &open, &ways);
+    for words in [&["nonsense"][..], &[""], &["\"ready\""], &[]] {
+        assert_eq!(strangers(words), "", "{words:?}");
+        assert_serves_on(&pair, &open, &ways);
+    }
+    assert!(strangers(&[&hello(999, "n1")]).contains("stop it first"));
+    assert!(strangers(&[&hello(1, "n1"), "\"hello again\""]).contains("enrolled"));
+    assert_serves_on(&pair, &open, &ways);
+
+    let path = pair.near.node().run_dir().join("handover.sock");
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut old = pair.near.upgrade().unwrap();
+    assert_serves_on(&pair, &open, &ways);
+    drop(open);
+    assert!(old.wait(PATIENCE).unwrap().success());
+}
