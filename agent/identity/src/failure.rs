@@ -3,7 +3,7 @@ use std::fmt;
 use std::io;
 
 use orlop_model::Identity;
-use rustls::{AlertDescription, CertificateError, CommonState, Error, OtherError};
+use rustls::{AlertDescription, CertificateError, Error, OtherError};
 use thiserror::Error;
 
 use crate::tls::ALPN_H2;
@@ -98,8 +98,10 @@ pub fn classify_io(error: &io::Error) -> HandshakeFailure {
 }
 
 /// To be called after each handshake, on both ends: a peer that offers no ALPN at all gets through one.
-pub fn require_h2(connection: &CommonState) -> Result<(), HandshakeFailure> {
-    if connection.alpn_protocol() == Some(ALPN_H2) { Ok(()) } else { Err(HandshakeFailure::AlpnMismatch) }
+///
+/// `alpn` is the protocol that the handshake agreed on.
+pub fn require_h2(alpn: Option<&[u8]>) -> Result<(), HandshakeFailure> {
+    if alpn == Some(ALPN_H2) { Ok(()) } else { Err(HandshakeFailure::AlpnMismatch) }
 }
 
 fn inner(error: &io::Error) -> Option<&(dyn StdError + 'static)> {

@@ -65,6 +65,8 @@ pub(crate) fn server_config(own: OwnCertificate, trust: Trust) -> Result<ServerC
     // was revoked since would go on being believed.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    // The proxy seals and opens records itself.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -90,6 +92,7 @@ pub(crate) fn client_config(
     config.enable_sni = false;
     // As in server_config: each connection verifies anew whom it reached.
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

@@ -10,8 +10,7 @@ use h2::{
 use http::{Request, Response, StatusCode};
 use orlop_identity::{classify_io, peer_identity, require_h2};
 use orlop_model::{Identity, Reason, Workload, admit_connect, ports::is_reserved};
-use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
     admission::{Arrival, admit, while_admitted},
@@ -23,12 +22,11 @@ use crate::{
     refusal::Refusal,
     shared::{LiveGuard, Phase},
     socket::{self, Accepted},
+    tls::{self, TlsStream},
     tunnel,
     tunnel::handshake_reason,
     worker::Worker,
 };
-
-type Tls = TlsStream<BufReader<TcpStream>>;
 
 /// Serves one connection to the HBONE port: a tunnel, until its peer or the drain ends it.
 pub(crate) async fn serve_tunnel(worker: &Rc<Worker>, pod: &Arc<Pod>, accepted: Accepted) {
@@ -62,7 +60,7 @@ async fn shake_hands(
     worker: &Worker,
     pod: &Pod,
     accepted: Accepted,
-) -> Result<(Connection<Tls, Bytes>, Peer), Refusal> {
+) -> Result<(Connection<TlsStream, Bytes>, Peer), Refusal> {
     let shared = &worker.shared;
     let local = socket::canonical(accepted.tcp.local_addr().map_err(Refusal::internal)?);
     let snapshot = shared.snapshot.load_full();
@@ -73,16 +71,12 @@ async fn shake_hands(
         .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error))?;
     let _ = socket::keep_alive(&accepted.tcp);
 
-    let tcp = BufReader::with_capacity(tunnel::READ_BUFFER, accepted.tcp);
     let handshake = async {
-        let tls = TlsAcceptor::from(config)
-            .accept(tcp)
+        let (tls, session) = tls::accept(accepted.tcp, config)
             .await
             .map_err(|error| Refusal::new(handshake_reason(classify_io(&error)), error))?;
-        let session = tls.get_ref().1;
-        require_h2(session).map_err(handshake_reason)?;
-        let certificates = session.peer_certificates().ok_or(Reason::NoClientCertificate)?;
-        let identity = peer_identity(certificates, shared.identities.trust_domain())
+        require_h2(session.alpn.as_deref()).map_err(handshake_reason)?;
+        let identity = peer_identity(&session.certificates, shared.identities.trust_domain())
             .map_err(|error| Refusal::new(Reason::UntrustedCertificate, error))?;
         let connection = server::Builder::new()
             .initial_window_size(tunnel::STREAM_WINDOW)
@@ -103,7 +97,7 @@ async fn shake_hands(
 async fn serve_streams(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    mut connection: Connection<Tls, Bytes>,
+    mut connection: Connection<TlsStream, Bytes>,
     peer: Rc<Peer>,
 ) {
     let mut phase = worker.shared.phase.subscribe();

@@ -30,6 +30,7 @@ mod series;
 mod shared;
 #[allow(unsafe_code)]
 mod socket;
+mod tls;
 mod tunnel;
 mod worker;
 

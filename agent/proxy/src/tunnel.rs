@@ -6,12 +6,11 @@ use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use orlop_identity::{HandshakeFailure, classify_io, require_h2};
 use orlop_model::Reason;
-use rustls_pki_types::ServerName;
-use tokio::{io::BufReader, net::TcpStream, task::spawn_local, time::timeout};
-use tokio_rustls::TlsConnector;
+use rustls::pki_types::ServerName;
+use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
-    metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket, worker::Worker,
+    metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket, tls, worker::Worker,
 };
 
 /// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
@@ -25,8 +24,6 @@ pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 pub(crate) const MAX_FRAME: u32 = 128 << 10;
 /// Per request: our own takes a few hundred bytes.
 pub(crate) const MAX_HEADERS: u32 = 16 << 10;
-/// TLS reads a few KiB at a time; this many are read from the socket at once.
-pub(crate) const READ_BUFFER: usize = 64 << 10;
 
 /// Opens a tunnel for `key` from `pod`.
 pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<SendRequest<Bytes>, Refusal> {
@@ -39,12 +36,11 @@ pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Se
     let _ = socket::keep_alive(&tcp);
 
     let name = ServerName::IpAddress(key.address.ip().into());
-    let tcp = BufReader::with_capacity(READ_BUFFER, tcp);
     let handshake = async {
-        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
+        let (tls, session) = tls::connect(tcp, config, name).await.map_err(|error| {
             Refusal::new(handshake_reason(classify_io(&error)), format!("TLS with {}: {error}", key.address))
         })?;
-        require_h2(tls.get_ref().1).map_err(|failure| {
+        require_h2(session.alpn.as_deref()).map_err(|failure| {
             Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address))
         })?;
         client::Builder::new()

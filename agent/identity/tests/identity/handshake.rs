@@ -24,8 +24,8 @@ fn each_end_learns_who_the_other_is() {
     let peer = |certs: Option<&[_]>| peer_identity(certs.unwrap(), &trust_domain()).unwrap();
     assert_eq!(peer(handshake.server.peer_certificates()), identity("alice"));
     assert_eq!(peer(handshake.client.peer_certificates()), identity("bob"));
-    require_h2(&handshake.client).unwrap();
-    require_h2(&handshake.server).unwrap();
+    require_h2(handshake.client.alpn_protocol()).unwrap();
+    require_h2(handshake.server.alpn_protocol()).unwrap();
 }
 
 #[test]

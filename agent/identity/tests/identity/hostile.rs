@@ -230,12 +230,15 @@ fn a_peer_that_speaks_no_protocol_is_found_out_by_require_h2() {
     let mut client = rogue_client(Some(mesh.forge(|_| {})));
     client.alpn_protocols = vec![];
     let handshake = Handshake::run(client, node.server_config(&identity("bob")).unwrap());
-    assert_eq!(require_h2(&handshake.server), Err(HandshakeFailure::AlpnMismatch));
+    assert_eq!(require_h2(handshake.server.alpn_protocol()), Err(HandshakeFailure::AlpnMismatch));
 
     let mut server = rogue_server(mesh.forge(|_| {}));
     server.alpn_protocols = vec![];
     let client = node.client_config(&identity("bob"), &identity("mallory")).unwrap();
-    assert_eq!(require_h2(&Handshake::run(client, server).client), Err(HandshakeFailure::AlpnMismatch));
+    assert_eq!(
+        require_h2(Handshake::run(client, server).client.alpn_protocol()),
+        Err(HandshakeFailure::AlpnMismatch)
+    );
 }
 
 /// Feeds `bytes` to a server.

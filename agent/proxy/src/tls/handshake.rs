@@ -1,0 +1,192 @@
+use std::{
+    io::{self, ErrorKind},
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use bytes::{Buf as _, BytesMut};
+use rustls::{
+    ClientConfig, CommonState, Error, ExtractedSecrets, ServerConfig,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    kernel::KernelConnection,
+    pki_types::{CertificateDer, ServerName},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedConnectionCommon, UnbufferedStatus},
+};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use super::{
+    record::{Keys, invalid},
+    stream::TlsStream,
+};
+
+/// A flight of a handshake with a chain of certificates is a few KiB.
+const READ: usize = 8 << 10;
+/// More than a peer can need for a flight: rustls limits a message to 64 KiB.
+const MAX_FLIGHT: usize = 128 << 10;
+
+/// What a handshake found out about the peer.
+pub(crate) struct Session {
+    /// The protocol agreed on.
+    pub(crate) alpn: Option<Vec<u8>>,
+    /// Verified, leaf first.
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Shakes hands as the client. `config` must allow the extraction of secrets.
+///
+/// What rustls finds wrong is told to the peer, and is inside of the error.
+pub(crate) async fn connect(
+    tcp: TcpStream,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> io::Result<(TlsStream, Session)> {
+    shake_hands(tcp, UnbufferedClientConnection::new(config, name).map_err(invalid)?).await
+}
+
+/// Shakes hands as the server. `config` must allow the extraction of secrets.
+pub(crate) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<(TlsStream, Session)> {
+    shake_hands(tcp, UnbufferedServerConnection::new(config).map_err(invalid)?).await
+}
+
+/// Either end of a connection whose buffers are ours.
+trait Unbuffered: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    fn into_keys(self) -> Result<(ExtractedSecrets, Keys), Error>;
+}
+
+impl Unbuffered for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn into_keys(self) -> Result<(ExtractedSecrets, Keys), Error> {
+        let (secrets, connection): (_, KernelConnection<_>) = self.dangerous_into_kernel_connection()?;
+        Ok((secrets, Keys::Client(connection)))
+    }
+}
+
+impl Unbuffered for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn into_keys(self) -> Result<(ExtractedSecrets, Keys), Error> {
+        let (secrets, connection): (_, KernelConnection<_>) = self.dangerous_into_kernel_connection()?;
+        Ok((secrets, Keys::Server(connection)))
+    }
+}
+
+async fn shake_hands<C: Unbuffered>(
+    mut tcp: TcpStream,
+    mut connection: C,
+) -> io::Result<(TlsStream, Session)> {
+    let mut incoming = BytesMut::new();
+    let mut outgoing = Vec::new();
+    // What the peer sent right behind its last flight.
+    let mut early = Vec::new();
+    loop {
+        match step(&mut connection, &mut incoming, &mut outgoing, &mut early) {
+            Ok(Step::Again) => {}
+            Ok(Step::Send) => {
+                tcp.write_all(&outgoing).await?;
+                outgoing.clear();
+            }
+            Ok(Step::Receive) => receive(&tcp, &mut incoming).await?,
+            Ok(Step::Done) => break,
+            Err(error) => {
+                // The alert is a courtesy: what went wrong is known here. rustls must not be asked for more than
+                // the alert it has ready: it would go on with the input, and panic.
+                while connection.wants_write()
+                    && let Ok(Step::Again) =
+                        step(&mut connection, &mut BytesMut::new(), &mut outgoing, &mut early)
+                {
+                }
+                let _ = tcp.try_write(&outgoing);
+                return Err(invalid(error));
+            }
+        }
+    }
+    let state: &CommonState = connection.deref().deref();
+    let session = Session {
+        alpn: state.alpn_protocol().map(<[u8]>::to_vec),
+        certificates: state
+            .peer_certificates()
+            .unwrap_or_default()
+            .iter()
+            .map(|c| c.clone().into_owned())
+            .collect(),
+    };
+    let (secrets, keys) = connection.into_keys().map_err(invalid)?;
+    Ok((TlsStream::new(tcp, keys, secrets, incoming, early)?, session))
+}
+
+enum Step {
+    Again,
+    Send,
+    Receive,
+    Done,
+}
+
+fn step<C: Unbuffered>(
+    connection: &mut C,
+    incoming: &mut BytesMut,
+    outgoing: &mut Vec<u8>,
+    early: &mut Vec<u8>,
+) -> Result<Step, Error> {
+    let UnbufferedStatus { mut discard, state } = connection.process(incoming);
+    let step = match state {
+        Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, outgoing).map(|()| Step::Again),
+        Ok(ConnectionState::TransmitTlsData(data)) => {
+            data.done();
+            Ok(Step::Send)
+        }
+        Ok(ConnectionState::BlockedHandshake) => Ok(Step::Receive),
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
+            match traffic.next_record() {
+                Some(Ok(record)) => {
+                    discard += record.discard;
+                    early.extend_from_slice(record.payload);
+                }
+                Some(Err(error)) => break Err(error),
+                None => break Ok(Step::Again),
+            }
+        },
+        Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::Done),
+        // The peer has closed, or sent data before it could be known.
+        Ok(_) => Err(Error::HandshakeNotComplete),
+        Err(error) => Err(error),
+    };
+    incoming.advance(discard);
+    step
+}
+
+fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    let start = outgoing.len();
+    // The first call tells the size.
+    let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) else { return Ok(()) };
+    outgoing.resize(start + size.required_size, 0);
+    data.encode(&mut outgoing[start..]).map(drop).map_err(|error| Error::General(error.to_string()))
+}
+
+async fn receive(tcp: &TcpStream, incoming: &mut BytesMut) -> io::Result<()> {
+    if incoming.len() > MAX_FLIGHT {
+        return Err(invalid(Error::General("a flight that does not end".to_owned())));
+    }
+    incoming.reserve(READ);
+    loop {
+        tcp.readable().await?;
+        match tcp.try_read_buf(incoming) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "closed during the TLS handshake")),
+            result => return result.map(drop),
+        }
+    }
+}
