@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Serves one connection that a hook sent to the outbound port.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
     match connect(worker, pod, &client, &mut record).await {
@@ -39,7 +39,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
             record.opened(&worker.series);
             let Stream { send, receive, .. } = &mut stream;
             let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
-            let result = copy::tcp_and_stream(&client.tcp, send, receive, up, down, idle_timeout).await;
+            let result = copy::tcp_and_stream(&mut client.tcp, send, receive, up, down, idle_timeout).await;
             if result.is_err() {
                 socket::reset(client.tcp);
             }
