@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use orlop_datapath::Datapath;
 use orlop_identity::Identities;
 use orlop_model::Snapshot;
+use orlop_proxy::Proxy;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
@@ -43,6 +44,7 @@ pub struct Admin {
     pub datapath: Arc<Datapath>,
     pub registry: Arc<Registry>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub proxy: Arc<Proxy>,
     pub identities: Identities,
     pub status: watch::Receiver<Status>,
 }
@@ -133,8 +135,9 @@ impl Admin {
         }
         match (endpoint, request.uri().path()) {
             (Endpoint::Admin, "/config_dump") => self.config_dump(),
+            (Endpoint::Admin, "/flows") => self.flows(),
             (Endpoint::Admin, "/udp") => self.udp(),
-            (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\nGET /udp\n"),
+            (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\nGET /flows\nGET /udp\n"),
             (Endpoint::Metrics, "/metrics") => self.metrics(),
             (Endpoint::Ready, "/healthz/ready") => self.ready(),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
@@ -154,6 +157,18 @@ impl Admin {
             Ok(json) => typed(StatusCode::OK, "application/json", json),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
         }
+    }
+
+    /// One JSON object a line, the oldest first.
+    fn flows(&self) -> Response<Full<Bytes>> {
+        let mut body = Vec::new();
+        for flow in self.proxy.flows() {
+            if let Err(error) = serde_json::to_writer(&mut body, &*flow) {
+                return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n"));
+            }
+            body.push(b'\n');
+        }
+        typed(StatusCode::OK, "application/jsonl", body)
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -213,8 +228,8 @@ fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
     typed(status, "text/plain; charset=utf-8", body.to_owned())
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response

@@ -3,6 +3,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
 
+/// Where the admin API listens.
+const ADMIN: &str = "127.0.0.1:15000";
+
 /// A service mesh for Kubernetes without sidecars.
 #[derive(Debug, Parser)]
 #[command(name = "orlop", version, disable_help_subcommand = true)]
@@ -20,6 +23,8 @@ pub enum Command {
     Explain(Box<ExplainArguments>),
     /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
     Check(CheckArguments),
+    /// Print the last connections of a node that ended, one JSON object a line.
+    Flows(FlowsArguments),
     /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
     Clean(CleanArguments),
 }
@@ -50,8 +55,8 @@ pub struct NodeArguments {
     /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
-    /// Admin API: /config_dump and /udp. Loopback addresses only.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback)]
+    /// Admin API: /config_dump, /flows and /udp. Loopback addresses only.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
     pub admin: SocketAddr,
     /// Prometheus metrics: /metrics.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
@@ -77,6 +82,9 @@ pub struct NodeArguments {
     /// Connections open at once; further ones are refused.
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub max_connections: usize,
+    /// How many of the last connections that ended are kept for `orlop flows`, some 500 bytes each.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub flow_buffer: usize,
     /// Threads that carry connections [default: one a core].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -119,21 +127,40 @@ impl NameArguments {
 }
 
 #[derive(Args, Debug)]
+pub struct FlowsArguments {
+    /// The node's admin API.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN)]
+    pub admin: SocketAddr,
+}
+
+#[derive(Args, Debug)]
 pub struct ExplainArguments {
-    /// The pod that dials.
-    #[arg(long, value_name = "NAMESPACE/POD")]
-    pub from: NamespacedName,
-    /// The pod or service that is dialled.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub to: NamespacedName,
-    /// The port that is dialled.
-    #[arg(long)]
-    pub port: u16,
+    #[command(flatten)]
+    pub connection: Option<ConnectionArguments>,
+    /// Judge the flows of this file (`-` for standard input), as `orlop flows` prints them, and tell those that
+    /// would fare differently.
+    #[arg(long, value_name = "FILE", conflicts_with = "connection", required_unless_present = "connection")]
+    pub replay: Option<PathBuf>,
     /// Directory of Kubernetes objects as YAML.
     #[arg(long, value_name = "DIR")]
     pub world: PathBuf,
     #[command(flatten)]
     pub names: NameArguments,
+}
+
+/// A connection that nobody has made.
+#[derive(Args, Debug)]
+#[group(id = "connection")]
+pub struct ConnectionArguments {
+    /// The pod that dials.
+    #[arg(long, value_name = "NAMESPACE/POD", required = false, requires_all = ["to", "port"])]
+    pub from: NamespacedName,
+    /// The pod or service that is dialled.
+    #[arg(long, value_name = "NAMESPACE/NAME", required = false, requires_all = ["from", "port"])]
+    pub to: NamespacedName,
+    /// The port that is dialled.
+    #[arg(long, required = false, requires_all = ["from", "to"])]
+    pub port: u16,
 }
 
 #[derive(Args, Debug)]

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use orlop_datapath::{Datapath, Event};
 use orlop_model::Snapshot;
-use orlop_proxy::by_kernel::Refused;
+use orlop_proxy::{Proxy, by_kernel::Refused};
 
 /// Between two looks for the first state of the world.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -24,7 +24,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn start(datapath: &Datapath, snapshot: Arc<ArcSwap<Snapshot>>) -> anyhow::Result<Self> {
+    pub fn start(
+        datapath: &Datapath,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        proxy: Arc<Proxy>,
+    ) -> anyhow::Result<Self> {
         let events = datapath.events()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -33,8 +37,7 @@ impl Reader {
             while snapshot.load().generation() == 0 && !stopped.load(Ordering::Relaxed) {
                 thread::sleep(MOMENT);
             }
-            let handle = |event| record(event, &snapshot.load());
-            if let Err(error) = events.read(&stopped, handle) {
+            if let Err(error) = events.read(&stopped, |event| record(event, &proxy)) {
                 tracing::error!(
                     error = format!("{:#}", anyhow::Error::from(error)),
                     "no more events of hooks"
@@ -51,15 +54,14 @@ impl Reader {
     }
 }
 
-fn record(event: Event, snapshot: &Snapshot) {
+fn record(event: Event, proxy: &Proxy) {
     match event {
-        Event::Refused(refused) => Refused {
+        Event::Refused(refused) => proxy.record(&Refused {
             inbound: refused.inbound,
             reason: refused.reason,
             source: refused.source,
             destination: refused.destination,
-        }
-        .record(snapshot),
+        }),
         other => tracing::debug!(?other, "an event that nobody records"),
     }
 }

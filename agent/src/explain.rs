@@ -1,6 +1,7 @@
 //! `orlop explain`: what would become of a connection, from a world directory alone.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
     sync::Arc,
@@ -9,66 +10,109 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use orlop_model::{
-    Balance, Connection, Mode, NamespacedName, Reason, Route, Service, Snapshot, Transport, Workload,
+    Balance, Connection, Judgement, NamespacedName, Reason, Route, Service, Snapshot, Transport, Workload,
     WorkloadKind, compile, world::Resolution,
 };
 
-use crate::cli::ExplainArguments;
+use crate::{
+    cli::{ConnectionArguments, ExplainArguments},
+    replay,
+};
 
-/// Says where the connection would go and whether it would be let in; fails with 2 if it would not.
+/// Says where the connection would go and whether it would be let in, and fails with 2 if it would not; or does so
+/// for recorded flows, and fails with 2 if any fares differently.
 pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     let world = orlop_kube::read_world(&arguments.world).map_err(|errors| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", lines.join("\norlop: "))
     })?;
-    // As the node of the client sees it.
-    let node = world.pods.get(&arguments.from).and_then(|pod| pod.node.clone()).unwrap_or_default();
-    let settings = arguments.names.settings(&node);
-    let snapshot = compile(&world, &settings, 1);
-    let source = snapshot.workload(&arguments.from).with_context(|| {
-        format!("there is no live pod {} in {}", arguments.from, arguments.world.display())
-    })?;
-    let dialled = SocketAddr::new(address_of(&snapshot, &arguments.to)?, arguments.port);
-    println!("{} → {}:{}", arguments.from, arguments.to, arguments.port);
-    describe("from", source);
-
-    if let Some(service) = snapshot.service_to(&source.name.namespace, dialled.ip())
-        && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
-    {
-        println!("  to        {}, whose endpoints DNS gives: none is looked up here", service.hostname);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let routes = match routes(&snapshot, source, dialled) {
-        Ok(routes) => routes,
-        Err(reason) => {
-            println!("  refused   {reason}, at the client's node");
-            return Ok(ExitCode::from(2));
+    let good = match (&arguments.connection, &arguments.replay) {
+        (Some(connection), _) => {
+            // As the node of the client sees it.
+            let node = world.pods.get(&connection.from).and_then(|pod| pod.node.clone()).unwrap_or_default();
+            let snapshot = compile(&world, &arguments.names.settings(&node), 1);
+            explain(&snapshot, connection)
+                .with_context(|| format!("in the world of {}", arguments.world.display()))?
         }
+        (None, Some(flows)) => replay::run(&world, &arguments.names, flows)?,
+        (None, None) => bail!("give either --from, --to and --port, or --replay"),
     };
-    let refused = routes.iter().filter(|route| !judge(&snapshot, source, route)).count();
-    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
-/// A pod's or a service's first address.
-fn address_of(snapshot: &Snapshot, name: &NamespacedName) -> anyhow::Result<IpAddr> {
-    let entry = || snapshot.service_entries().find(|entry| entry.name == *name);
-    if let Some(service) = snapshot.service(name).or_else(entry) {
-        return service.vips.first().copied().with_context(|| {
-            format!(
-                "the service {name} has no address of its own: name one of its pods, as clients dial them"
-            )
-        });
+/// What becomes of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is let in: by this policy, where any applies.
+    LetIn(Judgement),
+    /// It is for nobody whom the mesh protects: no policy is asked.
+    PassedOn,
+    /// It is for the workload's own proxy to judge.
+    JudgedElsewhere,
+    /// It is refused.
+    Refused { reason: Reason, detail: String },
+}
+
+impl Fate {
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused { .. })
     }
-    match snapshot.workload(name) {
-        Some(workload) => {
-            workload.addresses.first().copied().with_context(|| format!("the pod {name} has no address yet"))
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LetIn(judgement) => match &judgement.policy {
+                Some(policy) => write!(f, "allowed by AuthorizationPolicy {policy}"),
+                None => f.write_str("allowed, as no ALLOW policy applies to it"),
+            },
+            Self::PassedOn => f.write_str("allowed, as it is not in the mesh, so that no policy is asked"),
+            Self::JudgedElsewhere => {
+                f.write_str("allowed as far as known here: it is for the workload's own proxy to judge")
+            }
+            Self::Refused { reason, detail } if detail.is_empty() => write!(f, "refused ({reason})"),
+            Self::Refused { reason, detail } => write!(f, "refused ({reason}): {detail}"),
         }
-        None => bail!("there is neither a live pod nor a Service or ServiceEntry {name}"),
     }
+}
+
+/// What becomes of a connection from a pod that takes this way.
+pub fn fate(snapshot: &Snapshot, source: &Workload, route: &Route) -> Fate {
+    let Some(destination) = route.workload.as_deref().filter(|workload| workload.enrolled) else {
+        return Fate::PassedOn;
+    };
+    if destination.kind == WorkloadKind::WorkloadEntry {
+        return Fate::JudgedElsewhere;
+    }
+    let Some(&address) = source.addresses.iter().find(|ip| ip.is_ipv4() == route.upstream.is_ipv4()) else {
+        let detail = "the client has no address of the server's family".to_owned();
+        return Fate::Refused { reason: Reason::ConnectFailed, detail };
+    };
+    let connection = Connection {
+        source_identity: is_tunnelled(source, route).then_some(&source.identity),
+        source: address,
+        destination,
+        address: route.upstream,
+    };
+    match snapshot.admit(&connection) {
+        Ok(judgement) => Fate::LetIn(judgement),
+        Err(refused) => Fate::Refused { reason: refused.reason, detail: refused.detail },
+    }
+}
+
+/// A client in the mesh is carried in a tunnel to a server in the mesh; any other way is in clear.
+pub fn is_tunnelled(source: &Workload, route: &Route) -> bool {
+    source.enrolled && route.transport == Transport::Hbone
+}
+
+/// Whether DNS says where this leads: nobody asks it here.
+pub fn needs_dns(snapshot: &Snapshot, source: &Workload, dialled: SocketAddr) -> bool {
+    let service = snapshot.service_to(&source.name.namespace, dialled.ip());
+    service.is_some_and(|service| matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin))
 }
 
 /// Every way that a connection there may take.
-fn routes(snapshot: &Snapshot, source: &Workload, dialled: SocketAddr) -> Result<Vec<Route>, Reason> {
+pub fn routes(snapshot: &Snapshot, source: &Workload, dialled: SocketAddr) -> Result<Vec<Route>, Reason> {
     let service = snapshot.service_to(&source.name.namespace, dialled.ip());
     let endpoints = match service.and_then(|service| service.port(dialled.port())) {
         Some(port) => port.eligible(dialled.ip()).len(),
@@ -94,51 +138,53 @@ impl Balance for Nth {
     }
 }
 
-/// Prints what becomes of a connection on this way. True if it is let in.
-fn judge(snapshot: &Snapshot, source: &Workload, route: &Route) -> bool {
-    // A client in the mesh is carried in a tunnel to a server in the mesh; any other way is in clear.
-    let tunnelled = source.enrolled && route.transport == Transport::Hbone;
-    let Some(destination) = &route.workload else {
-        println!("  to        {}, which is no workload: passed on in clear", route.upstream);
-        return true;
-    };
-    describe("to", destination);
-    println!("            {} {}", route.upstream, if tunnelled { "by HBONE" } else { "in clear" });
-    if !destination.enrolled {
-        println!("  allowed   it is not in the mesh, so that no policy is asked");
-        return true;
+/// Prints what becomes of a connection that nobody has made. True if it is let in.
+fn explain(snapshot: &Snapshot, connection: &ConnectionArguments) -> anyhow::Result<bool> {
+    let ConnectionArguments { from, to, port } = connection;
+    let source = snapshot.workload(from).with_context(|| format!("there is no live pod {from}"))?;
+    let dialled = SocketAddr::new(address_of(snapshot, to)?, *port);
+    println!("{from} → {to}:{port}");
+    describe("from", source);
+    if needs_dns(snapshot, source, dialled) {
+        println!("  to        {to}, whose endpoints DNS gives: none is looked up here");
+        return Ok(true);
     }
-    if destination.kind == WorkloadKind::WorkloadEntry {
-        println!("  allowed   as far as known here: it is for the workload's own proxy to judge");
-        return true;
-    }
-    let port = route.upstream.port();
-    if !tunnelled && snapshot.mutual_tls(destination, port) == Mode::Strict {
-        println!("  refused   {}: a PeerAuthentication asks for mutual TLS", Reason::PlaintextRefused);
-        return false;
-    }
-    let Some(address) = source.addresses.iter().find(|ip| ip.is_ipv4() == route.upstream.is_ipv4()) else {
-        println!("  refused   the client has no address of the server's family");
-        return false;
-    };
-    let connection = Connection {
-        source_identity: tunnelled.then_some(&source.identity),
-        source: *address,
-        destination,
-        address: route.upstream,
-    };
-    match snapshot.authorize(&connection) {
-        Ok(allowed) => {
-            match allowed.policy {
-                Some(policy) => println!("  allowed   by AuthorizationPolicy {policy}"),
-                None => println!("  allowed   no AuthorizationPolicy applies to the pod"),
-            }
-            true
+    let routes = match routes(snapshot, source, dialled) {
+        Ok(routes) => routes,
+        Err(reason) => {
+            println!("  refused ({reason}), at the client's node");
+            return Ok(false);
         }
-        Err(denied) => {
-            println!("  refused   {}: {}", denied.reason(), denied.explain(&connection));
-            false
+    };
+    let mut good = true;
+    for route in routes {
+        match &route.workload {
+            Some(destination) => describe("to", destination),
+            None => println!("  to        {}, which is no workload", route.upstream),
         }
+        let how = if is_tunnelled(source, &route) { "by HBONE" } else { "in clear" };
+        let fate = fate(snapshot, source, &route);
+        println!("            {} {how}\n  {fate}", route.upstream);
+        good &= !fate.is_refused();
+    }
+    Ok(good)
+}
+
+/// A pod's or a service's first address.
+fn address_of(snapshot: &Snapshot, name: &NamespacedName) -> anyhow::Result<IpAddr> {
+    let entry = || snapshot.service_entries().find(|entry| entry.name == *name);
+    if let Some(service) = snapshot.service(name).or_else(entry) {
+        return service.vips.first().copied().with_context(|| {
+            format!(
+                "the service {name} has no address of its own: name one of its pods, as clients dial them"
+            )
+        });
+    }
+    match snapshot.workload(name) {
+        Some(workload) => {
+            workload.addresses.first().copied().with_context(|| format!("the pod {name} has no address yet"))
+        }
+        None => bail!("there is neither a live pod nor a Service or ServiceEntry {name}"),
     }
 }
 

@@ -9,10 +9,12 @@ mod dump;
 mod enrolment;
 mod events;
 mod explain;
+mod flows;
 mod handover;
 mod limits;
 mod logging;
 mod node;
+mod replay;
 mod udp;
 
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
+        Command::Flows(arguments) => flows::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Clean(arguments) => node::clean(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
 use orlop_kube::WorldDirectory;
-use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile};
+use orlop_model::{Finding, Hosts, Settings, Severity, Snapshot, World, compile_after};
 use orlop_proxy::{Config, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -84,12 +84,13 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
         metrics,
     )?);
 
-    let events = events::Reader::start(&datapath, Arc::clone(&snapshot))?;
+    let events = events::Reader::start(&datapath, Arc::clone(&snapshot), Arc::clone(&proxy))?;
     let admin = Admin {
         node: arguments.node.clone(),
         datapath: Arc::clone(&datapath),
         registry: Arc::new(registry),
         snapshot: Arc::clone(&snapshot),
+        proxy: Arc::clone(&proxy),
         identities: identities.clone(),
         status: status.subscribe(),
     };
@@ -260,19 +261,23 @@ struct Worlds {
     settings: Settings,
     proxy: Arc<Proxy>,
     generation: u64,
+    previous: Option<Arc<Snapshot>>,
     findings: Vec<Finding>,
 }
 
 impl Worlds {
     fn new(worlds: watch::Receiver<Arc<World>>, settings: Settings, proxy: Arc<Proxy>) -> Self {
-        Self { worlds, settings, proxy, generation: 0, findings: Vec::new() }
+        Self { worlds, settings, proxy, generation: 0, previous: None, findings: Vec::new() }
     }
 
     /// Puts the newest state in force.
     fn publish(&mut self) -> Arc<Snapshot> {
         let world = Arc::clone(&self.worlds.borrow_and_update());
         self.generation += 1;
-        let snapshot = Arc::new(compile(&world, &self.settings, self.generation));
+        let previous = self.previous.as_deref();
+        let snapshot =
+            Arc::new(compile_after(previous, &world, &Hosts::new(), &self.settings, self.generation));
+        self.previous = Some(Arc::clone(&snapshot));
         self.proxy.publish(Arc::clone(&snapshot));
         report(&mut self.findings, snapshot.findings());
         snapshot
@@ -312,6 +317,7 @@ fn config(arguments: &NodeArguments) -> Config {
         idle_timeout: arguments.idle_timeout,
         tunnel_idle_timeout: arguments.tunnel_idle_timeout,
         max_connections: arguments.max_connections,
+        flow_buffer: arguments.flow_buffer,
         ..default
     }
 }

@@ -5,6 +5,7 @@
 mod attacks;
 mod check;
 mod failclosed;
+mod flows;
 mod hbone;
 mod mesh;
 mod pair;
@@ -13,6 +14,7 @@ mod peer;
 mod policy;
 mod probes;
 mod redirect;
+mod revocation;
 mod scale;
 mod seeing;
 mod services;

@@ -7,15 +7,15 @@ use orlop_tests::PodSpec;
 
 use crate::pair::{Pair, TIMEOUT, apply, assert_refused, dial, ping, program, record, remove, wait_enrolled};
 
-fn authorization_policy(name: &str, spec: &str) -> String {
+pub fn authorization_policy(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
          metadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
     )
 }
 
-const NO_BUYERS: &str = "{action: DENY, rules: [{from: [{source: {serviceAccounts: [buyer]}}]}]}";
-const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+pub const NO_BUYERS: &str = "{action: DENY, rules: [{from: [{source: {serviceAccounts: [buyer]}}]}]}";
+pub const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
     metadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
 
 #[test]

@@ -86,6 +86,17 @@ pub enum Outcome {
     Audit,
 }
 
+impl Outcome {
+    /// The name in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Deny => "deny",
+            Outcome::Allow => "allow",
+            Outcome::Audit => "audit",
+        }
+    }
+}
+
 impl Snapshot {
     /// Judges a connection by the AuthorizationPolicies that apply to its destination: one that a CUSTOM or DENY
     /// policy matches is denied; else, where ALLOW policies apply, one of them must match.

@@ -9,7 +9,7 @@ use crate::identity::{Identity, TrustDomain};
 use crate::mutual_tls::{MutualTls, PeerAuthentications};
 use crate::optin::opted_in;
 use crate::owner::names;
-use crate::policy::{Scopes, findings};
+use crate::policy::{Prepared, Scopes, findings};
 use crate::service::{Service, ServiceIndex, ServiceKind};
 use crate::service_entry;
 use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
@@ -48,6 +48,18 @@ pub fn compile(world: &World, settings: &Settings, generation: u64) -> Snapshot 
 /// Compiles the world as seen from one node; `hosts` says what DNS has for the names of
 /// [`hosts_of`](crate::hosts_of). The same input gives the same snapshot.
 pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, generation: u64) -> Snapshot {
+    compile_after(None, world, hosts, settings, generation)
+}
+
+/// [`compile_resolved`], without making ready again what `previous` has made of policies that are still there: an
+/// `AuthorizationPolicy` at the same place as in its world is the same policy.
+pub fn compile_after(
+    previous: Option<&Snapshot>,
+    world: &World,
+    hosts: &Hosts,
+    settings: &Settings,
+    generation: u64,
+) -> Snapshot {
     let pods: Vec<_> = live(world).map(|pod| Arc::new(workload(world, settings, pod))).collect();
     let pod_by_address = by_address(live(world).zip(&pods));
     let entries = world.workload_entries.values();
@@ -66,11 +78,14 @@ pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, gener
     let service_entries: Vec<_> =
         world.service_entries.values().flat_map(|entry| service_entry::services(entry, &endpoints)).collect();
     let service_index = ServiceIndex::new(&services, &service_entries);
-    let mut scopes = Scopes::new(world, settings);
+    let previous = previous.map(|previous| &previous.prepared);
+    let mut prepared = Prepared::new(previous, world, settings);
+    let mut scopes = Scopes::new(&prepared, previous, settings);
     let policies = scopes.index(live(world));
     let peer_authentications = PeerAuthentications::new(world, settings);
     let mutual_tls = MutualTls::new(&peer_authentications, live(world));
     let findings = findings(world, settings, &scopes, &peer_authentications);
+    prepared.layers = scopes.into_layers();
     let Workloads { pods, pod_by_address, entry_by_address, .. } = workloads;
     Snapshot {
         generation,
@@ -82,6 +97,7 @@ pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, gener
         entry_by_address,
         service_index,
         policies,
+        prepared,
         mutual_tls,
         findings,
     }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
 mod authorize;
 mod compile;
 mod endpoints;
@@ -26,8 +27,9 @@ mod service_entry;
 mod snapshot;
 pub mod world;
 
+pub use admit::{Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
-pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_resolved};
+pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved};
 pub use hosts::{Hosts, hosts_of};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use inbound::admit_connect;

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use crate::compile::Settings;
 use crate::name::NamespacedName;
@@ -14,8 +15,15 @@ pub(crate) struct MutualTls {
 
 #[derive(Clone, Debug)]
 struct Modes {
-    ports: BTreeMap<u16, Mode>,
-    other: Mode,
+    ports: BTreeMap<u16, Said>,
+    other: Said,
+}
+
+/// A mode, and the PeerAuthentication that says so; `None` where none does.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    mode: Mode,
+    by: Option<Arc<NamespacedName>>,
 }
 
 impl Snapshot {
@@ -24,17 +32,30 @@ impl Snapshot {
     /// The PeerAuthentication that selects the pod counts before that of its namespace, and that before that of
     /// the root namespace; what one leaves UNSET the next says. A pod the snapshot doesn't know is `Strict`.
     pub fn mutual_tls(&self, workload: &Workload, port: u16) -> Mode {
-        match self.mutual_tls.by_workload.get(&workload.name) {
-            Some(modes) => modes.ports.get(&port).copied().unwrap_or(modes.other),
-            None => Mode::Strict,
+        self.mutual_tls.of(workload, port).map_or(Mode::Strict, |said| said.mode)
+    }
+
+    /// The PeerAuthentication behind [`mutual_tls`](Self::mutual_tls); `None` where none says anything.
+    pub fn peer_authentication(&self, workload: &Workload, port: u16) -> Option<&Arc<NamespacedName>> {
+        self.mutual_tls.of(workload, port)?.by.as_ref()
+    }
+
+    /// Tells in one line why a connection without mutual TLS is refused at this port, for a pod that is strict.
+    pub fn explain_strict(&self, workload: &Workload, port: u16) -> String {
+        let name = &workload.name;
+        match self.peer_authentication(workload, port) {
+            Some(policy) => format!(
+                "PeerAuthentication {policy} asks for mutual TLS on port {port} of {name}, and the connection has none"
+            ),
+            None => format!("pod {name} is not known any more, and so not whether it takes plaintext"),
         }
     }
 
     /// Which of the pod's ports take connections with mutual TLS alone; port 0 stands for all others.
     pub fn strict_ports(&self, workload: &Workload) -> BTreeMap<u16, bool> {
         let Some(modes) = self.mutual_tls.by_workload.get(&workload.name) else { return [(0, true)].into() };
-        let other = modes.other == Mode::Strict;
-        let ports = modes.ports.iter().map(|(&port, &mode)| (port, mode == Mode::Strict));
+        let other = modes.other.mode == Mode::Strict;
+        let ports = modes.ports.iter().map(|(&port, said)| (port, said.mode == Mode::Strict));
         // What says the same as all others say needs no saying.
         [(0, other)]
             .into_iter()
@@ -48,6 +69,11 @@ impl MutualTls {
     pub fn new<'p>(in_force: &PeerAuthentications<'_>, pods: impl Iterator<Item = &'p Pod>) -> Self {
         Self { by_workload: pods.map(|pod| (pod.name.clone(), in_force.of(pod))).collect() }
     }
+
+    fn of(&self, workload: &Workload, port: u16) -> Option<&Said> {
+        let modes = self.by_workload.get(&workload.name)?;
+        Some(modes.ports.get(&port).unwrap_or(&modes.other))
+    }
 }
 
 /// The PeerAuthentications by scope, of which one counts in each: the oldest, then the first by name.
@@ -57,6 +83,8 @@ pub(crate) struct PeerAuthentications<'a> {
     scopes: HashMap<&'a str, &'a PeerAuthentication>,
     /// Those with a selector, by namespace, the oldest first.
     selecting: HashMap<&'a str, Vec<&'a PeerAuthentication>>,
+    /// To be shared by all pods.
+    names: HashMap<&'a NamespacedName, Arc<NamespacedName>>,
 }
 
 impl<'a> PeerAuthentications<'a> {
@@ -64,7 +92,8 @@ impl<'a> PeerAuthentications<'a> {
         let mut sorted: Vec<_> = world.peer_authentications.values().collect();
         sorted.sort_by_key(|policy| policy.created);
         let root_namespace = settings.root_namespace.as_str();
-        let mut found = Self { root_namespace, scopes: HashMap::new(), selecting: HashMap::new() };
+        let names = sorted.iter().map(|policy| (&policy.name, Arc::new(policy.name.clone()))).collect();
+        let mut found = Self { root_namespace, scopes: HashMap::new(), selecting: HashMap::new(), names };
         for policy in sorted {
             let namespace = policy.name.namespace.as_str();
             if policy.selector.is_empty() {
@@ -94,9 +123,17 @@ impl<'a> PeerAuthentications<'a> {
     fn of(&self, pod: &Pod) -> Modes {
         let own = self.selecting(pod);
         let wider = [self.of_scope(&pod.name.namespace), self.of_scope(self.root_namespace)];
-        let other = own.into_iter().chain(wider.into_iter().flatten()).find_map(|policy| policy.mode);
-        let other = other.unwrap_or_default();
-        let ports = own.into_iter().flat_map(|policy| &policy.ports);
-        Modes { ports: ports.map(|(&port, mode)| (port, mode.unwrap_or(other))).collect(), other }
+        let said =
+            |mode, policy: &PeerAuthentication| Said { mode, by: self.names.get(&policy.name).cloned() };
+        let mut scopes = own.into_iter().chain(wider.into_iter().flatten());
+        let other = scopes.find_map(|policy| Some(said(policy.mode?, policy))).unwrap_or_default();
+        let port = |policy, mode: Option<Mode>| mode.map_or_else(|| other.clone(), |mode| said(mode, policy));
+        let ports = own
+            .into_iter()
+            .flat_map(|policy| policy.ports.iter().map(move |(&number, &mode)| (number, policy, mode)));
+        Modes {
+            ports: ports.map(|(number, policy, mode)| (number, port(policy, mode))).collect(),
+            other: other.clone(),
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::identity::Identity;
 use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, PolicyIndex};
+use crate::policy::{Finding, PolicyIndex, Prepared};
 use crate::service::{Service, ServiceIndex};
 
 /// The compiled world. Immutable: a change of the world makes another one with a higher generation.
@@ -32,6 +32,9 @@ pub struct Snapshot {
     pub(crate) service_index: ServiceIndex,
     #[serde(skip)]
     pub(crate) policies: PolicyIndex,
+    /// For the next compilation.
+    #[serde(skip)]
+    pub(crate) prepared: Prepared,
     #[serde(skip)]
     pub(crate) mutual_tls: MutualTls,
     /// Sorted by resource.

@@ -5,6 +5,7 @@ mod service_entry;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::NamespacedName;
@@ -31,8 +32,9 @@ pub struct World {
     pub service_entries: BTreeMap<NamespacedName, ServiceEntry>,
     /// WorkloadEntries by name.
     pub workload_entries: BTreeMap<NamespacedName, WorkloadEntry>,
-    /// AuthorizationPolicies by name.
-    pub authorization_policies: BTreeMap<NamespacedName, AuthorizationPolicy>,
+    /// AuthorizationPolicies by name. A policy that stays where it is from one world to the next need not be
+    /// compiled again.
+    pub authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     /// PeerAuthentications by name.
     pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
 }

@@ -1,8 +1,8 @@
 //! Whether a pod may be reached: asked when a connection arrives, and again whenever the world changes.
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr};
 
-use orlop_model::{Connection, Identity, Mode, NamespacedName, Reason, Snapshot, Workload};
+use orlop_model::{Connection, Identity, Judgement, NamespacedName, Reason, Snapshot};
 
 use crate::{refusal::Refusal, shared::Shared};
 
@@ -16,28 +16,20 @@ pub(crate) struct Arrival {
     pub(crate) address: SocketAddr,
 }
 
-/// Decides on an arrival. The answer is the pod as the snapshot has it.
-pub(crate) fn admit<'a>(
-    snapshot: &'a Snapshot,
+/// Decides on an arrival.
+pub(crate) fn admit(
+    snapshot: &Snapshot,
     pod: &NamespacedName,
     arrival: &Arrival,
-) -> Result<&'a Arc<Workload>, Refusal> {
-    let workload = snapshot.workload(pod).ok_or(Reason::NotEnrolled)?;
-    let port = arrival.address.port();
-    if arrival.identity.is_none() && snapshot.mutual_tls(workload, port) == Mode::Strict {
-        let detail = format!("PeerAuthentication asks for mutual TLS on port {port} of {}", workload.name);
-        return Err(Refusal::new(Reason::PlaintextRefused, detail));
-    }
+) -> Result<Judgement, Refusal> {
+    let destination = snapshot.workload(pod).ok_or(Reason::NotEnrolled)?;
     let connection = Connection {
         source_identity: arrival.identity.as_ref(),
         source: arrival.client.ip(),
-        destination: workload,
+        destination,
         address: arrival.address,
     };
-    match snapshot.authorize(&connection) {
-        Ok(_) => Ok(workload),
-        Err(denied) => Err(Refusal::new(denied.reason(), denied.explain(&connection))),
-    }
+    snapshot.admit(&connection).map_err(Refusal::from)
 }
 
 /// Runs `carry` for as long as the arrival is admitted.

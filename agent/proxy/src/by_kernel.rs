@@ -1,13 +1,14 @@
 //! Records of what the kernel did by itself, without the proxy.
 
-use std::{net::SocketAddr, time::Duration};
-
-use orlop_model::{Reason, Snapshot};
-
-use crate::{
-    metrics::Direction,
-    record::{Line, Party},
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
+
+use orlop_model::{Reason, Snapshot, Workload};
+
+use crate::flow::{Direction, Flow, FlowResult};
 
 /// A connection that a hook refused by itself. The kernel side counts those.
 #[derive(Clone, Debug)]
@@ -23,37 +24,43 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Writes the line of the access log. Who dialled is known by the packet's address alone.
-    pub fn record(&self, snapshot: &Snapshot) {
-        let party = |address: SocketAddr| Party {
-            address: Some(address),
-            workload: snapshot.workload_at(address.ip()).cloned(),
-            identity: None,
+    /// The flow of it. Who dialled is known by the packet's address alone.
+    pub(crate) fn flow(&self, snapshot: &Snapshot) -> Flow {
+        let workload = |address: SocketAddr| snapshot.workload_at(address.ip()).cloned();
+        let (source, destination) = (workload(self.source), workload(self.destination));
+        let own = |workload: &Option<Arc<Workload>>, is_own: bool| {
+            workload.as_ref().filter(|_| is_own).map(|workload| workload.identity.clone())
         };
-        let (mut source, mut destination) = (party(self.source), party(self.destination));
-        let own = if self.inbound { &mut destination } else { &mut source };
-        own.identity = own.workload.as_ref().map(|workload| workload.identity.clone());
         let mut detail = "in the kernel".to_owned();
+        let mut policy = None;
         if self.reason == Reason::PlaintextRefused.as_str()
-            && let Some(workload) = &destination.workload
+            && let Some(workload) = &destination
         {
             let port = self.destination.port();
-            detail +=
-                &format!(": PeerAuthentication asks for mutual TLS on port {port} of {}", workload.name);
+            detail += &format!(": {}", snapshot.explain_strict(workload, port));
+            policy = snapshot.peer_authentication(workload, port).cloned();
         }
-        Line {
+        Flow {
+            time: SystemTime::now(),
             direction: if self.inbound { Direction::Inbound } else { Direction::Outbound },
-            source: &source,
-            destination: &destination,
-            service: None,
+            src: Some(self.source),
+            src_identity: own(&source, !self.inbound),
+            src_workload: source,
+            dialled: (!self.inbound).then_some(self.destination),
+            dst: Some(self.destination),
+            dst_identity: own(&destination, self.inbound),
+            dst_workload: destination,
+            dst_service: None,
             tunnel: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration: Duration::ZERO,
-            result: "refused",
+            result: FlowResult::Refused,
             reason: Some(self.reason),
-            detail: Some(&detail),
+            detail: Some(detail),
+            policy,
+            audit: false,
+            dry_run: Vec::new(),
         }
-        .write();
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    admission::{Arrival, while_admitted},
+    admission::{Arrival, admit, while_admitted},
     copy::{self, Half},
     metrics::Direction,
     passthrough::{Passthrough, PassthroughState},
@@ -72,6 +72,7 @@ impl Carried {
             inbound: record.direction() == Direction::Inbound,
             client,
             server,
+            dialled: record.dialled,
             service: record.service.as_ref().map(|service| service.name.to_string()),
             age: record.age(),
             bytes: [record.up.total(), record.down.total()],
@@ -105,10 +106,12 @@ async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
     let Ok(pod) = state.pod.parse() else { return };
     let [Ok(client), Ok(server)] = sockets.map(|socket| TcpStream::from_std(socket.into())) else { return };
 
-    let record = record(worker, &pod, &state);
+    let mut record = record(worker, &pod, &state);
     let _in_flight = (!state.inbound).then(|| shared.in_flight.enter(state.server));
     let arrival =
         state.inbound.then_some(Arrival { identity: None, client: state.client, address: state.server });
+    record.judgement =
+        arrival.as_ref().and_then(|arrival| admit(&shared.snapshot.load(), &pod, arrival).ok());
     let [up, down] = rest;
     let halves = [Half { rest: up, ended: state.ended[0] }, Half { rest: down, ended: state.ended[1] }];
     Carried { pod, sockets: [client, server], halves, arrival }.carry(worker, record).await;
@@ -123,6 +126,7 @@ fn record(worker: &Worker, pod: &NamespacedName, state: &PassthroughState) -> Re
     let direction = if state.inbound { Direction::Inbound } else { Direction::Outbound };
     let mut record = Record::new(shared, direction);
     record.source.address = Some(state.client);
+    record.dialled = state.dialled;
     record.destination.address = Some(state.server);
     record.service = state.service.as_ref().and_then(|name| snapshot.service(&name.parse().ok()?)).cloned();
     if state.inbound {

@@ -17,6 +17,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Inbound TLS handshakes under way at once on one worker; a further one replaces the oldest.
     pub max_handshakes: usize,
+    /// How many flows are kept for those who ask, some 500 bytes each.
+    pub flow_buffer: usize,
 }
 
 impl Default for Config {
@@ -29,6 +31,7 @@ impl Default for Config {
             tunnel_idle_timeout: Duration::from_secs(300),
             max_connections: 100_000,
             max_handshakes: 1024,
+            flow_buffer: 4096,
         }
     }
 }

@@ -222,7 +222,7 @@ async fn connect(
         return Err(Reason::NotThisPod.into());
     }
     let arrival = Arrival { identity: Some(peer.identity.clone()), client, address: request.authority };
-    admit(&snapshot, pod.name(), &arrival)?;
+    record.judgement = Some(admit(&snapshot, pod.name(), &arrival)?);
 
     let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
     Ok((arrival, server))
@@ -266,7 +266,7 @@ async fn connect_plaintext(
     destination_is(record, snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?);
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
     let arrival = Arrival { identity: None, client: client.peer, address: destination };
-    admit(&snapshot, pod.name(), &arrival)?;
+    record.judgement = Some(admit(&snapshot, pod.name(), &arrival)?);
 
     let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
     Ok((arrival, server))

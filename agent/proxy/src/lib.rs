@@ -13,6 +13,7 @@ pub mod by_kernel;
 mod carried;
 mod config;
 mod copy;
+mod flow;
 mod handshakes;
 mod hbone;
 mod inbound;
@@ -50,11 +51,13 @@ use tokio::{
 
 use crate::{
     affinity::Affinity,
+    flow::Flows,
     shared::{InFlight, Live, Phase, Shared},
     worker::Crew,
 };
 pub use crate::{
     config::Config,
+    flow::{Direction, Flow, FlowResult},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
     metrics::Metrics,
@@ -81,6 +84,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         let workers = config.workers;
         let shared = Arc::new(Shared {
+            flows: Flows::new(config.flow_buffer),
             config,
             snapshot,
             identities,
@@ -147,6 +151,16 @@ impl Proxy {
     /// Goes on with a connection that another agent has begun.
     pub fn resume(&self, passthrough: Passthrough) {
         carried::start(&self.crew, passthrough);
+    }
+
+    /// Tells of a connection that the kernel side refused by itself, which it counts.
+    pub fn record(&self, refused: &by_kernel::Refused) {
+        self.shared.flows.tell(refused.flow(&self.shared.snapshot.load()));
+    }
+
+    /// The last connections that ended, the oldest first.
+    pub fn flows(&self) -> Vec<Arc<Flow>> {
+        self.shared.flows.recent()
     }
 
     /// Takes no more connections, tells the tunnels' peers, and waits until what is open has ended or

@@ -10,6 +10,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use serde::Serialize;
 
 /// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
 const MAX_SERIES: usize = 10_000;
@@ -17,9 +18,12 @@ const MAX_SERIES: usize = 10_000;
 type Labels = Vec<(&'static str, String)>;
 
 /// Which side of a connection reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Direction {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The node of the pod that is reached.
     Inbound,
+    /// The node of the pod that dials.
     Outbound,
 }
 

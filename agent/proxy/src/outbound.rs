@@ -89,6 +89,7 @@ fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -
         .map_err(Refusal::internal)?
         .ok_or(Reason::NoOriginalDestination)?;
     record.destination.address = Some(destination);
+    record.dialled = Some(destination);
 
     let snapshot = shared.snapshot.load();
     let source = snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?;

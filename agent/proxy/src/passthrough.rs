@@ -23,6 +23,9 @@ pub struct PassthroughState {
     pub(crate) inbound: bool,
     pub(crate) client: SocketAddr,
     pub(crate) server: SocketAddr,
+    /// What the pod dialled.
+    #[serde(default)]
+    pub(crate) dialled: Option<SocketAddr>,
     /// The service that was dialled, as `namespace/name`.
     pub(crate) service: Option<String>,
     /// Since its beginning.

@@ -1,16 +1,16 @@
-//! One record a connection. Dropping it writes the access log line and closes the metrics, so that no
-//! way out of a connection can forget to.
+//! One record a connection. Dropping it makes the [`Flow`] of it, which goes to the access log and to those who
+//! ask for flows, and closes the metrics, so that no way out of a connection can forget to.
 
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use orlop_model::{Identity, Reason, Service, Workload};
-use tracing::field::display;
+use orlop_model::{Identity, Judgement, Reason, Service, Workload};
 
 use crate::{
+    flow::{Flow, FlowResult},
     meter::Meter,
     metrics::{Direction, Series},
     refusal::Refusal,
@@ -32,6 +32,8 @@ pub(crate) struct Record {
     direction: Direction,
     started: Instant,
     pub(crate) source: Party,
+    /// What the client dialled, before a service's address became that of an endpoint.
+    pub(crate) dialled: Option<SocketAddr>,
     pub(crate) destination: Party,
     pub(crate) service: Option<Arc<Service>>,
     /// The far end of the tunnel, if the connection goes through one.
@@ -40,6 +42,8 @@ pub(crate) struct Record {
     pub(crate) up: Meter,
     /// From the server to the client.
     pub(crate) down: Meter,
+    /// What policies said when it was let in.
+    pub(crate) judgement: Option<Judgement>,
     series: Option<Series>,
     outcome: Option<Refusal>,
     moved: bool,
@@ -53,11 +57,13 @@ impl Record {
             direction,
             started: Instant::now(),
             source: Party::default(),
+            dialled: None,
             destination: Party::default(),
             service: None,
             tunnel: None,
             up: Meter::default(),
             down: Meter::default(),
+            judgement: None,
             series: None,
             // Unless somebody says otherwise: a task that is dropped midway has been cut short.
             outcome: Some(Reason::Draining.into()),
@@ -118,71 +124,45 @@ impl Drop for Record {
         if self.moved {
             return;
         }
-        let result = match (&self.series, &self.outcome) {
-            (_, None) => "ok",
-            (Some(_), Some(_)) => "cut",
-            (None, Some(_)) => "refused",
+        let outcome = self.outcome.take();
+        let result = match (&self.series, &outcome) {
+            (_, None) => FlowResult::Ok,
+            (Some(_), Some(_)) => FlowResult::Cut,
+            (None, Some(_)) => FlowResult::Refused,
         };
         if let Some(series) = &self.series {
             series.closed.inc();
         }
-        if let Some(refusal) = &self.outcome {
+        if let Some(refusal) = &outcome {
             self.shared.metrics.failed(self.direction, refusal.reason).inc();
         }
-        Line {
+        let (reason, detail, judgement) = match outcome {
+            Some(Refusal { reason, detail, judgement }) => (Some(reason), Some(detail), judgement),
+            None => (None, None, None),
+        };
+        let judgement = judgement.or(self.judgement.take()).unwrap_or_default();
+        let flow = Flow {
+            time: SystemTime::now(),
             direction: self.direction,
-            source: &self.source,
-            destination: &self.destination,
-            service: self.service.as_deref(),
+            src: self.source.address,
+            src_workload: self.source.workload.take(),
+            src_identity: self.source.identity.take(),
+            dialled: self.dialled,
+            dst: self.destination.address,
+            dst_workload: self.destination.workload.take(),
+            dst_identity: self.destination.identity.take(),
+            dst_service: self.service.take(),
             tunnel: self.tunnel,
             bytes_received: self.up.total(),
             bytes_sent: self.down.total(),
             duration: self.started.elapsed(),
             result,
-            reason: self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
-            detail: self.outcome.as_ref().map(|refusal| &*refusal.detail),
-        }
-        .write();
-    }
-}
-
-/// A line of the access log.
-pub(crate) struct Line<'a> {
-    pub(crate) direction: Direction,
-    pub(crate) source: &'a Party,
-    pub(crate) destination: &'a Party,
-    pub(crate) service: Option<&'a Service>,
-    pub(crate) tunnel: Option<SocketAddr>,
-    pub(crate) bytes_received: u64,
-    pub(crate) bytes_sent: u64,
-    pub(crate) duration: Duration,
-    pub(crate) result: &'static str,
-    pub(crate) reason: Option<&'static str>,
-    pub(crate) detail: Option<&'a str>,
-}
-
-impl Line<'_> {
-    pub(crate) fn write(&self) {
-        let identity = |party: &Party| party.identity.clone().map(display);
-        let workload = |party: &Party| party.workload.as_ref().map(|workload| display(workload.name.clone()));
-        tracing::info!(
-            target: "access",
-            direction = self.direction.as_str(),
-            src = self.source.address.map(display),
-            src_workload = workload(self.source),
-            src_identity = identity(self.source),
-            dst = self.destination.address.map(display),
-            dst_workload = workload(self.destination),
-            dst_identity = identity(self.destination),
-            dst_service = self.service.map(|service| &*service.hostname),
-            tunnel = self.tunnel.map(display),
-            bytes_received = self.bytes_received,
-            bytes_sent = self.bytes_sent,
-            duration_us = self.duration.as_micros() as u64,
-            result = self.result,
-            reason = self.reason,
-            detail = self.detail.filter(|detail| !detail.is_empty()),
-            "connection"
-        );
+            reason: reason.map(Reason::as_str),
+            detail: detail.filter(|detail| !detail.is_empty()),
+            policy: judgement.policy,
+            audit: judgement.audit,
+            dry_run: judgement.dry_run,
+        };
+        self.shared.flows.tell(flow);
     }
 }

@@ -1,15 +1,17 @@
-use orlop_model::Reason;
+use orlop_model::{Judgement, Reason, Refused};
 
 /// Why a connection is refused or was cut short: the reason for metrics, and what else is known for the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
     pub(crate) detail: String,
+    /// Where policies refuse it.
+    pub(crate) judgement: Option<Judgement>,
 }
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, detail: impl ToString) -> Self {
-        Self { reason, detail: detail.to_string() }
+        Self { reason, detail: detail.to_string(), judgement: None }
     }
 
     /// A fault of our own or of the machine, not of a peer.
@@ -20,6 +22,12 @@ impl Refusal {
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Self { reason, detail: String::new() }
+        Self { reason, detail: String::new(), judgement: None }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Self { reason: refused.reason, detail: refused.detail, judgement: Some(refused.judgement) }
     }
 }

@@ -12,7 +12,7 @@ use orlop_identity::Identities;
 use orlop_model::Snapshot;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity};
+use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity, flow::Flows};
 
 /// What every worker shares.
 pub(crate) struct Shared {
@@ -21,6 +21,7 @@ pub(crate) struct Shared {
     pub(crate) identities: Identities,
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) metrics: Metrics,
+    pub(crate) flows: Flows,
     pub(crate) in_flight: InFlight,
     pub(crate) affinity: Affinity,
     /// Connections and streams.

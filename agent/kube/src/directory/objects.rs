@@ -46,7 +46,8 @@ pub(super) enum Object {
     EndpointSlice(EndpointSlice),
     ServiceEntry(Box<ServiceEntry>),
     WorkloadEntry(Box<WorkloadEntry>),
-    AuthorizationPolicy(AuthorizationPolicy),
+    /// At the same place in every world for as long as its file doesn't change.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(PeerAuthentication),
 }
 
@@ -162,7 +163,8 @@ impl File {
             }
             "Service" => Object::Service(self.convert(node, kind, want, service::convert)?),
             "AuthorizationPolicy" => {
-                Object::AuthorizationPolicy(self.convert(node, kind, want, authorization_policy::convert)?)
+                let policy = self.convert(node, kind, want, authorization_policy::convert)?;
+                Object::AuthorizationPolicy(Arc::new(policy))
             }
             "PeerAuthentication" => {
                 Object::PeerAuthentication(self.convert(node, kind, want, peer_authentication::convert)?)

@@ -2,8 +2,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 
-use super::rule::Test;
-use super::{CompiledPolicy, Scopes, TrustDomains};
+use super::rule::{CompiledRule, Test};
+use super::{Scopes, TrustDomains};
 use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::mutual_tls::PeerAuthentications;
@@ -44,24 +44,27 @@ pub(crate) fn findings(
     peer_authentications: &PeerAuthentications<'_>,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    let udp = UdpPorts::new(world, settings);
-    let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
-    for policy in world.authorization_policies.values() {
-        let mut tell = |severity, message: String| {
-            let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
-            found.push(Finding { kind, name, severity, message });
-        };
-        of_whole(policy, scopes, &mut tell);
-        for (number, rule) in policy.rules.iter().enumerate().filter(|_| policy.targets.is_empty()) {
-            of_principals(number, rule, &trust, &mut tell);
-        }
-        udp.of(policy, &mut tell);
+    let mut tell = |policy: &AuthorizationPolicy, severity, message: String| {
+        let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
+        found.push(Finding { kind, name, severity, message });
+    };
+    for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
+        let targets = policy.targets.join(", ");
+        let message =
+            format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
+        tell(policy, Severity::Info, message);
     }
-    for (policy, compiled) in scopes.compiled() {
-        let (kind, name) = ("AuthorizationPolicy", &policy.name);
-        of_rules(compiled, &mut |severity, message| {
-            found.push(Finding { kind, name: name.clone(), severity, message });
-        });
+    let udp = UdpPorts::new(world, settings);
+    for (policy, compiled, applies) in scopes.policies() {
+        for (severity, message) in &compiled.findings {
+            tell(policy, *severity, message.clone());
+        }
+        if !applies {
+            let selector = shown(&policy.selector);
+            let message = format!("its selector ({selector}) matches no pod, so it has no effect");
+            tell(policy, Severity::Warning, message);
+        }
+        udp.of(policy, &compiled.ports, &mut |message| tell(policy, Severity::Info, message));
     }
     of_peer_authentications(world, settings, peer_authentications, &mut found);
     found.sort();
@@ -69,13 +72,23 @@ pub(crate) fn findings(
     found
 }
 
-fn of_whole(policy: &AuthorizationPolicy, scopes: &Scopes<'_>, tell: &mut impl FnMut(Severity, String)) {
-    if !policy.targets.is_empty() {
-        let targets = policy.targets.join(", ");
-        let message =
-            format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
-        return tell(Severity::Info, message);
+/// What a policy that the node enforces tells of itself.
+pub(super) fn of_policy(
+    policy: &AuthorizationPolicy,
+    rules: &[CompiledRule],
+    trust: &TrustDomains<'_>,
+) -> Vec<(Severity, String)> {
+    let mut found = Vec::new();
+    let mut tell = |severity, message| found.push((severity, message));
+    of_whole(policy, &mut tell);
+    for (number, rule) in policy.rules.iter().enumerate() {
+        of_principals(number, rule, trust, &mut tell);
     }
+    of_rules(policy.action, rules, &mut tell);
+    found
+}
+
+fn of_whole(policy: &AuthorizationPolicy, tell: &mut impl FnMut(Severity, String)) {
     if policy.dry_run {
         tell(Severity::Info, "is in dry run: what it would say is told, not enforced".to_owned());
     }
@@ -88,17 +101,12 @@ fn of_whole(policy: &AuthorizationPolicy, scopes: &Scopes<'_>, tell: &mut impl F
         let message = "has no rules, so it matches nothing; write rules: [{}] to match everything";
         tell(Severity::Warning, message.to_owned());
     }
-    if !policy.selector.is_empty() && !scopes.selects_some(&policy.name) {
-        let message =
-            format!("its selector ({}) matches no pod, so it has no effect", shown(&policy.selector));
-        tell(Severity::Warning, message);
-    }
 }
 
-fn of_rules(policy: &CompiledPolicy, tell: &mut dyn FnMut(Severity, String)) {
-    for (number, rule) in policy.rules.iter().enumerate() {
+fn of_rules(action: Action, rules: &[CompiledRule], tell: &mut impl FnMut(Severity, String)) {
+    for (number, rule) in rules.iter().enumerate() {
         if !rule.of_requests.is_empty() {
-            let effect = match policy.action {
+            let effect = match action {
                 Action::Allow => "so the rule never matches here",
                 Action::Deny | Action::Custom => "so they are left out and the rule denies more than it says",
                 Action::Audit => "so they are left out and the rule audits more than it says",
@@ -118,7 +126,7 @@ fn of_rules(policy: &CompiledPolicy, tell: &mut dyn FnMut(Severity, String)) {
             }
         };
         let shown = |negated| rule.clauses.iter().flatten().flatten().find(asks_who(negated));
-        if policy.action == Action::Allow
+        if action == Action::Allow
             && !rule.never
             && let (Some(check), None) = (shown(true), shown(false))
         {
@@ -192,16 +200,16 @@ impl<'a> UdpPorts<'a> {
         Self { services, pods, root_namespace: &settings.root_namespace }
     }
 
-    fn of(&self, policy: &AuthorizationPolicy, tell: &mut impl FnMut(Severity, String)) {
-        if !policy.targets.is_empty() || self.services.is_empty() {
+    fn of(&self, policy: &AuthorizationPolicy, ports: &[u16], tell: &mut impl FnMut(String)) {
+        if self.services.is_empty() {
             return;
         }
-        for port in ports(policy) {
-            let services = self.services.get(&port).into_iter().flatten();
+        for port in ports {
+            let services = self.services.get(port).into_iter().flatten();
             for service in services.filter(|service| self.meet(policy, service)) {
                 let name = &service.name;
                 let message = format!("port {port} of Service {name} is UDP, to which policies do not apply");
-                tell(Severity::Info, message);
+                tell(message);
             }
         }
     }
@@ -218,14 +226,15 @@ impl<'a> UdpPorts<'a> {
     }
 }
 
-/// The ports the policy speaks of.
-fn ports(policy: &AuthorizationPolicy) -> BTreeSet<u16> {
+/// The ports the policy speaks of, sorted.
+pub(super) fn ports(policy: &AuthorizationPolicy) -> Vec<u16> {
     let operations = policy.rules.iter().flat_map(|rule| &rule.to).map(|operation| &operation.ports);
     let conditions = policy.rules.iter().flat_map(|rule| &rule.when).filter_map(|when| match when {
         Condition::DestinationPort(ports) => Some(ports),
         _ => None,
     });
-    operations.chain(conditions).flat_map(|of| &of.values).copied().collect()
+    let ports: BTreeSet<_> = operations.chain(conditions).flat_map(|of| &of.values).copied().collect();
+    ports.into_iter().collect()
 }
 
 fn of_peer_authentications(

@@ -5,6 +5,7 @@ mod explain;
 mod facts;
 mod findings;
 mod index;
+mod prepared;
 mod rule;
 mod scope;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub(crate) use facts::Facts;
 pub(crate) use findings::findings;
 pub use findings::{Finding, Severity};
 use index::{Effect, Index, Matching};
+pub(crate) use prepared::Prepared;
 use rule::{Clause, CompiledRule};
 pub(crate) use scope::Scopes;
 pub(crate) use trust::TrustDomains;
@@ -61,6 +63,10 @@ pub(crate) struct CompiledPolicy {
     pub action: Action,
     pub dry_run: bool,
     pub rules: Vec<CompiledRule>,
+    /// What its author should know, as far as the policy alone tells.
+    pub findings: Vec<(Severity, String)>,
+    /// Those it speaks of, sorted.
+    pub ports: Vec<u16>,
 }
 
 /// A rule of a policy.

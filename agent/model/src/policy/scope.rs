@@ -1,50 +1,47 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::rule::CompiledRule;
-use super::{CompiledPolicy, Layer, Policies, PolicyIndex, TrustDomains};
+use super::prepared::Layers;
+use super::{CompiledPolicy, Layer, Policies, PolicyIndex, Prepared};
 use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::world::security::AuthorizationPolicy;
-use crate::world::{Labels, Pod, World};
+use crate::world::{Labels, Pod};
 
 /// Finds the policies of pods.
 pub(crate) struct Scopes<'a> {
-    /// Sorted by name, without those for waypoints and gateways.
-    policies: Vec<(&'a AuthorizationPolicy, Arc<CompiledPolicy>)>,
+    prepared: &'a Prepared,
+    layers: Layers<'a>,
     mesh: Option<Arc<Layer>>,
     namespaces: HashMap<&'a str, Arc<Layer>>,
     /// Policies with a selector, by namespace (`None` for the mesh) and the first label they ask for.
     selectors: HashMap<(Option<&'a str>, &'a str, &'a str), Vec<usize>>,
-    /// By the positions of their policies.
-    selected: HashMap<Vec<usize>, Arc<Layer>>,
-    /// The positions of policies that apply to some pod.
-    in_use: BTreeSet<usize>,
+    /// Of each policy, whether it is one with a selector that applies to some pod.
+    selecting: Vec<bool>,
 }
 
 impl<'a> Scopes<'a> {
-    pub fn new(world: &'a World, settings: &'a Settings) -> Self {
-        let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
-        let at_work = world.authorization_policies.values().filter(|policy| policy.targets.is_empty());
-        let policies: Vec<_> = at_work.map(|policy| (policy, Arc::new(compiled(policy, &trust)))).collect();
+    pub fn new(prepared: &'a Prepared, previous: Option<&'a Prepared>, settings: &'a Settings) -> Self {
+        let mut layers = Layers::new(previous);
         let mut selectors: HashMap<_, Vec<_>> = HashMap::new();
         let mut scoped: HashMap<_, Vec<_>> = HashMap::new();
-        for (position, (policy, compiled)) in policies.iter().enumerate() {
+        for (position, (policy, compiled)) in prepared.policies.iter().enumerate() {
             let namespace = policy.name.namespace.as_str();
             let scope = (namespace != settings.root_namespace).then_some(namespace);
             match policy.selector.first_key_value() {
                 Some((key, value)) => {
                     selectors.entry((scope, key.as_str(), value.as_str())).or_default().push(position);
                 }
-                None => scoped.entry(scope).or_default().push(compiled.clone()),
+                None => scoped.entry(scope).or_default().push(compiled),
             }
         }
-        let mesh = scoped.remove(&None).map(|policies| Arc::new(Layer::new(policies)));
+        let mesh = scoped.remove(&None).map(|policies| layers.of(policies.into_iter()));
         let namespaces = scoped
             .into_iter()
-            .filter_map(|(scope, policies)| Some((scope?, Arc::new(Layer::new(policies)))))
+            .filter_map(|(scope, policies)| Some((scope?, layers.of(policies.into_iter()))))
             .collect();
-        Self { policies, mesh, namespaces, selectors, selected: HashMap::new(), in_use: BTreeSet::new() }
+        let selecting = vec![false; prepared.policies.len()];
+        Self { prepared, layers, mesh, namespaces, selectors, selecting }
     }
 
     /// The policies of all these pods.
@@ -54,22 +51,16 @@ impl<'a> Scopes<'a> {
     }
 
     fn of(&mut self, pod: &Pod) -> Policies {
-        let selecting = self.selecting(&pod.name, &pod.labels);
-        let selected = if selecting.is_empty() {
-            None
-        } else if let Some(layer) = self.selected.get(&selecting) {
-            Some(layer.clone())
-        } else {
-            let policies = selecting.iter().map(|&position| self.policies[position].1.clone()).collect();
-            self.in_use.extend(&selecting);
-            let layer = Arc::new(Layer::new(policies));
-            self.selected.insert(selecting, layer.clone());
-            Some(layer)
-        };
+        let positions = self.positions(&pod.name, &pod.labels);
+        let selected = (!positions.is_empty()).then(|| {
+            positions.iter().for_each(|&position| self.selecting[position] = true);
+            self.layers.of(positions.iter().map(|&position| &self.prepared.policies[position].1))
+        });
         Policies([selected, self.namespaces.get(pod.name.namespace.as_str()).cloned(), self.mesh.clone()])
     }
 
-    fn selecting(&self, pod: &NamespacedName, labels: &Labels) -> Vec<usize> {
+    /// Those of the policies that select the pod.
+    fn positions(&self, pod: &NamespacedName, labels: &Labels) -> Vec<usize> {
         let mut found = Vec::new();
         for (key, value) in labels {
             for scope in [None, Some(pod.namespace.as_str())] {
@@ -78,29 +69,23 @@ impl<'a> Scopes<'a> {
             }
         }
         found.retain(|&position| {
-            self.policies[position].0.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+            let selector = &self.prepared.policies[position].0.selector;
+            selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         });
         found.sort_unstable();
         found
     }
 
-    /// Whether a policy with a selector applies to some pod.
-    pub fn selects_some(&self, name: &NamespacedName) -> bool {
-        let position = self.policies.binary_search_by(|(policy, _)| policy.name.cmp(name));
-        position.is_ok_and(|position| self.in_use.contains(&position))
+    /// All policies that the node enforces, sorted by name, and whether they apply to some pod or ask for none.
+    pub fn policies(&self) -> impl Iterator<Item = (&'a AuthorizationPolicy, &'a CompiledPolicy, bool)> {
+        let all = self.prepared.policies.iter().zip(&self.selecting);
+        all.map(|((policy, compiled), selecting)| {
+            (&**policy, &**compiled, *selecting || policy.selector.is_empty())
+        })
     }
 
-    pub fn compiled(&self) -> impl Iterator<Item = (&'a AuthorizationPolicy, &CompiledPolicy)> {
-        self.policies.iter().map(|(policy, compiled)| (*policy, &**compiled))
-    }
-}
-
-fn compiled(policy: &AuthorizationPolicy, trust: &TrustDomains<'_>) -> CompiledPolicy {
-    let rule = |rule| CompiledRule::new(rule, policy.action, trust);
-    CompiledPolicy {
-        name: Arc::new(policy.name.clone()),
-        action: policy.action,
-        dry_run: policy.dry_run,
-        rules: policy.rules.iter().map(rule).collect(),
+    /// Every layer that some pod has.
+    pub fn into_layers(self) -> HashMap<Vec<usize>, Arc<Layer>> {
+        self.layers.into_inner()
     }
 }

@@ -126,7 +126,10 @@ fn with(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> World {
     let pod = Pod { name: name.clone(), service_account: "web".into(), ..Pod::default() };
     World {
         pods: [(name, pod)].into(),
-        authorization_policies: policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect(),
+        authorization_policies: policies
+            .into_iter()
+            .map(|policy| (policy.name.clone(), Arc::new(policy)))
+            .collect(),
         ..World::default()
     }
 }

@@ -1,7 +1,7 @@
 //! Which mode counts.
 
-use orlop_model::World;
-use orlop_model::world::security::{Mode, PeerAuthentication};
+use orlop_model::world::security::{Action, Mode, PeerAuthentication, Rule};
+use orlop_model::{Connection, Reason, World};
 
 use crate::support::*;
 
@@ -65,6 +65,49 @@ fn a_pod_that_is_not_known_is_strict() {
     let empty = orlop_model::compile(&World::default(), &settings(), 2);
     let snapshot = snapshot(&world([]));
     assert_eq!(empty.mutual_tls(snapshot.workload(&id("shop", "web")).unwrap(), 80), Mode::Strict);
+}
+
+#[test]
+fn a_refusal_names_the_policy_of_the_port() {
+    let ports = [(80, Some(Mode::Strict)), (81, None)].into();
+    let workload = PeerAuthentication { ports, ..selecting("web", "workload", None) };
+    let snapshot = snapshot(&world_of(&[workload, of(ROOT, "mesh", Some(Mode::Strict))]));
+    let web = snapshot.workload(&id("shop", "web")).unwrap();
+    let refused = |port| {
+        let connection = Connection {
+            source_identity: None,
+            source: ip("192.0.2.1"),
+            destination: web,
+            address: (web.addresses[0], port).into(),
+        };
+        let refused = snapshot.admit(&connection).unwrap_err();
+        assert_eq!(refused.reason, Reason::PlaintextRefused);
+        assert_eq!(refused.detail, snapshot.explain_strict(web, port));
+        (refused.judgement.policy.unwrap().to_string(), refused.detail)
+    };
+    let (policy, detail) = refused(80);
+    assert_eq!(policy, "shop/workload");
+    assert_eq!(
+        detail,
+        "PeerAuthentication shop/workload asks for mutual TLS on port 80 of shop/web, and the connection has none"
+    );
+    assert_eq!([81, 82].map(|port| refused(port).0), [format!("{ROOT}/mesh"), format!("{ROOT}/mesh")]);
+}
+
+#[test]
+fn mutual_tls_is_asked_for_before_any_policy() {
+    let strict = of("shop", "strict", Some(Mode::Strict));
+    let all = policy("all", Action::Allow, [Rule::default()]);
+    let peer_authentications = [(strict.name.clone(), strict)].into();
+    let snapshot = snapshot(&World { peer_authentications, ..world([all]) });
+    let web = snapshot.workload(&id("shop", "web")).unwrap();
+    let somebody = identity("td1/ns/dev/sa/curl");
+    let admit = |source_identity| {
+        let address = (web.addresses[0], 80).into();
+        snapshot.admit(&Connection { source_identity, source: ip("192.0.2.1"), destination: web, address })
+    };
+    assert_eq!(admit(None).unwrap_err().reason, Reason::PlaintextRefused);
+    assert_eq!(admit(somebody.as_ref()).unwrap().policy.unwrap().to_string(), "shop/all");
 }
 
 fn of(namespace: &str, name: &str, mode: Option<Mode>) -> PeerAuthentication {

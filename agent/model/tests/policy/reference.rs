@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use orlop_model::world::Pod;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
-use orlop_model::{Connection, NamespacedName, Outcome, World, compile};
+use orlop_model::{Connection, Hosts, NamespacedName, Outcome, World, compile, compile_after};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -52,10 +53,21 @@ proptest! {
 
     #[test]
     fn authorize_agrees_with_a_scan_of_the_world(
-        world in any_world(),
+        before in any_world(),
+        mut world in any_world(),
+        kept in any::<u8>(),
         calls in prop::collection::vec((one_of(&PRINCIPALS), one_of(&ADDRESSES), one_of(&ADDRESSES), port()), 6),
     ) {
-        let snapshot = compile(&world, &settings(), 1);
+        // Some policies stay where they are from one world to the next: what was made of them is used again.
+        for (index, (name, policy)) in before.authorization_policies.iter().enumerate() {
+            if kept >> index & 1 == 1 {
+                world.authorization_policies.insert(name.clone(), policy.clone());
+            }
+        }
+        let before = compile(&before, &settings(), 1);
+        let snapshot = compile_after(Some(&before), &world, &Hosts::new(), &settings(), 2);
+        let anew = compile(&world, &settings(), 2);
+        prop_assert_eq!(snapshot.findings(), anew.findings());
         for (principal, source, address, port) in calls {
             let identity = identity(principal);
             for pod in world.pods.values() {
@@ -93,7 +105,7 @@ fn ip_of(address: SocketAddr) -> IpAddr {
 }
 
 fn reference(world: &World, pod: &Pod, call: &Seen<'_>) -> Answer {
-    let applies = |policy: &&AuthorizationPolicy| {
+    let applies = |policy: &&Arc<AuthorizationPolicy>| {
         let namespace = &policy.name.namespace;
         policy.targets.is_empty()
             && (namespace == ROOT || *namespace == pod.name.namespace)
@@ -102,7 +114,7 @@ fn reference(world: &World, pod: &Pod, call: &Seen<'_>) -> Answer {
     let applying: Vec<_> = world.authorization_policies.values().filter(applies).collect();
     let of = |dry_run: bool, actions: &[Action]| -> Vec<&AuthorizationPolicy> {
         let those = applying.iter().filter(|p| p.dry_run == dry_run && actions.contains(&p.action));
-        those.copied().collect()
+        those.map(|policy| &***policy).collect()
     };
     let matching = |policies: &[&AuthorizationPolicy]| -> BTreeSet<NamespacedName> {
         policies
@@ -211,7 +223,7 @@ fn any_world() -> impl Strategy<Value = World> {
             }
             for (index, mut policy) in policies.into_iter().enumerate() {
                 policy.name.name = format!("policy-{index}");
-                world.authorization_policies.insert(policy.name.clone(), policy);
+                world.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
             }
             world
         },

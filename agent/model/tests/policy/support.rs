@@ -1,6 +1,7 @@
 //! A small world and short ways to say things about it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, Match, Operation, Pattern, PeerAuthentication, Rule,
@@ -20,7 +21,10 @@ pub fn world(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> World {
     World {
         namespaces: ["shop", "bank"].map(|name| (name.to_owned(), Namespace::default())).into(),
         pods: pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect(),
-        authorization_policies: policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect(),
+        authorization_policies: policies
+            .into_iter()
+            .map(|policy| (policy.name.clone(), Arc::new(policy)))
+            .collect(),
         ..World::default()
     }
 }

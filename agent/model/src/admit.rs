@@ -1,0 +1,56 @@
+use std::sync::Arc;
+
+use crate::authorize::{Connection, DryRun};
+use crate::name::NamespacedName;
+use crate::reason::Reason;
+use crate::snapshot::Snapshot;
+use crate::world::security::Mode;
+
+/// What policies had to say of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// The policy that decided: an AuthorizationPolicy, or the PeerAuthentication where the reason is
+    /// [`Reason::PlaintextRefused`]. `None` where none applies, and where ALLOW policies apply and none matches.
+    pub policy: Option<Arc<NamespacedName>>,
+    /// Whether an AUDIT policy matches.
+    pub audit: bool,
+    /// What policies in dry run would have said.
+    pub dry_run: Vec<DryRun>,
+}
+
+/// A pod doesn't take a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// For logs and metrics.
+    pub reason: Reason,
+    /// In one line: the policy or its absence, the nearest rule, and what about the connection did not match.
+    pub detail: String,
+    /// Who decided.
+    pub judgement: Judgement,
+}
+
+impl Snapshot {
+    /// Decides whether a pod takes a connection: first by the PeerAuthentications, for what comes without mutual
+    /// TLS, then by the AuthorizationPolicies.
+    pub fn admit(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
+        let (destination, port) = (connection.destination, connection.address.port());
+        if connection.source_identity.is_none() && self.mutual_tls(destination, port) == Mode::Strict {
+            let policy = self.peer_authentication(destination, port).cloned();
+            return Err(Refused {
+                reason: Reason::PlaintextRefused,
+                detail: self.explain_strict(destination, port),
+                judgement: Judgement { policy, ..Judgement::default() },
+            });
+        }
+        match self.authorize(connection) {
+            Ok(allowed) => {
+                Ok(Judgement { policy: allowed.policy, audit: allowed.audit, dry_run: allowed.dry_run })
+            }
+            Err(denied) => Err(Refused {
+                reason: denied.reason(),
+                detail: denied.explain(connection),
+                judgement: Judgement { policy: denied.policy, audit: denied.audit, dry_run: denied.dry_run },
+            }),
+        }
+    }
+}
