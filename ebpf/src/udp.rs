@@ -30,7 +30,7 @@ pub fn orlop_udp_made(ctx: SockContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn orlop_udp_out(ctx: SkBuffContext) -> i32 {
     if let Some(datagram) = Datagram::of(&ctx) {
-        count(&datagram, datagram.source(), datagram.destination(), |traffic| {
+        count(&datagram, Datagram::source, Datagram::destination, |traffic| {
             (&mut traffic.sent_packets, &mut traffic.sent_bytes)
         });
     }
@@ -40,7 +40,7 @@ pub fn orlop_udp_out(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn orlop_udp_in(ctx: SkBuffContext) -> i32 {
     if let Some(datagram) = Datagram::of(&ctx) {
-        count(&datagram, datagram.destination(), datagram.source(), |traffic| {
+        count(&datagram, Datagram::destination, Datagram::source, |traffic| {
             (&mut traffic.received_packets, &mut traffic.received_bytes)
         });
     }
@@ -48,15 +48,18 @@ pub fn orlop_udp_in(ctx: SkBuffContext) -> i32 {
 }
 
 #[inline(always)]
-fn count(
-    datagram: &Datagram,
-    own: Option<Endpoint>,
-    peer: Option<Endpoint>,
+fn count<'a>(
+    datagram: &Datagram<'a>,
+    own: impl Fn(&Datagram<'a>) -> Option<Endpoint>,
+    peer: impl Fn(&Datagram<'a>) -> Option<Endpoint>,
     of: impl Fn(&mut Traffic) -> (&mut u64, &mut u64),
 ) {
     let Some(netns) = datagram.owner(&OWNER) else { return };
     let Some(all) = UDP_PODS.get_ptr_mut(netns) else { return };
-    let (Some(own), Some(peer)) = (own, peer) else { return };
+    // Each on its own: where a failure of one is put off, LLVM reads what was never written, which the verifier
+    // refuses before 6.3.
+    let Some(own) = own(datagram) else { return };
+    let Some(peer) = peer(datagram) else { return };
     if is_loopback(&peer.address) || same(&own.address, &peer.address) {
         return;
     }
