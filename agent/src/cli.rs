@@ -23,6 +23,9 @@ pub enum Command {
     Explain(Box<ExplainArguments>),
     /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
     Check(CheckArguments),
+    /// Rotate the embedded CA's root, or revoke certificates, while nodes run.
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Print the last connections of a node that ended, one JSON object a line.
     Flows(FlowsArguments),
     /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
@@ -124,6 +127,39 @@ impl NameArguments {
             cluster_domain: self.cluster_domain.clone(),
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make a new root that every node trusts, and then have it sign; `--finish` ends the trust in the old one.
+    Rotate {
+        #[command(flatten)]
+        directory: CaDirectory,
+        /// Trust the old root no more.
+        #[arg(long)]
+        finish: bool,
+        /// How long the nodes may take to see what has changed; they look every 200 ms.
+        #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+        wait: Duration,
+    },
+    /// Refuse certificates from now on, and cut what they have open.
+    Revoke {
+        #[command(flatten)]
+        directory: CaDirectory,
+        /// Serial numbers in hex, as /config_dump has them, or files that hold certificates (PEM or DER).
+        #[arg(value_name = "SERIAL|FILE", required = true)]
+        certificates: Vec<String>,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct CaDirectory {
+    /// The directory that the nodes were given.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
 }
 
 #[derive(Args, Debug)]

@@ -21,6 +21,7 @@ pub fn config(
     let enrolled =
         status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
+    let trust = identities.trust().borrow().clone();
     let dump = json!({
         "node": node,
         "version": env!("CARGO_PKG_VERSION"),
@@ -29,6 +30,7 @@ pub fn config(
         "enrolled": by_name(&enrolled.collect()),
         "not_enrolled": by_name(&failed.collect()),
         "certificates": identities.dump().iter().map(certificate).collect::<Vec<_>>(),
+        "trust": { "roots": trust.root_serials(), "revoked": trust.revoked() },
         "snapshot": snapshot,
     });
     serde_json::to_string_pretty(&dump).map(|text| text + "\n")

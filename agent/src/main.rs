@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod ca;
 mod check;
 mod cli;
 mod dump;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
+        Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Flows(arguments) => flows::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Clean(arguments) => node::clean(&arguments).map(|()| ExitCode::SUCCESS),
     };

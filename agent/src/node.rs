@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets};
-use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
+use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
 use orlop_kube::WorldDirectory;
 use orlop_model::{Finding, Hosts, Settings, Severity, Snapshot, World, compile_after};
 use orlop_proxy::{Config, Kernel, Metrics, Netns, Proxy};
@@ -49,8 +49,9 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let world = WorldDirectory::open(&arguments.world)?;
-    let ca = EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?;
-    let identities = Identities::new(Arc::new(ca), arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
+    let ca = Arc::new(EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?);
+    let authority = Arc::clone(&ca);
+    let identities = Identities::new(authority, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
     let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
     let place = Place {
@@ -102,6 +103,8 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
 
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
+    tokio::spawn(async move { ca.run().await });
+    tokio::spawn(judge_again(Arc::clone(&proxy), identities.trust()));
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
     let enrolment = Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, inherited);
     let settings = arguments.names.settings(&arguments.node);
@@ -293,6 +296,13 @@ impl Worlds {
             self.changed().await?;
             self.publish();
         }
+    }
+}
+
+/// Has open connections judged again whenever it changes whom to trust.
+async fn judge_again(proxy: Arc<Proxy>, mut trust: watch::Receiver<Arc<Trust>>) {
+    while trust.changed().await.is_ok() {
+        proxy.judge_again();
     }
 }
 

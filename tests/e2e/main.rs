@@ -20,6 +20,7 @@ mod seeing;
 mod services;
 mod strict;
 mod testbed;
+mod trust;
 mod tunnel;
 mod udp;
 mod upgrade;

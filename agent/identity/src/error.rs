@@ -52,6 +52,21 @@ pub enum IdentityError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A rotation of the root was begun and not ended.
+    #[error("{} is there: the last rotation is not finished; run: orlop ca rotate --finish", path.display())]
+    RotationUnfinished {
+        /// The previous root's certificate.
+        path: PathBuf,
+    },
+    /// There is no rotation to end.
+    #[error("{} is not there: no rotation has been begun; run: orlop ca rotate", path.display())]
+    NoRotation {
+        /// The previous root's certificate.
+        path: PathBuf,
+    },
+    /// A root or a revocation list is not what it should be.
+    #[error("a trusted root or revocation list can't be used: {0}; check trust.pem in --ca-dir")]
+    Trust(String),
     /// The root's key and certificate don't belong together.
     #[error("{} is not the key of {}; restore the right one, or remove both to start a new root", key.display(), certificate.display())]
     KeyMismatch {
@@ -117,7 +132,4 @@ pub enum IdentityError {
     /// rustls refused a key, a root or a configuration.
     #[error("TLS can't be set up: {0}")]
     Tls(#[from] rustls::Error),
-    /// The roots don't make a verifier.
-    #[error("the authority's roots can't be used: {0}")]
-    Roots(#[from] rustls::server::VerifierBuilderError),
 }

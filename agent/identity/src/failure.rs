@@ -17,6 +17,8 @@ pub enum HandshakeFailure {
     /// The peer's certificate is not one we trust: unknown issuer, expired, for another purpose, of
     /// another trust domain, without exactly one workload identity.
     UntrustedCertificate,
+    /// The peer's certificate was revoked.
+    RevokedCertificate,
     /// A trusted workload, but not the one we meant to reach.
     IdentityMismatch,
     /// The peer doesn't speak HTTP/2.
@@ -35,6 +37,7 @@ impl HandshakeFailure {
         match self {
             Self::NoClientCertificate => "no_client_certificate",
             Self::UntrustedCertificate => "untrusted_certificate",
+            Self::RevokedCertificate => "revoked_certificate",
             Self::IdentityMismatch => "identity_mismatch",
             Self::AlpnMismatch => "alpn_mismatch",
             Self::CertificateUnavailable => "certificate_unavailable",
@@ -65,6 +68,7 @@ pub fn classify(error: &Error) -> HandshakeFailure {
                 _ => HandshakeFailure::UntrustedCertificate,
             }
         }
+        Error::InvalidCertificate(CertificateError::Revoked) => HandshakeFailure::RevokedCertificate,
         Error::InvalidCertificate(_) => HandshakeFailure::UntrustedCertificate,
         Error::Other(OtherError(cause)) if cause.is::<CertificateUnavailable>() => {
             HandshakeFailure::CertificateUnavailable

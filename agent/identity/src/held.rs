@@ -136,6 +136,15 @@ impl Held {
         self.read().iter().filter(|(_, entry)| due(entry)).map(|(identity, _)| identity.clone()).collect()
     }
 
+    /// Makes the renewal of these certificates due at `now`.
+    pub(crate) fn renew_now(&self, which: impl Fn(&WorkloadCertificate) -> bool, now: SystemTime) {
+        for entry in self.write().values_mut() {
+            if entry.certificate.as_deref().is_some_and(&which) {
+                entry.next_attempt = now;
+            }
+        }
+    }
+
     /// How long after `now` the next attempt is due.
     pub(crate) fn next_attempt_in(&self, now: SystemTime) -> Option<Duration> {
         let next = self.read().values().map(|entry| entry.next_attempt).min()?;

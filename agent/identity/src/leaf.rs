@@ -3,9 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 /// The fields of a certificate that identity rests on. Says nothing about who signed it.
 pub(crate) struct Leaf {
@@ -47,6 +49,35 @@ impl Leaf {
     }
 }
 
+/// A serial number in hex, with or without colons between its bytes; `None` if it is something else.
+pub fn parse_serial(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text
+        .bytes()
+        .filter(|byte| *byte != b':')
+        .map(|byte| char::from(byte).to_digit(16).map(|digit| digit as u8))
+        .collect::<Option<_>>()?;
+    // RFC 5280, 4.1.2.2: at most 20 bytes, and one for the sign.
+    let whole = !digits.is_empty() && digits.len().is_multiple_of(2) && digits.len() <= 42;
+    whole.then(|| unsigned(&digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect::<Vec<_>>()).to_vec())
+}
+
+/// The serial numbers of the certificates in a file: PEM, or one in DER.
+pub fn serials_in(content: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let pem: Vec<CertificateDer<'_>> =
+        CertificateDer::pem_slice_iter(content).collect::<Result<_, _>>().ok()?;
+    let certificates = if pem.is_empty() { vec![CertificateDer::from(content)] } else { pem };
+    certificates.iter().map(|certificate| parse_serial(&Leaf::read(certificate).ok()?.serial)).collect()
+}
+
+/// The serial numbers that a revocation list holds, and when each was revoked.
+pub(crate) fn revoked_serials(list: &[u8]) -> Result<Vec<(Vec<u8>, SystemTime)>, String> {
+    let (_, list) = CertificateRevocationList::from_der(list).map_err(|error| error.to_string())?;
+    let revoked = list.iter_revoked_certificates();
+    Ok(revoked
+        .map(|one| (unsigned(one.raw_serial()).to_vec(), system_time(one.revocation_date.timestamp())))
+        .collect())
+}
+
 fn uris(names: &[GeneralName<'_>]) -> Result<Vec<String>, String> {
     let mut uris = Vec::new();
     for name in names {
@@ -59,13 +90,17 @@ fn uris(names: &[GeneralName<'_>]) -> Result<Vec<String>, String> {
     Ok(uris)
 }
 
+/// Lower-case, two digits a byte.
+pub(crate) fn hex(serial: &[u8]) -> String {
+    unsigned(serial).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Without the zero byte that DER puts before a set top bit.
-fn hex(serial: &[u8]) -> String {
-    let digits = match serial {
+fn unsigned(serial: &[u8]) -> &[u8] {
+    match serial {
         [0, rest @ ..] if !rest.is_empty() => rest,
         all => all,
-    };
-    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 fn system_time(timestamp: i64) -> SystemTime {

@@ -3,7 +3,8 @@
 //!
 //! [`Identities`] is the way in: [`Identities::ensure`] a certificate when a pod is enrolled, take
 //! [`Identities::server_config`] for its HBONE listener and [`Identities::client_config`] for each
-//! peer, and keep [`Identities::run`] going for renewal. After a handshake [`require_h2`] and
+//! peer, and keep [`Identities::run`] going for renewal. Whom to trust is a [`Trust`], read at every
+//! handshake: roots may be several and change, and certificates may be revoked while connections are open. After a handshake [`require_h2`] and
 //! [`peer_identity`] say who is there; after a failed one [`classify_io`] says why.
 //!
 //! Everything fails closed: with no valid certificate in hand there is no handshake, and a peer is
@@ -22,15 +23,18 @@ mod renewal;
 mod root_files;
 mod store;
 mod tls;
+mod trust;
 mod verify;
 mod workload;
 
-pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain};
+pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain, POLL};
 pub use clock::Clock;
 pub use error::IdentityError;
 pub use failure::{CertificateUnavailable, HandshakeFailure, classify, classify_io, require_h2};
 pub use held::{CertificateInfo, CertificateState};
+pub use leaf::{parse_serial, serials_in};
 pub use store::Identities;
 pub use tls::{ALPN_H2, provider};
+pub use trust::Trust;
 pub use verify::{PeerError, peer_identity};
 pub use workload::{DEFAULT_LIFETIME, WorkloadCertificate};

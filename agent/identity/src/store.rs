@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use orlop_model::{Identity, TrustDomain};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config_cache::ConfigCache;
 use crate::held::Held;
-use crate::tls::{self, OwnCertificate, Trust};
-use crate::{CertificateAuthority, CertificateInfo, Clock, IdentityError, WorkloadCertificate};
+use crate::tls::{self, Accepted, OwnCertificate};
+use crate::{CertificateAuthority, CertificateInfo, Clock, IdentityError, Trust, WorkloadCertificate};
 
 /// The identities of this node's pods: their certificates, renewed in time, and the rustls
 /// configurations that show them. Cheap to clone.
@@ -19,6 +20,7 @@ pub struct Identities(Arc<Inner>);
 
 struct Inner {
     authority: Arc<dyn CertificateAuthority>,
+    trust: watch::Receiver<Arc<Trust>>,
     trust_domain: TrustDomain,
     lifetime: Duration,
     clock: Clock,
@@ -42,6 +44,7 @@ impl Identities {
         clock: Clock,
     ) -> Self {
         Self(Arc::new(Inner {
+            trust: ca.trust(),
             authority: ca,
             trust_domain,
             lifetime,
@@ -81,7 +84,7 @@ impl Identities {
     /// accepts any workload of the trust domain. Stays good across renewals.
     pub fn server_config(&self, identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
         let own = self.own(identity)?;
-        self.0.servers.get_or_make(identity.clone(), || tls::server_config(own, self.trust()))
+        self.0.servers.get_or_make(identity.clone(), || tls::server_config(own, self.accepted()))
     }
 
     /// For connections from a pod that is `source`, which must have been [`Identities::ensure`]d, to a
@@ -93,14 +96,27 @@ impl Identities {
     ) -> Result<Arc<ClientConfig>, IdentityError> {
         self.check_trust_domain(expected)?;
         let own = self.own(source)?;
-        let make = || tls::client_config(own, expected.clone(), self.trust());
+        let make = || tls::client_config(own, expected.clone(), self.accepted());
         self.0.clients.get_or_make((source.clone(), expected.clone()), make)
     }
 
     /// Renews certificates around half their life, for ever. Connections are not touched: the next
     /// handshake shows the new certificate. Failed attempts are repeated with growing pauses.
+    ///
+    /// When another root signs, all are renewed at once; when one of them is revoked, that one.
     pub async fn run(&self) {
+        let mut trust = self.trust();
+        let mut issuer = trust.borrow_and_update().issuer().cloned();
         loop {
+            if trust.has_changed().unwrap_or(false) {
+                let trust = trust.borrow_and_update().clone();
+                let other_issuer = trust.issuer() != issuer.as_ref();
+                let outdated = |certificate: &WorkloadCertificate| {
+                    other_issuer || certificate.chain.first().is_some_and(|leaf| trust.is_revoked(leaf))
+                };
+                self.0.held.renew_now(outdated, self.0.clock.now());
+                issuer = trust.issuer().cloned();
+            }
             for identity in self.0.held.due(self.0.clock.now()) {
                 // Logged, and kept for the next attempt.
                 let _ = self.attempt(&identity);
@@ -110,8 +126,20 @@ impl Identities {
             tokio::select! {
                 () = tokio::time::sleep(wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)) => {}
                 () = self.0.changed.notified() => {}
+                // Without its authority nothing changes any more.
+                Ok(()) = trust.changed() => trust.mark_changed(),
             }
         }
+    }
+
+    /// Whether this certificate of a peer's was revoked, which may have been good when it was verified.
+    pub fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.0.trust.borrow().is_revoked(certificate)
+    }
+
+    /// Whom to trust: now, and whenever it changes.
+    pub fn trust(&self) -> watch::Receiver<Arc<Trust>> {
+        self.0.trust.clone()
     }
 
     /// What is kept, in the order of names.
@@ -137,9 +165,9 @@ impl Identities {
         Ok(OwnCertificate { held: self.0.held.clone(), identity: identity.clone() })
     }
 
-    fn trust(&self) -> Trust {
-        Trust {
-            roots: self.0.authority.roots(),
+    fn accepted(&self) -> Accepted {
+        Accepted {
+            trust: self.trust(),
             trust_domain: self.0.trust_domain.clone(),
             clock: self.0.clock.clone(),
         }

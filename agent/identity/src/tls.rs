@@ -5,24 +5,23 @@ use std::sync::{Arc, LazyLock};
 
 use orlop_model::{Identity, TrustDomain};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
-};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    RootCertStore, ServerConfig, SignatureScheme,
+    ServerConfig, SignatureScheme,
 };
+use tokio::sync::watch;
 
 use crate::failure::CertificateUnavailable;
 use crate::held::Held;
 use crate::verify::{PeerError, Role, peer_in_role};
-use crate::{Clock, IdentityError};
+use crate::{Clock, IdentityError, Trust};
 
 /// HTTP/2, the one protocol of HBONE.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -34,29 +33,33 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// Whom a configuration accepts.
-pub(crate) struct Trust {
-    pub(crate) roots: Vec<CertificateDer<'static>>,
+/// Whom a configuration accepts. What is trusted is looked up at each handshake, so that a change needs no new
+/// configuration.
+pub(crate) struct Accepted {
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) clock: Clock,
 }
 
-impl Trust {
-    fn root_store(&self) -> Result<Arc<RootCertStore>, Error> {
-        let mut store = RootCertStore::empty();
-        for root in &self.roots {
-            store.add(root.clone())?;
-        }
-        Ok(Arc::new(store))
+impl Accepted {
+    /// Who a peer is.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Identity, Error> {
+        let trust = self.trust.borrow().clone();
+        trust.verify(leaf, intermediates, role, now)?;
+        peer_in_role(leaf, role, std::slice::from_ref(&self.trust_domain)).map_err(refused)
     }
 }
 
-pub(crate) fn server_config(own: OwnCertificate, trust: Trust) -> Result<ServerConfig, IdentityError> {
-    let chain = WebPkiClientVerifier::builder_with_provider(trust.root_store()?, provider())
-        .clear_root_hint_subjects()
-        .build()?;
-    let verifier = AnyWorkload { chain, trust_domains: vec![trust.trust_domain] };
-    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(trust.clock))
+pub(crate) fn server_config(own: OwnCertificate, accepted: Accepted) -> Result<ServerConfig, IdentityError> {
+    let clock = accepted.clock.clone();
+    let verifier = AnyWorkload { accepted, provider: provider() };
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(clock))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(own));
@@ -73,16 +76,11 @@ pub(crate) fn server_config(own: OwnCertificate, trust: Trust) -> Result<ServerC
 pub(crate) fn client_config(
     own: OwnCertificate,
     expected: Identity,
-    trust: Trust,
+    accepted: Accepted,
 ) -> Result<ClientConfig, IdentityError> {
-    let verifier = OneWorkload {
-        roots: trust.root_store()?,
-        provider: provider(),
-        own: own.clone(),
-        expected,
-        trust_domains: vec![trust.trust_domain],
-    };
-    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(trust.clock))
+    let clock = accepted.clock.clone();
+    let verifier = OneWorkload { accepted, provider: provider(), own: own.clone(), expected };
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(clock))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -127,10 +125,9 @@ impl fmt::Debug for OwnCertificate {
 }
 
 /// A server's view: any workload of the trust domains. Policy decides later what it may do.
-#[derive(Debug)]
 struct AnyWorkload {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domains: Vec<TrustDomain>,
+    accepted: Accepted,
+    provider: Arc<CryptoProvider>,
 }
 
 impl ClientCertVerifier for AnyWorkload {
@@ -152,9 +149,8 @@ impl ClientCertVerifier for AnyWorkload {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        peer_in_role(end_entity, Role::Client, &self.trust_domains).map_err(refused)?;
-        Ok(verified)
+        self.accepted.verify(end_entity, intermediates, Role::Client, now)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -172,21 +168,26 @@ impl ClientCertVerifier for AnyWorkload {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for AnyWorkload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnyWorkload").finish_non_exhaustive()
     }
 }
 
 /// A client's view: the one workload it means to reach.
 struct OneWorkload {
-    roots: Arc<RootCertStore>,
+    accepted: Accepted,
     provider: Arc<CryptoProvider>,
     own: OwnCertificate,
     expected: Identity,
-    trust_domains: Vec<TrustDomain>,
 }
 
 impl ServerCertVerifier for OneWorkload {
@@ -203,14 +204,7 @@ impl ServerCertVerifier for OneWorkload {
             let unavailable = CertificateUnavailable(self.own.identity.clone());
             return Err(Error::Other(OtherError(Arc::new(unavailable))));
         }
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        let presented = peer_in_role(end_entity, Role::Server, &self.trust_domains).map_err(refused)?;
+        let presented = self.accepted.verify(end_entity, intermediates, Role::Server, now)?;
         if presented != self.expected {
             return Err(refused(PeerError::Mismatch { expected: self.expected.clone(), presented }));
         }

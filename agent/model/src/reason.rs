@@ -44,6 +44,8 @@ reasons! {
     NoClientCertificate = "no_client_certificate",
     /// The peer's certificate is expired, malformed or not signed by a trusted root.
     UntrustedCertificate = "untrusted_certificate",
+    /// The peer's certificate was revoked: before its handshake or, for what was open, since.
+    RevokedCertificate = "revoked_certificate",
     /// The peer's certificate is good but is someone else's.
     IdentityMismatch = "identity_mismatch",
     /// The peer did not agree to speak `h2`.

@@ -1,8 +1,13 @@
 //! Whether a pod may be reached: asked when a connection arrives, and again whenever the world changes.
 
-use std::{future::Future, net::SocketAddr};
+use std::{
+    future::{Future, pending},
+    net::SocketAddr,
+    rc::Rc,
+};
 
 use orlop_model::{Connection, Identity, Judgement, NamespacedName, Reason, Snapshot};
+use rustls::pki_types::CertificateDer;
 
 use crate::{refusal::Refusal, shared::Shared};
 
@@ -11,6 +16,8 @@ use crate::{refusal::Refusal, shared::Shared};
 pub(crate) struct Arrival {
     /// As the tunnel's certificate has shown; `None` for plaintext.
     pub(crate) identity: Option<Identity>,
+    /// That certificate.
+    pub(crate) certificate: Option<Rc<CertificateDer<'static>>>,
     pub(crate) client: SocketAddr,
     /// The pod's address and port that is reached.
     pub(crate) address: SocketAddr,
@@ -18,10 +25,14 @@ pub(crate) struct Arrival {
 
 /// Decides on an arrival.
 pub(crate) fn admit(
+    shared: &Shared,
     snapshot: &Snapshot,
     pod: &NamespacedName,
     arrival: &Arrival,
 ) -> Result<Judgement, Refusal> {
+    if arrival.certificate.as_ref().is_some_and(|certificate| shared.identities.is_revoked(certificate)) {
+        return Err(Reason::RevokedCertificate.into());
+    }
     let destination = snapshot.workload(pod).ok_or(Reason::NotEnrolled)?;
     let connection = Connection {
         source_identity: arrival.identity.as_ref(),
@@ -43,7 +54,7 @@ pub(crate) async fn while_admitted(
     let revoked = async {
         loop {
             // The first look is for a change between the arrival and now.
-            if let Err(refusal) = admit(&shared.snapshot.load(), pod, arrival) {
+            if let Err(refusal) = admit(shared, &shared.snapshot.load(), pod, arrival) {
                 return refusal;
             }
             if changes.changed().await.is_err() {
@@ -55,5 +66,28 @@ pub(crate) async fn while_admitted(
         biased;
         refusal = revoked => Err(refusal),
         result = carry => result.map_err(Refusal::from),
+    }
+}
+
+/// Runs `carry`, through a tunnel, for as long as the certificate of the tunnel's other end is not revoked.
+pub(crate) async fn while_trusted(
+    shared: &Shared,
+    certificate: &CertificateDer<'static>,
+    carry: impl Future<Output = Result<(), Reason>>,
+) -> Result<(), Refusal> {
+    tokio::select! {
+        biased;
+        () = revoked(shared, certificate) => Err(Reason::RevokedCertificate.into()),
+        result = carry => result.map_err(Refusal::from),
+    }
+}
+
+/// Until the certificate is revoked.
+pub(crate) async fn revoked(shared: &Shared, certificate: &CertificateDer<'static>) {
+    let mut changes = shared.generation.subscribe();
+    while !shared.identities.is_revoked(certificate) {
+        if changes.changed().await.is_err() {
+            return pending().await;
+        }
     }
 }

@@ -108,10 +108,14 @@ async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
 
     let mut record = record(worker, &pod, &state);
     let _in_flight = (!state.inbound).then(|| shared.in_flight.enter(state.server));
-    let arrival =
-        state.inbound.then_some(Arrival { identity: None, client: state.client, address: state.server });
+    let arrival = state.inbound.then_some(Arrival {
+        identity: None,
+        certificate: None,
+        client: state.client,
+        address: state.server,
+    });
     record.judgement =
-        arrival.as_ref().and_then(|arrival| admit(&shared.snapshot.load(), &pod, arrival).ok());
+        arrival.as_ref().and_then(|arrival| admit(shared, &shared.snapshot.load(), &pod, arrival).ok());
     let [up, down] = rest;
     let halves = [Half { rest: up, ended: state.ended[0] }, Half { rest: down, ended: state.ended[1] }];
     Carried { pod, sockets: [client, server], halves, arrival }.carry(worker, record).await;

@@ -1,6 +1,6 @@
 //! Connections to a pod: tunnels with their streams, and plaintext from outside the mesh.
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::{
@@ -10,10 +10,11 @@ use h2::{
 use http::{Request, Response, StatusCode};
 use orlop_identity::{classify_io, peer_identity, require_h2};
 use orlop_model::{Identity, Reason, Workload, admit_connect, ports::is_reserved};
+use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
-    admission::{Arrival, admit, while_admitted},
+    admission::{Arrival, admit, revoked, while_admitted},
     carried::Carried,
     copy, hbone,
     metrics::Direction,
@@ -54,6 +55,8 @@ struct Peer {
     local: SocketAddr,
     /// From the verified certificate.
     identity: Identity,
+    /// That certificate.
+    certificate: Rc<CertificateDer<'static>>,
 }
 
 async fn shake_hands(
@@ -76,6 +79,7 @@ async fn shake_hands(
             .await
             .map_err(|error| Refusal::new(handshake_reason(classify_io(&error)), error))?;
         require_h2(session.alpn.as_deref()).map_err(handshake_reason)?;
+        let certificate = session.certificates.first().ok_or(Reason::NoClientCertificate)?.clone();
         let identity = peer_identity(&session.certificates, shared.identities.trust_domain())
             .map_err(|error| Refusal::new(Reason::UntrustedCertificate, error))?;
         let connection = server::Builder::new()
@@ -87,11 +91,11 @@ async fn shake_hands(
             .handshake(tls)
             .await
             .map_err(|error| Refusal::new(Reason::BadConnectRequest, error))?;
-        Ok::<_, Refusal>((connection, identity))
+        Ok::<_, Refusal>((connection, identity, Rc::new(certificate)))
     };
-    let (connection, identity) =
+    let (connection, identity, certificate) =
         timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| Reason::TlsTimeout)??;
-    Ok((connection, Peer { address: accepted.peer, local, identity }))
+    Ok((connection, Peer { address: accepted.peer, local, identity, certificate }))
 }
 
 async fn serve_streams(
@@ -102,6 +106,7 @@ async fn serve_streams(
 ) {
     let mut phase = worker.shared.phase.subscribe();
     let mut told = false;
+    let mut revoked = pin!(revoked(&worker.shared, &peer.certificate));
     loop {
         let stream = tokio::select! {
             stream = connection.accept() => stream,
@@ -110,6 +115,8 @@ async fn serve_streams(
                 connection.graceful_shutdown();
                 continue;
             }
+            // Its streams are told too, and end for the same reason.
+            () = &mut revoked => return,
         };
         match stream {
             Some(Ok((request, respond))) => start_stream(worker, pod, &peer, request, respond),
@@ -221,8 +228,13 @@ async fn connect(
     if pod.is_own_port(request.authority.port()) {
         return Err(Reason::NotThisPod.into());
     }
-    let arrival = Arrival { identity: Some(peer.identity.clone()), client, address: request.authority };
-    record.judgement = Some(admit(&snapshot, pod.name(), &arrival)?);
+    let arrival = Arrival {
+        identity: Some(peer.identity.clone()),
+        certificate: Some(Rc::clone(&peer.certificate)),
+        client,
+        address: request.authority,
+    };
+    record.judgement = Some(admit(&worker.shared, &snapshot, pod.name(), &arrival)?);
 
     let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
     Ok((arrival, server))
@@ -265,8 +277,8 @@ async fn connect_plaintext(
     let snapshot = worker.shared.snapshot.load_full();
     destination_is(record, snapshot.workload(pod.name()).ok_or(Reason::NotEnrolled)?);
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
-    let arrival = Arrival { identity: None, client: client.peer, address: destination };
-    record.judgement = Some(admit(&snapshot, pod.name(), &arrival)?);
+    let arrival = Arrival { identity: None, certificate: None, client: client.peer, address: destination };
+    record.judgement = Some(admit(&worker.shared, &snapshot, pod.name(), &arrival)?);
 
     let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
     Ok((arrival, server))

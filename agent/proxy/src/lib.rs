@@ -109,6 +109,11 @@ impl Proxy {
         self.shared.generation.send_replace(generation);
     }
 
+    /// Judges open connections and tunnels again: the world is the same, but whom to trust has changed.
+    pub fn judge_again(&self) {
+        self.shared.generation.send_modify(|_| {});
+    }
+
     /// Takes connections from now on.
     pub fn serve(&self) {
         self.shared.phase.send_replace(Phase::Serving);

@@ -9,6 +9,7 @@ use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
+    admission::while_trusted,
     affinity::Moment,
     carried::Carried,
     copy, hbone,
@@ -37,13 +38,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) 
         }
         Ok((Way::Tunnel(mut stream), _in_flight)) => {
             record.opened(&worker.series);
-            let Stream { send, receive, .. } = &mut stream;
+            let Stream { send, receive, slot } = &mut stream;
             let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
-            let result = copy::tcp_and_stream(&mut client.tcp, send, receive, up, down, idle_timeout).await;
+            let carry = copy::tcp_and_stream(&mut client.tcp, send, receive, up, down, idle_timeout);
+            let result = while_trusted(&worker.shared, slot.certificate(), carry).await;
             if result.is_err() {
                 socket::reset(client.tcp);
             }
-            record.finish(result.map_err(Refusal::from));
+            record.finish(result);
         }
         Err(refusal) => {
             socket::reset(client.tcp);
@@ -115,7 +117,7 @@ fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -
 struct Stream {
     send: SendStream<Bytes>,
     receive: RecvStream,
-    _slot: Slot,
+    slot: Slot,
 }
 
 async fn open_stream(
@@ -138,7 +140,7 @@ async fn open_stream(
         // The tunnel's handshake has shown it.
         record.destination.identity = Some(key.destination.clone());
         match request(worker, client, upstream, &mut slot.send).await {
-            Ok((send, receive)) => return Ok(Stream { send, receive, _slot: slot }),
+            Ok((send, receive)) => return Ok(Stream { send, receive, slot }),
             // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
             Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
             Err(refusal) => return Err(refusal),

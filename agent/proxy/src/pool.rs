@@ -11,9 +11,10 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use orlop_model::Identity;
+use rustls::pki_types::CertificateDer;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, tunnel::Opened};
 
 /// Streams in one tunnel; for more, another tunnel is opened. Peers allow 100 by default.
 const MAX_STREAMS: usize = 100;
@@ -57,6 +58,8 @@ struct Tunnel {
 }
 
 struct Usage {
+    /// What the tunnel's other end has shown.
+    certificate: Rc<CertificateDer<'static>>,
     streams: Cell<usize>,
     /// No more streams for it.
     retired: Cell<bool>,
@@ -72,6 +75,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// What the tunnel's other end has shown.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.usage.certificate
+    }
+
     /// The tunnel is of no use for new streams; those that it has may go on.
     pub(crate) fn retire(&self) {
         self.usage.retired.set(true);
@@ -90,7 +98,7 @@ impl Pool {
     pub(crate) async fn slot(
         &self,
         key: &Key,
-        open: impl AsyncFnOnce() -> Result<SendRequest<Bytes>, Refusal>,
+        open: impl AsyncFnOnce() -> Result<Opened, Refusal>,
     ) -> Result<Slot, Refusal> {
         let lane = Rc::clone(self.0.borrow_mut().entry(key.clone()).or_default());
         if let Some(slot) = lane.free().await {
@@ -111,8 +119,9 @@ impl Pool {
         lane.begun.set(attempts.number);
         let opened = open().await;
         attempts.failure = opened.as_ref().err().cloned();
-        let send = opened?;
+        let Opened { send, certificate } = opened?;
         let usage = Rc::new(Usage {
+            certificate,
             streams: Cell::new(0),
             retired: Cell::new(false),
             last: Cell::new(Instant::now()),

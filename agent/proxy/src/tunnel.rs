@@ -1,16 +1,17 @@
 //! The dialling side of a tunnel: TCP from the pod, mutual TLS, HTTP/2.
 
-use std::{net::SocketAddr, os::fd::AsFd as _, rc::Rc};
+use std::{net::SocketAddr, os::fd::AsFd as _, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use orlop_identity::{HandshakeFailure, classify_io, require_h2};
 use orlop_model::Reason;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
-    metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket, tls, worker::Worker,
+    admission::revoked, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket,
+    tls, worker::Worker,
 };
 
 /// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
@@ -25,8 +26,15 @@ pub(crate) const MAX_FRAME: u32 = 128 << 10;
 /// Per request: our own takes a few hundred bytes.
 pub(crate) const MAX_HEADERS: u32 = 16 << 10;
 
+/// A tunnel that was opened.
+pub(crate) struct Opened {
+    pub(crate) send: SendRequest<Bytes>,
+    /// What the other end has shown.
+    pub(crate) certificate: Rc<CertificateDer<'static>>,
+}
+
 /// Opens a tunnel for `key` from `pod`.
-pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<SendRequest<Bytes>, Refusal> {
+pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Opened, Refusal> {
     let shared = &worker.shared;
     let config = shared
         .identities
@@ -43,7 +51,9 @@ pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Se
         require_h2(session.alpn.as_deref()).map_err(|failure| {
             Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address))
         })?;
-        client::Builder::new()
+        let certificate = session.certificates.first().ok_or(Reason::UntrustedCertificate)?;
+        let certificate = Rc::new(certificate.clone());
+        let (send, connection) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
@@ -53,21 +63,28 @@ pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Se
             .await
             .map_err(|error| {
                 Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address))
-            })
+            })?;
+        Ok::<_, Refusal>((Opened { send, certificate }, connection))
     };
-    let (send, connection) = timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| {
-        Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address))
-    })??;
+    let (opened, connection) =
+        timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| {
+            Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address))
+        })??;
 
     let gauge = shared.metrics.tunnels(Direction::Outbound);
     gauge.inc();
+    let (shared, certificate) = (Arc::clone(shared), Rc::clone(&opened.certificate));
     spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "tunnel ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "tunnel ended");
+            },
+            // Without its connection, the tunnel's streams end, and nobody gets another one in it.
+            () = revoked(&shared, &certificate) => {}
         }
         gauge.dec();
     });
-    Ok(send)
+    Ok(opened)
 }
 
 /// Dials from the pod's own address, as the agent and not as the pod.
@@ -100,6 +117,7 @@ pub(crate) fn handshake_reason(failure: HandshakeFailure) -> Reason {
     match failure {
         HandshakeFailure::NoClientCertificate => Reason::NoClientCertificate,
         HandshakeFailure::UntrustedCertificate => Reason::UntrustedCertificate,
+        HandshakeFailure::RevokedCertificate => Reason::RevokedCertificate,
         HandshakeFailure::IdentityMismatch => Reason::IdentityMismatch,
         HandshakeFailure::AlpnMismatch => Reason::AlpnMismatch,
         HandshakeFailure::CertificateUnavailable => Reason::CertificateUnavailable,

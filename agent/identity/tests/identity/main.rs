@@ -7,3 +7,4 @@ mod handshake;
 mod hostile;
 mod renewal;
 mod support;
+mod trust;

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use orlop_identity::{
     CertificateAuthority, CertificateInfo, CertificateState, Clock, DEFAULT_LIFETIME, HandshakeFailure,
-    Identities, IdentityError, IssuedChain,
+    Identities, IdentityError, IssuedChain, Trust,
 };
 use orlop_model::Identity;
-use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::support::{Handshake, Mesh, identity, minutes, trust_domain};
@@ -43,8 +43,8 @@ impl CertificateAuthority for Switched {
         self.mesh.ca.issue(identity, csr_der, lifetime, now)
     }
 
-    fn roots(&self) -> Vec<CertificateDer<'static>> {
-        self.mesh.ca.roots()
+    fn trust(&self) -> watch::Receiver<Arc<Trust>> {
+        self.mesh.ca.trust()
     }
 }
 
