@@ -88,6 +88,12 @@ pub struct NodeArguments {
     /// How many of the last connections that ended are kept for `orlop flows`, some 500 bytes each.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub flow_buffer: usize,
+    /// Whether to answer the pods' DNS in the node.
+    #[arg(long, value_enum, value_name = "on|off", default_value_t = Switch::On, hide_possible_values = true)]
+    pub dns: Switch,
+    /// Resolver to ask, from the node's own network, instead of the one that a pod asked.
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns_upstream: Option<SocketAddr>,
     /// Threads that carry connections [default: one a core].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -207,6 +213,12 @@ pub struct LogArguments {
     /// How to write it.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

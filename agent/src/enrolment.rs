@@ -186,6 +186,7 @@ impl Enrolment {
             cookie: pod.netns().cookie(),
             addresses: &local.workload.addresses,
             listeners: &listeners,
+            dns: pod.dns(),
         })?)
     }
 

@@ -12,7 +12,7 @@ use orlop_datapath::{Datapath, Place, Sockets};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
 use orlop_kube::WorldDirectory;
 use orlop_model::{Finding, Hosts, Settings, Severity, Snapshot, World, compile_after};
-use orlop_proxy::{Config, Kernel, Metrics, Netns, Proxy};
+use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Servers},
     check,
-    cli::{CleanArguments, NodeArguments},
+    cli::{CleanArguments, NodeArguments, Switch},
     enrolment::{Applied, Enrolment, Status},
     events,
     handover::{Door, Estate, Predecessor, ServerSockets, Successor},
@@ -328,6 +328,11 @@ fn config(arguments: &NodeArguments) -> Config {
         tunnel_idle_timeout: arguments.tunnel_idle_timeout,
         max_connections: arguments.max_connections,
         flow_buffer: arguments.flow_buffer,
+        dns: DnsConfig {
+            enabled: arguments.dns == Switch::On,
+            upstream: arguments.dns_upstream,
+            ..default.dns
+        },
         ..default
     }
 }
@@ -343,6 +348,10 @@ impl Kernel for SocketHooks {
         port: u16,
     ) -> io::Result<Option<SocketAddr>> {
         self.0.take_original_destination(netns, source, port)
+    }
+
+    fn resolver(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>> {
+        self.0.resolver(netns, source)
     }
 
     fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {

@@ -23,7 +23,7 @@ pub const REDIRECT_PORTS: Range<u16> = 15064..15080;
 pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
 /// Where the proxy takes HBONE tunnels.
 pub const HBONE_PORT: u16 = 15008;
-/// Where the proxy takes the pod's DNS.
+/// Where the proxy takes the pod's DNS, over UDP and TCP.
 pub const DNS_PORT: u16 = 15053;
 
 /// An IPv6 or IPv4-mapped address in network order.
@@ -40,9 +40,11 @@ pub struct Pod {
     pub ipv4: Address,
     /// The pod's IPv6 address; all zero if it has none.
     pub ipv6: Address,
+    /// 1 if the agent answers the pod's DNS, 0 if DNS is left alone.
+    pub dns: u32,
 }
 
-/// A TCP endpoint: an original destination, or the client that a server should see.
+/// A TCP or UDP endpoint: an original destination, or the client that a server should see.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -54,7 +56,8 @@ pub struct Endpoint {
     pub reserved: u16,
 }
 
-/// Key of `ORIGINAL_DST` and `CLIENTS`: a connection inside one pod, named by its dialling side.
+/// Key of `ORIGINAL_DST`, `CLIENTS` and `RESOLVERS`: a connection inside one pod, or where its queries come from,
+/// named by the dialling side.
 ///
 /// The netns cookie is part of it because two pods use the same loopback four-tuple.
 #[repr(C)]
@@ -72,16 +75,21 @@ pub struct Flow {
     pub reserved: u32,
 }
 
-/// Key of `LISTENERS`: one of the proxy's listening sockets.
+/// `IPPROTO_TCP`
+pub const TCP: u32 = 6;
+/// `IPPROTO_UDP`
+pub const UDP: u32 = 17;
+
+/// Key of `LISTENERS`: one of the proxy's sockets that wait in a pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
     /// `SO_NETNS_COOKIE` of the pod.
     pub netns: u64,
-    /// [`OUTBOUND_PORT`], [`INBOUND_PLAINTEXT_PORT`] or [`HBONE_PORT`].
+    /// [`OUTBOUND_PORT`], [`INBOUND_PLAINTEXT_PORT`], [`HBONE_PORT`] or [`DNS_PORT`].
     pub port: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u32,
 }
 
 /// Key of `STRICT`: a port of an enrolled pod.
@@ -219,17 +227,20 @@ pub enum Refusal {
     LinkLocal = 4,
     /// Inbound without mutual TLS, on a port that asks for it.
     Plaintext = 5,
+    /// A query's socket found no free source port.
+    NoSourcePort = 6,
 }
 
 impl Refusal {
     /// Every refusal, in the order of its index.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NoListener,
         Self::ReservedPort,
         Self::NoSocketStorage,
         Self::NoPodAddress,
         Self::LinkLocal,
         Self::Plaintext,
+        Self::NoSourcePort,
     ];
 
     /// The reason as metrics and logs write it.
@@ -241,6 +252,7 @@ impl Refusal {
             Self::NoPodAddress => "no_pod_address",
             Self::LinkLocal => "link_local",
             Self::Plaintext => "plaintext_refused",
+            Self::NoSourcePort => "no_source_port",
         }
     }
 }
@@ -253,7 +265,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_padding() {
-        assert_eq!(size_of::<Pod>(), 16 + 16);
+        assert_eq!(size_of::<Pod>(), 16 + 16 + 4);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 2);
         assert_eq!(size_of::<Flow>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<ListenerKey>(), 8 + 4 + 4);

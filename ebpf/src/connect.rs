@@ -1,16 +1,16 @@
 //! `cgroup/connect4,6`: sends an enrolled pod's TCP connections to the proxy in the pod's own netns.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use orlop_common::{Address, Endpoint, EventKind, Pod, REDIRECT_PORTS, Refusal};
+use orlop_common::{Address, DNS_PORT, Endpoint, EventKind, Pod, REDIRECT_PORTS, Refusal};
 
 use crate::{
     context::{SockAddr, forget, hash, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
-    events,
+    dns, events,
     maps::{self, AGENT_SOCKETS, DIALLED},
     trusted,
 };
 
-const ALLOW: i32 = 1;
+pub const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
@@ -23,7 +23,6 @@ pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
     verdict(&SockAddr::<false>::new(&ctx))
 }
 
-/// The application sees EPERM for a refusal.
 #[inline(always)]
 fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
     let netns = ctx.netns();
@@ -33,20 +32,24 @@ fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
     };
     match redirect(ctx, pod) {
         Ok(()) => ALLOW,
-        Err(refusal) => {
-            let destination = ctx.endpoint();
-            let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
-            let source = Endpoint { address, port: 0, reserved: 0 };
-            events::refused(EventKind::OutboundRefused, refusal, netns, source, destination);
-            REFUSE
-        }
+        Err(refusal) => refuse(ctx, netns, pod, refusal),
     }
+}
+
+/// The application sees EPERM.
+#[inline(always)]
+pub fn refuse<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64, pod: &Pod, refusal: Refusal) -> i32 {
+    let destination = ctx.endpoint();
+    let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
+    let source = Endpoint { address, port: 0, reserved: 0 };
+    events::refused(EventKind::OutboundRefused, refusal, netns, source, destination);
+    REFUSE
 }
 
 #[inline(always)]
 fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Refusal> {
     if !ctx.is_tcp() {
-        return Ok(());
+        return dns::connect(ctx, pod);
     }
     let socket = ctx.socket();
     if stored(&AGENT_SOCKETS, socket).is_some() {
@@ -61,14 +64,13 @@ fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Ref
     if is_ipv6_link_local(&destination.address) {
         return Err(Refusal::LinkLocal);
     }
-    let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
-    if same(&address, &[0; 16]) {
-        return Err(Refusal::NoPodAddress);
-    }
+    let address = address_for(&destination, pod)?;
     if !store_with(&DIALLED, socket, &destination) {
         return Err(Refusal::NoSocketStorage);
     }
-    ctx.set_endpoint(&Endpoint { address, port: redirect_port(ctx, &address, &destination), reserved: 0 });
+    let port =
+        if dns::is_query(&destination, pod) { DNS_PORT } else { redirect_port(ctx, &address, &destination) };
+    ctx.set_endpoint(&Endpoint { address, port, reserved: 0 });
     Ok(())
 }
 
@@ -90,8 +92,15 @@ fn redirect_port<const IPV4: bool>(ctx: &SockAddr<IPV4>, address: &Address, dest
     nth(0)
 }
 
+/// The pod's own address of the destination's family.
 #[inline(always)]
-fn is_own(destination: &Endpoint, pod: &Pod) -> bool {
+pub fn address_for(destination: &Endpoint, pod: &Pod) -> Result<Address, Refusal> {
+    let address = if is_ipv4(&destination.address) { pod.ipv4 } else { pod.ipv6 };
+    if same(&address, &[0; 16]) { Err(Refusal::NoPodAddress) } else { Ok(address) }
+}
+
+#[inline(always)]
+pub fn is_own(destination: &Endpoint, pod: &Pod) -> bool {
     is_loopback(&destination.address)
         || same(&destination.address, &pod.ipv4)
         || same(&destination.address, &pod.ipv6)

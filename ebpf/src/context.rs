@@ -2,7 +2,11 @@
 //!
 //! The verifier allows context loads and stores of exact sizes only, hence the volatile words.
 
-use core::{arch::asm, mem::transmute, ptr};
+use core::{
+    arch::asm,
+    mem::{size_of, transmute},
+    ptr,
+};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -12,21 +16,21 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
-    btf_maps::SkStorage,
+    btf_maps::{SkStorage, SockHash},
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock,
-        bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
+        bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_delete,
+        bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
-use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED, TrustedFlow};
+use orlop_common::{Address, Endpoint, Flow, IPV4_MAPPED, ListenerKey, TCP, TrustedFlow, UDP};
 
 /// `AF_INET`
 pub const AF_INET: u32 = 2;
+const AF_INET6: u16 = 10;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
 const UDP_HEADER: u32 = 8;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const TCP_CONGESTION: i32 = 13;
@@ -66,6 +70,7 @@ macro_rules! load_ipv6 {
 }
 
 load_ipv6!(user_ip6, bpf_sock_addr, user_ip6);
+load_ipv6!(src_ip6, bpf_sock, src_ip6);
 load_ipv6!(ops_local_ip6, bpf_sock_ops, local_ip6);
 load_ipv6!(ops_remote_ip6, bpf_sock_ops, remote_ip6);
 load_ipv6!(lookup_local_ip6, bpf_sk_lookup, local_ip6);
@@ -118,6 +123,13 @@ pub fn is_ipv6_link_local(address: &Address) -> bool {
     address[0] == 0xfe && address[1] & 0xc0 == 0x80
 }
 
+/// Any number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no conditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
 /// Four bits that spread endpoints that are alike (Fibonacci hashing).
 #[inline(always)]
 pub fn hash(endpoint: &Endpoint) -> u32 {
@@ -139,7 +151,26 @@ fn split(address: Address) -> [u32; 4] {
     unsafe { transmute(address) }
 }
 
-/// A `cgroup/connect*` or `cgroup/getpeername*` context. A hook of one family may not touch the other's fields.
+/// `struct sockaddr_in` of linux/in.h.
+#[repr(C)]
+struct SockaddrIn {
+    family: u16,
+    port_be: u16,
+    address: u32,
+    zero: [u8; 8],
+}
+
+/// `struct sockaddr_in6` of linux/in6.h.
+#[repr(C)]
+struct SockaddrIn6 {
+    family: u16,
+    port_be: u16,
+    flowinfo: u32,
+    address: Address,
+    scope: u32,
+}
+
+/// A context of a `cgroup/` hook that is about an address. A hook of one family may not touch the other's fields.
 pub struct SockAddr<const IPV4: bool>(*mut bpf_sock_addr);
 
 impl<const IPV4: bool> SockAddr<IPV4> {
@@ -156,10 +187,15 @@ impl<const IPV4: bool> SockAddr<IPV4> {
 
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
-        load!(self.0, type_) == SOCK_STREAM && load!(self.0, protocol) == IPPROTO_TCP
+        load!(self.0, type_) == SOCK_STREAM && load!(self.0, protocol) == TCP
     }
 
-    /// The address that connect was called with, or that getpeername is about to return.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        load!(self.0, type_) == SOCK_DGRAM && load!(self.0, protocol) == UDP
+    }
+
+    /// The address that the call was made with, or is about to return.
     #[inline(always)]
     pub fn endpoint(&self) -> Endpoint {
         let address = if IPV4 { mapped(load!(self.0, user_ip4)) } else { user_ip6(self.0) };
@@ -223,6 +259,31 @@ impl<const IPV4: bool> SockAddr<IPV4> {
         unsafe { bpf_sk_release(found.cast()) };
         state != BPF_TCP_LISTEN
     }
+
+    /// The address that the socket was bound to; unspecified if it was not.
+    #[inline(always)]
+    pub fn source(&self) -> Address {
+        if IPV4 { mapped(load!(self.socket(), src_ip4)) } else { src_ip6(self.socket()) }
+    }
+
+    /// Binds a socket that has no port yet, in a connect hook (5.8). False if the port is taken.
+    #[inline(always)]
+    pub fn bind(&self, port: u16) -> bool {
+        let address = self.source();
+        let port_be = port.to_be();
+        // SAFETY: the helper reads as many bytes of the address as it is told.
+        let result = unsafe {
+            if IPV4 {
+                let [.., address] = split(address);
+                let mut name = SockaddrIn { family: AF_INET as u16, port_be, address, zero: [0; 8] };
+                bpf_bind(self.0, (&raw mut name).cast(), size_of::<SockaddrIn>() as i32)
+            } else {
+                let mut name = SockaddrIn6 { family: AF_INET6, port_be, flowinfo: 0, address, scope: 0 };
+                bpf_bind(self.0, (&raw mut name).cast(), size_of::<SockaddrIn6>() as i32)
+            }
+        };
+        result == 0
+    }
 }
 
 /// A `sock_ops` context.
@@ -261,7 +322,7 @@ impl SockOps {
         unsafe {
             bpf_setsockopt(
                 self.0.cast(),
-                IPPROTO_TCP as i32,
+                TCP as i32,
                 TCP_CONGESTION,
                 name.as_mut_ptr().cast(),
                 name.len() as i32,
@@ -338,7 +399,7 @@ impl Lookup {
 
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
-        load!(self.0, protocol) == IPPROTO_TCP
+        load!(self.0, protocol) == TCP
     }
 
     /// Whom the packet is for.
@@ -367,7 +428,7 @@ impl Lookup {
 /// Netns cookie of a UDP socket that is being made; `None` for any other socket.
 #[inline(always)]
 pub fn netns_of_new_udp(ctx: &SockContext) -> Option<u64> {
-    if load!(ctx.sock, type_) != SOCK_DGRAM || load!(ctx.sock, protocol) != IPPROTO_UDP {
+    if load!(ctx.sock, type_) != SOCK_DGRAM || load!(ctx.sock, protocol) != UDP {
         return None;
     }
     // SAFETY: the helper accepts any context of this program type (5.7).
@@ -394,14 +455,14 @@ impl<'a> Datagram<'a> {
         }
         // SAFETY: the helper takes any socket of a context (5.1).
         let socket = unsafe { bpf_sk_fullsock(socket) };
-        if socket.is_null() || load!(socket, protocol) != IPPROTO_UDP {
+        if socket.is_null() || load!(socket, protocol) != UDP {
             return None;
         }
         let first: u8 = ctx.load(0).ok()?;
         let ipv4 = first >> 4 == 4;
         let (protocol, header) = if ipv4 { (9, u32::from(first & 0xf) * 4) } else { (6, 40) };
         let protocol: u8 = ctx.load(protocol).ok()?;
-        (u32::from(protocol) == IPPROTO_UDP).then_some(Self { ctx, socket, ipv4, header })
+        (u32::from(protocol) == UDP).then_some(Self { ctx, socket, ipv4, header })
     }
 
     #[inline(always)]
@@ -503,6 +564,21 @@ pub fn forget<T>(map: &SkStorage<T>, socket: *mut bpf_sock) {
     // SAFETY: deleting what is not there is an error that changes nothing.
     unsafe {
         bpf_sk_storage_delete(map_ptr(map), socket.cast());
+    }
+}
+
+/// Whether `map` has a socket for `key`: it goes when the socket is closed.
+#[inline(always)]
+pub fn has_socket<const N: usize>(map: &SockHash<ListenerKey, N>, key: &ListenerKey) -> bool {
+    // SAFETY: the key is as large as the map's, and what is found is released once and not looked at.
+    unsafe {
+        let map = ptr::from_ref(map).cast_mut().cast();
+        let socket = bpf_map_lookup_elem(map, ptr::from_ref(key).cast_mut().cast());
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket);
+        true
     }
 }
 

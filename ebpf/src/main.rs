@@ -9,6 +9,7 @@
 
 mod connect;
 mod context;
+mod dns;
 mod events;
 mod inbound;
 mod maps;

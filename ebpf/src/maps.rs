@@ -15,13 +15,13 @@ use crate::events::Pace;
 #[btf_map]
 pub static PODS: HashMap<u64, Pod, 4096> = HashMap::new();
 
-/// The proxy's listening sockets. Written by the agent, read by `inbound`; the kernel removes a
+/// The proxy's listening sockets. Written by the agent, read by `inbound` and `dns`; the kernel removes a
 /// socket when it closes, so a dead agent has none.
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
 
-/// What a pod's socket dialled before it was redirected. Written by `connect`, read by `sockops` and
-/// `peername`; goes with the socket.
+/// What a pod's socket dialled before it was redirected, over UDP the resolver that it asked last. Written by
+/// `connect` and `dns`, read by `sockops`, `peername` and `dns`; goes with the socket.
 #[btf_map]
 pub static DIALLED: SkStorage<Endpoint> = SkStorage::new();
 
@@ -34,6 +34,10 @@ pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
 /// at accept.
 #[btf_map]
 pub static ORIGINAL_DST: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
+
+/// The resolver that queries from a port of a pod are meant for. Written by `dns`, read by the agent.
+#[btf_map]
+pub static RESOLVERS: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
 
 /// Real client of a connection that the agent dials to a server, until the server's own socket is there.
 /// Written, read and removed by `sockops`.

@@ -5,6 +5,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
 use crate::{
     context::{SockAddr, stored},
+    dns,
     maps::{self, ACCEPTED, DIALLED},
 };
 
@@ -25,8 +26,9 @@ pub fn orlop_peer6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn answer<const IPV4: bool>(ctx: &SockAddr<IPV4>) {
-    if maps::pod(ctx.netns()).is_none() || !ctx.is_tcp() {
-        return;
+    let Some(pod) = maps::pod(ctx.netns()) else { return };
+    if !ctx.is_tcp() {
+        return dns::name_resolver(ctx, pod);
     }
     let socket = ctx.socket();
     if let Some(peer) = stored(&DIALLED, socket).or_else(|| stored(&ACCEPTED, socket)) {

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod check;
+mod dns;
 mod failclosed;
 mod flows;
 mod hbone;

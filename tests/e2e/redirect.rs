@@ -166,7 +166,7 @@ fn the_proxys_ports_of_another_pod_are_out_of_reach_through_the_mesh() {
 fn udp_is_left_alone() {
     let pair = Pair::new();
     for (from, to) in
-        [(pair.client.addr(0), pair.server.addr(53)), (pair.client.addr6(0), pair.server.addr6(53))]
+        [(pair.client.addr(0), pair.server.addr(5353)), (pair.client.addr6(0), pair.server.addr6(5353))]
     {
         let server = pair.server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
         let client = pair.client.run(|| UdpSocket::bind(from)).unwrap().unwrap();

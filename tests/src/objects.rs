@@ -83,6 +83,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// Whether it terminates and still serves.
     pub draining: bool,
+    /// Its own name within the service.
+    pub hostname: Option<String>,
 }
 
 impl From<&Pod> for Endpoint {
@@ -93,6 +95,7 @@ impl From<&Pod> for Endpoint {
             ips: pod.ips().to_vec(),
             ready: true,
             draining: false,
+            hostname: None,
         }
     }
 }
@@ -244,6 +247,9 @@ fn slice_yaml(service: &ServiceSpec, family: &str, in_family: fn(&IpAddr) -> boo
             quoted(&service.namespace),
             quoted(&endpoint.pod),
         );
+        if let Some(hostname) = &endpoint.hostname {
+            let _ = writeln!(endpoints, "  hostname: {}", quoted(hostname));
+        }
     }
     if endpoints.is_empty() {
         return String::new();
@@ -307,6 +313,7 @@ mod tests {
             ips: vec![ip.parse().unwrap()],
             ready: true,
             draining: false,
+            hostname: None,
         };
         let service = ServiceSpec::new("shop", "web", 80, TargetPort::Name("http".to_owned(), 8080));
         let yaml = service_yaml(&service.clone().endpoints([endpoint("10.1.0.2"), endpoint("fd00::2")]));

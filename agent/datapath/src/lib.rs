@@ -34,7 +34,10 @@ use std::{
 
 use nix::sys::statfs;
 pub use orlop_common::ABI_VERSION;
-use orlop_common::{Address, ListenerKey, Pod, PodPort, Refusal};
+use orlop_common::{
+    Address, DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, ListenerKey, OUTBOUND_PORT, Pod, PodPort, Refusal,
+    TCP, UDP,
+};
 
 pub use crate::{
     error::DatapathError,
@@ -60,6 +63,14 @@ pub struct Place<'a> {
     /// The netns of the node itself, from which kubelet probes pods.
     pub node: NetnsCookie,
 }
+/// Every socket that a pod may have in `LISTENERS`.
+const LISTENERS: [(u32, u16); 5] = [
+    (TCP, OUTBOUND_PORT),
+    (TCP, INBOUND_PLAINTEXT_PORT),
+    (TCP, HBONE_PORT),
+    (TCP, DNS_PORT),
+    (UDP, DNS_PORT),
+];
 
 /// A pod to enrol.
 #[derive(Debug)]
@@ -72,6 +83,8 @@ pub struct Enrolment<'a> {
     pub addresses: &'a [IpAddr],
     /// The proxy's listening sockets in that netns, by the port they stand for.
     pub listeners: &'a [(u16, BorrowedFd<'a>)],
+    /// The proxy's UDP socket for DNS in that netns; without one the pod's DNS is left alone.
+    pub dns: Option<BorrowedFd<'a>>,
 }
 
 /// The pinned maps and links.
@@ -115,7 +128,11 @@ impl Datapath {
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
-            sockets: Sockets::new(loaded.take_map("ORIGINAL_DST")?, loaded.take_map("AGENT_SOCKETS")?),
+            sockets: Sockets::new(
+                loaded.take_map("ORIGINAL_DST")?,
+                loaded.take_map("RESOLVERS")?,
+                loaded.take_map("AGENT_SOCKETS")?,
+            ),
             directory,
             cgroup,
         })
@@ -138,10 +155,12 @@ impl Datapath {
     /// The listeners come first, so that nothing is refused on the way; an error in between leaves the
     /// pod refused or as it was, never half in clear.
     pub fn enrol(&self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
-        for (port, listener) in enrolment.listeners {
-            let key = listener_key(enrolment.cookie, *port);
+        let listeners = enrolment.listeners.iter().map(|(port, socket)| (TCP, *port, *socket));
+        let dns = enrolment.dns.map(|socket| (UDP, DNS_PORT, socket));
+        for (protocol, port, socket) in listeners.chain(dns) {
+            let key = listener_key(enrolment.cookie, protocol, port);
             self.listeners
-                .insert(key, listener.as_raw_fd().cast_unsigned())
+                .insert(key, socket.as_raw_fd().cast_unsigned())
                 .map_err(map_error("write", "LISTENERS"))?;
         }
         for address in enrolment.addresses {
@@ -157,7 +176,7 @@ impl Datapath {
             let address = enrolment.addresses.iter().find(|address| address.is_ipv4() == ipv4);
             address.map_or([0; 16], |address| sockets::address(*address))
         };
-        let pod = Pod { ipv4: first(true), ipv6: first(false) };
+        let pod = Pod { ipv4: first(true), ipv6: first(false), dns: enrolment.dns.is_some().into() };
         self.pods.insert(enrolment.cookie, pod).map_err(map_error("write", "PODS"))
     }
 
@@ -165,10 +184,9 @@ impl Datapath {
     pub fn withdraw(&self, cookie: NetnsCookie) -> Result<(), DatapathError> {
         self.pods.remove(cookie).map_err(map_error("write", "PODS"))?;
         links::detach(&self.pin_of(cookie))?;
-        for port in
-            [orlop_common::OUTBOUND_PORT, orlop_common::INBOUND_PLAINTEXT_PORT, orlop_common::HBONE_PORT]
-        {
-            self.listeners.remove(listener_key(cookie, port)).map_err(map_error("write", "LISTENERS"))?;
+        for (protocol, port) in LISTENERS {
+            let key = listener_key(cookie, protocol, port);
+            self.listeners.remove(key).map_err(map_error("write", "LISTENERS"))?;
         }
         self.udp.forget(cookie).map_err(map_error("write", "UDP_PEERS"))?;
         self.forget_addresses(cookie).map_err(map_error("write", "POD_ADDRESSES"))?;
@@ -274,8 +292,8 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-fn listener_key(netns: NetnsCookie, port: u16) -> ListenerKey {
-    ListenerKey { netns, port: u32::from(port), reserved: 0 }
+fn listener_key(netns: NetnsCookie, protocol: u32, port: u16) -> ListenerKey {
+    ListenerKey { netns, port: u32::from(port), protocol }
 }
 
 fn make_directory(path: &Path) -> Result<(), DatapathError> {

@@ -17,10 +17,14 @@ use crate::{
 
 /// The cgroup programs in the order in which they may start to act: what answers for redirected
 /// sockets is there before the first one is redirected.
-const CGROUP_PROGRAMS: [(&str, ProgramKind); 8] = [
+const CGROUP_PROGRAMS: [(&str, ProgramKind); 12] = [
     ("orlop_sockops", ProgramKind::SockOps),
     ("orlop_peer4", ProgramKind::Getpeername4),
     ("orlop_peer6", ProgramKind::Getpeername6),
+    ("orlop_recvmsg4", ProgramKind::UdpReceive4),
+    ("orlop_recvmsg6", ProgramKind::UdpReceive6),
+    ("orlop_sendmsg4", ProgramKind::UdpSend4),
+    ("orlop_sendmsg6", ProgramKind::UdpSend6),
     ("orlop_connect4", ProgramKind::Connect4),
     ("orlop_connect6", ProgramKind::Connect6),
     ("orlop_udp_made", ProgramKind::SocketMade),

@@ -70,24 +70,12 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
     /// Looks up.
     pub fn get(&self, key: K) -> io::Result<Option<V>> {
-        let mut value = MaybeUninit::<V>::uninit();
-        if found(self.element(BPF_MAP_LOOKUP_ELEM, ptr::from_ref(&key), value.as_mut_ptr().cast()))? {
-            // SAFETY: the kernel wrote a whole value, and V takes any bits.
-            return Ok(Some(unsafe { value.assume_init() }));
-        }
-        Ok(None)
+        self.read(BPF_MAP_LOOKUP_ELEM, key)
     }
 
     /// Looks up and removes in one step (5.14 for hash maps).
     pub fn take(&self, key: K) -> io::Result<Option<V>> {
-        let mut value = MaybeUninit::<V>::uninit();
-        let taken =
-            self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, ptr::from_ref(&key), value.as_mut_ptr().cast());
-        if found(taken)? {
-            // SAFETY: the kernel wrote a whole value, and V takes any bits.
-            return Ok(Some(unsafe { value.assume_init() }));
-        }
-        Ok(None)
+        self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key)
     }
 
     /// Removes; that there was nothing to remove is no error.
@@ -113,6 +101,15 @@ impl<K: Plain, V: Plain> Map<K, V> {
     pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let entry = |key| Ok(self.get(key)?.map(|value| (key, value)));
         self.keys()?.into_iter().filter_map(|key| entry(key).transpose()).collect()
+    }
+
+    fn read(&self, command: libc::c_int, key: K) -> io::Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        if found(self.element(command, ptr::from_ref(&key), value.as_mut_ptr().cast()))? {
+            // SAFETY: the kernel wrote a whole value, and V takes any bits.
+            return Ok(Some(unsafe { value.assume_init() }));
+        }
+        Ok(None)
     }
 
     fn element(&self, command: libc::c_int, key: *const K, value: *mut u8) -> io::Result<()> {

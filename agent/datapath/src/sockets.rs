@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use orlop_common::{Address, Endpoint, Flow};
+use orlop_common::{Address, DNS_PORT, Endpoint, Flow};
 
 use crate::{NetnsCookie, maps::Map};
 
@@ -16,12 +16,17 @@ pub struct Sockets(Arc<Maps>);
 #[derive(Debug)]
 struct Maps {
     original: Map<Flow, Endpoint>,
+    resolvers: Map<Flow, Endpoint>,
     agent: Map<i32, Endpoint>,
 }
 
 impl Sockets {
-    pub(crate) fn new(original: OwnedFd, agent: OwnedFd) -> Self {
-        Self(Arc::new(Maps { original: Map::new(original), agent: Map::new(agent) }))
+    pub(crate) fn new(original: OwnedFd, resolvers: OwnedFd, agent: OwnedFd) -> Self {
+        Self(Arc::new(Maps {
+            original: Map::new(original),
+            resolvers: Map::new(resolvers),
+            agent: Map::new(agent),
+        }))
     }
 
     /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
@@ -32,15 +37,12 @@ impl Sockets {
         source: SocketAddr,
         port: u16,
     ) -> io::Result<Option<SocketAddr>> {
-        let flow = Flow {
-            netns,
-            source: address(source.ip()),
-            source_port: source.port(),
-            destination_port: port,
-            reserved: 0,
-        };
-        let endpoint = self.0.original.take(flow)?;
-        Ok(endpoint.map(|endpoint| SocketAddr::new(ip(endpoint.address), endpoint.port)))
+        Ok(self.0.original.take(flow(netns, source, port))?.map(socket_address))
+    }
+
+    /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
+    pub fn resolver(&self, netns: NetnsCookie, source: SocketAddr) -> io::Result<Option<SocketAddr>> {
+        Ok(self.0.resolvers.get(flow(netns, source, DNS_PORT))?.map(socket_address))
     }
 
     /// Claims `socket`, which must not have dialled yet, as the agent's own: the hooks leave it alone.
@@ -52,6 +54,14 @@ impl Sockets {
         };
         self.0.agent.insert(socket.as_raw_fd(), endpoint)
     }
+}
+
+fn flow(netns: NetnsCookie, source: SocketAddr, destination_port: u16) -> Flow {
+    Flow { netns, source: address(source.ip()), source_port: source.port(), destination_port, reserved: 0 }
+}
+
+fn socket_address(endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::new(ip(endpoint.address), endpoint.port)
 }
 
 /// An address as the ABI has it.

@@ -44,6 +44,14 @@ pub enum ProgramKind {
     Getpeername4,
     /// getpeername(2) and accept(2), IPv6 (5.8).
     Getpeername6,
+    /// sendto(2) and the like on an unconnected UDP socket, IPv4.
+    UdpSend4,
+    /// sendto(2) and the like on an unconnected UDP socket, IPv6.
+    UdpSend6,
+    /// recvfrom(2) and the like on a UDP socket, IPv4 (5.2).
+    UdpReceive4,
+    /// recvfrom(2) and the like on a UDP socket, IPv6 (5.2).
+    UdpReceive6,
     /// Socket lookup in a netns (5.9).
     SkLookup,
     /// socket(2).
@@ -60,7 +68,14 @@ impl ProgramKind {
             Self::Ingress | Self::Egress => 8,
             Self::SocketMade => 9,
             Self::SockOps => 13,
-            Self::Connect4 | Self::Connect6 | Self::Getpeername4 | Self::Getpeername6 => 18,
+            Self::Connect4
+            | Self::Connect6
+            | Self::Getpeername4
+            | Self::Getpeername6
+            | Self::UdpSend4
+            | Self::UdpSend6
+            | Self::UdpReceive4
+            | Self::UdpReceive6 => 18,
             Self::SkLookup => 30,
         }
     }
@@ -73,6 +88,10 @@ impl ProgramKind {
             Self::SockOps => 3,
             Self::Connect4 => 10,
             Self::Connect6 => 11,
+            Self::UdpSend4 => 14,
+            Self::UdpSend6 => 15,
+            Self::UdpReceive4 => 19,
+            Self::UdpReceive6 => 20,
             Self::Getpeername4 => 29,
             Self::Getpeername6 => 30,
             Self::SkLookup => 36,

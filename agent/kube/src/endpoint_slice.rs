@@ -52,6 +52,7 @@ fn endpoint(entry: api::Endpoint, namespace: &str, path: &FieldPath) -> Result<S
     let addresses = addresses.map(|(index, ip)| address(ip, || path.clone().key("addresses").index(index)));
     Ok(SliceEndpoint {
         addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?,
+        hostname: entry.hostname.filter(|name| !name.is_empty()),
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
@@ -76,7 +77,7 @@ mod tests {
                 {"name": "dns", "port": 53, "protocol": "UDP"}, {"port": 9090, "protocol": "TCP"},
             ],
             "endpoints": [
-                {"addresses": ["10.0.0.1"], "nodeName": "one", "zone": "a",
+                {"addresses": ["10.0.0.1"], "nodeName": "one", "zone": "a", "hostname": "web-0",
                  "targetRef": {"kind": "Pod", "name": "web-0"}},
                 {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true},
                  "targetRef": {"kind": "Pod", "name": "web-1", "namespace": "other"}},
@@ -94,6 +95,7 @@ mod tests {
         assert_eq!(targets, [Some("shop/web-0".into()), Some("other/web-1".into()), None]);
         assert_eq!(slice.endpoints[0].zone.as_deref(), Some("a"));
         assert_eq!(slice.endpoints[0].node.as_deref(), Some("one"));
+        assert_eq!(slice.endpoints[0].hostname.as_deref(), Some("web-0"));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(crate) fn convert(pod: api::Pod) -> Result<Pod, FieldError> {
         labels: metadata.labels.unwrap_or_default(),
         annotations: annotations(metadata.annotations),
         node: spec.node_name.clone().filter(|node| !node.is_empty()),
+        hostname: spec.hostname.clone().filter(|name| !name.is_empty()),
+        subdomain: spec.subdomain.clone().filter(|name| !name.is_empty()),
         service_account,
         addresses: addresses(&status)?,
         host_network: spec.host_network.unwrap_or(false),
@@ -144,7 +146,7 @@ mod tests {
                 ],
             },
             "spec": {
-                "nodeName": "one", "serviceAccountName": "till",
+                "nodeName": "one", "serviceAccountName": "till", "hostname": "web-0", "subdomain": "web",
                 "initContainers": [
                     {"name": "setup", "ports": [{"containerPort": 1}]},
                     {"name": "sidecar", "restartPolicy": "Always", "ports": [{"containerPort": 9000}]},
@@ -165,6 +167,7 @@ mod tests {
             (pod.uid.as_str(), pod.node.as_deref(), pod.service_account.as_str()),
             ("u-1", Some("one"), "till")
         );
+        assert_eq!((pod.hostname.as_deref(), pod.subdomain.as_deref()), (Some("web-0"), Some("web")));
         assert_eq!(pod.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert_eq!(pod.owner, Some(Owner { kind: "ReplicaSet".into(), name: "web-5d4f8".into() }));
         let ports: Vec<_> =

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::dns::Zone;
 use crate::endpoints::{Endpoints, Workloads};
 use crate::hosts::Hosts;
 use crate::identity::{Identity, TrustDomain};
@@ -78,6 +79,8 @@ pub fn compile_after(
     let service_entries: Vec<_> =
         world.service_entries.values().flat_map(|entry| service_entry::services(entry, &endpoints)).collect();
     let service_index = ServiceIndex::new(&services, &service_entries);
+    let zone =
+        Zone::new(world, &settings.cluster_domain, &workloads.pod_by_address, &services, &service_entries);
     let previous = previous.map(|previous| &previous.prepared);
     let mut prepared = Prepared::new(previous, world, settings);
     let mut scopes = Scopes::new(&prepared, previous, settings);
@@ -96,6 +99,7 @@ pub fn compile_after(
         workload_by_address: pod_by_address,
         entry_by_address,
         service_index,
+        zone,
         policies,
         prepared,
         mutual_tls,

@@ -212,7 +212,7 @@ impl<'a> Endpoints<'a> {
 }
 
 /// What Kubernetes refuses as an endpoint's address too: it would lead a client to itself or to its node.
-fn is_special(ip: IpAddr) -> bool {
+pub(crate) fn is_special(ip: IpAddr) -> bool {
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),

@@ -9,6 +9,7 @@
 mod admit;
 mod authorize;
 mod compile;
+mod dns;
 mod endpoints;
 mod hosts;
 mod identity;
@@ -30,6 +31,7 @@ pub mod world;
 pub use admit::{Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
 pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved};
+pub use dns::{Answer, Record, RecordData, RecordType};
 pub use hosts::{Hosts, hosts_of};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use inbound::admit_connect;

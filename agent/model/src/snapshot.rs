@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::dns::Zone;
 use crate::identity::Identity;
 use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub(crate) entry_by_address: HashMap<IpAddr, Arc<Workload>>,
     #[serde(skip)]
     pub(crate) service_index: ServiceIndex,
+    #[serde(skip)]
+    pub(crate) zone: Zone,
     #[serde(skip)]
     pub(crate) policies: PolicyIndex,
     /// For the next compilation.

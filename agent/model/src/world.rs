@@ -75,6 +75,10 @@ pub struct Pod {
     pub annotations: Labels,
     /// `spec.nodeName`; `None` until the pod is scheduled.
     pub node: Option<String>,
+    /// `spec.hostname`: its name within `subdomain`.
+    pub hostname: Option<String>,
+    /// `spec.subdomain`: the headless service that it is named in.
+    pub subdomain: Option<String>,
     /// `spec.serviceAccountName`; `default` where absent.
     pub service_account: String,
     /// `status.podIPs`
@@ -228,6 +232,8 @@ pub struct EndpointSlice {
 pub struct SliceEndpoint {
     /// Addresses of the same endpoint.
     pub addresses: Vec<IpAddr>,
+    /// `hostname`: its name within the service.
+    pub hostname: Option<String>,
     /// `conditions.ready`; absent counts as true.
     pub ready: bool,
     /// `conditions.serving`; absent counts as `ready`.

@@ -4,7 +4,7 @@ use std::{future::ready, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use orlop_model::{
     Reason,
-    ports::{HBONE_PORT, OUTBOUND_PORT},
+    ports::{DNS_PORT, HBONE_PORT, OUTBOUND_PORT},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    inbound,
+    dns, inbound,
     metrics::Direction,
     outbound,
     pod::Pod,
@@ -90,7 +90,8 @@ fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: S
 fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
     let shared = &worker.shared;
     let Some(live) = shared.live.enter(shared.config.max_connections) else {
-        let direction = if port == OUTBOUND_PORT { Direction::Outbound } else { Direction::Inbound };
+        let direction =
+            if matches!(port, OUTBOUND_PORT | DNS_PORT) { Direction::Outbound } else { Direction::Inbound };
         let mut record = Record::new(shared, direction);
         record.source.address = Some(accepted.peer);
         socket::reset(accepted.tcp);
@@ -104,7 +105,8 @@ fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
             socket::reset_unless_whole(&accepted.tcp);
         }
         match port {
-            OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted).await,
+            OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted, None).await,
+            DNS_PORT => dns::serve_tcp(&worker, &pod, accepted).await,
             HBONE_PORT => inbound::serve_tunnel(&worker, &pod, accepted).await,
             _ => inbound::serve_plaintext(&worker, &pod, accepted).await,
         }

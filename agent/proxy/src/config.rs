@@ -1,5 +1,7 @@
 use std::{num::NonZeroUsize, time::Duration};
 
+use crate::dns::DnsConfig;
+
 /// Limits and timeouts of the proxy. Every one has a default.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +21,8 @@ pub struct Config {
     pub max_handshakes: usize,
     /// How many flows are kept for those who ask, some 500 bytes each.
     pub flow_buffer: usize,
+    /// The pods' DNS.
+    pub dns: DnsConfig,
 }
 
 impl Default for Config {
@@ -32,6 +36,7 @@ impl Default for Config {
             max_connections: 100_000,
             max_handshakes: 1024,
             flow_buffer: 4096,
+            dns: DnsConfig::default(),
         }
     }
 }

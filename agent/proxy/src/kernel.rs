@@ -11,6 +11,9 @@ pub trait Kernel: Send + Sync + 'static {
         port: u16,
     ) -> io::Result<Option<SocketAddr>>;
 
+    /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
+    fn resolver(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>>;
+
     /// Claims a socket that has not dialled yet as the agent's own. The server that it dials sees
     /// `client`, if given, as its peer.
     fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()>;

@@ -1,6 +1,6 @@
 //! The node proxy: takes the sockets that the kernel side hands over, and carries them to their peers.
 //!
-//! A connection goes one way: [`accept`] → [`outbound`] or [`inbound`] → the snapshot's answer →
+//! A connection goes one way: [`accept`] → [`outbound`], [`inbound`] or [`dns`] → the snapshot's answer →
 //! [`tunnel`] or a plain dial → [`copy`]. A [`record`] goes with it and writes itself when it ends.
 //! Neither Kubernetes nor a BPF map is known here.
 
@@ -13,6 +13,7 @@ pub mod by_kernel;
 mod carried;
 mod config;
 mod copy;
+mod dns;
 mod flow;
 mod handshakes;
 mod hbone;
@@ -57,6 +58,7 @@ use crate::{
 };
 pub use crate::{
     config::Config,
+    dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
@@ -122,12 +124,18 @@ impl Proxy {
     /// Listens in a pod, with its sockets of `inherited` if they are there. Nothing arrives before the kernel
     /// side leads it to [`Pod::listeners`].
     pub fn add(&self, name: NamespacedName, netns: Netns, inherited: &mut Inherited) -> io::Result<Arc<Pod>> {
-        let pod = Arc::new(Pod::open(name, netns, inherited)?);
+        let pod = Arc::new(Pod::open(name, netns, inherited, self.shared.config.dns.enabled)?);
         for (index, (port, listener)) in pod.clone_listeners()?.into_iter().enumerate() {
             let pod = Arc::clone(&pod);
             let worker = (self.crew.idlest() + index) % self.crew.len();
             self.crew.run(worker, move |worker| {
                 spawn_local(accept::run(Rc::clone(worker), pod, port, listener));
+            });
+        }
+        if let Some(socket) = pod.clone_dns()? {
+            let pod = Arc::clone(&pod);
+            self.crew.run(self.crew.idlest(), move |worker| {
+                spawn_local(dns::serve_udp(Rc::clone(worker), pod, socket));
             });
         }
         Ok(pod)

@@ -68,6 +68,7 @@ pub struct Metrics {
     sent: Family<Labels, Counter>,
     received: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
+    dns: Family<Labels, Counter>,
     active: Gauge,
     tunnels: Family<Labels, Gauge>,
     seen: std::sync::Arc<Mutex<HashSet<Labels>>>,
@@ -94,6 +95,11 @@ impl Metrics {
             "Connections and tunnels refused or cut short, by reason",
             metrics.refused.clone(),
         );
+        registry.register(
+            "orlop_dns_requests",
+            "DNS queries answered, by where the answer came from",
+            metrics.dns.clone(),
+        );
         registry.register("orlop_connections_active", "Connections open now", metrics.active.clone());
         registry.register("orlop_tunnels_active", "HBONE tunnels open now", metrics.tunnels.clone());
         metrics
@@ -102,6 +108,12 @@ impl Metrics {
     pub(crate) fn failed(&self, direction: Direction, reason: Reason) -> Counter {
         let labels = vec![("reporter", direction.reporter().into()), ("reason", reason.as_str().into())];
         self.refused.get_or_create_owned(&labels)
+    }
+
+    /// Every label has a few values only.
+    pub(crate) fn dns(&self, protocol: &'static str, source: &'static str, code: &'static str) -> Counter {
+        let labels = vec![("protocol", protocol.into()), ("source", source.into()), ("rcode", code.into())];
+        self.dns.get_or_create_owned(&labels)
     }
 
     pub(crate) fn active(&self) -> &Gauge {

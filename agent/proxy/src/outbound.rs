@@ -24,11 +24,11 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves one connection that a hook sent to the outbound port.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) {
+/// Serves one connection that a hook sent to the proxy: whatever it dialled, it is carried to `instead`, if given.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted, instead: Option<SocketAddr>) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
-    match connect(worker, pod, &client, &mut record).await {
+    match connect(worker, pod, &client, instead, &mut record).await {
         Ok((Way::Plain(server), _in_flight)) => {
             record.opened(&worker.series);
             let sockets = [client.tcp, server];
@@ -64,9 +64,10 @@ async fn connect(
     worker: &Rc<Worker>,
     pod: &Pod,
     client: &Accepted,
+    instead: Option<SocketAddr>,
     record: &mut Record,
 ) -> Result<(Way, InFlightGuard), Refusal> {
-    let upstream = resolve(worker, pod, client, record)?;
+    let upstream = resolve(worker, pod, client, instead, record)?;
     let way = match upstream.transport {
         Transport::Plain => Way::Plain(tunnel::dial(&worker.shared, pod, upstream.address).await?),
         Transport::Hbone => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, record).await?),
@@ -82,7 +83,13 @@ struct Upstream {
     in_flight: InFlightGuard,
 }
 
-fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -> Result<Upstream, Refusal> {
+fn resolve(
+    worker: &Worker,
+    pod: &Pod,
+    client: &Accepted,
+    instead: Option<SocketAddr>,
+    record: &mut Record,
+) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
     let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
     let destination = shared
@@ -90,6 +97,7 @@ fn resolve(worker: &Worker, pod: &Pod, client: &Accepted, record: &mut Record) -
         .take_original_destination(pod.netns().cookie(), client.peer, port)
         .map_err(Refusal::internal)?
         .ok_or(Reason::NoOriginalDestination)?;
+    let destination = instead.unwrap_or(destination);
     record.destination.address = Some(destination);
     record.dialled = Some(destination);
 

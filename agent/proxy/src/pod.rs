@@ -1,13 +1,13 @@
 use std::{
     io,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     os::fd::{AsFd as _, BorrowedFd},
     sync::Arc,
 };
 
 use orlop_model::{
     NamespacedName,
-    ports::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
+    ports::{DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT},
 };
 use tokio::sync::watch;
 
@@ -21,16 +21,23 @@ use crate::{
 pub struct Pod {
     name: NamespacedName,
     netns: Netns,
-    listeners: [(u16, Arc<TcpListener>); 3],
+    listeners: [(u16, Arc<TcpListener>); 4],
     /// Where they are, which differs where the pod had taken the port.
-    ports: [u16; 3],
+    ports: [u16; 4],
+    /// For DNS over UDP; none where that is left alone.
+    dns: Option<UdpSocket>,
     open: watch::Sender<bool>,
 }
 
 impl Pod {
     /// Opens the pod's listening sockets in its netns, or takes those of an earlier agent. Nothing comes there
     /// before the kernel side leads it there.
-    pub(crate) fn open(name: NamespacedName, netns: Netns, inherited: &mut Inherited) -> io::Result<Self> {
+    pub(crate) fn open(
+        name: NamespacedName,
+        netns: Netns,
+        inherited: &mut Inherited,
+        dns: bool,
+    ) -> io::Result<Self> {
         let mut listen = |port| {
             let name = SocketName { netns: netns.cookie(), port, protocol: Protocol::Tcp };
             let listener = match inherited.take(name) {
@@ -39,12 +46,26 @@ impl Pod {
             };
             Ok::<_, io::Error>((port, Arc::new(listener)))
         };
-        let listeners = [listen(OUTBOUND_PORT)?, listen(INBOUND_PLAINTEXT_PORT)?, listen(HBONE_PORT)?];
-        let mut ports = [0; 3];
+        let listeners =
+            [listen(OUTBOUND_PORT)?, listen(INBOUND_PLAINTEXT_PORT)?, listen(HBONE_PORT)?, listen(DNS_PORT)?];
+        let mut ports = [0; 4];
         for (port, (_, listener)) in ports.iter_mut().zip(&listeners) {
             *port = listener.local_addr()?.port();
         }
-        Ok(Self { name, netns, listeners, ports, open: watch::Sender::new(true) })
+        let name_of_dns = SocketName { netns: netns.cookie(), port: DNS_PORT, protocol: Protocol::Udp };
+        let mut bind = || match inherited.take(name_of_dns) {
+            Some(socket) => Ok(UdpSocket::from(socket)),
+            None => netns.udp_server(DNS_PORT),
+        };
+        let dns = match dns.then(&mut bind).transpose() {
+            // The answers must come from the port that was asked.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::warn!(pod = %name, port = DNS_PORT, "the pod has taken the port; its DNS is left alone");
+                None
+            }
+            dns => dns?,
+        };
+        Ok(Self { name, netns, listeners, ports, dns, open: watch::Sender::new(true) })
     }
 
     /// Namespace and name.
@@ -62,11 +83,20 @@ impl Pod {
         self.listeners.iter().map(|(port, listener)| (*port, listener.as_fd()))
     }
 
+    /// Its UDP socket for DNS, if it has one.
+    pub fn dns(&self) -> Option<BorrowedFd<'_>> {
+        self.dns.as_ref().map(|socket| socket.as_fd())
+    }
+
     /// All of its sockets that another agent can take over.
     pub fn sockets(&self) -> impl Iterator<Item = (SocketName, BorrowedFd<'_>)> {
-        let netns = self.netns.cookie();
-        self.listeners()
-            .map(move |(port, socket)| (SocketName { netns, port, protocol: Protocol::Tcp }, socket))
+        let name = |protocol, port| SocketName { netns: self.netns.cookie(), port, protocol };
+        let listeners = self.listeners().map(move |(port, socket)| (name(Protocol::Tcp, port), socket));
+        listeners.chain(self.dns().map(move |socket| (name(Protocol::Udp, DNS_PORT), socket)))
+    }
+
+    pub(crate) fn clone_dns(&self) -> io::Result<Option<UdpSocket>> {
+        self.dns.as_ref().map(UdpSocket::try_clone).transpose()
     }
 
     /// Whether the proxy itself is at this port of the pod: what it led there would come back to it, for ever.

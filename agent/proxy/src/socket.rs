@@ -60,6 +60,25 @@ impl Netns {
         })
     }
 
+    /// A dual-stack UDP socket of the pod at `port`.
+    pub(crate) fn udp_server(&self, port: u16) -> io::Result<std::net::UdpSocket> {
+        within(self.fd.as_fd(), || {
+            let (socket, any) = dual_stack(Type::DGRAM, Protocol::UDP)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SocketAddr::new(any, port).into())?;
+            Ok(socket.into())
+        })
+    }
+
+    /// A UDP socket of the pod at `address`.
+    pub(crate) fn udp_socket(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        within(self.fd.as_fd(), || {
+            let socket = std::net::UdpSocket::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+    }
+
     /// A socket of the pod, not yet connected, for dialling `address`.
     pub(crate) fn tcp_socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
         let socket = within(self.fd.as_fd(), || match address {
@@ -134,23 +153,28 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 fn listen(port: u16) -> io::Result<std::net::TcpListener> {
-    let (socket, any): (_, IpAddr) = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
-        Ok(socket) => {
-            socket.set_only_v6(false)?;
-            (socket, Ipv6Addr::UNSPECIFIED.into())
-        }
-        // Without IPv6 in the kernel.
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            (Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?, Ipv4Addr::UNSPECIFIED.into())
-        }
-        Err(error) => return Err(error),
-    };
+    let (socket, any) = dual_stack(Type::STREAM, Protocol::TCP)?;
     // Connections of an agent that is gone may linger on the port. SO_REUSEPORT would let the pod in.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::new(any, port).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// A socket for both families, and the address that binds it to all of the pod's.
+fn dual_stack(kind: Type, protocol: Protocol) -> io::Result<(Socket, IpAddr)> {
+    match Socket::new(Domain::IPV6, kind, Some(protocol)) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            Ok((socket, Ipv6Addr::UNSPECIFIED.into()))
+        }
+        // Without IPv6 in the kernel.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            Ok((Socket::new(Domain::IPV4, kind, Some(protocol))?, Ipv4Addr::UNSPECIFIED.into()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn cookie_of(socket: &Socket) -> io::Result<u64> {

@@ -14,6 +14,10 @@ pub fn program(kind: ProgramKind) -> (&'static str, Version) {
         ProgramKind::SocketMade => ("cgroup/sock_create", Version(4, 10)),
         ProgramKind::Ingress => ("cgroup_skb/ingress", Version(4, 10)),
         ProgramKind::Egress => ("cgroup_skb/egress", Version(4, 10)),
+        ProgramKind::UdpSend4 => ("cgroup/sendmsg4", Version(4, 18)),
+        ProgramKind::UdpSend6 => ("cgroup/sendmsg6", Version(4, 18)),
+        ProgramKind::UdpReceive4 => ("cgroup/recvmsg4", Version(5, 2)),
+        ProgramKind::UdpReceive6 => ("cgroup/recvmsg6", Version(5, 2)),
         ProgramKind::SkLookup => ("sk_lookup", Version(5, 9)),
     }
 }
@@ -52,6 +56,8 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (49, "setsockopt", Version(4, 13)),
     (57, "getsockopt", Version(4, 15)),
     (59, "sock_ops_cb_flags_set", Version(4, 16)),
+    // To a port that the program names; 4.17 without.
+    (64, "bind", Version(5, 8)),
     (80, "get_current_cgroup_id", Version(4, 18)),
     (84, "sk_lookup_tcp", Version(4, 20)),
     (85, "sk_lookup_udp", Version(4, 20)),

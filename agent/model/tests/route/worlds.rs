@@ -118,6 +118,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let addresses = prop::collection::vec(prop_oneof![4 => address(), 1 => vip()], 1..3);
     let endpoint = (addresses, flags, target, node(), zone).prop_map(
         |(addresses, (ready, serving, terminating), target, node, zone)| SliceEndpoint {
+            hostname: None,
             addresses,
             ready,
             serving,
