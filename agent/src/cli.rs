@@ -1,4 +1,9 @@
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
@@ -67,6 +72,9 @@ pub struct NodeArguments {
     /// Readiness: /healthz/ready.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
     pub ready: SocketAddr,
+    /// DNS server for the hosts of ServiceEntries and WorkloadEntries [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "ADDRESS", value_parser = dns_server)]
+    pub host_resolver: Option<SocketAddr>,
     /// How long open connections may go on after SIGTERM, or after another agent has taken over.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -250,6 +258,12 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 
+/// An address without a port means port 53.
+fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    bare.or_else(|_| text.parse()).map_err(|_| "want an IP address, or one with a port".into())
+}
+
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
     if address.ip().is_loopback() {
@@ -267,6 +281,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_dns_server_may_leave_out_its_port() {
+        assert_eq!(dns_server("10.96.0.10"), Ok("10.96.0.10:53".parse().unwrap()));
+        assert_eq!(dns_server("fd00::a"), Ok("[fd00::a]:53".parse().unwrap()));
+        assert_eq!(dns_server("[fd00::a]:5353"), Ok("[fd00::a]:5353".parse().unwrap()));
+        assert!(dns_server("dns.example.com").is_err());
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub enum Fate {
     PassedOn,
     /// It is for the workload's own proxy to judge.
     JudgedElsewhere,
+    /// It is for this waypoint to judge.
+    JudgedByWaypoint(NamespacedName),
     /// It is refused.
     Refused { reason: Reason, detail: String },
 }
@@ -70,6 +72,9 @@ impl fmt::Display for Fate {
             Self::JudgedElsewhere => {
                 f.write_str("allowed as far as known here: it is for the workload's own proxy to judge")
             }
+            Self::JudgedByWaypoint(name) => {
+                write!(f, "allowed as far as known here: it is for the waypoint {name} to judge")
+            }
             Self::Refused { reason, detail } if detail.is_empty() => write!(f, "refused ({reason})"),
             Self::Refused { reason, detail } => write!(f, "refused ({reason}): {detail}"),
         }
@@ -78,6 +83,14 @@ impl fmt::Display for Fate {
 
 /// What becomes of a connection from a pod that takes this way.
 pub fn fate(snapshot: &Snapshot, source: &Workload, route: &Route) -> Fate {
+    if let Some(hop) = &route.waypoint {
+        let waypoint = hop.workload.name.clone();
+        if source.enrolled {
+            return Fate::JudgedByWaypoint(waypoint);
+        }
+        let detail = format!("the client is not in the mesh, and so goes past the waypoint {waypoint}");
+        return Fate::Refused { reason: Reason::NotThroughWaypoint, detail };
+    }
     let Some(destination) = route.workload.as_deref().filter(|workload| workload.enrolled) else {
         return Fate::PassedOn;
     };
@@ -158,9 +171,10 @@ fn explain(snapshot: &Snapshot, connection: &ConnectionArguments) -> anyhow::Res
     };
     let mut good = true;
     for route in routes {
-        match &route.workload {
-            Some(destination) => describe("to", destination),
-            None => println!("  to        {}, which is no workload", route.upstream),
+        match (&route.waypoint, &route.workload) {
+            (Some(hop), _) => describe("through", &hop.workload),
+            (None, Some(destination)) => describe("to", destination),
+            (None, None) => println!("  to        {}, which is no workload", route.upstream),
         }
         let how = if is_tunnelled(source, &route) { "by HBONE" } else { "in clear" };
         let fate = fate(snapshot, source, &route);

@@ -12,6 +12,7 @@ mod events;
 mod explain;
 mod flows;
 mod handover;
+mod hosts;
 mod limits;
 mod logging;
 mod node;

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
 use orlop_kube::WorldDirectory;
-use orlop_model::{Finding, Hosts, Settings, Severity, Snapshot, World, compile_after};
+use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile_after, hosts_of};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -26,6 +26,7 @@ use crate::{
     enrolment::{Applied, Enrolment, Status},
     events,
     handover::{Door, Estate, Predecessor, ServerSockets, Successor},
+    hosts::Names,
     limits, logging, udp,
 };
 
@@ -108,7 +109,9 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
     let enrolment = Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, inherited);
     let settings = arguments.names.settings(&arguments.node);
-    let mut worlds = Worlds::new(world.watch(), settings, Arc::clone(&proxy));
+    let names = Names::start(arguments.host_resolver);
+    let mut worlds = Worlds::new(world.watch(), names, settings, Arc::clone(&proxy));
+    worlds.resolve().await;
     let mut agent =
         Agent { node: arguments.node.clone(), datapath, proxy: Arc::clone(&proxy), admin, servers, status };
     let successor = tokio::select! {
@@ -261,6 +264,7 @@ impl Agent {
 /// The states of the world, each compiled and put in force for new connections.
 struct Worlds {
     worlds: watch::Receiver<Arc<World>>,
+    names: Names,
     settings: Settings,
     proxy: Arc<Proxy>,
     generation: u64,
@@ -269,17 +273,24 @@ struct Worlds {
 }
 
 impl Worlds {
-    fn new(worlds: watch::Receiver<Arc<World>>, settings: Settings, proxy: Arc<Proxy>) -> Self {
-        Self { worlds, settings, proxy, generation: 0, previous: None, findings: Vec::new() }
+    fn new(worlds: watch::Receiver<Arc<World>>, names: Names, settings: Settings, proxy: Arc<Proxy>) -> Self {
+        Self { worlds, names, settings, proxy, generation: 0, previous: None, findings: Vec::new() }
+    }
+
+    /// Gives DNS a moment, so that the first state has an address for every host that has one.
+    async fn resolve(&mut self) {
+        self.names.want(hosts_of(&self.worlds.borrow()));
+        self.names.resolved().await;
     }
 
     /// Puts the newest state in force.
     fn publish(&mut self) -> Arc<Snapshot> {
         let world = Arc::clone(&self.worlds.borrow_and_update());
+        self.names.want(hosts_of(&world));
         self.generation += 1;
-        let previous = self.previous.as_deref();
-        let snapshot =
-            Arc::new(compile_after(previous, &world, &Hosts::new(), &self.settings, self.generation));
+        let (previous, hosts) = (self.previous.as_deref(), self.names.known());
+        let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
+        let snapshot = Arc::new(snapshot);
         self.previous = Some(Arc::clone(&snapshot));
         self.proxy.publish(Arc::clone(&snapshot));
         report(&mut self.findings, snapshot.findings());
@@ -287,7 +298,10 @@ impl Worlds {
     }
 
     async fn changed(&mut self) -> anyhow::Result<()> {
-        self.worlds.changed().await.context("the world's watcher has ended")
+        tokio::select! {
+            changed = self.worlds.changed() => changed.context("the world's watcher has ended"),
+            () = self.names.changed() => Ok(()),
+        }
     }
 
     /// Goes on putting states in force, and enrols nobody.

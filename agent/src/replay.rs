@@ -127,7 +127,9 @@ impl Recorded {
                 | Reason::PlaintextRefused
                 | Reason::PeerRefused
                 | Reason::NoServicePort
-                | Reason::NoHealthyEndpoint,
+                | Reason::NoHealthyEndpoint
+                | Reason::NoReadyWaypoint
+                | Reason::NotThroughWaypoint,
             ) => Some(Outcome::Refused),
             None
             | Some(

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orlop_tests::{Agent, AgentOptions, Frames, Node, Pod, PodSpec, Testbed, World};
@@ -86,11 +87,8 @@ impl Pair {
 
     /// Changes the world, and waits until both agents have it in force.
     pub fn change<T>(&self, change: impl FnOnce(&World) -> anyhow::Result<T>) -> T {
-        let before = [&self.near, &self.far].map(generation);
         let result = change(self.testbed.world()).unwrap();
-        for (agent, before) in [&self.near, &self.far].into_iter().zip(before) {
-            wait_after(agent, before);
-        }
+        settle(self.testbed.world(), [&self.near, &self.far]);
         result
     }
 
@@ -107,6 +105,23 @@ impl Pair {
         let (answer, frames) = self.captured(|| from.connect(to, TIMEOUT).and_then(|s| ping(&s, question)));
         answer.unwrap_or_else(|error| panic!("{} to {to}: {error}", from.name()));
         frames.contains(question.as_bytes())
+    }
+}
+
+/// Waits until these agents have in force whatever was written so far: the last thing is a service to tell by.
+pub fn settle(world: &World, agents: [&Agent; 2]) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("mark-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: marks}}\n");
+    world.write("mark.yaml", &text).unwrap();
+    let name = format!("marks/{name}");
+    let in_force = |dump: &Value| {
+        let services = dump["snapshot"]["services"].as_array();
+        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name))
+            && dump["applied_generation"] == dump["snapshot"]["generation"]
+    };
+    for agent in agents {
+        agent.wait_until(|dump| serde_json::from_str(dump).is_ok_and(|dump| in_force(&dump))).unwrap();
     }
 }
 

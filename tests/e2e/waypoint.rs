@@ -8,16 +8,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::Builder;
-use orlop_tests::{Agent, Endpoint, Pod, PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{Endpoint, Pod, PodSpec, ServiceSpec, TargetPort};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use serde_json::Value;
 use tokio::task::spawn_local;
 use tokio_rustls::TlsConnector;
 
 use crate::hbone::{HBONE_PORT, Peer, Reply, connect_request, hbone, identities, identity, within};
 use crate::mesh::{Mesh, NAMESPACE, TIMEOUT, record};
-use crate::pair::{assert_refused, is_refusal, ping, program};
+use crate::pair::{assert_refused, is_refusal, ping, program, settle};
 
 const LABEL: &str = "istio.io/use-waypoint";
 
@@ -59,21 +58,19 @@ impl Gated {
 
     /// Changes the world, and waits until both agents have it in force.
     fn change(&self, change: impl FnOnce()) {
-        let generation = |agent: &Agent| {
-            let dump: Value = serde_json::from_str(&agent.config_dump().unwrap()).unwrap();
-            dump["applied_generation"].as_u64().unwrap()
-        };
-        let before = self.mesh.agents().map(generation);
         change();
-        for (agent, before) in self.mesh.agents().into_iter().zip(before) {
-            agent.wait_until(|_| generation(agent) > before).unwrap();
-        }
+        settle(self.mesh.testbed.world(), self.mesh.agents());
     }
 
     /// The addresses of the service, or of the server.
     fn service_and_server(&self) -> [SocketAddr; 4] {
         let server = &self.mesh.server;
-        [SocketAddr::new(self.vip[0], 80), SocketAddr::new(self.vip[1], 80), server.addr(80), server.addr6(80)]
+        [
+            SocketAddr::new(self.vip[0], 80),
+            SocketAddr::new(self.vip[1], 80),
+            server.addr(80),
+            server.addr6(80),
+        ]
     }
 
     /// Dials from the client, and sees that the waypoint was asked for what was dialled.
@@ -141,7 +138,8 @@ fn a_labelled_pod_is_reached_through_its_waypoint_and_may_opt_out() {
 #[test]
 fn a_waypoint_may_be_in_another_namespace() {
     let gated = Gated::new();
-    let spec = ServiceSpec { namespace: "street".to_owned(), ..gated.web.clone().endpoints(Vec::<Endpoint>::new()) };
+    let spec =
+        ServiceSpec { namespace: "street".to_owned(), ..gated.web.clone().endpoints(Vec::<Endpoint>::new()) };
     let spec = spec.label(LABEL, "gate").label("istio.io/use-waypoint-namespace", NAMESPACE);
     gated.change(|| gated.service(&spec));
     for ip in gated.vip.clone() {

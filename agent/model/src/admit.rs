@@ -31,7 +31,7 @@ pub struct Refused {
 
 impl Snapshot {
     /// Decides whether a pod takes a connection: first by the PeerAuthentications, for what comes without mutual
-    /// TLS, then by the AuthorizationPolicies.
+    /// TLS, then by its waypoints, then by the AuthorizationPolicies.
     pub fn admit(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
         let (destination, port) = (connection.destination, connection.address.port());
         if connection.source_identity.is_none() && self.mutual_tls(destination, port) == Mode::Strict {
@@ -42,6 +42,7 @@ impl Snapshot {
                 judgement: Judgement { policy, ..Judgement::default() },
             });
         }
+        self.admit_past_waypoints(destination, connection.source_identity)?;
         match self.authorize(connection) {
             Ok(allowed) => {
                 Ok(Judgement { policy: allowed.policy, audit: allowed.audit, dry_run: allowed.dry_run })

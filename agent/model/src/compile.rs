@@ -8,12 +8,14 @@ use crate::endpoints::{Endpoints, Workloads};
 use crate::hosts::Hosts;
 use crate::identity::{Identity, TrustDomain};
 use crate::mutual_tls::{MutualTls, PeerAuthentications};
+use crate::name::NamespacedName;
 use crate::optin::opted_in;
 use crate::owner::names;
 use crate::policy::{Prepared, Scopes, findings};
 use crate::service::{Service, ServiceIndex, ServiceKind};
 use crate::service_entry;
 use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
+use crate::waypoint::{self, Waypoints};
 use crate::world::security::IpBlock;
 use crate::world::{self, Exports, Labels, Pod, Resolution, World};
 
@@ -74,13 +76,27 @@ pub fn compile_after(
         .map(|(pod, workload)| LocalPod { workload: workload.clone(), netns: netns(pod) })
         .collect();
     let endpoints = Endpoints::new(world, hosts, settings, &workloads);
-    let services: Vec<_> =
-        world.services.values().map(|of| Arc::new(service(of, &endpoints, settings))).collect();
-    let service_entries: Vec<_> =
-        world.service_entries.values().flat_map(|entry| service_entry::services(entry, &endpoints)).collect();
+    let waypoint_names = waypoint::used(world);
+    let waypoint = |name: &NamespacedName, labels: &Labels| {
+        waypoint::of_service(world, name, labels).filter(|_| !waypoint_names.contains(name))
+    };
+    let services = world.services.values().map(|of| {
+        let waypoint = waypoint(&of.name, &of.labels);
+        Arc::new(Service { waypoint, ..service(of, &endpoints, settings) })
+    });
+    let services: Vec<_> = services.collect();
+    let entries = world.service_entries.values();
+    let service_entries: Vec<_> = entries
+        .flat_map(|entry| service_entry::services(entry, &endpoints, waypoint(&entry.name, &entry.labels)))
+        .collect();
     let service_index = ServiceIndex::new(&services, &service_entries);
     let zone =
         Zone::new(world, &settings.cluster_domain, &workloads.pod_by_address, &services, &service_entries);
+    let labelled = live(world).zip(&workloads.pods).map(|(pod, workload)| (workload, &pod.labels));
+    let registered = world.workload_entries.values().zip(&workloads.entries);
+    let registered = registered.map(|(entry, workload)| (workload, &entry.backend.labels));
+    let waypoints =
+        Waypoints::new(world, services.iter().chain(&service_entries), labelled.chain(registered));
     let previous = previous.map(|previous| &previous.prepared);
     let mut prepared = Prepared::new(previous, world, settings);
     let mut scopes = Scopes::new(&prepared, previous, settings);
@@ -100,6 +116,7 @@ pub fn compile_after(
         entry_by_address,
         service_index,
         zone,
+        waypoints,
         policies,
         prepared,
         mutual_tls,
@@ -190,6 +207,7 @@ fn service(service: &world::Service, endpoints: &Endpoints<'_>, settings: &Setti
         ports: endpoints.of(service),
         resolution: Resolution::Static,
         affinity: service.affinity,
+        waypoint: None,
         exports: Exports::All,
     }
 }

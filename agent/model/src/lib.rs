@@ -26,6 +26,7 @@ mod route;
 mod service;
 mod service_entry;
 mod snapshot;
+mod waypoint;
 pub mod world;
 
 pub use admit::{Judgement, Refused};
@@ -42,5 +43,6 @@ pub use reason::Reason;
 pub use route::{Balance, Route, Transport};
 pub use service::{Endpoint, Proximity, Service, ServiceKind, ServicePort};
 pub use snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
+pub use waypoint::Hop;
 pub use world::World;
 pub use world::security::Mode;

@@ -32,6 +32,10 @@ reasons! {
     NoServicePort = "no_service_port",
     /// The service's port has no ready endpoint.
     NoHealthyEndpoint = "no_healthy_endpoint",
+    /// The waypoint that it would have to go through has no ready pod, or there is none of that name.
+    NoReadyWaypoint = "no_ready_waypoint",
+    /// It came to a workload past the waypoint that stands before it.
+    NotThroughWaypoint = "not_through_waypoint",
     /// The upstream refused the connection or can't be reached.
     ConnectFailed = "connect_failed",
     /// The upstream did not answer the connect in time.

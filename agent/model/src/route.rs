@@ -2,9 +2,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::identity::Identity;
+use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
 use crate::snapshot::{Snapshot, Workload};
+use crate::waypoint::Hop;
 use crate::world::Resolution;
 
 /// How the next hop is spoken to.
@@ -19,14 +22,35 @@ pub enum Transport {
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The address and port of the backend: dialled when plain, asked for by CONNECT when tunnelled.
+    /// The address and port of the backend: dialled when plain, asked for by CONNECT when tunnelled. Before the
+    /// waypoint of a service it is the service's.
     pub upstream: SocketAddr,
     /// How.
     pub transport: Transport,
-    /// The pod that is meant, if it is one; always there when tunnelled.
+    /// The workload that is meant, if it is one; when tunnelled, there is one or a waypoint.
     pub workload: Option<Arc<Workload>>,
     /// The service that was dialled, if it was one.
     pub service: Option<Arc<Service>>,
+    /// The waypoint that the tunnel leads to instead of the workload's own proxy.
+    pub waypoint: Option<Hop>,
+}
+
+impl Route {
+    /// Where load balancing has led to.
+    pub fn endpoint(&self) -> SocketAddr {
+        self.waypoint.as_ref().map_or(self.upstream, |hop| hop.address)
+    }
+
+    /// Whose certificate the tunnel's other end must show, and where it is; `None` if there is no tunnel.
+    pub fn tunnel(&self) -> Option<(&Identity, SocketAddr)> {
+        match (&self.waypoint, &self.workload) {
+            (Some(hop), _) => Some((&hop.workload.identity, hop.address)),
+            (None, Some(workload)) if self.transport == Transport::Hbone => {
+                Some((&workload.identity, SocketAddr::new(self.upstream.ip(), HBONE_PORT)))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What load balancing needs to know of the moment.
@@ -47,7 +71,8 @@ impl Snapshot {
     ///
     /// A service's address leads to one of the port's eligible endpoints: the one of last time, if the service asks
     /// for that, else of two random ones that with fewer connections open. A pod's address leads to that pod.
-    /// Enrolled pods are reached through the tunnel, everything else as it was dialled.
+    /// Enrolled pods are reached through the tunnel, everything else as it was dialled; a service or workload that has
+    /// a waypoint, through that waypoint, unless it is `source` itself.
     pub fn route(
         &self,
         source: &Workload,
@@ -57,7 +82,7 @@ impl Snapshot {
         let destination = canonical(destination);
         match self.service_to(&source.name.namespace, destination.ip()) {
             Some(service) => self.route_to_service(source, destination, service, balance, true),
-            None => Ok(route_to(destination, self.workload_at(destination.ip()), None)),
+            None => self.route_to(source, destination, self.workload_at(destination.ip()), None, balance),
         }
     }
 
@@ -71,24 +96,52 @@ impl Snapshot {
         balance: &mut dyn Balance,
         follow: bool,
     ) -> Result<Route, Reason> {
-        if service.resolution == Resolution::None {
-            return Ok(route_to(destination, self.workload_at(destination.ip()), Some(service)));
+        let port = service.port(destination.port());
+        if port.is_none() && service.resolution != Resolution::None {
+            return Err(Reason::NoServicePort);
         }
-        let port = service.port(destination.port()).ok_or(Reason::NoServicePort)?;
+        if let Some(hop) = self.waypoint_of_service(source, service, destination, balance)? {
+            let (workload, service) = (None, Some(service.clone()));
+            let transport = Transport::Hbone;
+            return Ok(Route { upstream: destination, transport, workload, service, waypoint: Some(hop) });
+        }
+        let (Some(port), false) = (port, service.resolution == Resolution::None) else {
+            let workload = self.workload_at(destination.ip());
+            return self.route_to(source, destination, workload, Some(service), balance);
+        };
         let eligible = port.eligible(destination.ip());
         let last = service.affinity.and_then(|timeout| balance.last(service, port.number, timeout));
         let last = last.and_then(|last| eligible.iter().find(|endpoint| endpoint.address == last));
         let endpoint = last.or_else(|| pick(eligible, balance)).ok_or(Reason::NoHealthyEndpoint)?;
-        let route = route_to(endpoint.address, endpoint.workload.as_ref(), Some(service));
-        let next = self.service_to(&source.name.namespace, endpoint.address.ip());
+        let (address, workload) = (endpoint.address, endpoint.workload.as_ref());
+        let route = self.route_to(source, address, workload, Some(service), balance)?;
+        let next = self.service_to(&source.name.namespace, address.ip());
         match next.filter(|next| next.kind == ServiceKind::Service && route.transport == Transport::Plain) {
             None => Ok(route),
             Some(next) if follow => {
-                let route = self.route_to_service(source, endpoint.address, next, balance, false)?;
+                let route = self.route_to_service(source, address, next, balance, false)?;
                 Ok(Route { service: Some(service.clone()), ..route })
             }
             Some(_) => Err(Reason::NoHealthyEndpoint),
         }
+    }
+
+    /// To a workload, or to an address that is none.
+    fn route_to(
+        &self,
+        source: &Workload,
+        upstream: SocketAddr,
+        workload: Option<&Arc<Workload>>,
+        service: Option<&Arc<Service>>,
+        balance: &mut dyn Balance,
+    ) -> Result<Route, Reason> {
+        let waypoint = match workload {
+            Some(workload) => self.waypoint_of_workload(source, workload, upstream, balance)?,
+            None => None,
+        };
+        let tunnels = waypoint.is_some() || workload.is_some_and(|workload| workload.enrolled);
+        let transport = if tunnels { Transport::Hbone } else { Transport::Plain };
+        Ok(Route { upstream, transport, workload: workload.cloned(), service: service.cloned(), waypoint })
     }
 }
 
@@ -101,7 +154,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn pick<'a>(endpoints: &'a [Endpoint], balance: &mut dyn Balance) -> Option<&'a Endpoint> {
+pub(crate) fn pick<'a>(endpoints: &'a [Endpoint], balance: &mut dyn Balance) -> Option<&'a Endpoint> {
     if endpoints.len() < 2 {
         return endpoints.first();
     }
@@ -113,12 +166,4 @@ fn pick<'a>(endpoints: &'a [Endpoint], balance: &mut dyn Balance) -> Option<&'a 
     let (one, other) = (endpoints.get(one)?, endpoints.get(other)?);
     let fewer = balance.in_flight(other.address) < balance.in_flight(one.address);
     Some(if fewer { other } else { one })
-}
-
-fn route_to(upstream: SocketAddr, workload: Option<&Arc<Workload>>, service: Option<&Arc<Service>>) -> Route {
-    let transport = match workload {
-        Some(workload) if workload.enrolled => Transport::Hbone,
-        _ => Transport::Plain,
-    };
-    Route { upstream, transport, workload: workload.cloned(), service: service.cloned() }
 }

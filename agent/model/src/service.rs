@@ -33,6 +33,8 @@ pub struct Service {
     pub resolution: Resolution,
     /// For this long after a client's last connection the next one goes to the same endpoint.
     pub affinity: Option<Duration>,
+    /// The waypoint that stands before it, by the name of its own Service.
+    pub waypoint: Option<NamespacedName>,
     /// Who may see it. A Kubernetes Service is seen by all.
     pub exports: Exports,
 }

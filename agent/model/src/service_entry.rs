@@ -15,7 +15,11 @@ use crate::world::{Backend, BackendAddress, Protocol, Resolution, ServiceEntry, 
 const TUNNEL: &str = "networking.istio.io/tunnel";
 
 /// The services of a ServiceEntry: one for each host.
-pub(crate) fn services(entry: &ServiceEntry, endpoints: &Endpoints<'_>) -> Vec<Arc<Service>> {
+pub(crate) fn services(
+    entry: &ServiceEntry,
+    endpoints: &Endpoints<'_>,
+    waypoint: Option<NamespacedName>,
+) -> Vec<Arc<Service>> {
     let addresses = entry.addresses.iter().copied();
     let (vips, aliases): (Vec<_>, Vec<_>) = addresses.partition(|block| block.address().is_some());
     let service = |host: &String| {
@@ -29,6 +33,7 @@ pub(crate) fn services(entry: &ServiceEntry, endpoints: &Endpoints<'_>) -> Vec<A
             ports: ports(entry, host, endpoints),
             resolution: entry.resolution,
             affinity: None,
+            waypoint: waypoint.clone(),
             exports: entry.exports.clone(),
         })
     };

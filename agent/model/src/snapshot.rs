@@ -11,6 +11,7 @@ use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, PolicyIndex, Prepared};
 use crate::service::{Service, ServiceIndex};
+use crate::waypoint::Waypoints;
 
 /// The compiled world. Immutable: a change of the world makes another one with a higher generation.
 ///
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub(crate) service_index: ServiceIndex,
     #[serde(skip)]
     pub(crate) zone: Zone,
+    #[serde(skip)]
+    pub(crate) waypoints: Waypoints,
     #[serde(skip)]
     pub(crate) policies: PolicyIndex,
     /// For the next compilation.

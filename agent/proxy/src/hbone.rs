@@ -60,7 +60,7 @@ pub(crate) fn client_address(peer: SocketAddr, forwarded: Option<SocketAddr>) ->
 pub(crate) fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::BadConnectRequest | Reason::NotThisPod => StatusCode::BAD_REQUEST,
-        Reason::NotEnrolled | Reason::PolicyDenied => StatusCode::UNAUTHORIZED,
+        Reason::NotEnrolled | Reason::NotThroughWaypoint | Reason::PolicyDenied => StatusCode::UNAUTHORIZED,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::StatusCode;
-use orlop_model::{Reason, Transport, Workload, ports::HBONE_PORT};
+use orlop_model::{Reason, Workload};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
@@ -68,9 +68,9 @@ async fn connect(
     record: &mut Record,
 ) -> Result<(Way, InFlightGuard), Refusal> {
     let upstream = resolve(worker, pod, client, instead, record)?;
-    let way = match upstream.transport {
-        Transport::Plain => Way::Plain(tunnel::dial(&worker.shared, pod, upstream.address).await?),
-        Transport::Hbone => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, record).await?),
+    let way = match &upstream.tunnel {
+        None => Way::Plain(tunnel::dial(&worker.shared, pod, upstream.address).await?),
+        Some(key) => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?),
     };
     Ok((way, upstream.in_flight))
 }
@@ -79,7 +79,8 @@ async fn connect(
 struct Upstream {
     source: Arc<Workload>,
     address: SocketAddr,
-    transport: Transport,
+    /// The tunnel to take, `None` for a plain connection.
+    tunnel: Option<Key>,
     in_flight: InFlightGuard,
 }
 
@@ -110,15 +111,18 @@ fn resolve(
     record.service = snapshot.service_to(&source.name.namespace, destination.ip()).cloned();
     let mut moment = Moment::new(&shared.in_flight, &shared.affinity, client.peer.ip());
     let route = snapshot.route(source, destination, &mut moment)?;
-    moment.chosen(route.upstream);
+    moment.chosen(route.endpoint());
     record.destination.address = Some(route.upstream);
-    record.destination.workload = route.workload;
-    Ok(Upstream {
-        source: Arc::clone(source),
-        address: route.upstream,
-        transport: route.transport,
-        in_flight: shared.in_flight.enter(route.upstream),
-    })
+    let tunnel = route.tunnel().map(|(identity, address)| Key {
+        source: source.identity.clone(),
+        destination: identity.clone(),
+        netns: pod.netns().cookie(),
+        address,
+    });
+    let in_flight = shared.in_flight.enter(route.endpoint());
+    // Of a waypoint's other side nothing is known here.
+    record.destination.workload = route.waypoint.map(|hop| hop.workload).or(route.workload);
+    Ok(Upstream { source: Arc::clone(source), address: route.upstream, tunnel, in_flight })
 }
 
 /// A stream whose other end is connected to the server.
@@ -133,18 +137,12 @@ async fn open_stream(
     pod: &Pod,
     client: SocketAddr,
     upstream: &Upstream,
+    key: &Key,
     record: &mut Record,
 ) -> Result<Stream, Refusal> {
-    let destination = record.destination.workload.as_ref().ok_or(Reason::Internal)?;
-    let key = Key {
-        source: upstream.source.identity.clone(),
-        destination: destination.identity.clone(),
-        netns: pod.netns().cookie(),
-        address: SocketAddr::new(upstream.address.ip(), HBONE_PORT),
-    };
     record.tunnel = Some(key.address);
     loop {
-        let mut slot = worker.pool.slot(&key, async || tunnel::open(worker, pod, &key).await).await?;
+        let mut slot = worker.pool.slot(key, async || tunnel::open(worker, pod, key).await).await?;
         // The tunnel's handshake has shown it.
         record.destination.identity = Some(key.destination.clone());
         match request(worker, client, upstream, &mut slot.send).await {

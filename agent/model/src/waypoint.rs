@@ -1,0 +1,210 @@
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::admit::{Judgement, Refused};
+use crate::identity::Identity;
+use crate::name::NamespacedName;
+use crate::ports::HBONE_PORT;
+use crate::reason::Reason;
+use crate::route::{Balance, pick};
+use crate::service::Service;
+use crate::snapshot::{Snapshot, Workload, WorkloadKind};
+use crate::world::{Labels, World};
+
+/// Label of namespaces, services and workloads: the name of a Gateway, or `none`.
+const WAYPOINT: &str = "istio.io/use-waypoint";
+/// The Gateway's namespace, where it is not the labelled object's.
+const WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+
+/// Which waypoints stand before workloads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waypoints {
+    of_pods: HashMap<NamespacedName, Required>,
+    of_entries: HashMap<NamespacedName, Required>,
+}
+
+/// Waypoints are named by their Service, which has the Gateway's name.
+#[derive(Clone, Debug)]
+struct Required {
+    /// The one for connections to the workload's own address.
+    through: NamespacedName,
+    /// Those whose connections the workload takes: the same, and those of its services.
+    admitted: BTreeSet<NamespacedName>,
+}
+
+/// The proxy of a waypoint that a connection goes through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Whose certificate it must show.
+    pub workload: Arc<Workload>,
+    /// Where it takes HBONE.
+    pub address: SocketAddr,
+}
+
+impl Snapshot {
+    /// Decides whether a connection of this identity, `None` without mutual TLS, may come to a workload past its
+    /// waypoints: if it has some, only they may; else [`Reason::NotThroughWaypoint`].
+    pub fn admit_past_waypoints(
+        &self,
+        workload: &Workload,
+        identity: Option<&Identity>,
+    ) -> Result<(), Refused> {
+        let Some(required) = self.waypoints.of(workload) else { return Ok(()) };
+        if identity.is_some_and(|identity| self.is_admitted(required, identity)) {
+            return Ok(());
+        }
+        let names: Vec<_> = required.admitted.iter().map(ToString::to_string).collect();
+        let detail =
+            format!("{} is reached through the waypoint {} alone", workload.name, names.join(" or "));
+        Err(Refused { reason: Reason::NotThroughWaypoint, detail, judgement: Judgement::default() })
+    }
+
+    /// The waypoint between `source` and a service, if there is one.
+    pub(crate) fn waypoint_of_service(
+        &self,
+        source: &Workload,
+        service: &Service,
+        towards: SocketAddr,
+        balance: &mut dyn Balance,
+    ) -> Result<Option<Hop>, Reason> {
+        let through = service.waypoint.as_ref().filter(|name| !self.is_waypoint(name, &source.identity));
+        through.map(|name| self.hop(name, towards, balance)).transpose()
+    }
+
+    /// The waypoint between `source` and a workload that is reached by its own address, if there is one.
+    pub(crate) fn waypoint_of_workload(
+        &self,
+        source: &Workload,
+        workload: &Workload,
+        towards: SocketAddr,
+        balance: &mut dyn Balance,
+    ) -> Result<Option<Hop>, Reason> {
+        let required = self.waypoints.of(workload);
+        let required = required.filter(|required| !self.is_admitted(required, &source.identity));
+        required.map(|required| self.hop(&required.through, towards, balance)).transpose()
+    }
+
+    fn is_admitted(&self, required: &Required, identity: &Identity) -> bool {
+        required.admitted.iter().any(|name| self.is_waypoint(name, identity))
+    }
+
+    /// Whether the waypoint has this identity: that of the pods behind its Service, ready or not.
+    fn is_waypoint(&self, name: &NamespacedName, identity: &Identity) -> bool {
+        let port = self.service(name).and_then(|service| service.port(HBONE_PORT));
+        let mut workloads =
+            port.into_iter().flat_map(|port| &port.endpoints).filter_map(|e| e.workload.as_ref());
+        workloads.any(|workload| workload.identity == *identity)
+    }
+
+    fn hop(
+        &self,
+        name: &NamespacedName,
+        towards: SocketAddr,
+        balance: &mut dyn Balance,
+    ) -> Result<Hop, Reason> {
+        let port = self.service(name).and_then(|service| service.port(HBONE_PORT));
+        let endpoint = port.and_then(|port| pick(port.eligible(towards.ip()), balance));
+        // Of what is no workload nobody could say whose certificate is the right one.
+        let hop = endpoint.and_then(|endpoint| {
+            Some(Hop { workload: endpoint.workload.clone()?, address: endpoint.address })
+        });
+        hop.ok_or(Reason::NoReadyWaypoint)
+    }
+}
+
+impl Waypoints {
+    /// Finds the waypoints of workloads. What is itself behind a waypoint's Service has none.
+    pub fn new<'w>(
+        world: &World,
+        services: impl Iterator<Item = &'w Arc<Service>> + Clone,
+        workloads: impl Iterator<Item = (&'w Arc<Workload>, &'w Labels)>,
+    ) -> Self {
+        let used = used(world);
+        if used.is_empty() {
+            return Self::default();
+        }
+        let mut served: HashMap<(WorkloadKind, &NamespacedName), BTreeSet<NamespacedName>> = HashMap::new();
+        let mut waypoints = HashSet::new();
+        for service in services {
+            let is_waypoint = used.contains(&service.name);
+            let endpoints = service.ports.iter().flat_map(|port| &port.endpoints);
+            for workload in endpoints.filter_map(|endpoint| endpoint.workload.as_ref()) {
+                let key = (workload.kind, &workload.name);
+                served.entry(key).or_default().extend(service.waypoint.clone());
+                if is_waypoint {
+                    waypoints.insert(key);
+                }
+            }
+        }
+        let mut found = Self::default();
+        for (workload, labels) in workloads {
+            let key = (workload.kind, &workload.name);
+            let of_services = served.remove(&key);
+            if !waypoints.contains(&key)
+                && let Some(required) = required(world, &workload.name.namespace, labels, of_services)
+            {
+                let of_kind = match workload.kind {
+                    WorkloadKind::Pod => &mut found.of_pods,
+                    WorkloadKind::WorkloadEntry => &mut found.of_entries,
+                };
+                of_kind.insert(workload.name.clone(), required);
+            }
+        }
+        found
+    }
+
+    fn of(&self, workload: &Workload) -> Option<&Required> {
+        let of_kind = match workload.kind {
+            WorkloadKind::Pod => &self.of_pods,
+            WorkloadKind::WorkloadEntry => &self.of_entries,
+        };
+        of_kind.get(&workload.name)
+    }
+}
+
+/// The workload's own label counts first, then those of its services. One that is behind no service follows its
+/// namespace.
+fn required(
+    world: &World,
+    namespace: &str,
+    labels: &Labels,
+    of_services: Option<BTreeSet<NamespacedName>>,
+) -> Option<Required> {
+    let is_served = of_services.is_some();
+    let mut admitted = of_services.unwrap_or_default();
+    let through = match wish(labels, namespace) {
+        Some(own) => own?,
+        None if is_served => admitted.first()?.clone(),
+        None => wish(&world.namespaces.get(namespace)?.labels, namespace)??,
+    };
+    admitted.insert(through.clone());
+    Some(Required { through, admitted })
+}
+
+/// The waypoint of a service with these labels.
+pub(crate) fn of_service(world: &World, name: &NamespacedName, labels: &Labels) -> Option<NamespacedName> {
+    let of_namespace = || wish(&world.namespaces.get(&name.namespace)?.labels, &name.namespace);
+    wish(labels, &name.namespace).or_else(of_namespace).flatten()
+}
+
+/// What labels say: nothing, no waypoint, or this one.
+fn wish(labels: &Labels, namespace: &str) -> Option<Option<NamespacedName>> {
+    let value = |key| labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    match value(WAYPOINT)? {
+        "none" => Some(None),
+        name => Some(Some(NamespacedName::new(value(WAYPOINT_NAMESPACE).unwrap_or(namespace), name))),
+    }
+}
+
+/// Every waypoint that some label names.
+pub(crate) fn used(world: &World) -> BTreeSet<NamespacedName> {
+    let namespaces = world.namespaces.iter().map(|(name, namespace)| (name, &namespace.labels));
+    let services = world.services.values().map(|service| (&service.name.namespace, &service.labels));
+    let entries = world.service_entries.values().map(|entry| (&entry.name.namespace, &entry.labels));
+    let pods = world.pods.values().map(|pod| (&pod.name.namespace, &pod.labels));
+    let workloads =
+        world.workload_entries.values().map(|entry| (&entry.name.namespace, &entry.backend.labels));
+    let all = namespaces.chain(services).chain(entries).chain(pods).chain(workloads);
+    all.filter_map(|(namespace, labels)| wish(labels, namespace)?).collect()
+}
