@@ -8,19 +8,14 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     io::{self, ErrorKind, IoSlice},
-    pin::pin,
-    task::{Context, Poll, ready},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use orlop_model::Reason;
-use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpStream, tcp::ReadHalf},
-    time::sleep,
-};
+use tokio::{net::TcpStream, time::sleep};
 
 use crate::{meter::Meter, socket};
 
@@ -33,7 +28,7 @@ const MAX_FRAMES: usize = 32;
 
 /// Carries bytes between a socket and a stream of a tunnel. `up` counts from the socket into the tunnel.
 pub(crate) async fn tcp_and_stream(
-    tcp: &mut TcpStream,
+    tcp: &TcpStream,
     send: &mut SendStream<Bytes>,
     receive: &mut RecvStream,
     up: &Meter,
@@ -41,11 +36,8 @@ pub(crate) async fn tcp_and_stream(
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
     socket::reset_unless_whole(tcp);
-    let (mut reader, writer) = tcp.split();
-    let both = async {
-        tokio::try_join!(tcp_to_stream(&mut reader, send, up), stream_to_tcp(receive, writer.as_ref(), down))
-            .map(drop)
-    };
+    let both =
+        async { tokio::try_join!(tcp_to_stream(tcp, send, up), stream_to_tcp(receive, tcp, down)).map(drop) };
     let result = unless_idle(both, up, down, idle_timeout).await;
     match result {
         Ok(()) => socket::whole(tcp),
@@ -82,36 +74,29 @@ pub(crate) async fn tcp_and_tcp(
     Ok(())
 }
 
-async fn tcp_to_stream(
-    tcp: &mut ReadHalf<'_>,
-    send: &mut SendStream<Bytes>,
-    meter: &Meter,
-) -> Result<(), Reason> {
+async fn tcp_to_stream(tcp: &TcpStream, send: &mut SendStream<Bytes>, meter: &Meter) -> Result<(), Reason> {
     let mut size = MIN_READ;
     loop {
-        let buffer = poll_fn(|cx| match poll_read(tcp, size, cx) {
-            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Reason::Reset)),
-            Poll::Pending => send.poll_reset(cx).map(|reset| Err(stream_reason(reset.err()))),
-        })
-        .await?;
-        if buffer.is_empty() {
+        let mut buffer = BytesMut::with_capacity(size);
+        let read = loop {
+            match tcp.try_read_buf(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => break result.map_err(|_| Reason::Reset)?,
+            }
+            // An empty buffer is not worth its memory while nothing arrives.
+            drop(buffer);
+            tokio::select! {
+                ready = tcp.readable() => ready.map_err(|_| Reason::Reset)?,
+                reset = poll_fn(|cx| send.poll_reset(cx)) => return Err(stream_reason(reset.err())),
+            }
+            buffer = BytesMut::with_capacity(size);
+        };
+        if read == 0 {
             return send.send_data(Bytes::new(), true).map_err(|error| stream_reason(Some(error)));
         }
-        size = next_size(size, buffer.len());
-        meter.add(buffer.len());
+        size = next_size(size, read);
+        meter.add(read);
         send_all(send, buffer.freeze()).await?;
-    }
-}
-
-/// Reads at most `size` bytes into a new buffer, which costs no memory while nothing arrives; none at the end.
-fn poll_read(tcp: &mut ReadHalf<'_>, size: usize, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
-    loop {
-        ready!(tcp.as_ref().poll_read_ready(cx))?;
-        let mut buffer = BytesMut::with_capacity(size);
-        // Unlike `try_read_buf`, this knows from a short read that there is no more, and does not ask again.
-        if let Poll::Ready(read) = pin!(tcp.read_buf(&mut buffer)).poll(cx) {
-            return Poll::Ready(read.map(|_| buffer));
-        }
     }
 }
 

@@ -181,7 +181,7 @@ async fn serve_connect(
     let mut record = Record::new(&worker.shared, Direction::Inbound);
     record.tunnel = Some(peer.local);
     let (request, mut receive) = request.into_parts();
-    let (arrival, mut server) = match connect(worker, pod, peer, &request, &mut record).await {
+    let (arrival, server) = match connect(worker, pod, peer, &request, &mut record).await {
         Ok(connected) => connected,
         Err(refusal) => {
             answer(&mut respond, hbone::status(refusal.reason));
@@ -193,7 +193,7 @@ async fn serve_connect(
             record.opened(&worker.series);
             let idle_timeout = worker.shared.config.idle_timeout;
             let (up, down) = (&record.up, &record.down);
-            let carry = copy::tcp_and_stream(&mut server, &mut send, &mut receive, down, up, idle_timeout);
+            let carry = copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout);
             while_admitted(&worker.shared, pod.name(), &arrival, carry).await
         }
         Err(_) => Err(Reason::TunnelClosed.into()),

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Serves one connection that a hook sent to the proxy: whatever it dialled, it is carried to `instead`, if given.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted, instead: Option<SocketAddr>) {
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, instead: Option<SocketAddr>) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
     match connect(worker, pod, &client, instead, &mut record).await {
@@ -40,7 +40,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted, 
             record.opened(&worker.series);
             let Stream { send, receive, slot } = &mut stream;
             let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
-            let carry = copy::tcp_and_stream(&mut client.tcp, send, receive, up, down, idle_timeout);
+            let carry = copy::tcp_and_stream(&client.tcp, send, receive, up, down, idle_timeout);
             let result = while_trusted(&worker.shared, slot.certificate(), carry).await;
             if result.is_err() {
                 socket::reset(client.tcp);

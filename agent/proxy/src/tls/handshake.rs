@@ -16,7 +16,7 @@ use rustls::{
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::{
-    record::{Keys, invalid},
+    record::{HEADER, Keys, invalid},
     stream::TlsStream,
 };
 
@@ -88,25 +88,22 @@ async fn shake_hands<C: Unbuffered>(
     mut tcp: TcpStream,
     mut connection: C,
 ) -> io::Result<(TlsStream, Session)> {
-    let mut incoming = BytesMut::new();
+    let mut incoming = Incoming::default();
     let mut outgoing = Vec::new();
-    // What the peer sent right behind its last flight.
-    let mut early = Vec::new();
     loop {
-        match step(&mut connection, &mut incoming, &mut outgoing, &mut early) {
+        match step(&mut connection, &mut incoming, &mut outgoing) {
             Ok(Step::Again) => {}
             Ok(Step::Send) => {
                 tcp.write_all(&outgoing).await?;
                 outgoing.clear();
             }
-            Ok(Step::Receive) => receive(&tcp, &mut incoming).await?,
+            Ok(Step::Receive) => incoming.widen(&tcp).await?,
             Ok(Step::Done) => break,
             Err(error) => {
                 // The alert is a courtesy: what went wrong is known here. rustls must not be asked for more than
                 // the alert it has ready: it would go on with the input, and panic.
                 while connection.wants_write()
-                    && let Ok(Step::Again) =
-                        step(&mut connection, &mut BytesMut::new(), &mut outgoing, &mut early)
+                    && let Ok(Step::Again) = step(&mut connection, &mut Incoming::default(), &mut outgoing)
                 {
                 }
                 let _ = tcp.try_write(&outgoing);
@@ -115,17 +112,60 @@ async fn shake_hands<C: Unbuffered>(
         }
     }
     let state: &CommonState = connection.deref().deref();
+    let certificates = state.peer_certificates().unwrap_or_default();
     let session = Session {
         alpn: state.alpn_protocol().map(<[u8]>::to_vec),
-        certificates: state
-            .peer_certificates()
-            .unwrap_or_default()
-            .iter()
-            .map(|c| c.clone().into_owned())
-            .collect(),
+        certificates: certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
     };
     let (secrets, keys) = connection.into_keys().map_err(invalid)?;
-    Ok((TlsStream::new(tcp, keys, secrets, incoming, early)?, session))
+    Ok((TlsStream::new(tcp, keys, secrets, incoming.bytes)?, session))
+}
+
+/// What has arrived, of which rustls is shown one record after the other: it must not begin with one that follows the
+/// handshake, which would be half its and half ours.
+#[derive(Default)]
+struct Incoming {
+    bytes: BytesMut,
+    /// The end of what rustls is shown.
+    shown: usize,
+    /// Where the last record that it is shown begins, if that has not all arrived.
+    partial: Option<usize>,
+}
+
+impl Incoming {
+    fn shown(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.shown]
+    }
+
+    fn discard(&mut self, length: usize) {
+        self.bytes.advance(length);
+        self.shown -= length;
+        self.partial = self.partial.map(|start| start.saturating_sub(length));
+    }
+
+    /// Shows one record more, or more of the last one.
+    async fn widen(&mut self, tcp: &TcpStream) -> io::Result<()> {
+        let start = self.partial.take().unwrap_or(self.shown);
+        loop {
+            if let Some(length) = record_length(&self.bytes[start..]) {
+                self.shown = start + length;
+                return Ok(());
+            }
+            // Whether it is a record at all can be seen from its beginning.
+            if self.shown < self.bytes.len() {
+                (self.shown, self.partial) = (self.bytes.len(), Some(start));
+                return Ok(());
+            }
+            receive(tcp, &mut self.bytes).await?;
+        }
+    }
+}
+
+/// With its header; nothing if it has not all arrived.
+fn record_length(bytes: &[u8]) -> Option<usize> {
+    let [_, _, _, high, low] = bytes.first_chunk::<HEADER>()?;
+    let length = HEADER + usize::from(u16::from_be_bytes([*high, *low]));
+    (length <= bytes.len()).then_some(length)
 }
 
 enum Step {
@@ -137,11 +177,10 @@ enum Step {
 
 fn step<C: Unbuffered>(
     connection: &mut C,
-    incoming: &mut BytesMut,
+    incoming: &mut Incoming,
     outgoing: &mut Vec<u8>,
-    early: &mut Vec<u8>,
 ) -> Result<Step, Error> {
-    let UnbufferedStatus { mut discard, state } = connection.process(incoming);
+    let UnbufferedStatus { discard, state } = connection.process(incoming.shown());
     let step = match state {
         Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, outgoing).map(|()| Step::Again),
         Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -149,22 +188,12 @@ fn step<C: Unbuffered>(
             Ok(Step::Send)
         }
         Ok(ConnectionState::BlockedHandshake) => Ok(Step::Receive),
-        Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
-            match traffic.next_record() {
-                Some(Ok(record)) => {
-                    discard += record.discard;
-                    early.extend_from_slice(record.payload);
-                }
-                Some(Err(error)) => break Err(error),
-                None => break Ok(Step::Again),
-            }
-        },
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::Done),
         // The peer has closed, or sent data before it could be known.
         Ok(_) => Err(Error::HandshakeNotComplete),
         Err(error) => Err(error),
     };
-    incoming.advance(discard);
+    incoming.discard(discard);
     step
 }
 

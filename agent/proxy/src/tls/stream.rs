@@ -15,6 +15,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
+    task::coop,
 };
 
 use super::record::{
@@ -46,9 +47,10 @@ pub(crate) struct TlsStream {
     plain: Range<usize>,
     /// The length of the first record with its header, if it is open.
     open: usize,
-    /// Opened by rustls during the handshake; goes first.
-    early: Vec<u8>,
     without_data: u32,
+    /// The peer asked for a new key of ours. It gets it with what we next have to say (RFC 8446, section 4.6.3):
+    /// whoever asks often and reads nothing fills no memory.
+    owes_key: bool,
     /// The peer has said that it sends no more.
     ended: bool,
     /// Records on their way, the first without its `sent` first bytes.
@@ -62,15 +64,18 @@ pub(crate) struct TlsStream {
 }
 
 impl TlsStream {
-    /// `incoming` is what the handshake has left over, `early` what it opened.
+    /// `incoming` is what the handshake has left over: whole records, and perhaps a part of one.
     pub(super) fn new(
         tcp: TcpStream,
         keys: Keys,
         secrets: ExtractedSecrets,
         incoming: BytesMut,
-        early: Vec<u8>,
     ) -> io::Result<Self> {
         let suite = keys.suite().map_err(invalid)?;
+        if secrets.tx.0 != 0 {
+            // AWS-LC masks its nonces with the first that it sees, which must be that of the key's first record.
+            return Err(invalid(Error::General("the handshake has used up sending keys".to_owned())));
+        }
         Ok(Self {
             tcp,
             suite,
@@ -80,8 +85,8 @@ impl TlsStream {
             incoming,
             plain: 0..0,
             open: 0,
-            early,
             without_data: 0,
+            owes_key: false,
             ended: false,
             outgoing: VecDeque::new(),
             sent: 0,
@@ -93,19 +98,9 @@ impl TlsStream {
 
     /// Gives out what has been opened.
     fn take(&mut self, buffer: &mut ReadBuf<'_>) {
-        if !self.early.is_empty() {
-            let length = self.early.len().min(buffer.remaining());
-            buffer.put_slice(&self.early[..length]);
-            self.early.drain(..length);
-            return;
-        }
         let length = self.plain.len().min(buffer.remaining());
         buffer.put_slice(&self.incoming[self.plain.start..self.plain.start + length]);
         self.plain.start += length;
-    }
-
-    fn has_plaintext(&self) -> bool {
-        !self.early.is_empty() || !self.plain.is_empty()
     }
 
     /// Opens the next record. False if it has not all arrived.
@@ -134,6 +129,8 @@ impl TlsStream {
                 [_, description] if description == u8::from(AlertDescription::CloseNotify) => {
                     self.ended = true
                 }
+                // Says only that a close_notify follows.
+                [_, description] if description == u8::from(AlertDescription::UserCanceled) => {}
                 [_, description] => return Err(Error::AlertReceived(description.into())),
                 _ => return Err(InvalidMessage::MessageTooShort.into()),
             },
@@ -151,9 +148,7 @@ impl TlsStream {
                 }
                 (Post::KeyUpdate(ours_too), _) => {
                     self.opener = Opener::new(self.suite, self.keys.next_receiving()?);
-                    if ours_too && !self.closed {
-                        self.change_key()?;
-                    }
+                    self.owes_key |= ours_too;
                 }
             }
         }
@@ -169,7 +164,7 @@ impl TlsStream {
     }
 
     pub(super) fn seal(&mut self, typ: ContentType, content: OutboundChunks<'_>) -> Result<(), Error> {
-        if self.sealer.is_worn() {
+        if self.sealer.is_worn() || std::mem::take(&mut self.owes_key) {
             self.change_key()?;
         }
         let record = self.sealer.seal(typ, content)?;
@@ -207,20 +202,30 @@ impl TlsStream {
     /// Writes to the socket until at most `left` bytes are queued.
     fn poll_send(&mut self, cx: &mut Context<'_>, left: usize) -> Poll<io::Result<()>> {
         while self.queued > left {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut count = 0;
-            for (slice, record) in slices.iter_mut().zip(&self.outgoing) {
-                *slice = IoSlice::new(if count == 0 { &record[self.sent..] } else { record });
-                count += 1;
-            }
-            match self.tcp.try_write_vectored(&slices[..count]) {
-                Ok(0) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                Ok(written) => self.sent(written),
+            match self.send_now() {
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.tcp.poll_write_ready(cx))?,
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes to the socket once.
+    fn send_now(&mut self) -> io::Result<()> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut count = 0;
+        for (slice, record) in slices.iter_mut().zip(&self.outgoing) {
+            *slice = IoSlice::new(if count == 0 { &record[self.sent..] } else { record });
+            count += 1;
+        }
+        match self.tcp.try_write_vectored(&slices[..count])? {
+            0 => Err(ErrorKind::WriteZero.into()),
+            written => {
+                self.sent(written);
+                Ok(())
+            }
+        }
     }
 
     fn sent(&mut self, written: usize) {
@@ -235,7 +240,7 @@ impl TlsStream {
     }
 
     /// Reads no more, and tells the peer why, as far as the socket takes it now.
-    fn give_up(&mut self, error: Error, cx: &mut Context<'_>) {
+    fn give_up(&mut self, error: Error) {
         let description = match &error {
             Error::DecryptError => AlertDescription::BadRecordMac,
             Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
@@ -245,7 +250,7 @@ impl TlsStream {
         };
         if !matches!(error, Error::AlertReceived(_)) {
             self.alert(FATAL, description);
-            let _ = self.poll_send(cx, 0);
+            let _ = self.send_now();
         }
         self.broken = Some(error);
     }
@@ -264,6 +269,11 @@ impl TlsStream {
 impl TlsStream {
     pub(super) fn sealer_mut(&mut self) -> &mut Sealer {
         &mut self.sealer
+    }
+
+    /// After an own announcement of a new key.
+    pub(super) fn next_sending_key(&mut self) {
+        self.sealer = Sealer::new(self.suite, self.keys.next_sending().expect("keys can be derived"));
     }
 
     pub(super) fn queued(&self) -> usize {
@@ -288,17 +298,24 @@ impl AsyncRead for TlsStream {
         let this = self.get_mut();
         let before = buffer.filled().len();
         loop {
-            while this.has_plaintext() && buffer.remaining() > 0 {
-                this.take(buffer);
-            }
+            this.take(buffer);
             if this.ended || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
             if this.broken.is_none() {
                 match this.open_next() {
-                    Ok(true) => continue,
+                    Ok(true) if !this.plain.is_empty() => continue,
+                    Ok(true) => {
+                        // Records without data cost as much as others: they must not keep this thread from all else.
+                        match coop::poll_proceed(cx) {
+                            Poll::Ready(budget) => budget.made_progress(),
+                            Poll::Pending if buffer.filled().len() > before => return Poll::Ready(Ok(())),
+                            Poll::Pending => return Poll::Pending,
+                        }
+                        continue;
+                    }
                     Ok(false) => {}
-                    Err(error) => this.give_up(error, cx),
+                    Err(error) => this.give_up(error),
                 }
             }
             // What came before an error is the reader's.

@@ -302,6 +302,73 @@ async fn records_without_data_are_bounded() {
     }
 }
 
+/// A peer that asks for new keys all the time, sends a byte now and then, and reads nothing.
+#[tokio::test]
+async fn who_asks_for_keys_and_reads_nothing_fills_no_memory() {
+    let (mut client, mut server) = ours().await;
+    let flood = async {
+        for _ in 0..2_000 {
+            for _ in 0..stream::MAX_WITHOUT_DATA {
+                sealed(&mut client, ContentType::Handshake, &[24, 0, 0, 1, 1]);
+                client.next_sending_key();
+            }
+            client.write_all(&[1]).await.unwrap();
+            client.flush().await.unwrap();
+        }
+        client.shutdown().await.unwrap();
+    };
+    let read = async {
+        let mut bytes = Vec::new();
+        server.read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(bytes.len(), 2_000);
+    };
+    timeout(Duration::from_secs(60), async { tokio::join!(flood, read) }).await.unwrap();
+    assert_eq!(server.queued(), 0);
+}
+
+/// All that the client says comes in one piece, which is more than rustls must see of it.
+#[tokio::test]
+async fn what_follows_the_handshake_at_once_is_ours() {
+    let pki = Pki::new();
+    let (client, relay_client) = sockets().await;
+    let (relay_server, server) = sockets().await;
+    let (mut from_client, mut to_client) = relay_client.into_split();
+    let (mut from_server, mut to_server) = relay_server.into_split();
+    let relay = async {
+        let mut hello = vec![0; 4096];
+        let read = from_client.read(&mut hello).await.unwrap();
+        to_server.write_all(&hello[..read]).await.unwrap();
+        tokio::join!(tokio::io::copy(&mut from_server, &mut to_client), async {
+            // The client's last flight, its keys and its data, all at once.
+            let mut rest = Vec::new();
+            from_client.read_to_end(&mut rest).await.unwrap();
+            to_server.write_all(&rest).await.unwrap();
+        })
+    };
+    let client = async {
+        let (mut client, _) = super::connect(client, pki.client(), name()).await.unwrap();
+        sealed(&mut client, ContentType::Handshake, &[24, 0, 0, 1, 1]);
+        client.next_sending_key();
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
+    };
+    let server = async {
+        let (mut server, _) = super::accept(server, pki.server()).await.unwrap();
+        let mut question = Vec::new();
+        server.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question");
+        server.write_all(b"answer").await.unwrap();
+        server.shutdown().await.unwrap();
+    };
+    let talk = async { tokio::join!(client, server) };
+    let ((copied, ()), _) =
+        timeout(Duration::from_secs(30), async { tokio::join!(relay, talk) }).await.unwrap();
+    copied.unwrap();
+}
+
 #[tokio::test]
 async fn a_peer_that_is_not_who_was_meant_is_told_why() {
     let pki = Pki::new();
