@@ -140,15 +140,16 @@ pub fn remove(pair: &Pair, file: &str) {
 }
 
 fn wait_after(agent: &Agent, before: u64) {
-    agent.wait_until(|dump| generation_of(dump) > before).unwrap();
+    agent.wait_until(|dump| generation_of(dump, |dump| &dump["applied_generation"]) > before).unwrap();
 }
 
+/// Of the newest snapshot, which may not be in force everywhere yet.
 fn generation(agent: &Agent) -> u64 {
-    generation_of(&agent.config_dump().unwrap())
+    generation_of(&agent.config_dump().unwrap(), |dump| &dump["snapshot"]["generation"])
 }
 
-fn generation_of(dump: &str) -> u64 {
-    serde_json::from_str::<Value>(dump).ok().and_then(|dump| dump["applied_generation"].as_u64()).unwrap_or(0)
+fn generation_of(dump: &str, field: impl Fn(&Value) -> &Value) -> u64 {
+    serde_json::from_str::<Value>(dump).ok().and_then(|dump| field(&dump).as_u64()).unwrap_or(0)
 }
 
 /// `namespace/name`

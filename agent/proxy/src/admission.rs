@@ -65,7 +65,10 @@ pub(crate) async fn while_admitted(
     tokio::select! {
         biased;
         refusal = revoked => Err(refusal),
-        result = carry => result.map_err(Refusal::from),
+        // The tunnel may have been told first, and have ended under the connection.
+        result = carry => result.map_err(|reason| {
+            admit(shared, &shared.snapshot.load(), pod, arrival).err().unwrap_or_else(|| reason.into())
+        }),
     }
 }
 
@@ -78,7 +81,10 @@ pub(crate) async fn while_trusted(
     tokio::select! {
         biased;
         () = revoked(shared, certificate) => Err(Reason::RevokedCertificate.into()),
-        result = carry => result.map_err(Refusal::from),
+        // As above.
+        result = carry => result.map_err(|reason| {
+            if shared.identities.is_revoked(certificate) { Reason::RevokedCertificate } else { reason }.into()
+        }),
     }
 }
 
