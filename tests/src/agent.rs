@@ -46,7 +46,8 @@ impl Default for AgentOptions {
             drain_timeout: None,
             args: Vec::new(),
             env: Vec::new(),
-            ready_timeout: Duration::from_secs(15),
+            // An emulated machine is twenty times as slow.
+            ready_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -1,5 +1,6 @@
-use std::path::PathBuf;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -23,13 +24,36 @@ pub(crate) fn build(args: &BuildArgs) -> Result<PathBuf> {
         command.args(["build", "--workspace", "--all-targets"]);
     }
     run(&mut command)?;
-    let me = std::env::current_exe().context("finding this program's own path")?;
-    let target = me.ancestors().nth(2).context("this program is not in a target directory")?;
-    let binary = target.join(if args.release { "release" } else { "debug" }).join("orlop");
+    let binary = target_dir()?.join(if args.release { "release" } else { "debug" }).join("orlop");
     if !binary.is_file() {
         bail!("cargo built no {}", binary.display());
     }
     Ok(binary)
+}
+
+/// Builds `orlop` as it ships, one static binary, and puts it at `to`.
+pub(crate) fn build_static(to: &Path) -> Result<PathBuf> {
+    let mut command = cargo()?;
+    // Only the last crate is told: the libraries are those of any other build.
+    command.args(["rustc", "--package", "orlop", "--bin", "orlop", "--", "-C", "target-feature=+crt-static"]);
+    run(&mut command)?;
+    let built = target_dir()?.join("debug/orlop");
+    fs::copy(&built, to).with_context(|| format!("copying {}", built.display()))?;
+    Ok(to.to_owned())
+}
+
+/// Builds the end-to-end tests, with the features that `cargo xtask test` builds them with, and says where their
+/// program is.
+pub(crate) fn build_tests() -> Result<PathBuf> {
+    let mut command = cargo()?;
+    command.args(["test", "--workspace", "--test", "e2e", "--no-run", "--message-format", "json"]);
+    let output = command.stderr(Stdio::inherit()).output().context("running cargo test")?;
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let program = messages.lines().filter(|line| line.contains("\"name\":\"e2e\"")).find_map(|line| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        Some(PathBuf::from(rest.split('"').next()?))
+    });
+    program.context("cargo built no end-to-end tests")
 }
 
 /// Cargo in the workspace; the build fails if the eBPF programs can't be built.
@@ -37,6 +61,12 @@ pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()?).env("ORLOP_EBPF", "required");
     Ok(command)
+}
+
+/// The target directory, which this program is in.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let me = std::env::current_exe().context("finding this program's own path")?;
+    me.ancestors().nth(2).map(Path::to_owned).context("this program is not in a target directory")
 }
 
 /// Runs a command with this program's own input and output; fails if it fails.

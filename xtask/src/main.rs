@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod kernels;
 mod setup;
 mod test;
 mod tidy;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Args),
     /// Measure the same load with no mesh, with Orlop and, if `$ZTUNNEL` names one, with ztunnel.
     Bench(bench::Args),
+    /// Boot Debian's kernels in an emulator, and check Orlop on each.
+    Kernels(kernels::Args),
     /// Build `orlop` with its eBPF programs.
     Build(cargo::BuildArgs),
     /// Install what the commands above need and this machine lacks.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
         Command::Setup(args) => setup::run(&args),
         Command::Tidy => tidy::run(),

@@ -15,7 +15,7 @@ pub(crate) struct Args {
 }
 
 /// What a machine should be able to do.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) enum For {
     /// Build `orlop`.
     Build,
@@ -23,6 +23,17 @@ pub(crate) enum For {
     Test,
     /// All that, and run the benchmarks.
     Bench,
+    /// Build it and the tests, and run them on other kernels.
+    Kernels,
+}
+
+impl For {
+    /// Whether this takes what `other` takes.
+    fn takes(self, other: Self) -> bool {
+        self == other
+            || other == Self::Build
+            || (other == Self::Test && matches!(self, Self::Bench | Self::Kernels))
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -126,8 +137,9 @@ fn missing(purpose: For) -> Vec<Step> {
     // What shows that nothing is changed inside a pod.
     tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
-    for (needed_from, program, package) in tools {
-        if purpose >= needed_from && !on_path(program) {
+    tools.extend([(For::Kernels, "qemu-system-x86_64", "qemu-system-x86"), (For::Kernels, "xz", "xz-utils")]);
+    for (needed_for, program, package) in tools {
+        if purpose.takes(needed_for) && !on_path(program) {
             packages.push(package);
         }
     }
