@@ -1,5 +1,6 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -128,6 +129,42 @@ fn a_killed_agents_pods_are_refused_dns_at_once() {
         let length = asks(&mut buffer).expect("the same socket is served by the next agent");
         assert_eq!(addresses(&Message::from_vec(&buffer[..length]).unwrap()), vips[..1]);
     }
+}
+
+#[test]
+fn every_query_is_answered_while_the_agent_is_upgraded() {
+    let (mut pair, vips, [resolver, _]) = with_service();
+    let (client, near) = (&pair.client, &mut pair.near);
+    let over = AtomicBool::new(false);
+    let open = socket(client, false).unwrap();
+    open.connect(SocketAddr::new(resolver, 53)).unwrap();
+    let question = query(WEB, RecordType::A).to_vec().unwrap();
+    let asks_on = || {
+        let mut buffer = [0; 512];
+        let length = open.send(&question).and_then(|_| open.recv(&mut buffer)).unwrap();
+        assert_eq!(addresses(&Message::from_vec(&buffer[..length]).unwrap()), vips[..1]);
+    };
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut asked = 0;
+            while !over.load(Ordering::SeqCst) {
+                asks_on();
+                for way in WAYS {
+                    let answer = ask(client, way, resolver, WEB, RecordType::A).unwrap();
+                    assert_eq!(addresses(&answer), vips[..1], "{way:?}");
+                    asked += 1;
+                }
+            }
+            asked
+        });
+        let mut old = near.upgrade().unwrap();
+        let status = old.wait(6 * TIMEOUT).unwrap();
+        over.store(true, Ordering::SeqCst);
+        assert!(status.success(), "{status}");
+        asking.join().unwrap()
+    });
+    assert!(asked > 0);
+    asks_on();
 }
 
 #[test]

@@ -256,8 +256,8 @@ impl Server {
 
     /// A client whose buffer is full asks again.
     fn send(&self, bytes: &[u8], client: SocketAddr, source: Source, code: ResponseCode) {
-        let _ = self.socket.try_send_to(bytes, client);
         count(&self.shared.metrics, "udp", source, code);
+        let _ = self.socket.try_send_to(bytes, client);
     }
 }
 
