@@ -90,9 +90,17 @@ pub struct NodeArguments {
     /// A tunnel without connections for this long is closed.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub tunnel_idle_timeout: Duration,
-    /// Connections open at once; further ones are refused.
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
-    pub max_connections: usize,
+    /// Connections open at once; further ones are refused [default: 100000, or as many as the limit of open
+    /// files allows].
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// Of these, how many may be one pod's [default: half].
+    #[arg(long, value_name = "N")]
+    pub max_connections_per_pod: Option<usize>,
+    /// Resident memory, such as 512MiB, past which new connections are refused [default: nine tenths of what
+    /// the agent's cgroup may have].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
     /// How many of the last connections that ended are kept for `orlop flows`, some 500 bytes each.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub flow_buffer: usize,
@@ -264,6 +272,19 @@ fn dns_server(text: &str) -> Result<SocketAddr, String> {
     bare.or_else(|_| text.parse()).map_err(|_| "want an IP address, or one with a port".into())
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "KiB" | "Ki" => 1 << 10,
+        "MiB" | "Mi" => 1 << 20,
+        "GiB" | "Gi" => 1 << 30,
+        other => return Err(format!("{other:?} is none of KiB, MiB and GiB")),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{error}"))?;
+    number.checked_mul(unit).ok_or_else(|| "too large".into())
+}
+
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
     if address.ip().is_loopback() {
@@ -289,6 +310,14 @@ mod tests {
         assert_eq!(dns_server("fd00::a"), Ok("[fd00::a]:53".parse().unwrap()));
         assert_eq!(dns_server("[fd00::a]:5353"), Ok("[fd00::a]:5353".parse().unwrap()));
         assert!(dns_server("dns.example.com").is_err());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("4Gi"), Ok(4 << 30));
+        assert_eq!(size("1000"), Ok(1000));
+        assert!(["", "MiB", "5 MB", "99999999999GiB", "-1"].iter().all(|text| size(text).is_err()));
     }
 
     #[test]

@@ -1,10 +1,77 @@
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+//! What the machine allows the agent.
 
-/// Each connection takes two descriptors: takes as many as the system allows.
-pub fn raise_descriptors() {
+use std::{fs, hint, path::Path, time::Duration};
+
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{SysconfVar, sysconf},
+};
+use orlop_proxy::Proxy;
+
+/// Between two looks at the memory in use.
+const LOOK: Duration = Duration::from_millis(250);
+/// What the allocator takes from the kernel's memory, and not from its own.
+const LARGE: usize = 64 << 20;
+
+/// Each connection takes up to two descriptors: takes as many as the system allows, and says how many.
+pub fn raise_descriptors() -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files; fewer connections will fit");
+    }
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// Nine tenths of what the agent's cgroup, or one that it is in, may have; `None` if none has a limit.
+pub fn memory_of_cgroup(mount: &Path) -> Option<u64> {
+    // cgroups(7): the line of the unified hierarchy.
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = mount.join(own.lines().find_map(|line| line.strip_prefix("0::/"))?);
+    let limit =
+        |cgroup: &Path| fs::read_to_string(cgroup.join("memory.max")).ok()?.trim().parse::<u64>().ok();
+    let limits = own.ancestors().take_while(|cgroup| cgroup.starts_with(mount)).filter_map(limit);
+    Some(limits.min()? / 10 * 9)
+}
+
+/// Has new connections refused for as long as the agent has more than `limit` bytes resident.
+pub async fn watch_memory(proxy: &Proxy, limit: u64) {
+    let mut short = false;
+    loop {
+        let used = resident();
+        if (used > limit) != short {
+            short = used > limit;
+            proxy.set_short_of_memory(short);
+            if short {
+                tracing::warn!(used, limit, "too much memory in use; refusing new connections");
+            } else {
+                tracing::info!(used, limit, "enough memory again; taking new connections");
+            }
+        }
+        if short {
+            // The allocator gives pages back some time after they were freed, but only when a large block comes
+            // or goes: an agent that has become idle would keep them.
+            drop(hint::black_box(Vec::<u8>::with_capacity(LARGE)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Resident memory in bytes (proc(5), statm); 0 if nobody says.
+fn resident() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.as_deref().and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|size| u64::try_from(size).ok());
+    pages.zip(page).map_or(0, |(pages, page)| pages * page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_known() {
+        assert!(resident() > 1 << 20);
     }
 }

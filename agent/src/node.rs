@@ -34,12 +34,12 @@ use crate::{
 pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
     logging::start(&arguments.log)?;
     anyhow::ensure!(geteuid().is_root(), "orlop node needs root, to load eBPF and to enter pods' namespaces");
-    limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(node(arguments))
+        .block_on(node(arguments, descriptors))
 }
 
 /// Removes the pins.
@@ -47,7 +47,7 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
     orlop_datapath::remove(&arguments.bpffs).map_err(Into::into)
 }
 
-async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
+async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let world = WorldDirectory::open(&arguments.world)?;
     let ca = Arc::new(EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?);
@@ -79,7 +79,7 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     registry.register_collector(Box::new(counts));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let proxy = Arc::new(Proxy::start(
-        config(&arguments),
+        config(&arguments, descriptors),
         Arc::clone(&snapshot),
         identities.clone(),
         SocketHooks(datapath.sockets().clone()),
@@ -102,6 +102,12 @@ async fn node(arguments: NodeArguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let cgroups = arguments.cgroup.clone().or_else(|| orlop_datapath::cgroup2_mount().ok());
+    let memory = arguments.max_memory.or_else(|| limits::memory_of_cgroup(&cgroups?));
+    if let Some(limit) = memory {
+        let proxy = Arc::clone(&proxy);
+        tokio::spawn(async move { limits::watch_memory(&proxy, limit).await });
+    }
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(async move { ca.run().await });
@@ -332,15 +338,20 @@ fn report(known: &mut Vec<Finding>, found: &[Finding]) {
     *known = found.to_vec();
 }
 
-fn config(arguments: &NodeArguments) -> Config {
+fn config(arguments: &NodeArguments, descriptors: usize) -> Config {
     let default = Config::default();
+    // One to each side of a connection, and some that are no connection's.
+    let fit = descriptors / 16 * 7;
+    let max_connections = arguments.max_connections.unwrap_or(default.max_connections.min(fit));
     Config {
         workers: arguments.workers.unwrap_or(default.workers),
         connect_timeout: arguments.connect_timeout,
         handshake_timeout: arguments.handshake_timeout,
         idle_timeout: arguments.idle_timeout,
         tunnel_idle_timeout: arguments.tunnel_idle_timeout,
-        max_connections: arguments.max_connections,
+        max_connections,
+        max_connections_per_pod: arguments.max_connections_per_pod.unwrap_or(max_connections / 2),
+        max_descriptors: descriptors,
         flow_buffer: arguments.flow_buffer,
         dns: DnsConfig {
             enabled: arguments.dns == Switch::On,

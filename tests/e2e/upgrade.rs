@@ -110,7 +110,10 @@ fn open_connections_survive() {
     let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let mut pair = Pair::with(options(PATIENCE * 5));
+    let mut options = options(PATIENCE * 5);
+    let many = ["--max-connections", "20000", "--max-connections-per-pod", "20000"];
+    options.args.extend(many.map(str::to_owned));
+    let mut pair = Pair::with(options);
     let outsider = pair.outsider(pair.far.node(), "outsider");
     // Idle ones wait to be accepted, which costs no descriptor.
     let listeners: Vec<TcpListener> =

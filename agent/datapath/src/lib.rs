@@ -309,7 +309,7 @@ fn require_bpffs(path: &Path) -> Result<(), DatapathError> {
 }
 
 /// Mount point of the cgroup2 hierarchy, which on a hybrid machine is not /sys/fs/cgroup.
-fn cgroup2_mount() -> Result<PathBuf, DatapathError> {
+pub fn cgroup2_mount() -> Result<PathBuf, DatapathError> {
     let mounts = Path::new("/proc/mounts");
     let mounts = fs::read_to_string(mounts).map_err(file("read", mounts))?;
     mounts

@@ -74,6 +74,10 @@ reasons! {
     HandshakeLimit = "handshake_limit",
     /// Too many connections are open.
     ConnectionLimit = "connection_limit",
+    /// The node's agent has hardly a file descriptor left.
+    DescriptorLimit = "descriptor_limit",
+    /// The node's agent has hardly any memory left.
+    MemoryLimit = "memory_limit",
     /// Too many streams are open in the tunnel.
     StreamLimit = "stream_limit",
     /// The workload's own certificate can't be had.

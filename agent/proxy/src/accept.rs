@@ -2,13 +2,10 @@
 
 use std::{future::ready, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use orlop_model::{
-    Reason,
-    ports::{DNS_PORT, HBONE_PORT, OUTBOUND_PORT},
-};
+use orlop_model::ports::{DNS_PORT, HBONE_PORT, OUTBOUND_PORT};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::spawn_local,
+    task::{spawn_local, yield_now},
     time::sleep,
 };
 
@@ -49,7 +46,11 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => place(&worker, &pod, port, tcp, socket::canonical(peer)),
+            Ok((tcp, peer)) => {
+                place(&worker, &pod, port, tcp, socket::canonical(peer));
+                // Whatever else is ready has its turn: a pod that dials without pause holds nobody up.
+                yield_now().await;
+            }
             Err(error) => {
                 tracing::warn!(pod = %pod.name(), port, %error, "cannot accept; trying again");
                 sleep(PAUSE).await;
@@ -89,13 +90,16 @@ fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: S
 
 fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
     let shared = &worker.shared;
-    let Some(live) = shared.live.enter(shared.config.max_connections) else {
-        let direction =
-            if matches!(port, OUTBOUND_PORT | DNS_PORT) { Direction::Outbound } else { Direction::Inbound };
-        let mut record = Record::new(shared, direction);
-        record.source.address = Some(accepted.peer);
-        socket::reset(accepted.tcp);
-        return record.finish(Err(Reason::ConnectionLimit.into()));
+    let live = match shared.take_on(pod, &accepted.tcp) {
+        Ok(live) => live,
+        Err(reason) => {
+            let outbound = matches!(port, OUTBOUND_PORT | DNS_PORT);
+            let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
+            let mut record = Record::new(shared, direction);
+            record.source.address = Some(accepted.peer);
+            socket::reset(accepted.tcp);
+            return record.finish(Err(reason.into()));
+        }
     };
     let load = worker.load();
     let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));

@@ -17,6 +17,10 @@ pub struct Config {
     pub tunnel_idle_timeout: Duration,
     /// Connections and streams open at once; further ones are refused.
     pub max_connections: usize,
+    /// Of these, how many may be one pod's.
+    pub max_connections_per_pod: usize,
+    /// Descriptors that the process may have (`RLIMIT_NOFILE`). Shortly before, connections are refused.
+    pub max_descriptors: usize,
     /// Inbound TLS handshakes under way at once on one worker; a further one replaces the oldest.
     pub max_handshakes: usize,
     /// How many flows are kept for those who ask, some 500 bytes each.
@@ -34,6 +38,8 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(3600),
             tunnel_idle_timeout: Duration::from_secs(300),
             max_connections: 100_000,
+            max_connections_per_pod: 50_000,
+            max_descriptors: usize::MAX,
             max_handshakes: 1024,
             flow_buffer: 4096,
             dns: DnsConfig::default(),

@@ -156,17 +156,21 @@ fn start_stream(
     mut respond: SendResponse<Bytes>,
 ) {
     let shared = &worker.shared;
-    let Some(live) = shared.live.enter(shared.config.max_connections) else {
-        let mut record = Record::new(shared, Direction::Inbound);
-        record.source.address = Some(peer.address);
-        respond.send_reset(h2::Reason::REFUSED_STREAM);
-        return record.finish(Err(Reason::ConnectionLimit.into()));
+    let live = match shared.take_on_stream(pod) {
+        Ok(live) => live,
+        Err(reason) => {
+            let mut record = Record::new(shared, Direction::Inbound);
+            record.source.address = Some(peer.address);
+            // A reset would have the peer try again in a tunnel of its own.
+            answer(&mut respond, hbone::status(reason));
+            return record.finish(Err(reason.into()));
+        }
     };
     let load = worker.load();
     let (worker, pod, peer) = (Rc::clone(worker), Arc::clone(pod), Rc::clone(peer));
     spawn_local(async move {
         serve_connect(&worker, &pod, &peer, request, respond).await;
-        drop::<(LiveGuard, _)>((live, load));
+        drop::<([LiveGuard; 2], _)>((live, load));
     });
 }
 

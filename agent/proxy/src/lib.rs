@@ -20,6 +20,7 @@ mod hbone;
 mod inbound;
 mod inherited;
 mod kernel;
+mod limits;
 mod meter;
 mod metrics;
 mod outbound;
@@ -53,6 +54,7 @@ use tokio::{
 use crate::{
     affinity::Affinity,
     flow::Flows,
+    limits::Limits,
     shared::{InFlight, Live, Phase, Shared},
     worker::Crew,
 };
@@ -87,6 +89,7 @@ impl Proxy {
         let workers = config.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(config.flow_buffer),
+            limits: Limits::new(&config),
             config,
             snapshot,
             identities,
@@ -145,6 +148,11 @@ impl Proxy {
     /// take the pod out there first.
     pub fn remove(&self, pod: &Pod) {
         pod.close();
+    }
+
+    /// Whether new connections are refused, since there is hardly any memory left.
+    pub fn set_short_of_memory(&self, short: bool) {
+        self.shared.limits.set_short_of_memory(short);
     }
 
     /// Connections and streams that are open.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     inherited::{Inherited, Protocol, SocketName},
+    shared::Live,
     socket::Netns,
 };
 
@@ -27,6 +28,7 @@ pub struct Pod {
     /// For DNS over UDP; none where that is left alone.
     dns: Option<UdpSocket>,
     open: watch::Sender<bool>,
+    live: Live,
 }
 
 impl Pod {
@@ -65,7 +67,7 @@ impl Pod {
             }
             dns => dns?,
         };
-        Ok(Self { name, netns, listeners, ports, dns, open: watch::Sender::new(true) })
+        Ok(Self { name, netns, listeners, ports, dns, open: watch::Sender::new(true), live: Live::new() })
     }
 
     /// Namespace and name.
@@ -106,6 +108,11 @@ impl Pod {
 
     pub(crate) fn clone_listeners(&self) -> io::Result<Vec<(u16, TcpListener)>> {
         self.listeners.iter().map(|(port, listener)| Ok((*port, listener.try_clone()?))).collect()
+    }
+
+    /// Its connections and streams.
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
     }
 
     pub(crate) fn close(&self) {

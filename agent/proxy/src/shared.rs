@@ -12,7 +12,7 @@ use orlop_identity::Identities;
 use orlop_model::Snapshot;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity, flow::Flows};
+use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity, flow::Flows, limits::Limits};
 
 /// What every worker shares.
 pub(crate) struct Shared {
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) flows: Flows,
     pub(crate) in_flight: InFlight,
     pub(crate) affinity: Affinity,
+    pub(crate) limits: Limits,
     /// Connections and streams.
     pub(crate) live: Live,
     /// Those of them that could go on in another agent.

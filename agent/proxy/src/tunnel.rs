@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
-    admission::revoked, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, socket,
-    tls, worker::Worker,
+    admission::revoked, limits, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared,
+    socket, tls, worker::Worker,
 };
 
 /// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
@@ -99,7 +99,8 @@ pub(crate) async fn dial_as(
     address: SocketAddr,
     client: Option<SocketAddr>,
 ) -> Result<TcpStream, Refusal> {
-    let tcp = pod.netns().tcp_socket(address).map_err(Refusal::internal)?;
+    let tcp = pod.netns().tcp_socket(address).map_err(limits::no_socket)?;
+    shared.limits.keep_dialled(&tcp)?;
     shared.kernel.claim(tcp.as_fd(), client).map_err(Refusal::internal)?;
     if client.is_some() {
         socket::bind_to(&tcp, address.ip())
