@@ -26,7 +26,7 @@ use orlop_proxy::Proxy;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::counter::ConstCounter,
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -214,6 +214,10 @@ impl Collector for Refused {
             let label = [("reason", reason)];
             ConstCounter::new(count).encode(family.encode_family(&label)?)?;
         }
+        let pairs = ConstGauge::new(i64::try_from(self.0.verdicts().pairs()).unwrap_or(i64::MAX));
+        let help = "Pairs of pod and address that talk without the proxy";
+        let kind = prometheus_client::metrics::MetricType::Gauge;
+        pairs.encode(encoder.encode_descriptor("orlop_same_node_pairs", help, None, kind)?)?;
         if let Ok(lost) = self.0.lost_events() {
             let help = "Events of the hooks that came too often or that nobody read in time";
             let kind = prometheus_client::metrics::MetricType::Counter;

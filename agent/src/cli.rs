@@ -63,6 +63,9 @@ pub struct NodeArguments {
     /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
+    /// How pods of this node talk to each other once the proxy has let one connection through.
+    #[arg(long, value_enum, default_value_t = SameNode::Kernel)]
+    pub same_node: SameNode,
     /// Admin API: /config_dump, /flows and /udp. Loopback addresses only.
     #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
     pub admin: SocketAddr,
@@ -235,6 +238,14 @@ pub struct LogArguments {
 pub enum Switch {
     On,
     Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SameNode {
+    /// Straight, at the speed of the kernel; not encrypted.
+    Kernel,
+    /// Through a tunnel, like pods of two nodes.
+    Hbone,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use orlop_datapath::{Datapath, NetnsCookie};
+use orlop_datapath::{AllowedPair, Datapath, NetnsCookie, Wanted};
 use orlop_identity::Identities;
 use orlop_model::{LocalPod, NamespacedName, Snapshot};
 use orlop_proxy::{Inherited, Netns, Pod, Proxy};
@@ -50,6 +51,10 @@ pub struct Enrolment {
     datapath: Arc<Datapath>,
     proxy: Arc<Proxy>,
     identities: Identities,
+    /// Whether pods of this node may do without the proxy.
+    same_node: bool,
+    /// Pairs whose connections could not be closed.
+    unclosed: Vec<AllowedPair>,
     pods: HashMap<NamespacedName, Enrolled>,
     failed: BTreeMap<NamespacedName, String>,
     /// While it takes over from an earlier agent: its sockets.
@@ -74,9 +79,11 @@ impl Enrolment {
         datapath: Arc<Datapath>,
         proxy: Arc<Proxy>,
         identities: Identities,
+        same_node: bool,
         inherited: Option<Inherited>,
     ) -> Self {
-        Self { datapath, proxy, identities, pods: HashMap::new(), failed: BTreeMap::new(), inherited }
+        let (unclosed, pods, failed) = (Vec::new(), HashMap::new(), BTreeMap::new());
+        Self { datapath, proxy, identities, same_node, unclosed, pods, failed, inherited }
     }
 
     /// The earlier agent has left. Its sockets that no pod had use for are closed.
@@ -101,11 +108,15 @@ impl Enrolment {
     /// Enrols and withdraws until kernel and proxy match `snapshot`, off the runtime's thread.
     pub async fn apply(mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<(Self, Applied)> {
         spawn_blocking(move || {
-            let applied = self.reconcile(&snapshot);
-            (self, applied)
+            let mut applied = self.reconcile(&snapshot);
+            // What an earlier agent still serves is not this one's to cut.
+            if self.inherited.is_none() || applied.failed.is_empty() {
+                self.judge_again(&snapshot, &mut applied)?;
+            }
+            Ok((self, applied))
         })
         .await
-        .context("enrolment panicked")
+        .context("enrolment panicked")?
     }
 
     fn reconcile(&mut self, snapshot: &Snapshot) -> Applied {
@@ -182,7 +193,7 @@ impl Enrolment {
     fn lead_to(&self, pod: &Pod, local: &LocalPod) -> anyhow::Result<()> {
         let listeners: Vec<_> = pod.listeners().collect();
         Ok(self.datapath.enrol(&orlop_datapath::Enrolment {
-            netns: std::os::fd::AsFd::as_fd(pod.netns()),
+            netns: pod.netns().as_fd(),
             cookie: pod.netns().cookie(),
             addresses: &local.workload.addresses,
             listeners: &listeners,
@@ -196,6 +207,49 @@ impl Enrolment {
         self.proxy.remove(&enrolled.pod);
         self.pods.remove(name);
         tracing::info!(pod = %name, "withdrawn");
+        Ok(())
+    }
+
+    /// Brings what the kernel knows of policy in step, and closes the connections that it no longer allows.
+    fn judge_again(&mut self, snapshot: &Snapshot, applied: &mut Applied) -> anyhow::Result<()> {
+        let pods: HashMap<_, _> = self.pods.values().map(|pod| (pod.pod.netns().cookie(), pod)).collect();
+        let allowed = |pair: &AllowedPair| {
+            let (Some(source), Some(pod)) = (pods.get(&pair.source), pods.get(&pair.pod)) else {
+                return false;
+            };
+            let found = snapshot.same_node(&source.local.workload, pair.destination);
+            let same = found.is_some_and(|found| {
+                found.source == pair.source_ip && found.destination.name == pod.local.workload.name
+            });
+            self.same_node && same
+        };
+        let mut revoked = self.datapath.renew_verdicts(snapshot.generation(), allowed)?;
+        revoked.append(&mut self.unclosed);
+        let mut unclosed = Vec::new();
+        for (cookie, enrolled) in pods {
+            let ends: Vec<_> =
+                revoked.iter().filter(|pair| pair.source == cookie || pair.pod == cookie).collect();
+            if ends.is_empty() {
+                continue;
+            }
+            let wanted = |pair: &&AllowedPair| match pair.source == cookie {
+                true => Wanted::To(pair.destination),
+                false => Wanted::At(pair.destination, pair.source_ip),
+            };
+            let wanted: Vec<_> = ends.iter().map(wanted).collect();
+            let pod = &enrolled.local.workload.name;
+            match self.datapath.close(enrolled.pod.netns().as_fd(), &wanted) {
+                Ok(0) => {}
+                Ok(closed) => {
+                    tracing::info!(%pod, connections = closed, "closed, as they are no longer allowed")
+                }
+                Err(error) => {
+                    applied.failed.insert(pod.clone(), format!("{:#}", anyhow::Error::from(error)));
+                    unclosed.extend(ends);
+                }
+            }
+        }
+        self.unclosed = unclosed;
         Ok(())
     }
 

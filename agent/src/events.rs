@@ -11,9 +11,12 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use orlop_datapath::{Datapath, Event};
+use orlop_datapath::{Datapath, Event, VouchedConnection};
 use orlop_model::Snapshot;
-use orlop_proxy::{Proxy, by_kernel::Refused};
+use orlop_proxy::{
+    Proxy,
+    by_kernel::{Ending, Figures, Recorder, Refused, Vouched},
+};
 
 /// Between two looks for the first state of the world.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -32,12 +35,13 @@ impl Reader {
         let events = datapath.events()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let recorder = proxy.recorder();
         let read = move || {
             // What an earlier agent left should be told with names.
             while snapshot.load().generation() == 0 && !stopped.load(Ordering::Relaxed) {
                 thread::sleep(MOMENT);
             }
-            if let Err(error) = events.read(&stopped, |event| record(event, &proxy)) {
+            if let Err(error) = events.read(&stopped, |event| record(event, &proxy, &recorder)) {
                 tracing::error!(
                     error = format!("{:#}", anyhow::Error::from(error)),
                     "no more events of hooks"
@@ -54,7 +58,7 @@ impl Reader {
     }
 }
 
-fn record(event: Event, proxy: &Proxy) {
+fn record(event: Event, proxy: &Proxy, recorder: &Recorder) {
     match event {
         Event::Refused(refused) => proxy.record(&Refused {
             inbound: refused.inbound,
@@ -62,6 +66,25 @@ fn record(event: Event, proxy: &Proxy) {
             source: refused.source,
             destination: refused.destination,
         }),
+        Event::Opened(connection) => recorder.opened(&vouched(connection)),
+        Event::Failed(connection) => recorder.failed(&vouched(connection)),
+        Event::Closed(connection, ending) => recorder.closed(
+            &vouched(connection),
+            &Ending {
+                received: ending.sent,
+                sent: ending.received,
+                lasting: ending.lasting,
+                figures: Figures {
+                    connecting: ending.connecting,
+                    srtt: ending.srtt,
+                    retransmits: ending.retransmits,
+                },
+            },
+        ),
         other => tracing::debug!(?other, "an event that nobody records"),
     }
+}
+
+fn vouched(connection: VouchedConnection) -> Vouched {
+    Vouched { source: connection.source, destination: connection.destination }
 }

@@ -1,14 +1,19 @@
 //! `orlop node`: world → snapshot → kernel and proxy.
 
 use std::{
-    convert::Infallible, future, io, mem, net::SocketAddr, os::fd::BorrowedFd, path::Path, sync::Arc,
+    convert::Infallible,
+    future, io, mem,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
-use orlop_datapath::{Datapath, Place, Sockets};
+use orlop_datapath::{Datapath, Place, Sockets, Verdicts};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
 use orlop_kube::WorldDirectory;
 use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile_after, hosts_of};
@@ -22,7 +27,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Servers},
     check,
-    cli::{CleanArguments, NodeArguments, Switch},
+    cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
     events,
     handover::{Door, Estate, Predecessor, ServerSockets, Successor},
@@ -70,6 +75,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         Ok(Arc::new(datapath))
     };
     let datapath = open().map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
+    let same_node = spares_the_proxy(arguments.same_node);
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -82,7 +88,10 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         config(&arguments, descriptors),
         Arc::clone(&snapshot),
         identities.clone(),
-        SocketHooks(datapath.sockets().clone()),
+        SocketHooks {
+            sockets: datapath.sockets().clone(),
+            verdicts: same_node.then(|| datapath.verdicts().clone()),
+        },
         metrics,
     )?);
 
@@ -113,7 +122,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     tokio::spawn(async move { ca.run().await });
     tokio::spawn(judge_again(Arc::clone(&proxy), identities.trust()));
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
-    let enrolment = Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, inherited);
+    let enrolment =
+        Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, same_node, inherited);
     let settings = arguments.names.settings(&arguments.node);
     let names = Names::start(arguments.host_resolver);
     let mut worlds = Worlds::new(world.watch(), names, settings, Arc::clone(&proxy));
@@ -338,6 +348,18 @@ fn report(known: &mut Vec<Finding>, found: &[Finding]) {
     *known = found.to_vec();
 }
 
+/// Whether pods of this node talk without the proxy. Where the kernel can't close their connections, policy could
+/// not be enforced on them.
+fn spares_the_proxy(wanted: SameNode) -> bool {
+    let can_close = orlop_datapath::can_close();
+    if wanted == SameNode::Kernel && !can_close {
+        tracing::warn!(
+            "this kernel has no CONFIG_INET_DIAG_DESTROY: pods of this node talk through the proxy"
+        );
+    }
+    wanted == SameNode::Kernel && can_close
+}
+
 fn config(arguments: &NodeArguments, descriptors: usize) -> Config {
     let default = Config::default();
     // One to each side of a connection, and some that are no connection's.
@@ -363,7 +385,11 @@ fn config(arguments: &NodeArguments, descriptors: usize) -> Config {
 }
 
 /// The proxy's view of the kernel side.
-struct SocketHooks(Sockets);
+struct SocketHooks {
+    sockets: Sockets,
+    /// Where pods of this node may do without the proxy.
+    verdicts: Option<Verdicts>,
+}
 
 impl Kernel for SocketHooks {
     fn take_original_destination(
@@ -372,14 +398,21 @@ impl Kernel for SocketHooks {
         source: SocketAddr,
         port: u16,
     ) -> io::Result<Option<SocketAddr>> {
-        self.0.take_original_destination(netns, source, port)
+        self.sockets.take_original_destination(netns, source, port)
+    }
+
+    fn allow(&self, generation: u64, netns: u64, source: IpAddr, destination: SocketAddr) {
+        let Some(verdicts) = &self.verdicts else { return };
+        if let Err(error) = verdicts.allow(generation, netns, source, destination) {
+            tracing::warn!(%source, %destination, %error, "pods of this node go on talking through the proxy");
+        }
     }
 
     fn resolver(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>> {
-        self.0.resolver(netns, source)
+        self.sockets.resolver(netns, source)
     }
 
     fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
-        self.0.claim(socket, client)
+        self.sockets.claim(socket, client)
     }
 }

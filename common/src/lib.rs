@@ -138,10 +138,42 @@ pub struct Trust {
 pub struct Vouched {
     /// `SO_NETNS_COOKIE` of the pod that is reached.
     pub netns: u64,
+    /// The address that the connection must be dialled from; all zero for any.
+    pub source: Address,
     /// What was dialled.
     pub destination: Endpoint,
     /// Always zero.
     pub reserved: u32,
+    /// When, by the monotonic clock in nanoseconds.
+    pub dialled: u64,
+    /// When the other side had accepted; 0 before.
+    pub established: u64,
+}
+
+/// Key of `VERDICTS`: an enrolled pod of this node, and the address and port of another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pair {
+    /// `SO_NETNS_COOKIE` of the pod that dials.
+    pub source: u64,
+    /// Address that is dialled.
+    pub destination: Address,
+    /// Port that is dialled.
+    pub port: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Value of `VERDICTS`: that the pair may talk without the proxy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// `SO_NETNS_COOKIE` of the pod that is reached.
+    pub pod: u64,
+    /// The address that policy was asked about, which is the dialling pod's own.
+    pub source: Address,
+    /// No longer in force once `EPOCH` is higher.
+    pub epoch: u64,
 }
 
 /// Key of `UDP_PEERS`: whom an enrolled pod exchanges datagrams with.
@@ -199,6 +231,18 @@ pub struct Event {
     pub source: Endpoint,
     /// What was dialled.
     pub destination: Endpoint,
+    /// Bytes that the dialling side sent and the other has acknowledged. As TCP counts, a FIN is one.
+    pub sent: u64,
+    /// Bytes that the dialling side has received, counted likewise.
+    pub received: u64,
+    /// From the SYN to its answer, in nanoseconds.
+    pub connecting: u64,
+    /// From the answer to the end, in nanoseconds.
+    pub lasting: u64,
+    /// Smoothed round-trip time, in microseconds.
+    pub srtt: u32,
+    /// Segments that were sent again.
+    pub retransmits: u32,
 }
 
 /// What an [`Event`] tells.
@@ -209,6 +253,12 @@ pub enum EventKind {
     InboundRefused = 0,
     /// A connection of the pod was refused.
     OutboundRefused = 1,
+    /// A connection of the pod that the kernel vouches for is established.
+    Opened = 2,
+    /// It is over.
+    Closed = 3,
+    /// It never came to be: the other side refused, or did not answer.
+    Failed = 4,
 }
 
 /// Index into `REFUSED`: what a hook refuses by itself, without the proxy.
@@ -229,11 +279,13 @@ pub enum Refusal {
     Plaintext = 5,
     /// A query's socket found no free source port.
     NoSourcePort = 6,
+    /// The kernel vouched for the connection until policy changed, before it was established.
+    Revoked = 7,
 }
 
 impl Refusal {
     /// Every refusal, in the order of its index.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoListener,
         Self::ReservedPort,
         Self::NoSocketStorage,
@@ -241,6 +293,7 @@ impl Refusal {
         Self::LinkLocal,
         Self::Plaintext,
         Self::NoSourcePort,
+        Self::Revoked,
     ];
 
     /// The reason as metrics and logs write it.
@@ -253,6 +306,7 @@ impl Refusal {
             Self::LinkLocal => "link_local",
             Self::Plaintext => "plaintext_refused",
             Self::NoSourcePort => "no_source_port",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -272,10 +326,12 @@ mod tests {
         assert_eq!(size_of::<PodPort>(), 8 + 4 + 4);
         assert_eq!(size_of::<TrustedFlow>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Trust>(), 8 + 8);
-        assert_eq!(size_of::<Vouched>(), 8 + 20 + 4);
+        assert_eq!(size_of::<Vouched>(), 8 + 16 + 20 + 4 + 8 + 8);
+        assert_eq!(size_of::<Pair>(), 8 + 16 + 4 + 4);
+        assert_eq!(size_of::<Verdict>(), 8 + 16 + 8);
         assert_eq!(size_of::<UdpPeer>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Traffic>(), 4 * 8);
-        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20);
+        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20 + 4 * 8 + 4 + 4);
         assert_eq!(align_of::<Flow>(), 8);
         assert_eq!(align_of::<Endpoint>(), 4);
     }

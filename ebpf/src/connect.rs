@@ -30,7 +30,7 @@ fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
         trusted::node_dials(ctx, netns);
         return ALLOW;
     };
-    match redirect(ctx, pod) {
+    match redirect(ctx, netns, pod) {
         Ok(()) => ALLOW,
         Err(refusal) => refuse(ctx, netns, pod, refusal),
     }
@@ -47,7 +47,7 @@ pub fn refuse<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64, pod: &Pod, ref
 }
 
 #[inline(always)]
-fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Refusal> {
+fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64, pod: &Pod) -> Result<(), Refusal> {
     if !ctx.is_tcp() {
         return dns::connect(ctx, pod);
     }
@@ -65,6 +65,10 @@ fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) -> Result<(), Ref
         return Err(Refusal::LinkLocal);
     }
     let address = address_for(&destination, pod)?;
+    if !dns::is_query(&destination, pod) && trusted::pod_dials(ctx, netns, &address, &destination) {
+        forget(&DIALLED, socket);
+        return Ok(());
+    }
     if !store_with(&DIALLED, socket, &destination) {
         return Err(Refusal::NoSocketStorage);
     }

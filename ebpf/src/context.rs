@@ -19,8 +19,8 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_delete,
-        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release,
+        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
@@ -232,6 +232,17 @@ impl<const IPV4: bool> SockAddr<IPV4> {
         load!(socket, src_port) as u16
     }
 
+    /// Whether the socket was bound to an address other than `own`.
+    #[inline(always)]
+    pub fn is_bound_elsewhere(&self, own: &Address) -> bool {
+        let socket = self.socket();
+        if socket.is_null() {
+            return true;
+        }
+        let bound = if IPV4 { mapped(load!(socket, src_ip4)) } else { src_ip6(socket) };
+        !is_loopback(&bound) && !same(&bound, own)
+    }
+
     /// Whether there is a connection, of whatever state, from a port of this netns's `address` to another port
     /// of it.
     #[inline(always)]
@@ -304,6 +315,19 @@ impl SockOps {
     #[inline(always)]
     pub fn new_state(&self) -> u32 {
         load!(self.0, __bindgen_anon_1.args[1])
+    }
+
+    /// What TCP knows of the connection: bytes acknowledged and received, smoothed round-trip time in
+    /// microseconds, segments sent again.
+    #[inline(always)]
+    pub fn figures(&self) -> (u64, u64, u32, u32) {
+        (
+            load!(self.0, bytes_acked),
+            load!(self.0, bytes_received),
+            // The kernel keeps eight times the time.
+            load!(self.0, srtt_us) >> 3,
+            load!(self.0, total_retrans),
+        )
     }
 
     /// The socket, or null while the kernel has only a request for one.
@@ -516,6 +540,13 @@ pub fn add_atomically(to: &mut u64, number: u64) {
 pub fn ancestor_cgroup(level: i32) -> u64 {
     // SAFETY: the helper takes any number; for hooks of connect(2) since 5.7.
     unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
+
+/// The monotonic clock, in nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// A number that the agent set when it loaded the program.

@@ -2,10 +2,12 @@
 //!
 //! Nothing here changes a verdict: a full ring loses the event, and the loss is counted.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use orlop_common::{Endpoint, Event, EventKind, REFUSALS_PER_SECOND, Refusal};
 
-use crate::maps::{self, EVENTS, LOST, PACE};
+use crate::{
+    context::now,
+    maps::{self, EVENTS, LOST, PACE},
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -22,14 +24,33 @@ pub struct Pace {
 pub fn refused(kind: EventKind, refusal: Refusal, netns: u64, source: Endpoint, destination: Endpoint) {
     maps::count(refusal);
     if keeps_pace() {
-        tell(&Event { kind: kind as u32, refusal: refusal as u32, netns, source, destination });
+        let about = Event { refusal: refusal as u32, ..connection(kind, netns, source, destination) };
+        tell(&about);
     } else {
         lose();
     }
 }
 
+/// An event about a connection of which nothing else is known.
 #[inline(always)]
-fn tell(event: &Event) {
+pub fn connection(kind: EventKind, netns: u64, source: Endpoint, destination: Endpoint) -> Event {
+    Event {
+        kind: kind as u32,
+        refusal: 0,
+        netns,
+        source,
+        destination,
+        sent: 0,
+        received: 0,
+        connecting: 0,
+        lasting: 0,
+        srtt: 0,
+        retransmits: 0,
+    }
+}
+
+#[inline(always)]
+pub fn tell(event: &Event) {
     if EVENTS.output(event, 0).is_err() {
         lose();
     }
@@ -39,8 +60,7 @@ fn tell(event: &Event) {
 #[inline(always)]
 fn keeps_pace() -> bool {
     let Some(pace) = PACE.get_ptr_mut(0) else { return false };
-    // SAFETY: the helper takes nothing.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     // SAFETY: the slot belongs to this CPU; a hook that interrupts another here miscounts at worst.
     let pace = unsafe { &mut *pace };
     if now - pace.since > SECOND {

@@ -78,6 +78,7 @@ fn decide(netns: u64, source: &Endpoint, destination: &Endpoint, from_itself: bo
     match trusted::look_up(netns, source, destination) {
         Record::Trusted => Verdict::Leave,
         Record::Used => Verdict::Stray,
+        Record::Revoked => Verdict::Refuse(Refusal::Revoked),
         Record::None if is_strict(netns, destination.port) => Verdict::Refuse(Refusal::Plaintext),
         Record::None => Verdict::Proxy(INBOUND_PLAINTEXT_PORT, TCP),
     }

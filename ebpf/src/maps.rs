@@ -1,12 +1,12 @@
 //! The pinned maps. Who writes and who reads each is part of its documentation: nothing else may.
 
 use aya_ebpf::{
-    btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
 use orlop_common::{
-    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Refusal, Traffic, Trust,
-    TrustedFlow, UdpPeer, Vouched,
+    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pair, Pod, PodPort, Refusal, Traffic, Trust,
+    TrustedFlow, UdpPeer, Verdict, Vouched,
 };
 
 use crate::events::Pace;
@@ -56,6 +56,15 @@ pub static POD_ADDRESSES: HashMap<Address, u64, 16384> = HashMap::new();
 /// Whether a pod's port takes mutual TLS alone (1) or anything (0). Written by the agent, read by `inbound`.
 #[btf_map]
 pub static STRICT: HashMap<PodPort, u32, 16384> = HashMap::new();
+
+/// Pods of this node that may talk without the proxy: what policy has said when the proxy asked. Written by the
+/// agent, read by `connect` and `inbound`.
+#[btf_map]
+pub static VERDICTS: HashMap<Pair, Verdict, 65536> = HashMap::new();
+
+/// Verdicts of an earlier epoch are no longer in force. Written by the agent whenever the world changes.
+#[btf_map]
+pub static EPOCH: Array<u64, 1> = Array::new();
 
 /// Marks a socket whose connection the kernel vouches for. Written by `connect`, read by `sockops`; goes with
 /// the socket.

@@ -5,8 +5,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -29,6 +29,12 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps::new(&ctx);
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            let socket = ops.socket();
+            if !socket.is_null() {
+                trusted::established(&ops, socket);
+            }
+        }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => adopt(&ops),
         BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => closed(&ops),
         _ => {}
@@ -70,7 +76,7 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
 #[inline(always)]
 fn closed(ops: &SockOps) {
     let socket = ops.socket();
-    if socket.is_null() || !trusted::withdraw(ops, socket) {
+    if socket.is_null() || !trusted::closed(ops, socket) {
         let _ = CLIENTS.remove(ops.flow());
     }
 }

@@ -4,13 +4,18 @@
 //! source port is chosen and before the SYN is sent; `inbound` of the pod that is reached finds it there. Only
 //! a socket can make the record, so an address or a packet that claims to be from it cannot; and it lets in
 //! one connection.
+//!
+//! That goes for the node's own probes, and for two pods that policy lets talk without the proxy.
 
 use aya_ebpf::bindings::bpf_sock;
-use orlop_common::{Address, Endpoint, Trust, Vouched};
+use orlop_common::{Address, Endpoint, Event, EventKind, Pair, Trust, Verdict, Vouched};
 
 use crate::{
-    context::{SockAddr, SockOps, ancestor_cgroup, constant, forget, same, store_with, stored, trusted_flow},
-    maps::{POD_ADDRESSES, TRUSTED, VOUCHED},
+    context::{
+        SockAddr, SockOps, ancestor_cgroup, constant, forget, now, same, store_with, stored, trusted_flow,
+    },
+    events,
+    maps::{EPOCH, POD_ADDRESSES, TRUSTED, VERDICTS, VOUCHED},
 };
 
 /// Netns cookie of the node itself, set before loading.
@@ -34,15 +39,61 @@ pub fn node_dials<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64) {
     }
     let destination = ctx.endpoint();
     match pod_at(&destination.address) {
-        Some(pod) if !of_a_pod() => vouch(ctx, pod, &destination),
+        Some(pod) if !of_a_pod() => {
+            vouch(ctx, pod, &[0; 16], &destination);
+        }
         _ => forget(&VOUCHED, ctx.socket()),
+    }
+}
+
+/// The pod `netns`, whose own address is `own`, dials. True if the two may talk without the proxy, and the
+/// kernel vouches for it from now on.
+#[inline(always)]
+pub fn pod_dials<const IPV4: bool>(
+    ctx: &SockAddr<IPV4>,
+    netns: u64,
+    own: &Address,
+    destination: &Endpoint,
+) -> bool {
+    match verdict(netns, destination) {
+        Some(verdict) if same(&verdict.source, own) && !ctx.is_bound_elsewhere(own) => {
+            vouch(ctx, verdict.pod, own, destination)
+        }
+        _ => {
+            forget(&VOUCHED, ctx.socket());
+            false
+        }
     }
 }
 
 /// Without memory for the mark the connection is one like any other.
 #[inline(always)]
-fn vouch<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64, destination: &Endpoint) {
-    store_with(&VOUCHED, ctx.socket(), &Vouched { netns, destination: *destination, reserved: 0 });
+fn vouch<const IPV4: bool>(
+    ctx: &SockAddr<IPV4>,
+    netns: u64,
+    source: &Address,
+    destination: &Endpoint,
+) -> bool {
+    let vouched = Vouched {
+        netns,
+        source: *source,
+        destination: *destination,
+        reserved: 0,
+        dialled: now(),
+        established: 0,
+    };
+    store_with(&VOUCHED, ctx.socket(), &vouched)
+}
+
+/// What policy has said of the pod `source` and this destination, if that is still in force.
+#[inline(always)]
+fn verdict(source: u64, destination: &Endpoint) -> Option<Verdict> {
+    let pair =
+        Pair { source, destination: destination.address, port: u32::from(destination.port), reserved: 0 };
+    // SAFETY: copied at once; the agent replaces whole values.
+    let verdict = unsafe { VERDICTS.get(pair) }.copied()?;
+    let epoch = EPOCH.get(0).copied()?;
+    (verdict.epoch >= epoch).then_some(verdict)
 }
 
 #[inline(always)]
@@ -62,21 +113,54 @@ fn of_a_pod() -> bool {
 #[inline(always)]
 pub fn publish(ops: &SockOps, socket: *mut bpf_sock) -> bool {
     let Some(vouched) = stored(&VOUCHED, socket) else { return false };
-    let destination = ops.remote();
-    if destination.port != vouched.destination.port
-        || !same(&destination.address, &vouched.destination.address)
-    {
+    let (source, destination) = (ops.local(), ops.remote());
+    let as_dialled = destination.port == vouched.destination.port
+        && same(&destination.address, &vouched.destination.address);
+    let any = same(&vouched.source, &[0; 16]);
+    if !as_dialled || !(any || same(&vouched.source, &source.address)) {
         return false;
     }
-    let flow = trusted_flow(vouched.netns, &ops.local(), &destination);
+    let flow = trusted_flow(vouched.netns, &source, &destination);
     TRUSTED.insert(flow, Trust { netns: ops.netns(), used: 0 }, BPF_ANY).is_ok()
 }
 
-/// Removes the record of a socket that is closed. True if it had one.
+/// A socket's connection is established. Tells of it if it is a pod's and the kernel vouches for it.
 #[inline(always)]
-pub fn withdraw(ops: &SockOps, socket: *mut bpf_sock) -> bool {
+pub fn established(ops: &SockOps, socket: *mut bpf_sock) {
+    let Some(vouched) = stored(&VOUCHED, socket) else { return };
+    let netns = ops.netns();
+    if netns == constant(&NODE_NETNS) {
+        return;
+    }
+    store_with(&VOUCHED, socket, &Vouched { established: now(), ..vouched });
+    events::tell(&events::connection(EventKind::Opened, netns, ops.local(), vouched.destination));
+}
+
+/// Removes the record of a socket that is closed, and tells of it. True if it had one.
+#[inline(always)]
+pub fn closed(ops: &SockOps, socket: *mut bpf_sock) -> bool {
     let Some(vouched) = stored(&VOUCHED, socket) else { return false };
-    let _ = TRUSTED.remove(trusted_flow(vouched.netns, &ops.local(), &vouched.destination));
+    let (netns, source) = (ops.netns(), ops.local());
+    let _ = TRUSTED.remove(trusted_flow(vouched.netns, &source, &vouched.destination));
+    if netns == constant(&NODE_NETNS) {
+        return true;
+    }
+    if vouched.established == 0 {
+        events::tell(&events::connection(EventKind::Failed, netns, source, vouched.destination));
+    } else {
+        let (acknowledged, received, srtt, retransmits) = ops.figures();
+        events::tell(&Event {
+            // The SYN counts as one byte.
+            sent: acknowledged.saturating_sub(1),
+            received,
+            connecting: vouched.established - vouched.dialled,
+            lasting: now() - vouched.established,
+            srtt,
+            retransmits,
+            ..events::connection(EventKind::Closed, netns, source, vouched.destination)
+        });
+    }
+    forget(&VOUCHED, socket);
     true
 }
 
@@ -97,6 +181,8 @@ pub enum Record {
     Trusted,
     /// One that was, and is over or belongs to somebody else.
     Used,
+    /// One that policy would no longer have.
+    Revoked,
 }
 
 #[inline(always)]
@@ -104,7 +190,12 @@ pub fn look_up(netns: u64, source: &Endpoint, destination: &Endpoint) -> Record 
     // SAFETY: copied at once; an entry replaced meanwhile was for a connection that has ended.
     match unsafe { TRUSTED.get(trusted_flow(netns, source, destination)) }.copied() {
         None => Record::None,
-        Some(Trust { used: 0, netns }) if netns == constant(&NODE_NETNS) => Record::Trusted,
-        Some(_) => Record::Used,
+        Some(trust) if trust.used != 0 => Record::Used,
+        Some(trust) if trust.netns == constant(&NODE_NETNS) => Record::Trusted,
+        // Policy may have changed since it was dialled.
+        Some(trust) => match verdict(trust.netns, destination) {
+            Some(verdict) if verdict.pod == netns => Record::Trusted,
+            _ => Record::Revoked,
+        },
     }
 }

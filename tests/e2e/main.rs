@@ -19,6 +19,7 @@ mod policy;
 mod probes;
 mod redirect;
 mod revocation;
+mod samenode;
 mod scale;
 mod seeing;
 mod services;

@@ -61,6 +61,9 @@ pub enum DatapathError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Connections could not be closed.
+    #[error("cannot close connections of a pod that policy no longer allows")]
+    Close(#[source] io::Error),
     /// A link operation failed.
     #[error("cannot {action} the link {}", path.display())]
     Link {

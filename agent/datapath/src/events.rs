@@ -11,7 +11,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use orlop_common::{EVENTS_BYTES, Endpoint, EventKind, Refusal};
 
-use crate::{DatapathError, file, map_error, ring::Ring, sockets};
+use crate::{DatapathError, NetnsCookie, file, map_error, ring::Ring, sockets};
 
 /// How soon a reader notices that it is to stop, or that another has stopped.
 const TURN: Duration = Duration::from_millis(200);
@@ -22,6 +22,40 @@ const TURN: Duration = Duration::from_millis(200);
 pub enum Event {
     /// A hook refused a connection by itself.
     Refused(RefusedConnection),
+    /// A connection between two pods that does without the proxy is established.
+    Opened(VouchedConnection),
+    /// It is over.
+    Closed(VouchedConnection, Ending),
+    /// It never came to be: the other side refused, or did not answer.
+    Failed(VouchedConnection),
+}
+
+/// A connection between two pods of this node that does without the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VouchedConnection {
+    /// The netns that it was dialled in.
+    pub netns: NetnsCookie,
+    /// From where.
+    pub source: SocketAddr,
+    /// What was dialled.
+    pub destination: SocketAddr,
+}
+
+/// What is known of a connection that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Bytes that the dialling side sent and the other has acknowledged. As TCP counts, a FIN is one.
+    pub sent: u64,
+    /// Bytes that the dialling side has received, counted likewise.
+    pub received: u64,
+    /// From the SYN to its answer.
+    pub connecting: Duration,
+    /// From the answer to the end.
+    pub lasting: Duration,
+    /// Smoothed round-trip time.
+    pub srtt: Duration,
+    /// Segments that were sent again.
+    pub retransmits: u32,
 }
 
 /// A connection that a hook refused by itself.
@@ -79,18 +113,37 @@ impl Events {
 
 /// What the kernel's record says, if this version knows its kind.
 fn event(record: &orlop_common::Event) -> Option<Event> {
-    let inbound = match record.kind {
-        kind if kind == EventKind::InboundRefused as u32 => true,
-        kind if kind == EventKind::OutboundRefused as u32 => false,
-        _ => return None,
-    };
-    let refusal = Refusal::ALL.get(record.refusal as usize)?;
-    Some(Event::Refused(RefusedConnection {
-        inbound,
-        reason: refusal.as_str(),
-        source: endpoint(&record.source),
-        destination: endpoint(&record.destination),
-    }))
+    const KINDS: [EventKind; 5] = [
+        EventKind::InboundRefused,
+        EventKind::OutboundRefused,
+        EventKind::Opened,
+        EventKind::Closed,
+        EventKind::Failed,
+    ];
+    let kind = KINDS.into_iter().find(|kind| *kind as u32 == record.kind)?;
+    let (source, destination) = (endpoint(&record.source), endpoint(&record.destination));
+    let vouched = VouchedConnection { netns: record.netns, source, destination };
+    Some(match kind {
+        EventKind::InboundRefused | EventKind::OutboundRefused => Event::Refused(RefusedConnection {
+            inbound: kind == EventKind::InboundRefused,
+            reason: Refusal::ALL.get(record.refusal as usize)?.as_str(),
+            source,
+            destination,
+        }),
+        EventKind::Opened => Event::Opened(vouched),
+        EventKind::Failed => Event::Failed(vouched),
+        EventKind::Closed => Event::Closed(
+            vouched,
+            Ending {
+                sent: record.sent,
+                received: record.received,
+                connecting: Duration::from_nanos(record.connecting),
+                lasting: Duration::from_nanos(record.lasting),
+                srtt: Duration::from_micros(record.srtt.into()),
+                retransmits: record.retransmits,
+            },
+        ),
+    })
 }
 
 fn endpoint(endpoint: &Endpoint) -> SocketAddr {
@@ -111,6 +164,12 @@ mod tests {
             port: 80,
             reserved: 0,
         },
+        sent: 1,
+        received: 2,
+        connecting: 3,
+        lasting: 4,
+        srtt: 5,
+        retransmits: 6,
     };
 
     #[test]
@@ -119,6 +178,15 @@ mod tests {
         assert_eq!((refused.inbound, refused.reason), (true, "plaintext_refused"));
         assert_eq!(refused.destination, "10.1.0.2:80".parse().unwrap());
         assert_eq!(refused.source.port(), 4321);
+    }
+
+    #[test]
+    fn a_connection_that_is_over_is_decoded() {
+        let closed = orlop_common::Event { kind: EventKind::Closed as u32, ..RECORD };
+        let Some(Event::Closed(connection, ending)) = event(&closed) else { panic!("it is one") };
+        assert_eq!((connection.netns, connection.destination.port()), (7, 80));
+        assert_eq!((ending.sent, ending.received, ending.retransmits), (1, 2, 6));
+        assert_eq!((ending.lasting, ending.srtt), (Duration::from_nanos(4), Duration::from_micros(5)));
     }
 
     #[test]

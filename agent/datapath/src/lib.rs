@@ -9,6 +9,7 @@
 //! BPFFS/v1/pods/<netns cookie>    one sk_lookup link a pod
 //! ```
 
+mod diag;
 mod error;
 mod events;
 mod features;
@@ -19,6 +20,7 @@ mod ring;
 mod sockets;
 mod sys;
 mod udp;
+mod verdicts;
 
 use std::{
     collections::BTreeMap,
@@ -40,11 +42,13 @@ use orlop_common::{
 };
 
 pub use crate::{
+    diag::{Wanted, can_close},
     error::DatapathError,
-    events::{Event, Events, RefusedConnection},
+    events::{Ending, Event, Events, RefusedConnection, VouchedConnection},
     features::{Feature, Version, features},
     sockets::Sockets,
     udp::{UdpExchange, UdpTraffic},
+    verdicts::{AllowedPair, Verdicts},
 };
 use crate::{maps::Map, object::Constants, udp::Udp};
 
@@ -100,6 +104,7 @@ pub struct Datapath {
     refused: OwnedFd,
     lost: OwnedFd,
     udp: Udp,
+    verdicts: Verdicts,
     sockets: Sockets,
 }
 
@@ -119,10 +124,14 @@ impl Datapath {
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
         let constants = Constants { pod: 0, node: place.node, pods_cgroup };
         let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
+        let addresses = loaded.take_map("POD_ADDRESSES")?;
+        let shared = addresses.try_clone().map_err(map_error("share", "POD_ADDRESSES"))?;
+        let verdicts = Verdicts::new(loaded.take_map("VERDICTS")?, loaded.take_map("EPOCH")?, shared);
         Ok(Self {
             constants,
+            verdicts: verdicts.map_err(map_error("read", "EPOCH"))?,
             pods: Map::new(loaded.take_map("PODS")?),
-            addresses: Map::new(loaded.take_map("POD_ADDRESSES")?),
+            addresses: Map::new(addresses),
             listeners: Map::new(loaded.take_map("LISTENERS")?),
             strict: Map::new(loaded.take_map("STRICT")?),
             refused: loaded.take_map("REFUSED")?,
@@ -206,6 +215,25 @@ impl Datapath {
             self.strict.remove(stale).map_err(map_error("write", "STRICT"))?;
         }
         Ok(())
+    }
+
+    /// Which pods of this node may talk without the proxy.
+    pub fn verdicts(&self) -> &Verdicts {
+        &self.verdicts
+    }
+
+    /// Judges every pair of pods that talks without the proxy anew, as [`Verdicts::renew`].
+    pub fn renew_verdicts(
+        &self,
+        generation: u64,
+        allowed: impl Fn(&AllowedPair) -> bool,
+    ) -> Result<Vec<AllowedPair>, DatapathError> {
+        self.verdicts.renew(generation, allowed).map_err(map_error("write", "VERDICTS"))
+    }
+
+    /// Closes, with a reset, the connections of a netns that are wanted. Returns how many.
+    pub fn close(&self, netns: BorrowedFd<'_>, wanted: &[Wanted]) -> Result<usize, DatapathError> {
+        diag::close(netns, wanted).map_err(DatapathError::Close)
     }
 
     /// What the hooks tell.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use nix::libc;
-use orlop_common::{Address, Endpoint, Event, Flow, ListenerKey, Pod, PodPort, Traffic, UdpPeer};
+use orlop_common::{
+    Address, Endpoint, Event, Flow, ListenerKey, Pair, Pod, PodPort, Traffic, UdpPeer, Verdict,
+};
 
 use crate::sys;
 
@@ -41,6 +43,10 @@ unsafe impl Plain for Event {}
 unsafe impl Plain for Traffic {}
 // SAFETY: as above.
 unsafe impl Plain for UdpPeer {}
+// SAFETY: as above.
+unsafe impl Plain for Pair {}
+// SAFETY: as above.
+unsafe impl Plain for Verdict {}
 // SAFETY: bytes.
 unsafe impl Plain for Address {}
 // SAFETY: a primitive.

@@ -74,6 +74,23 @@ pub struct Flow {
     /// What policies in dry run would have said.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dry_run: Vec<DryRun>,
+    /// Of a connection that did without the proxy.
+    #[serde(flatten)]
+    pub figures: Option<Figures>,
+}
+
+/// What only the kernel knows of a connection; serialized with `path: "kernel"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "path", rename = "kernel")]
+pub struct Figures {
+    /// From the SYN to its answer; serialized as `connect_us`, in microseconds.
+    #[serde(rename = "connect_us", serialize_with = "microseconds")]
+    pub connecting: Duration,
+    /// Smoothed round-trip time; serialized as `srtt_us`, in microseconds.
+    #[serde(rename = "srtt_us", serialize_with = "microseconds")]
+    pub srtt: Duration,
+    /// Segments that were sent again.
+    pub retransmits: u32,
 }
 
 /// How a connection ended.
@@ -118,6 +135,10 @@ impl Flow {
             tunnel = self.tunnel.map(display),
             bytes_received = self.bytes_received,
             bytes_sent = self.bytes_sent,
+            path = self.figures.map(|_| "kernel"),
+            connect_us = self.figures.map(|figures| figures.connecting.as_micros() as u64),
+            srtt_us = self.figures.map(|figures| figures.srtt.as_micros() as u64),
+            retransmits = self.figures.map(|figures| figures.retransmits),
             duration_us = self.duration.as_micros() as u64,
             result = self.result.as_str(),
             reason = self.reason,
@@ -204,6 +225,7 @@ mod tests {
             policy: Some(Arc::new(NamespacedName::new("shop", "no-buyers"))),
             audit: false,
             dry_run: Vec::new(),
+            figures: None,
         }
     }
 

@@ -1,4 +1,8 @@
-use std::{io, net::SocketAddr, os::fd::BorrowedFd};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+};
 
 /// What the proxy asks of the kernel side. The agent wires it to the eBPF maps.
 pub trait Kernel: Send + Sync + 'static {
@@ -13,6 +17,10 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
     fn resolver(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>>;
+
+    /// Lets the pod with this netns cookie reach `destination` from `source` without the proxy from now on, as the
+    /// snapshot of this generation says. If that can't be, connections go on coming to the proxy.
+    fn allow(&self, generation: u64, netns: u64, source: IpAddr, destination: SocketAddr);
 
     /// Claims a socket that has not dialled yet as the agent's own. The server that it dials sees
     /// `client`, if given, as its peer.

@@ -155,6 +155,11 @@ impl Proxy {
         self.shared.limits.set_short_of_memory(short);
     }
 
+    /// Records what the kernel did without the proxy.
+    pub fn recorder(&self) -> by_kernel::Recorder {
+        by_kernel::Recorder::new(Arc::clone(&self.shared))
+    }
+
     /// Connections and streams that are open.
     pub fn connections(&self) -> usize {
         self.shared.live.count()

@@ -7,10 +7,17 @@ use std::{
 
 use orlop_model::{Identity, Reason, Service, Workload};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 use serde::Serialize;
+
+use crate::flow::Figures;
 
 /// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
 const MAX_SERIES: usize = 10_000;
@@ -71,7 +78,24 @@ pub struct Metrics {
     dns: Family<Labels, Counter>,
     active: Gauge,
     tunnels: Family<Labels, Gauge>,
+    same_node: SameNode,
     seen: std::sync::Arc<Mutex<HashSet<Labels>>>,
+}
+
+/// Of connections between two pods of this node that did without the proxy.
+#[derive(Clone, Debug)]
+struct SameNode {
+    connecting: Histogram,
+    srtt: Histogram,
+    retransmits: Counter,
+}
+
+impl Default for SameNode {
+    fn default() -> Self {
+        // From 10 µs to 2.6 s.
+        let times = || Histogram::new(exponential_buckets(10e-6, 4.0, 10));
+        Self { connecting: times(), srtt: times(), retransmits: Counter::default() }
+    }
 }
 
 impl Metrics {
@@ -102,7 +126,29 @@ impl Metrics {
         );
         registry.register("orlop_connections_active", "Connections open now", metrics.active.clone());
         registry.register("orlop_tunnels_active", "HBONE tunnels open now", metrics.tunnels.clone());
+        let SameNode { connecting, srtt, retransmits } = metrics.same_node.clone();
+        registry.register(
+            "orlop_same_node_connect_seconds",
+            "From SYN to answer, between pods of this node without the proxy",
+            connecting,
+        );
+        registry.register(
+            "orlop_same_node_srtt_seconds",
+            "Smoothed round-trip time at the end of a connection, between pods of this node without the proxy",
+            srtt,
+        );
+        registry.register(
+            "orlop_same_node_retransmits",
+            "Segments sent again, between pods of this node without the proxy",
+            retransmits,
+        );
         metrics
+    }
+
+    pub(crate) fn same_node(&self, figures: &Figures) {
+        self.same_node.connecting.observe(figures.connecting.as_secs_f64());
+        self.same_node.srtt.observe(figures.srtt.as_secs_f64());
+        self.same_node.retransmits.inc_by(figures.retransmits.into());
     }
 
     pub(crate) fn failed(&self, direction: Direction, reason: Reason) -> Counter {

@@ -38,6 +38,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, inst
         }
         Ok((Way::Tunnel(mut stream), _in_flight)) => {
             record.opened(&worker.series);
+            if let Some(server) = record.destination.address {
+                spare_next(worker, pod, server);
+            }
             let Stream { send, receive, slot } = &mut stream;
             let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
             let carry = copy::tcp_and_stream(&client.tcp, send, receive, up, down, idle_timeout);
@@ -73,6 +76,15 @@ async fn connect(
         Some(key) => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?),
     };
     Ok((way, upstream.in_flight))
+}
+
+/// The proxies at both ends have let a connection through. If both are this one, the next needs neither.
+fn spare_next(worker: &Worker, pod: &Pod, destination: SocketAddr) {
+    let snapshot = worker.shared.snapshot.load();
+    let Some(source) = snapshot.workload(pod.name()) else { return };
+    if let Some(pair) = snapshot.same_node(source, destination) {
+        worker.shared.kernel.allow(snapshot.generation(), pod.netns().cookie(), pair.source, destination);
+    }
 }
 
 /// What one connection's way is, at the snapshot of its beginning.

@@ -162,6 +162,7 @@ impl Drop for Record {
             policy: judgement.policy,
             audit: judgement.audit,
             dry_run: judgement.dry_run,
+            figures: None,
         };
         self.shared.flows.tell(flow);
     }

@@ -7,5 +7,6 @@ mod explanations;
 mod findings;
 mod mutual_tls;
 mod reference;
+mod same_node;
 mod scopes;
 mod support;

@@ -1,0 +1,155 @@
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use orlop_common::{Address, Pair, Verdict};
+
+use crate::{NetnsCookie, maps::Map, sockets};
+
+/// Further pairs of one pod go through the proxy, so that it can't take the room of all.
+const MAX_OF_A_POD: usize = 4096;
+
+/// Which pods of this node may talk without the proxy. Cheap to clone; used from every thread at once.
+///
+/// The kernel's map is a cache of what policy says: each entry is of an epoch, and one number puts all entries of
+/// earlier epochs out of force. No entry is pushed out by others, so that every pair that may have connections
+/// open is known until it is judged anew.
+#[derive(Clone, Debug)]
+pub struct Verdicts(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pairs: Map<Pair, Verdict>,
+    epoch: Map<u32, u64>,
+    addresses: Map<Address, NetnsCookie>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Of the snapshot that the kernel is in step with; 0 before the first.
+    generation: u64,
+    epoch: u64,
+    /// What is in the kernel.
+    known: HashSet<Pair>,
+    of_pod: HashMap<NetnsCookie, usize>,
+}
+
+/// A pair that the kernel has been told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllowedPair {
+    /// The netns of the pod that dials.
+    pub source: NetnsCookie,
+    /// The address it dials from.
+    pub source_ip: IpAddr,
+    /// What it dials.
+    pub destination: SocketAddr,
+    /// The netns of the pod that has this address.
+    pub pod: NetnsCookie,
+}
+
+impl Verdicts {
+    pub(crate) fn new(pairs: OwnedFd, epoch: OwnedFd, addresses: OwnedFd) -> io::Result<Self> {
+        let (pairs, epoch) = (Map::new(pairs), Map::new(epoch));
+        let current = epoch.get(0)?.unwrap_or(0);
+        let state = State { generation: 0, epoch: current, known: HashSet::new(), of_pod: HashMap::new() };
+        let addresses = Map::new(addresses);
+        Ok(Self(Arc::new(Inner { pairs, epoch, addresses, state: Mutex::new(state) })))
+    }
+
+    /// Lets `source`, which dials from `source_ip`, reach `destination` without the proxy, as the snapshot of this
+    /// generation says. Does nothing if that is not the one in force, or if there is no room: the proxy carries
+    /// the connection then.
+    pub fn allow(
+        &self,
+        generation: u64,
+        source: NetnsCookie,
+        source_ip: IpAddr,
+        destination: SocketAddr,
+    ) -> io::Result<()> {
+        let key = key(source, destination);
+        let mut state = self.state();
+        let full = state.of_pod.get(&source).is_some_and(|pairs| *pairs >= MAX_OF_A_POD);
+        if generation != state.generation || state.known.contains(&key) || full {
+            return Ok(());
+        }
+        let Some(pod) = self.0.addresses.get(key.destination)? else { return Ok(()) };
+        let verdict = Verdict { pod, source: sockets::address(source_ip), epoch: state.epoch };
+        match self.0.pairs.insert(key, verdict) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::E2BIG) => return Ok(()),
+            result => result?,
+        }
+        state.add(key);
+        Ok(())
+    }
+
+    /// Judges every pair anew for the snapshot of this generation, and puts out of force, in one step, all that
+    /// `allowed` does not allow any more. Returns those: their connections may still be open.
+    ///
+    /// Pairs that stay are in force all the time.
+    pub fn renew(
+        &self,
+        generation: u64,
+        allowed: impl Fn(&AllowedPair) -> bool,
+    ) -> io::Result<Vec<AllowedPair>> {
+        let mut state = self.state();
+        // Another agent may have been here, during an upgrade.
+        let epoch = self.0.epoch.get(0)?.unwrap_or(0).max(state.epoch) + 1;
+        let (mut known, mut revoked) = (Vec::new(), Vec::new());
+        for (key, verdict) in self.0.pairs.entries()? {
+            let pair = pair(&key, &verdict);
+            if self.0.addresses.get(key.destination)? == Some(verdict.pod) && allowed(&pair) {
+                // In force already: it is of a later epoch than the current one.
+                self.0.pairs.insert(key, Verdict { epoch, ..verdict })?;
+                known.push(key);
+            } else {
+                revoked.push((key, pair));
+            }
+        }
+        self.0.epoch.insert(0, epoch)?;
+        for (key, _) in &revoked {
+            self.0.pairs.remove(*key)?;
+        }
+        *state = State { generation, epoch, known: HashSet::new(), of_pod: HashMap::new() };
+        known.into_iter().for_each(|key| state.add(key));
+        Ok(revoked.into_iter().map(|(_, pair)| pair).collect())
+    }
+
+    /// How many pairs talk without the proxy.
+    pub fn pairs(&self) -> usize {
+        self.state().known.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, key: Pair) {
+        self.known.insert(key);
+        *self.of_pod.entry(key.source).or_default() += 1;
+    }
+}
+
+fn key(source: NetnsCookie, destination: SocketAddr) -> Pair {
+    Pair {
+        source,
+        destination: sockets::address(destination.ip()),
+        port: u32::from(destination.port()),
+        reserved: 0,
+    }
+}
+
+fn pair(key: &Pair, verdict: &Verdict) -> AllowedPair {
+    AllowedPair {
+        source: key.source,
+        source_ip: sockets::ip(verdict.source),
+        destination: SocketAddr::new(sockets::ip(key.destination), key.port as u16),
+        pod: verdict.pod,
+    }
+}
