@@ -110,7 +110,7 @@ impl Enrolment {
         spawn_blocking(move || {
             let mut applied = self.reconcile(&snapshot);
             // What an earlier agent still serves is not this one's to cut.
-            if self.inherited.is_none() || applied.failed.is_empty() {
+            if self.inherited.is_none() {
                 self.judge_again(&snapshot, &mut applied)?;
             }
             Ok((self, applied))
@@ -144,7 +144,9 @@ impl Enrolment {
         self.refuse_plaintext(snapshot);
         self.report(&applied.failed);
         // A pod that could not be opened may be among the unknown ones: it stays refused meanwhile.
-        if applied.failed.is_empty()
+        // Nor is one of them this agent's to open before it has taken over.
+        if self.inherited.is_none()
+            && applied.failed.is_empty()
             && let Err(error) = self.withdraw_strays()
         {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");

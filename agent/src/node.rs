@@ -207,11 +207,13 @@ impl Agent {
         loop {
             let snapshot = worlds.publish();
             loop {
-                let applied;
+                let mut applied;
                 (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
                 if let Some(predecessor) = predecessor.take() {
                     door = Some(self.take_over(predecessor, &applied).await?);
                     enrolment.taken_over();
+                    // Only now is it this agent's to withdraw and to cut what its world does not hold.
+                    (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
                 }
                 let complete = applied.failed.is_empty();
                 self.status.send_modify(|status| status.applied(snapshot.generation(), applied));

@@ -56,6 +56,9 @@ unsafe impl Plain for u64 {}
 // SAFETY: a primitive.
 unsafe impl Plain for i32 {}
 
+/// More than any of our maps holds: a map that others fill as fast as we read it would have no end.
+const MAX_KEYS: usize = 1 << 18;
+
 /// A map of any type whose key and value sizes are those of `K` and `V`.
 #[derive(Debug)]
 pub struct Map<K, V> {
@@ -89,11 +92,12 @@ impl<K: Plain, V: Plain> Map<K, V> {
         found(self.element(BPF_MAP_DELETE_ELEM, ptr::from_ref(&key), ptr::null_mut())).map(drop)
     }
 
-    /// Every key. Entries that come or go meanwhile may or may not be seen.
+    /// Every key, at most [`MAX_KEYS`]. Entries that come or go meanwhile may be seen or not, others twice: the kernel
+    /// begins anew where it is asked for what follows a key that is gone.
     pub fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys = Vec::new();
         let mut next = MaybeUninit::<K>::uninit();
-        loop {
+        while keys.len() < MAX_KEYS {
             let previous = keys.last().map_or(ptr::null(), ptr::from_ref);
             if !found(self.element(BPF_MAP_GET_NEXT_KEY, previous, next.as_mut_ptr().cast()))? {
                 return Ok(keys);
@@ -101,6 +105,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
             // SAFETY: the kernel wrote a whole key, and K takes any bits.
             keys.push(unsafe { next.assume_init() });
         }
+        Ok(keys)
     }
 
     /// Every entry, with the same reservation.

@@ -1,4 +1,4 @@
-use std::{io, net::IpAddr, os::fd::OwnedFd};
+use std::{collections::HashSet, io, net::IpAddr, os::fd::OwnedFd};
 
 use orlop_common::{Traffic, UdpPeer};
 
@@ -52,13 +52,10 @@ impl Udp {
         }
     }
 
-    /// Forgets the pod.
+    /// Forgets the pod. Its peers are left to age: looking for them would take as long as the pods of this node
+    /// keep making new ones.
     pub fn forget(&self, pod: NetnsCookie) -> io::Result<()> {
-        self.pods.remove(pod)?;
-        for key in self.peers.keys()?.into_iter().filter(|key| key.netns == pod) {
-            self.peers.remove(key)?;
-        }
-        Ok(())
+        self.pods.remove(pod)
     }
 
     /// Each pod's, since it was enrolled.
@@ -69,6 +66,7 @@ impl Udp {
 
     /// By peer, of those that were heard of last.
     pub fn exchanges(&self) -> io::Result<Vec<UdpExchange>> {
+        let counted: HashSet<_> = self.pods.keys()?.into_iter().collect();
         let exchange = |(key, traffic): (UdpPeer, Traffic)| UdpExchange {
             pod: key.netns,
             peer: sockets::ip(key.peer),
@@ -76,7 +74,11 @@ impl Udp {
             serves: key.serves != 0,
             traffic: of(traffic),
         };
-        Ok(self.peers.entries()?.into_iter().map(exchange).collect())
+        let peers = self.peers.entries()?.into_iter().map(exchange);
+        // A walk of a map that changes may meet an entry twice.
+        let mut met = HashSet::new();
+        let once = |found: &UdpExchange| met.insert((found.pod, found.peer, found.port, found.serves));
+        Ok(peers.filter(|found| counted.contains(&found.pod)).filter(once).collect())
     }
 }
 
