@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use orlop_tests::{Pod, PodSpec, Process, traffic, wait_for};
+use orlop_tests::{AgentOptions, Pod, PodSpec, Process, traffic, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -22,7 +22,12 @@ const ALL: Duration = Duration::from_secs(60);
 
 #[test]
 fn ten_thousand_open_connections_are_judged_again_at_once() {
-    let pair = Pair::new();
+    let pair = Pair::with(AgentOptions {
+        args: ["--log-format", "json", "--max-connections", "20000", "--max-connections-per-pod", "20000"]
+            .map(str::to_owned)
+            .into(),
+        ..AgentOptions::default()
+    });
     let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("other"));
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let _server = start_echo_server(&pair.server);
