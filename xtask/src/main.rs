@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod kernels;
 mod setup;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Args),
     /// Boot Debian's kernels in an emulator, and check Orlop on each.
     Kernels(kernels::Args),
+    /// Feed the parsers of foreign input with what nobody would write.
+    Fuzz(fuzz::Args),
     /// Build `orlop` with its eBPF programs.
     Build(cargo::BuildArgs),
     /// Install what the commands above need and this machine lacks.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
         Command::Setup(args) => setup::run(&args),
         Command::Tidy => tidy::run(),

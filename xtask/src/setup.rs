@@ -25,6 +25,8 @@ pub(crate) enum For {
     Bench,
     /// Build it and the tests, and run them on other kernels.
     Kernels,
+    /// Build and run the fuzz targets.
+    Fuzz,
 }
 
 impl For {
@@ -137,6 +139,7 @@ fn missing(purpose: For) -> Vec<Step> {
     // What shows that nothing is changed inside a pod.
     tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
+    tools.push((For::Fuzz, "c++", "g++"));
     tools.extend([(For::Kernels, "qemu-system-x86_64", "qemu-system-x86"), (For::Kernels, "xz", "xz-utils")]);
     for (needed_for, program, package) in tools {
         if purpose.takes(needed_for) && !on_path(program) {

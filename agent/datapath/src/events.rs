@@ -112,7 +112,7 @@ impl Events {
 }
 
 /// What the kernel's record says, if this version knows its kind.
-fn event(record: &orlop_common::Event) -> Option<Event> {
+pub(crate) fn event(record: &orlop_common::Event) -> Option<Event> {
     const KINDS: [EventKind; 5] = [
         EventKind::InboundRefused,
         EventKind::OutboundRefused,

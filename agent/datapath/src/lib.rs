@@ -13,6 +13,8 @@ mod diag;
 mod error;
 mod events;
 mod features;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod links;
 mod maps;
 mod object;

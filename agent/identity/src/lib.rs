@@ -38,3 +38,23 @@ pub use tls::{ALPN_H2, provider};
 pub use trust::Trust;
 pub use verify::{PeerError, peer_identity};
 pub use workload::{DEFAULT_LIFETIME, WorkloadCertificate};
+
+/// What fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use orlop_model::{Identity, TrustDomain};
+    use rustls::pki_types::CertificateDer;
+
+    use crate::verify::{Role, peer_in_role};
+
+    /// Whom the handshake would take the owner of `leaf` for, as a client and as a server.
+    pub fn in_either_role<'a>(
+        leaf: &'a CertificateDer<'_>,
+        trust_domain: &'a TrustDomain,
+    ) -> impl Iterator<Item = Identity> {
+        let accepted = std::slice::from_ref(trust_domain);
+        [Role::Client, Role::Server]
+            .into_iter()
+            .filter_map(move |role| peer_in_role(leaf, role, accepted).ok())
+    }
+}

@@ -22,3 +22,9 @@ mod workload_entry;
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};
 pub use field::{FieldError, FieldPath};
+
+/// What fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::directory::world;
+}

@@ -214,3 +214,24 @@ impl Proxy {
         self.connections()
     }
 }
+
+/// What fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use std::net::SocketAddr;
+
+    use orlop_model::Reason;
+
+    use crate::hbone;
+
+    pub use crate::dns::exercise as dns;
+
+    /// Reads a CONNECT from a peer at `peer`: what it asks for, and the client that the server would see.
+    pub fn connect(
+        request: &http::request::Parts,
+        peer: SocketAddr,
+    ) -> Result<(SocketAddr, SocketAddr), Reason> {
+        let connect = hbone::parse_connect(request)?;
+        Ok((connect.authority, hbone::client_address(peer, connect.forwarded)))
+    }
+}

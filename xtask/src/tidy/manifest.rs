@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("orlop-proxy", Some(&["orlop-identity", "orlop-model"])),
     ("orlop", None),
     ("orlop-tests", None),
+    ("orlop-fuzz", None),
     ("xtask", Some(&["orlop-tests"])),
 ];
 
@@ -40,7 +41,7 @@ pub(super) fn imports(tree: &Tree) -> Vec<Problem> {
 /// Every crate of the workspace has the workspace's lints.
 pub(super) fn lints(tree: &Tree) -> Vec<Problem> {
     // Outside the workspace, it can't inherit.
-    let members = packages(tree).filter(|(path, _)| *path != "ebpf/Cargo.toml");
+    let members = packages(tree).filter(|(path, _)| !["ebpf/Cargo.toml", "fuzz/Cargo.toml"].contains(path));
     let without = members.filter(|(_, text)| value(text, "lints", "workspace") != Some("true"));
     without.map(|(path, _)| Problem::new(path, 1, "add `[lints]` with `workspace = true`")).collect()
 }

@@ -32,6 +32,14 @@ struct File {
 }
 
 impl Files {
+    /// One file with this text.
+    #[cfg(fuzzing)]
+    pub fn of(path: &Path, text: &str) -> Result<Self, WorldError> {
+        let in_force = read(&Arc::new(path.to_owned()), text)?;
+        let files = BTreeMap::from([(path.to_owned(), File { good: None, in_force })]);
+        Ok(Self { files, ..Self::default() })
+    }
+
     /// Reads the directory again and puts in force what is good. The errors say which files are not; those stay
     /// as they were. An error for the directory as a whole changes nothing.
     pub fn refresh(&mut self, directory: &Path) -> Result<Vec<WorldError>, WorldError> {

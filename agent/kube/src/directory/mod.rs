@@ -61,3 +61,9 @@ pub fn read_world(path: &Path) -> Result<World, Vec<WorldError>> {
     let errors = files.refresh(path).map_err(|error| vec![error])?;
     if errors.is_empty() { Ok(files.world()) } else { Err(errors) }
 }
+
+/// The world of a single file with this text.
+#[cfg(fuzzing)]
+pub fn world(text: &str) -> Result<World, WorldError> {
+    Files::of(Path::new("fuzz.yaml"), text).map(|mut files| files.world())
+}

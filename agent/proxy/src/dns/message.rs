@@ -300,11 +300,12 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// Whether `answer` is one to `question`, whatever else it says.
+    /// Whether `answer` is one to `question`, a standard query, whatever else it says.
     pub(super) fn answers(answer: &[u8], question: &[u8]) -> bool {
         let Some(asked) = question_of(question) else { return false };
         answer.get(..2) == question.get(..2)
-            && answer.get(2).is_some_and(|flags| flags & 0x80 != 0)
+            // A response, of the same operation: an UPDATE's would have records that no other message may have.
+            && answer.get(2).is_some_and(|flags| flags & 0xf8 == 0x80)
             && answer
                 .get(HEADER..)
                 .and_then(|rest| rest.get(..asked.len()))
@@ -373,6 +374,45 @@ fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
         .or_else(|| message.truncate().to_vec().ok())
 }
 
+/// For a fuzz target: what a client sent is answered, once with what a resolver has `said`.
+#[cfg(fuzzing)]
+pub fn exercise(sent: &[u8], mut said: Vec<u8>) {
+    let query = match Query::read(sent) {
+        Read::Query(query) => query,
+        Read::Malformed(answer) => return assert_eq!(answer[..2], sent[..2]),
+        Read::Opaque | Read::Nothing => return assert!(failure(sent, [1, 2]).starts_with(&[1, 2])),
+    };
+    let mut answers = vec![query.fail()];
+    if let Some(flags) = said.get_mut(2) {
+        // As `Said::answers` wants it.
+        *flags = *flags & 0x7 | 0x80;
+    }
+    if let Said::Message(said, _) = Said::read(said) {
+        answers.extend([query.repeat(&said, 7), query.repeat_stale(&said, 7)]);
+    }
+    for answer in answers {
+        let (udp, tcp) = (query.encode_udp(answer.clone()), query.encode_tcp(answer));
+        let (udp, tcp) = (udp.expect("a client has an answer"), tcp.expect("a client has an answer"));
+        assert!(udp.len() <= MAX_PAYLOAD.into() && tcp.len() <= u16::MAX.into());
+        for bytes in [udp, tcp] {
+            let answer = Message::from_vec(&bytes).expect("an answer is a message");
+            assert_eq!(
+                (answer.metadata.id, &answer.queries),
+                (query.message.metadata.id, &query.message.queries)
+            );
+        }
+    }
+    // The resolver is asked what the client asks, and what it says is known for an answer to that.
+    let mut forwarded = query.forwarded(9).expect("a resolver can be asked");
+    let Read::Query(again) = Query::read(&forwarded) else { panic!("the resolver is asked something else") };
+    assert_eq!(again.question(), query.question());
+    let asked = forwarded.clone();
+    forwarded[2] |= 0x80;
+    assert!(Said::answers(&forwarded, &asked));
+    assert!(query.adapt(&mut forwarded));
+    assert_eq!(forwarded[..2], sent[..2]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,6 +460,19 @@ mod tests {
         let answer = Message::from_vec(&query.encode_udp(answer).unwrap()).unwrap();
         assert_eq!(answer.queries[0].name.to_ascii(), "WeB.sHop.svc.cluster.local.");
         assert_eq!(answer.answers[0].name.to_ascii(), "WeB.sHop.svc.cluster.local.");
+    }
+
+    #[test]
+    fn an_answer_is_a_response_of_the_same_operation() {
+        let question = query("web.", RecordType::A);
+        let with = |flags: u8| {
+            let mut answer = question.clone();
+            answer[2] = flags;
+            Said::answers(&answer, &question)
+        };
+        assert!(with(0x81) && with(0x80) && with(0x87));
+        assert!(!with(0x01), "a query");
+        assert!(!with(0x80 | 5 << 3), "an UPDATE's, which could not be repeated as a query's");
     }
 
     #[test]

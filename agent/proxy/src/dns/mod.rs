@@ -17,6 +17,8 @@ use orlop_model::{Answer, RecordData, Snapshot};
 
 use crate::metrics::Metrics;
 use message::Query;
+#[cfg(fuzzing)]
+pub use message::exercise;
 pub(crate) use tcp::serve as serve_tcp;
 pub(crate) use udp::serve as serve_udp;
 
