@@ -7,6 +7,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod address;
 mod connect;
 mod context;
 mod dns;
