@@ -7,6 +7,9 @@ use clap::Args;
 
 use crate::root;
 
+/// This very program, also after cargo has put another build of it in its place.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
 #[derive(Args, Default)]
 pub(crate) struct BuildArgs {
     /// Optimise fully.

@@ -6,6 +6,8 @@ use orlop_tests::{
     Agent, AgentOptions, Iperf3Server, Node, Pod, PodSpec, Process, Testbed, Ztunnel, wait_for,
 };
 
+use crate::cargo::OWN_PROGRAM;
+
 /// Where the HTTP server listens.
 pub(super) const HTTP_PORT: u16 = 8080;
 /// Where iperf3 does.
@@ -115,8 +117,7 @@ fn ztunnels(programs: &ZtunnelPrograms, testbed: &Testbed, case: &Case) -> Resul
 }
 
 fn serve(pod: &Pod) -> Result<Process> {
-    let me = std::env::current_exe().context("finding this program's own path")?;
-    let server = pod.spawn(&me.to_string_lossy(), &["serve-bench", &HTTP_PORT.to_string()])?;
+    let server = pod.spawn(OWN_PROGRAM, &["serve-bench", &HTTP_PORT.to_string()])?;
     let answers = || pod.node().connect(pod.addr(HTTP_PORT), Duration::from_secs(1)).is_ok();
     if !wait_for(Duration::from_secs(5), answers) {
         bail!("the server in {}/{} does not answer", pod.namespace(), pod.name());

@@ -7,6 +7,8 @@ use orlop_tests::{
     Agent, AgentOptions, Node, Pod, PodSpec, Process, ServiceSpec, TargetPort, Testbed, wait_for,
 };
 
+use crate::cargo::OWN_PROGRAM;
+
 /// Where the pods serve.
 pub(super) const PORT: u16 = 8080;
 /// Where the service does.
@@ -115,9 +117,8 @@ impl Stage {
 
 /// Serves HTTP in the pod, as a process of its own in the pod's cgroup, and waits until it answers.
 fn serve(pod: &Pod) -> Result<Process> {
-    let me = std::env::current_exe().context("finding this program's own path")?;
     let name = format!("{}/{}", pod.namespace(), pod.name());
-    let server = pod.spawn(&me.to_string_lossy(), &["serve", &name, &PORT.to_string()])?;
+    let server = pod.spawn(OWN_PROGRAM, &["serve", &name, &PORT.to_string()])?;
     let answers = || pod.node().connect(pod.addr(PORT), Duration::from_secs(1)).is_ok();
     if !wait_for(Duration::from_secs(5), answers) {
         bail!("the server in {name} does not answer");
