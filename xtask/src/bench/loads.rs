@@ -10,12 +10,10 @@ pub(super) struct Load {
     pub(super) name: &'static str,
     /// What its rate counts.
     pub(super) unit: Unit,
-    /// At the least this share of no mesh.
-    pub(super) floor: f64,
     pub(super) run: fn(&Case, Duration) -> Result<Sample>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
     GigabitsPerSecond,
     RequestsPerSecond,
@@ -35,28 +33,25 @@ pub(super) struct Sample {
     pub(super) cpu: Duration,
 }
 
-pub(super) const LOADS: [Load; 5] = [
-    Load { name: "bulk, 1 stream", unit: Unit::GigabitsPerSecond, floor: 0.40, run: |c, t| bulk(c, t, 1) },
-    Load { name: "bulk, 4 streams", unit: Unit::GigabitsPerSecond, floor: 0.0, run: |c, t| bulk(c, t, 4) },
-    Load {
-        name: "requests, 1 connection",
-        unit: Unit::RequestsPerSecond,
-        floor: 0.0,
-        run: |c, t| requests(c, t, 1, false),
-    },
-    Load {
-        name: "requests, 32 connections",
-        unit: Unit::RequestsPerSecond,
-        floor: 0.22,
-        run: |c, t| requests(c, t, 32, false),
-    },
-    Load {
-        name: "new connections, 8 clients",
-        unit: Unit::RequestsPerSecond,
-        floor: 0.25,
-        run: |c, t| requests(c, t, 8, true),
-    },
-];
+pub(super) const BULK_1_STREAM: Load =
+    Load { name: "bulk, 1 stream", unit: Unit::GigabitsPerSecond, run: |c, t| bulk(c, t, 1) };
+pub(super) const BULK_4_STREAMS: Load =
+    Load { name: "bulk, 4 streams", unit: Unit::GigabitsPerSecond, run: |c, t| bulk(c, t, 4) };
+pub(super) const REQUESTS_1_CONNECTION: Load = Load {
+    name: "requests, 1 connection",
+    unit: Unit::RequestsPerSecond,
+    run: |c, t| requests(c, t, 1, false),
+};
+pub(super) const REQUESTS_32_CONNECTIONS: Load = Load {
+    name: "requests, 32 connections",
+    unit: Unit::RequestsPerSecond,
+    run: |c, t| requests(c, t, 32, false),
+};
+pub(super) const NEW_CONNECTIONS: Load = Load {
+    name: "new connections, 8 clients",
+    unit: Unit::RequestsPerSecond,
+    run: |c, t| requests(c, t, 8, true),
+};
 
 fn bulk(case: &Case, time: Duration, streams: u32) -> Result<Sample> {
     let result = iperf3(&case.client, case.server.addr(IPERF_PORT), streams, time)?;
