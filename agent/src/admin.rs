@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use orlop_datapath::Datapath;
 use orlop_identity::Identities;
 use orlop_model::Snapshot;
-use orlop_proxy::Proxy;
+use orlop_proxy::{Flow, Proxy};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
@@ -49,8 +49,14 @@ pub struct Admin {
     pub status: watch::Receiver<Status>,
 }
 
+/// What answers a role's endpoints.
+pub trait Answer: Clone + Send + Sync + 'static {
+    /// Answers one request, of whatever method.
+    fn answer(&self, endpoint: Endpoint, request: &Request<Incoming>) -> Response<Full<Bytes>>;
+}
+
 #[derive(Clone, Copy, Debug)]
-enum Endpoint {
+pub enum Endpoint {
     Admin,
     Metrics,
     Ready,
@@ -89,9 +95,9 @@ impl Servers {
     }
 
     /// Answers until [`Servers::stop`].
-    pub fn serve(&mut self, admin: &Admin) {
+    pub fn serve(&mut self, admin: &impl Answer) {
         for (endpoint, _, listener) in &self.listeners {
-            self.accepting.spawn(admin.clone().accept(*endpoint, Arc::clone(listener)));
+            self.accepting.spawn(accept(admin.clone(), *endpoint, Arc::clone(listener)));
         }
     }
 
@@ -106,87 +112,54 @@ impl Servers {
     }
 }
 
-impl Admin {
-    async fn accept(self, endpoint: Endpoint, listener: Arc<TcpListener>) {
-        loop {
-            let Ok((tcp, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let this = self.clone();
-            tokio::spawn(async move {
-                let answer = service_fn(|request| {
-                    let response = this.answer(endpoint, &request);
-                    async { Ok::<_, Infallible>(response) }
-                });
-                // A client that breaks off has nobody to tell.
-                let _ = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(tcp), answer)
-                    .await;
+async fn accept(admin: impl Answer, endpoint: Endpoint, listener: Arc<TcpListener>) {
+    loop {
+        let Ok((tcp, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(|request| {
+                let response = admin.answer(endpoint, &request);
+                async { Ok::<_, Infallible>(response) }
             });
-        }
+            // A client that breaks off has nobody to tell.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(tcp), answer)
+                .await;
+        });
     }
+}
 
+impl Answer for Admin {
     fn answer(&self, endpoint: Endpoint, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match (endpoint, request.uri().path()) {
             (Endpoint::Admin, "/config_dump") => self.config_dump(),
-            (Endpoint::Admin, "/flows") => self.flows(),
+            (Endpoint::Admin, "/flows") => flows(&self.proxy.flows()),
             (Endpoint::Admin, "/udp") => self.udp(),
             (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\nGET /flows\nGET /udp\n"),
-            (Endpoint::Metrics, "/metrics") => self.metrics(),
-            (Endpoint::Ready, "/healthz/ready") => self.ready(),
+            (Endpoint::Metrics, "/metrics") => metrics(&self.registry),
+            (Endpoint::Ready, "/healthz/ready") => ready(&self.status.borrow()),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
+}
 
+impl Admin {
     fn config_dump(&self) -> Response<Full<Bytes>> {
-        let dump = dump::config(&self.node, &self.snapshot.load(), &self.status.borrow(), &self.identities);
-        match dump {
-            Ok(json) => typed(StatusCode::OK, "application/json", json),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
-        }
+        json(dump::config(&self.node, &self.snapshot.load(), &self.status.borrow(), &self.identities))
     }
 
     fn udp(&self) -> Response<Full<Bytes>> {
         match udp::dump(&self.datapath, &self.status.borrow(), &self.snapshot.load()) {
             Ok(json) => typed(StatusCode::OK, "application/json", json),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
-        }
-    }
-
-    /// One JSON object a line, the oldest first.
-    fn flows(&self) -> Response<Full<Bytes>> {
-        let mut body = Vec::new();
-        for flow in self.proxy.flows() {
-            if let Err(error) = serde_json::to_writer(&mut body, &*flow) {
-                return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n"));
-            }
-            body.push(b'\n');
-        }
-        typed(StatusCode::OK, "application/jsonl", body)
-    }
-
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut body = String::new();
-        match prometheus_client::encoding::text::encode(&mut body, &self.registry) {
-            Ok(()) => typed(StatusCode::OK, OPENMETRICS, body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
-        }
-    }
-
-    fn ready(&self) -> Response<Full<Bytes>> {
-        let status = self.status.borrow();
-        match (status.draining, status.generation) {
-            (true, _) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            (false, 0) => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n")
-            }
-            _ => text(StatusCode::OK, "ready\n"),
         }
     }
 }
@@ -228,11 +201,54 @@ impl Collector for Refused {
     }
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+/// One JSON object a line, the oldest first.
+pub fn flows(flows: &[Arc<Flow>]) -> Response<Full<Bytes>> {
+    let mut body = Vec::new();
+    for flow in flows {
+        if let Err(error) = serde_json::to_writer(&mut body, &**flow) {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n"));
+        }
+        body.push(b'\n');
+    }
+    typed(StatusCode::OK, "application/jsonl", body)
+}
+
+/// In the Prometheus text format.
+pub fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+    let mut body = String::new();
+    match prometheus_client::encoding::text::encode(&mut body, registry) {
+        Ok(()) => typed(StatusCode::OK, OPENMETRICS, body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+/// Whether new connections are served.
+pub fn ready(status: &Status) -> Response<Full<Bytes>> {
+    match (status.draining, status.generation) {
+        (true, _) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        (false, 0) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n")
+        }
+        _ => text(StatusCode::OK, "ready\n"),
+    }
+}
+
+pub fn json(dump: serde_json::Result<String>) -> Response<Full<Bytes>> {
+    match dump {
+        Ok(json) => typed(StatusCode::OK, "application/json", json),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+pub fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
     typed(status, "text/plain; charset=utf-8", body.to_owned())
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub fn typed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));

@@ -24,6 +24,9 @@ pub enum Command {
     /// Enrol this node's pods and carry their connections.
     #[command(args_override_self = true)]
     Node(Box<NodeArguments>),
+    /// Read the HTTP of services behind a waypoint, and carry each request to an endpoint.
+    #[command(args_override_self = true)]
+    Waypoint(Box<WaypointArguments>),
     /// Say what would become of a connection, and why, from a world directory alone.
     Explain(Box<ExplainArguments>),
     /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
@@ -114,6 +117,75 @@ pub struct NodeArguments {
     #[arg(long, value_name = "ADDRESS")]
     pub dns_upstream: Option<SocketAddr>,
     /// Threads that carry connections [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+#[derive(Args, Debug)]
+pub struct WaypointArguments {
+    /// Directory of Kubernetes objects as YAML; watched for changes.
+    #[arg(long, value_name = "DIR")]
+    pub world: PathBuf,
+    /// The Gateway that this waypoint is, as labels name it: that of its Service.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub name: NamespacedName,
+    /// Its service account, whose certificate it shows [default: the Gateway's name].
+    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
+    pub service_account: Option<String>,
+    /// Name of the node that it runs on, for services that want near endpoints.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node: String,
+    /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    #[command(flatten)]
+    pub names: NameArguments,
+    /// Where it takes tunnels.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
+    pub listen: SocketAddr,
+    /// Admin API: /config_dump and /flows. Loopback addresses only.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
+    pub admin: SocketAddr,
+    /// Prometheus metrics: /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
+    pub metrics: SocketAddr,
+    /// Readiness: /healthz/ready.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
+    pub ready: SocketAddr,
+    /// DNS server for the hosts of ServiceEntries and WorkloadEntries [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "ADDRESS", value_parser = dns_server)]
+    pub host_resolver: Option<SocketAddr>,
+    /// How long open requests may go on after SIGTERM.
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// How long a server or a peer's proxy may take to accept.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// A connection on which nothing moves for this long is closed.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// How long to wait for a client's first bytes where a port doesn't say what it speaks.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub detection_timeout: Duration,
+    /// How long a request's head may take from its first byte on; at most twice that.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// Headers of one request or answer.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_headers: usize,
+    /// Size of a request's or an answer's head.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    pub max_header_size: u64,
+    /// Requests that a client may have open in one HTTP/2 connection.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_streams: u32,
+    /// Connections open at once; further ones are refused [default: 100000, or as many as the limit of open
+    /// files allows].
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// Threads that carry requests [default: one a core].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
     #[command(flatten)]

@@ -18,6 +18,8 @@ mod logging;
 mod node;
 mod replay;
 mod udp;
+mod waypoint;
+mod worlds;
 
 use std::process::ExitCode;
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Waypoint(arguments) => waypoint::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,6 @@
 //! `orlop node`: world → snapshot → kernel and proxy.
 
 use std::{
-    convert::Infallible,
     future, io, mem,
     net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
@@ -16,7 +15,7 @@ use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets, Verdicts};
 use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
 use orlop_kube::WorldDirectory;
-use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile_after, hosts_of};
+use orlop_model::Snapshot;
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -33,6 +32,7 @@ use crate::{
     handover::{Door, Estate, Predecessor, ServerSockets, Successor},
     hosts::Names,
     limits, logging, udp,
+    worlds::Worlds,
 };
 
 /// Runs until SIGTERM or SIGINT, and then until the connections have ended or the drain timeout is over.
@@ -126,7 +126,9 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, same_node, inherited);
     let settings = arguments.names.settings(&arguments.node);
     let names = Names::start(arguments.host_resolver);
-    let mut worlds = Worlds::new(world.watch(), names, settings, Arc::clone(&proxy));
+    let publisher = Arc::clone(&proxy);
+    let publish = move |snapshot| publisher.publish(snapshot);
+    let mut worlds = Worlds::new(world.watch(), names, settings, Box::new(publish));
     worlds.resolve().await;
     let mut agent =
         Agent { node: arguments.node.clone(), datapath, proxy: Arc::clone(&proxy), admin, servers, status };
@@ -279,75 +281,11 @@ impl Agent {
     }
 }
 
-/// The states of the world, each compiled and put in force for new connections.
-struct Worlds {
-    worlds: watch::Receiver<Arc<World>>,
-    names: Names,
-    settings: Settings,
-    proxy: Arc<Proxy>,
-    generation: u64,
-    previous: Option<Arc<Snapshot>>,
-    findings: Vec<Finding>,
-}
-
-impl Worlds {
-    fn new(worlds: watch::Receiver<Arc<World>>, names: Names, settings: Settings, proxy: Arc<Proxy>) -> Self {
-        Self { worlds, names, settings, proxy, generation: 0, previous: None, findings: Vec::new() }
-    }
-
-    /// Gives DNS a moment, so that the first state has an address for every host that has one.
-    async fn resolve(&mut self) {
-        self.names.want(hosts_of(&self.worlds.borrow()));
-        self.names.resolved().await;
-    }
-
-    /// Puts the newest state in force.
-    fn publish(&mut self) -> Arc<Snapshot> {
-        let world = Arc::clone(&self.worlds.borrow_and_update());
-        self.names.want(hosts_of(&world));
-        self.generation += 1;
-        let (previous, hosts) = (self.previous.as_deref(), self.names.known());
-        let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
-        let snapshot = Arc::new(snapshot);
-        self.previous = Some(Arc::clone(&snapshot));
-        self.proxy.publish(Arc::clone(&snapshot));
-        report(&mut self.findings, snapshot.findings());
-        snapshot
-    }
-
-    async fn changed(&mut self) -> anyhow::Result<()> {
-        tokio::select! {
-            changed = self.worlds.changed() => changed.context("the world's watcher has ended"),
-            () = self.names.changed() => Ok(()),
-        }
-    }
-
-    /// Goes on putting states in force, and enrols nobody.
-    async fn publish_all(&mut self) -> anyhow::Result<Infallible> {
-        loop {
-            self.changed().await?;
-            self.publish();
-        }
-    }
-}
-
 /// Has open connections judged again whenever it changes whom to trust.
 async fn judge_again(proxy: Arc<Proxy>, mut trust: watch::Receiver<Arc<Trust>>) {
     while trust.changed().await.is_ok() {
         proxy.judge_again();
     }
-}
-
-/// Says of each resource that needs attention what is the matter, once.
-fn report(known: &mut Vec<Finding>, found: &[Finding]) {
-    for finding in found.iter().filter(|finding| !known.contains(finding)) {
-        let Finding { kind, name, severity, message } = finding;
-        match severity {
-            Severity::Info => tracing::info!(kind, %name, message, "finding"),
-            Severity::Warning | Severity::Error => tracing::warn!(kind, %name, message, "finding"),
-        }
-    }
-    *known = found.to_vec();
 }
 
 /// Whether pods of this node talk without the proxy. Where the kernel can't close their connections, policy could

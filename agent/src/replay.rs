@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use orlop_model::{
-    Connection, Hosts, Identity, NamespacedName, Reason, Snapshot, Workload, World, compile_after,
+    Caller, Connection, Hosts, Identity, NamespacedName, Reason, Snapshot, Workload, World, compile_after,
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -28,6 +28,8 @@ struct Recorded {
     src_workload: Option<NamespacedName>,
     #[serde(default, deserialize_with = "parsed")]
     src_identity: Option<Identity>,
+    #[serde(default, deserialize_with = "parsed")]
+    caller_identity: Option<Identity>,
     dialled: Option<SocketAddr>,
     dst: Option<SocketAddr>,
     #[serde(default, deserialize_with = "parsed")]
@@ -146,8 +148,11 @@ impl Recorded {
     /// How it would fare now, and why; `None` where a pod of it is gone.
     fn judge(&self, snapshot: &Snapshot) -> Option<(Outcome, String)> {
         let (tunnelled, fate) = match &self.src_workload {
-            Some(name) => self.of_pod(snapshot, snapshot.workload(name)?)?,
-            None => (self.tunnel.is_some(), self.of_outsider(snapshot)?),
+            // A waypoint is who it showed to be, whoever it spoke for.
+            Some(name) if self.caller_identity.is_none() => {
+                self.of_pod(snapshot, snapshot.workload(name)?)?
+            }
+            _ => (self.tunnel.is_some(), self.of_outsider(snapshot)?),
         };
         let outcome = match fate {
             Fate::Refused { .. } => Outcome::Refused,
@@ -189,7 +194,9 @@ impl Recorded {
             destination,
             address,
         };
-        Some(match snapshot.admit(&connection) {
+        let caller = self.caller_identity.as_ref();
+        let caller = caller.map(|identity| Caller { identity, address: connection.source });
+        Some(match snapshot.admit_for(&connection, caller) {
             Ok(judgement) => Fate::LetIn(judgement),
             Err(refused) => Fate::Refused { reason: refused.reason, detail: refused.detail },
         })

@@ -9,6 +9,7 @@ mod failclosed;
 mod fairness;
 mod flows;
 mod hbone;
+mod l7;
 mod limits;
 mod mesh;
 mod names;

@@ -230,7 +230,7 @@ fn ask(gated: &Gated, account: &str, to: SocketAddr) -> u16 {
     })
 }
 
-async fn open(to: SocketAddr, config: Arc<ClientConfig>) -> SendRequest<Bytes> {
+pub async fn open(to: SocketAddr, config: Arc<ClientConfig>) -> SendRequest<Bytes> {
     let tcp = tokio::net::TcpStream::connect(to).await.unwrap();
     let tls = TlsConnector::from(config).connect(ServerName::IpAddress(to.ip().into()), tcp).await.unwrap();
     let (send, connection) = h2::client::handshake(tls).await.unwrap();

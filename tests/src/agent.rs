@@ -323,7 +323,7 @@ fn keys_of(json: &str, name: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn sum_samples(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn sum_samples(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     let samples = metrics.lines().filter(|line| {
         let rest = line.strip_prefix(name);
         rest.is_some_and(|rest| rest.starts_with(['{', ' ']))

@@ -32,6 +32,7 @@ pub mod protobuf;
 mod sweep;
 mod testbed;
 pub mod traffic;
+mod waypoint;
 mod world;
 mod ztunnel;
 
@@ -45,5 +46,6 @@ pub use pod::{Pod, PodSpec};
 pub use process::Process;
 pub use sweep::{leftovers, leftovers_of, sweep};
 pub use testbed::Testbed;
+pub use waypoint::Waypoint;
 pub use world::World;
 pub use ztunnel::Ztunnel;

@@ -1,6 +1,8 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorize::{Connection, DryRun};
+use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::snapshot::Snapshot;
@@ -16,6 +18,15 @@ pub struct Judgement {
     pub audit: bool,
     /// What policies in dry run would have said.
     pub dry_run: Vec<DryRun>,
+}
+
+/// Whom a waypoint says it speaks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// Whose certificate the waypoint has verified.
+    pub identity: &'a Identity,
+    /// Where its connection to the waypoint came from.
+    pub address: IpAddr,
 }
 
 /// A pod doesn't take a connection.
@@ -43,6 +54,45 @@ impl Snapshot {
             });
         }
         self.admit_past_waypoints(destination, connection.source_identity)?;
+        self.judge(connection)
+    }
+
+    /// Like [`Self::admit`], for a connection that its source makes on behalf of `caller`, whom the
+    /// AuthorizationPolicies are asked about. If none of those that allow some names the caller, one that names the
+    /// waypoint itself will do.
+    ///
+    /// Only the destination's own waypoints are believed; whatever others say of a caller is ignored.
+    pub fn admit_for(
+        &self,
+        connection: &Connection<'_>,
+        caller: Option<Caller<'_>>,
+    ) -> Result<Judgement, Refused> {
+        let own = self.admit(connection);
+        let vouched = |identity| self.is_waypoint_of(connection.destination, identity);
+        let Some(caller) = caller.filter(|_| connection.source_identity.is_some_and(vouched)) else {
+            return own;
+        };
+        // Before policies, whoever dials must be let in.
+        if let Err(refused) = &own
+            && refused.reason != Reason::PolicyDenied
+        {
+            return own;
+        }
+        let of_caller = Connection {
+            source_identity: Some(caller.identity),
+            source: caller.address.to_canonical(),
+            ..*connection
+        };
+        match self.judge(&of_caller) {
+            Err(refused) if refused.judgement.policy.is_none() => {
+                let trusted = own.ok().filter(|judgement| judgement.policy.is_some());
+                trusted.ok_or(refused)
+            }
+            judged => judged,
+        }
+    }
+
+    fn judge(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
         match self.authorize(connection) {
             Ok(allowed) => {
                 Ok(Judgement { policy: allowed.policy, audit: allowed.audit, dry_run: allowed.dry_run })

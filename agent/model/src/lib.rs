@@ -8,6 +8,7 @@
 
 mod admit;
 mod authorize;
+mod behind;
 mod compile;
 mod dns;
 mod endpoints;
@@ -30,8 +31,9 @@ mod snapshot;
 mod waypoint;
 pub mod world;
 
-pub use admit::{Judgement, Refused};
+pub use admit::{Caller, Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
+pub use behind::Behind;
 pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved};
 pub use dns::{Answer, Record, RecordData, RecordType};
 pub use hosts::{Hosts, hosts_of};

@@ -62,6 +62,8 @@ reasons! {
     PlaintextRefused = "plaintext_refused",
     /// The tunnel's target is not an address of the pod it arrived at, or is a port of the proxy.
     NotThisPod = "not_this_pod",
+    /// The waypoint was asked for something that it does not stand before.
+    NotThisWaypoint = "not_this_waypoint",
     /// The peer's proxy answered the CONNECT with a refusal.
     PeerRefused = "peer_refused",
     /// One side reset the connection.
@@ -84,6 +86,10 @@ reasons! {
     CertificateUnavailable = "certificate_unavailable",
     /// The agent is shutting down.
     Draining = "draining",
+    /// The request is no HTTP that could be passed on.
+    BadRequest = "bad_request",
+    /// The upstream ended or reset the connection before its answer was whole.
+    UpstreamReset = "upstream_reset",
     /// The pod is not, or no longer, part of the mesh.
     NotEnrolled = "not_enrolled",
     /// A fault of Orlop's own; the log says more.

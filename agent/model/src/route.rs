@@ -146,7 +146,7 @@ impl Snapshot {
 }
 
 /// An IPv4-mapped IPv6 address is the IPv4 address: a dual-stack socket sees the former.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         // Left alone for its scope.

@@ -58,10 +58,7 @@ impl Service {
 
     /// Whether clients of this namespace may see it.
     pub fn visible_to(&self, namespace: &str) -> bool {
-        match &self.exports {
-            Exports::All => true,
-            Exports::To(namespaces) => namespaces.contains(namespace),
-        }
+        self.exports.include(namespace)
     }
 }
 
@@ -166,6 +163,11 @@ enum Condition {
 }
 
 impl Endpoint {
+    /// What is reached as it was dialled.
+    pub fn at(address: SocketAddr, workload: Option<Arc<Workload>>) -> Self {
+        Self { address, workload, ready: true, draining: false, proximity: Proximity::Elsewhere }
+    }
+
     fn condition(&self, wanted: Preference) -> Condition {
         match self {
             _ if wanted.node_local && self.proximity != Proximity::Node => Condition::Unusable,
@@ -199,6 +201,8 @@ pub(crate) struct ServiceIndex {
     claims: HashMap<IpBlock, Vec<Arc<Service>>>,
     /// The prefix lengths in `claims`, the longest first, by family.
     lengths: [Vec<u8>; 2],
+    /// By host name. Kubernetes Services come first in each list.
+    hosts: HashMap<String, Vec<Arc<Service>>>,
 }
 
 impl ServiceIndex {
@@ -211,6 +215,9 @@ impl ServiceIndex {
                     entry.insert(service.clone());
                 }
             }
+        }
+        for service in services.iter().chain(entries) {
+            index.hosts.entry(service.hostname.clone()).or_default().push(service.clone());
         }
         let aliases = |service: &Arc<Service>| service.aliases.clone();
         let of_services =
@@ -236,16 +243,24 @@ impl ServiceIndex {
         self.cluster_ips.get(&address)
     }
 
+    /// The service of this host name, in lower case, that a client of this namespace may see: its own namespace's, if
+    /// there are several.
+    pub fn named(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
+        visible(self.hosts.get(host)?, namespace)
+    }
+
     /// Of the narrowest block that holds the address and that some service claims for clients of this namespace:
     /// a Kubernetes Service, else a ServiceEntry of the namespace itself, else the first that it may see.
     pub fn claimed(&self, namespace: &str, address: IpAddr) -> Option<&Arc<Service>> {
-        self.lengths[usize::from(address.is_ipv4())].iter().find_map(|&length| {
-            let claims = self.claims.get(&IpBlock::new(address, length)?)?;
-            let own = |service: &&Arc<Service>| {
-                service.kind == ServiceKind::Service || service.name.namespace == namespace
-            };
-            let mut visible = claims.iter().filter(|service| service.visible_to(namespace));
-            visible.clone().find(own).or_else(|| visible.next())
-        })
+        self.lengths[usize::from(address.is_ipv4())]
+            .iter()
+            .find_map(|&length| visible(self.claims.get(&IpBlock::new(address, length)?)?, namespace))
     }
+}
+
+fn visible<'a>(claims: &'a [Arc<Service>], namespace: &str) -> Option<&'a Arc<Service>> {
+    let own =
+        |service: &&Arc<Service>| service.kind == ServiceKind::Service || service.name.namespace == namespace;
+    let mut visible = claims.iter().filter(|service| service.visible_to(namespace));
+    visible.clone().find(own).or_else(|| visible.next())
 }

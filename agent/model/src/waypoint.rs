@@ -60,6 +60,16 @@ impl Snapshot {
         Err(Refused { reason: Reason::NotThroughWaypoint, detail, judgement: Judgement::default() })
     }
 
+    /// Whether this identity is that of a waypoint through which the workload may be reached.
+    pub fn is_waypoint_of(&self, workload: &Workload, identity: &Identity) -> bool {
+        self.waypoints.of(workload).is_some_and(|required| self.is_admitted(required, identity))
+    }
+
+    /// Whether the workload is reached through this waypoint, among others.
+    pub(crate) fn stands_before(&self, waypoint: &NamespacedName, workload: &Workload) -> bool {
+        self.waypoints.of(workload).is_some_and(|required| required.admitted.contains(waypoint))
+    }
+
     /// The waypoint between `source` and a service, if there is one.
     pub(crate) fn waypoint_of_service(
         &self,

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use orlop_model::{Connection, Identity, Judgement, NamespacedName, Reason, Snapshot};
+use orlop_model::{Caller, Connection, Identity, Judgement, NamespacedName, Reason, Snapshot};
 use rustls::pki_types::CertificateDer;
 
 use crate::{refusal::Refusal, shared::Shared};
@@ -21,6 +21,8 @@ pub(crate) struct Arrival {
     pub(crate) client: SocketAddr,
     /// The pod's address and port that is reached.
     pub(crate) address: SocketAddr,
+    /// Whom the tunnel's other end says it speaks for, and from where that one came.
+    pub(crate) caller: Option<(Identity, SocketAddr)>,
 }
 
 /// Decides on an arrival.
@@ -40,7 +42,9 @@ pub(crate) fn admit(
         destination,
         address: arrival.address,
     };
-    snapshot.admit(&connection).map_err(Refusal::from)
+    let caller = arrival.caller.as_ref();
+    let caller = caller.map(|(identity, address)| Caller { identity, address: address.ip() });
+    snapshot.admit_for(&connection, caller).map_err(Refusal::from)
 }
 
 /// Runs `carry` for as long as the arrival is admitted.

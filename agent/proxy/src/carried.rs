@@ -113,6 +113,7 @@ async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
         certificate: None,
         client: state.client,
         address: state.server,
+        caller: None,
     });
     record.judgement =
         arrival.as_ref().and_then(|arrival| admit(shared, &shared.snapshot.load(), &pod, arrival).ok());

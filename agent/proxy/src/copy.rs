@@ -101,7 +101,7 @@ async fn tcp_to_stream(tcp: &TcpStream, send: &mut SendStream<Bytes>, meter: &Me
 }
 
 /// Queues `data` as the peer's window allows.
-async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Reason> {
+pub(crate) async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), Reason> {
     while !data.is_empty() {
         send.reserve_capacity(data.len());
         let mut room = send.capacity();
@@ -226,7 +226,7 @@ async fn write_all(to: &TcpStream, data: &mut Bytes) -> io::Result<()> {
 }
 
 /// Ends `both` when neither meter has moved for a whole period: one timer a connection, nothing a byte.
-async fn unless_idle(
+pub(crate) async fn unless_idle(
     both: impl Future<Output = Result<(), Reason>>,
     up: &Meter,
     down: &Meter,
@@ -248,7 +248,7 @@ async fn unless_idle(
     }
 }
 
-fn stream_reason(error: Option<h2::Error>) -> Reason {
+pub(crate) fn stream_reason(error: Option<h2::Error>) -> Reason {
     match error {
         Some(error) if !error.is_reset() => Reason::TunnelClosed,
         _ => Reason::Reset,

@@ -31,6 +31,9 @@ pub struct Flow {
     /// The client's identity, verified or of this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub src_identity: Option<Identity>,
+    /// Whom the client, a waypoint, speaks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller_identity: Option<Identity>,
     /// What the client dialled, if this is its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dialled: Option<SocketAddr>,
@@ -127,6 +130,7 @@ impl Flow {
             src = self.src.map(display),
             src_workload = workload(&self.src_workload),
             src_identity = self.src_identity.clone().map(display),
+            caller_identity = self.caller_identity.clone().map(display),
             dialled = self.dialled.map(display),
             dst = self.dst.map(display),
             dst_workload = workload(&self.dst_workload),
@@ -210,6 +214,7 @@ mod tests {
             src: Some(([10, 0, 0, 1], 4711).into()),
             src_workload: None,
             src_identity: None,
+            caller_identity: None,
             dialled: None,
             dst: None,
             dst_workload: None,

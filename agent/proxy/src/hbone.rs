@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header::FORWARDED, request::Parts};
-use orlop_model::{Reason, Workload};
+use orlop_model::{Identity, Reason, Workload};
 
 const BAGGAGE: &str = "baggage";
 const TRACEPARENT: &str = "traceparent";
+/// Envoy's: whose certificate a waypoint has verified, as `URI=IDENTITY`. Read from a pod's own waypoints only.
+pub(crate) const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// The request for a connection to `authority`, on behalf of `source`, whose socket is at `client`.
 ///
@@ -29,22 +31,29 @@ pub(crate) fn connect_request(
 }
 
 /// What a CONNECT asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Connect {
     /// The address and port that the client dialled.
     pub(crate) authority: SocketAddr,
     /// Where the client says that its connection comes from.
     pub(crate) forwarded: Option<SocketAddr>,
+    /// Whom the client says it speaks for.
+    pub(crate) caller: Option<Identity>,
+}
+
+/// What a CONNECT asks a waypoint for: `ip:port` or `host:port`.
+pub(crate) fn parse_authority(request: &Parts) -> Result<&str, Reason> {
+    if request.method != Method::CONNECT || request.extensions.get::<h2::ext::Protocol>().is_some() {
+        return Err(Reason::BadConnectRequest);
+    }
+    request.uri.authority().map(|authority| authority.as_str()).ok_or(Reason::BadConnectRequest)
 }
 
 /// Reads a request. Names instead of addresses are for waypoints and refused here.
 pub(crate) fn parse_connect(request: &Parts) -> Result<Connect, Reason> {
-    if request.method != Method::CONNECT || request.extensions.get::<h2::ext::Protocol>().is_some() {
-        return Err(Reason::BadConnectRequest);
-    }
-    let authority = request.uri.authority().ok_or(Reason::BadConnectRequest)?;
-    let authority = authority.as_str().parse().map_err(|_| Reason::BadConnectRequest)?;
-    Ok(Connect { authority, forwarded: forwarded(&request.headers) })
+    let authority = parse_authority(request)?.parse().map_err(|_| Reason::BadConnectRequest)?;
+    let headers = &request.headers;
+    Ok(Connect { authority, forwarded: forwarded(headers), caller: caller(headers) })
 }
 
 /// The client's address as the server may see it: what the tunnel's peer says, as long as that is only
@@ -59,18 +68,24 @@ pub(crate) fn client_address(peer: SocketAddr, forwarded: Option<SocketAddr>) ->
 /// The status that tells the peer of a refusal.
 pub(crate) fn status(reason: Reason) -> StatusCode {
     match reason {
-        Reason::BadConnectRequest | Reason::NotThisPod => StatusCode::BAD_REQUEST,
+        Reason::BadConnectRequest | Reason::NotThisPod | Reason::NotThisWaypoint => StatusCode::BAD_REQUEST,
         Reason::NotEnrolled | Reason::NotThroughWaypoint | Reason::PolicyDenied => StatusCode::UNAUTHORIZED,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
 /// `for="ip:port"` of RFC 7239, the form that HBONE uses; anything else is no statement.
-fn forwarded(headers: &HeaderMap<HeaderValue>) -> Option<SocketAddr> {
+pub(crate) fn forwarded(headers: &HeaderMap<HeaderValue>) -> Option<SocketAddr> {
     let value = headers.get(FORWARDED)?.to_str().ok()?;
     let element = value.strip_prefix("for=")?;
     let address: SocketAddr = element.trim_matches('"').parse().ok()?;
     Some(SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port()))
+}
+
+/// The identity of the last element, which is the one that the tunnel's peer itself has added.
+fn caller(headers: &HeaderMap<HeaderValue>) -> Option<Identity> {
+    let element = headers.get(CLIENT_CERT)?.to_str().ok()?.rsplit(',').next()?;
+    element.split(';').find_map(|pair| pair.trim().strip_prefix("URI="))?.parse().ok()
 }
 
 fn baggage(source: &Workload) -> String {

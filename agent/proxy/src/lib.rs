@@ -17,7 +17,9 @@ mod dns;
 mod flow;
 mod handshakes;
 mod hbone;
+mod http;
 mod inbound;
+mod incoming;
 mod inherited;
 mod kernel;
 mod limits;
@@ -62,6 +64,7 @@ pub use crate::{
     config::Config,
     dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
+    http::{HttpLimits, RequestMetrics, Waypoint, WaypointConfig},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
     metrics::Metrics,

@@ -54,12 +54,16 @@ impl Shared {
 
     /// The same for a stream of a tunnel.
     pub(crate) fn take_on_stream(&self, pod: &Pod) -> Result<[LiveGuard; 2], Reason> {
+        let own = pod.live().enter(self.config.max_connections_per_pod).ok_or(Reason::ConnectionLimit)?;
+        Ok([own, self.take_on_any()?])
+    }
+
+    /// Counts a connection that is no pod's own.
+    pub(crate) fn take_on_any(&self) -> Result<LiveGuard, Reason> {
         if self.limits.short_of_memory.load(Ordering::Relaxed) {
             return Err(Reason::MemoryLimit);
         }
-        let own = pod.live().enter(self.config.max_connections_per_pod).ok_or(Reason::ConnectionLimit)?;
-        let all = self.live.enter(self.config.max_connections).ok_or(Reason::ConnectionLimit)?;
-        Ok([own, all])
+        self.live.enter(self.config.max_connections).ok_or(Reason::ConnectionLimit)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::flow::Figures;
 /// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
 const MAX_SERIES: usize = 10_000;
 
-type Labels = Vec<(&'static str, String)>;
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// Which side of a connection reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -32,6 +32,8 @@ pub enum Direction {
     Inbound,
     /// The node of the pod that dials.
     Outbound,
+    /// A waypoint between them.
+    Waypoint,
 }
 
 impl Direction {
@@ -39,6 +41,7 @@ impl Direction {
         match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
+            Self::Waypoint => "waypoint",
         }
     }
 
@@ -46,6 +49,7 @@ impl Direction {
         match self {
             Self::Inbound => "destination",
             Self::Outbound => "source",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -178,10 +182,13 @@ impl Metrics {
         destination: End<'_>,
         service: Option<&Service>,
     ) -> Series {
-        let mut labels = connection_labels(direction, mutual_tls, source, destination, service);
+        let of = |source, destination, service| {
+            labels(direction, mutual_tls, source, destination, service, "tcp", "-")
+        };
+        let mut labels = of(source, destination, service);
         if !self.admit(&labels) {
             let nobody = End { workload: None, identity: None };
-            labels = connection_labels(direction, mutual_tls, nobody, nobody, None);
+            labels = of(nobody, nobody, None);
         }
         Series {
             opened: self.opened.get_or_create_owned(&labels),
@@ -201,14 +208,17 @@ impl Metrics {
     }
 }
 
-fn connection_labels(
+/// The labels that connections and requests have in common.
+pub(crate) fn labels(
     direction: Direction,
     mutual_tls: bool,
     source: End<'_>,
     destination: End<'_>,
     service: Option<&Service>,
+    protocol: &str,
+    flags: &str,
 ) -> Labels {
-    let mut labels = Vec::with_capacity(24);
+    let mut labels = Vec::with_capacity(26);
     labels.push(("reporter", direction.reporter().to_owned()));
     labels.extend(end_labels(&SOURCE, source));
     labels.extend(end_labels(&DESTINATION, destination));
@@ -218,8 +228,8 @@ fn connection_labels(
     labels.push(("destination_service", host.to_owned()));
     labels.push(("destination_service_name", name.to_owned()));
     labels.push(("destination_service_namespace", namespace.to_owned()));
-    labels.push(("request_protocol", "tcp".to_owned()));
-    labels.push(("response_flags", "-".to_owned()));
+    labels.push(("request_protocol", protocol.to_owned()));
+    labels.push(("response_flags", flags.to_owned()));
     labels.push(("connection_security_policy", if mutual_tls { "mutual_tls" } else { UNKNOWN }.to_owned()));
     labels
 }

@@ -4,9 +4,8 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
-use http::StatusCode;
 use orlop_model::{Reason, Workload};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use crate::{
     admission::while_trusted,
@@ -175,14 +174,5 @@ async fn request(
 ) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
     let request = hbone::connect_request(upstream.address, &upstream.source, client)
         .ok_or_else(|| Refusal::internal("a name of the pod does not fit a header"))?;
-    let lost = |error: h2::Error| Refusal::new(Reason::TunnelClosed, error);
-    let (answer, send) = tunnel.send_request(request, false).map_err(lost)?;
-    let answer = timeout(worker.shared.config.connect_timeout, answer)
-        .await
-        .map_err(|_| Refusal::new(Reason::ConnectTimeout, "no answer to the CONNECT in time"))?
-        .map_err(lost)?;
-    match answer.status() {
-        StatusCode::OK => Ok((send, answer.into_body())),
-        status => Err(Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))),
-    }
+    tunnel::ask(&worker.shared, tunnel, request).await
 }

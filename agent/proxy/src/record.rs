@@ -35,6 +35,8 @@ pub(crate) struct Record {
     /// What the client dialled, before a service's address became that of an endpoint.
     pub(crate) dialled: Option<SocketAddr>,
     pub(crate) destination: Party,
+    /// Whom the source, a waypoint, speaks for.
+    pub(crate) caller: Option<Identity>,
     pub(crate) service: Option<Arc<Service>>,
     /// The far end of the tunnel, if the connection goes through one.
     pub(crate) tunnel: Option<SocketAddr>,
@@ -59,6 +61,7 @@ impl Record {
             source: Party::default(),
             dialled: None,
             destination: Party::default(),
+            caller: None,
             service: None,
             tunnel: None,
             up: Meter::default(),
@@ -147,6 +150,7 @@ impl Drop for Record {
             src: self.source.address,
             src_workload: self.source.workload.take(),
             src_identity: self.source.identity.take(),
+            caller_identity: self.caller.take(),
             dialled: self.dialled,
             dst: self.destination.address,
             dst_workload: self.destination.workload.take(),

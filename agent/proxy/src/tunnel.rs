@@ -3,7 +3,11 @@
 use std::{net::SocketAddr, os::fd::AsFd as _, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use h2::client::{self, SendRequest};
+use h2::{
+    RecvStream, SendStream,
+    client::{self, SendRequest},
+};
+use http::{Request, StatusCode};
 use orlop_identity::{HandshakeFailure, classify_io, require_h2};
 use orlop_model::Reason;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -34,13 +38,21 @@ pub(crate) struct Opened {
 }
 
 /// Opens a tunnel for `key` from `pod`.
-pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Opened, Refusal> {
-    let shared = &worker.shared;
+pub(crate) async fn open(worker: &Worker, pod: &Pod, key: &Key) -> Result<Opened, Refusal> {
+    open_over(&worker.shared, key, dial(&worker.shared, pod, key.address)).await
+}
+
+/// Opens a tunnel for `key` over the connection that `dial` makes.
+pub(crate) async fn open_over(
+    shared: &Arc<Shared>,
+    key: &Key,
+    dial: impl Future<Output = Result<TcpStream, Refusal>>,
+) -> Result<Opened, Refusal> {
     let config = shared
         .identities
         .client_config(&key.source, &key.destination)
         .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error))?;
-    let tcp = dial(shared, pod, key.address).await?;
+    let tcp = dial.await?;
     let _ = socket::keep_alive(&tcp);
 
     let name = ServerName::IpAddress(key.address.ip().into());
@@ -85,6 +97,24 @@ pub(crate) async fn open(worker: &Rc<Worker>, pod: &Pod, key: &Key) -> Result<Op
         gauge.dec();
     });
     Ok(opened)
+}
+
+/// Asks through a tunnel for what `request` names, and gives the stream to it.
+pub(crate) async fn ask(
+    shared: &Shared,
+    tunnel: &mut SendRequest<Bytes>,
+    request: Request<()>,
+) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
+    let lost = |error: h2::Error| Refusal::new(Reason::TunnelClosed, error);
+    let (answer, send) = tunnel.send_request(request, false).map_err(lost)?;
+    let answer = timeout(shared.config.connect_timeout, answer)
+        .await
+        .map_err(|_| Refusal::new(Reason::ConnectTimeout, "no answer to the CONNECT in time"))?
+        .map_err(lost)?;
+    match answer.status() {
+        StatusCode::OK => Ok((send, answer.into_body())),
+        status => Err(Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))),
+    }
 }
 
 /// Dials from the pod's own address, as the agent and not as the pod.

@@ -60,6 +60,16 @@ pub enum Exports {
     To(BTreeSet<String>),
 }
 
+impl Exports {
+    /// Whether this namespace may see it.
+    pub fn include(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::To(namespaces) => namespaces.contains(namespace),
+        }
+    }
+}
+
 /// A `networking.istio.io` WorkloadEntry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadEntry {

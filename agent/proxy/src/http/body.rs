@@ -1,0 +1,162 @@
+//! Bodies on their way: passed on frame by frame, trailers included, and counted.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use orlop_model::Reason;
+
+use super::{record::RequestRecord, upstream::Lease};
+use crate::refusal::Refusal;
+
+const GRPC_STATUS: &str = "grpc-status";
+
+/// A request's body.
+pub(super) struct RequestBody {
+    body: Incoming,
+    sent: Rc<Cell<u64>>,
+}
+
+impl RequestBody {
+    /// Counts in `sent` what goes through.
+    pub(super) fn new(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
+        Self { body, sent }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.sent.set(self.sent.get() + data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body. Dropping it ends the request's record, and gives the connection back if it was read to its end.
+pub(super) struct ResponseBody {
+    content: Content,
+    /// `None` where the request goes on without HTTP.
+    record: Option<RequestRecord>,
+}
+
+enum Content {
+    /// Our own words.
+    Own(Bytes),
+    Server {
+        body: Incoming,
+        lease: Lease,
+        ended: bool,
+    },
+}
+
+impl ResponseBody {
+    pub(super) fn own(text: impl Into<Bytes>, record: RequestRecord) -> Self {
+        Self { content: Content::Own(text.into()), record: Some(record) }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { content: Content::Own(Bytes::new()), record: None }
+    }
+
+    pub(super) fn of_server(body: Incoming, lease: Lease, mut record: RequestRecord) -> Self {
+        // Until it has been read to its end.
+        record.outcome = Some(Reason::Reset.into());
+        Self { content: Content::Server { body, lease, ended: false }, record: Some(record) }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let (body, ended) = match &mut this.content {
+            Content::Own(text) => {
+                let text = std::mem::take(text);
+                if let Some(record) = &mut this.record {
+                    record.received += text.len() as u64;
+                }
+                return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
+            }
+            Content::Server { body, ended, .. } => (body, ended),
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        match (&frame, &mut this.record) {
+            (Some(Ok(frame)), Some(record)) => {
+                if let Some(data) = frame.data_ref() {
+                    record.received += data.remaining() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+                }
+            }
+            (Some(Err(error)), record) => {
+                if let Some(record) = record {
+                    record.outcome = Some(Refusal::new(Reason::UpstreamReset, error));
+                }
+            }
+            (None, _) => *ended = true,
+            (Some(Ok(_)), None) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(text) => text.is_empty(),
+            Content::Server { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(text) => SizeHint::with_exact(text.len() as u64),
+            Content::Server { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Content::Server { body, lease, ended } = &mut self.content
+            && (*ended || body.is_end_stream())
+        {
+            lease.finish();
+            if let Some(record) = &mut self.record {
+                record.outcome = None;
+            }
+        }
+    }
+}
+
+/// The status that gRPC has in its trailers, or in the head of an answer without a body.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}

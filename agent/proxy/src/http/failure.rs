@@ -1,0 +1,72 @@
+//! Answers of our own, where there is none from a server.
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName},
+};
+use orlop_model::Reason;
+
+use super::{body::ResponseBody, record::RequestRecord};
+use crate::refusal::Refusal;
+
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Answers a request that went nowhere.
+pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
+    let status = status(refusal.reason);
+    // The reason says what is wrong without telling a stranger where things are; the log says more.
+    let text = refusal.reason.as_str();
+    record.code = status;
+    record.outcome = Some(refusal);
+    if !record.grpc {
+        let mut response = Response::new(ResponseBody::own(format!("{text}\n"), record));
+        *response.status_mut() = status;
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+        return response;
+    }
+    let grpc = grpc_status(status);
+    record.code = StatusCode::OK;
+    record.grpc_status = Some(grpc);
+    let mut response = Response::new(ResponseBody::own("", record));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(grpc)));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(text));
+    response
+}
+
+/// As Envoy has it.
+fn status(reason: Reason) -> StatusCode {
+    match reason {
+        Reason::BadRequest => StatusCode::BAD_REQUEST,
+        Reason::PolicyDenied => StatusCode::FORBIDDEN,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// gRPC's own mapping (doc/http-grpc-status-mapping.md of gRPC).
+pub(super) fn grpc_status(status: StatusCode) -> u8 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// Envoy's response flag.
+pub(super) fn flag(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NoHealthyEndpoint => "UH",
+        Reason::UpstreamReset | Reason::TunnelClosed => "UC",
+        Reason::Reset => "DC",
+        Reason::BadRequest => "DPE",
+        Reason::PolicyDenied => "UAEX",
+        Reason::Draining => "DC",
+        _ => "UF",
+    }
+}

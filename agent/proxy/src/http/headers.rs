@@ -1,0 +1,145 @@
+//! What of a message's head is for the next hop, and what is not.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Version,
+    header::{CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
+    uri::Authority,
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const WEBSOCKET: &str = "websocket";
+
+/// Whom a request is for: what HTTP/2 has as `:authority`, else its one `Host`. `None` if it does not say, says it
+/// twice, or names a user as well.
+pub(super) fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(Authority::try_from(host.as_bytes()).ok()?),
+        (Some(_), Some(_)) => return None,
+    };
+    let authority = match (request.uri().authority(), host) {
+        (Some(of_uri), Some(host)) if request.version() == Version::HTTP_2 && *of_uri != host => return None,
+        // RFC 9112, section 3.2.2: the absolute form counts, and not Host.
+        (Some(of_uri), _) => of_uri.clone(),
+        (None, host) => host?,
+    };
+    (!authority.as_str().contains('@') && !authority.host().is_empty()).then_some(authority)
+}
+
+/// Whether the client wants to go on with WebSocket. Any other upgrade is for this hop, and declined: one to h2c
+/// would carry requests past whoever reads them here.
+pub(super) fn wants_websocket<B>(request: &Request<B>) -> bool {
+    let upgrade = request.headers().get(UPGRADE);
+    request.version() == Version::HTTP_11
+        && upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
+        && names(request.headers(), CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Takes out what is between two neighbours alone (RFC 9110, section 7.6.1), also what `Connection` names. What is
+/// needed beyond that must be put in afterwards.
+pub(super) fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<_> =
+            names(headers, CONNECTION).filter_map(|name| HeaderName::try_from(name).ok()).collect();
+        // Without it the message would have no end, or nobody it is for.
+        for name in named.iter().filter(|name| **name != HOST && **name != http::header::CONTENT_LENGTH) {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    let trailers = names(headers, TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Asks for, or agrees to, WebSocket.
+pub(super) fn upgrade(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+}
+
+fn names(headers: &HeaderMap, of: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(of).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_for_one_host() {
+        for (version, uri, hosts, wanted) in [
+            (Version::HTTP_11, "/", &["web"][..], Some("web")),
+            (Version::HTTP_11, "/", &["web:80"], Some("web:80")),
+            (Version::HTTP_11, "http://other/", &["web"], Some("other")),
+            (Version::HTTP_2, "http://web/", &["web"], Some("web")),
+            (Version::HTTP_2, "http://web/", &[], Some("web")),
+            (Version::HTTP_2, "http://web/", &["other"], None),
+            (Version::HTTP_11, "/", &[], None),
+            (Version::HTTP_11, "/", &["web", "web"], None),
+            (Version::HTTP_11, "/", &["user@web"], None),
+            (Version::HTTP_11, "/", &["we b"], None),
+            (Version::HTTP_11, "/", &[""], None),
+        ] {
+            let hosts: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let found = authority(&request(version, uri, &hosts));
+            assert_eq!(found.as_ref().map(Authority::as_str), wanted, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_this_hop_goes_no_further() {
+        let headers = [
+            ("connection", "close, X-Secret, host"),
+            ("connection", "upgrade"),
+            ("x-secret", "1"),
+            ("host", "web"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers, deflate"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("proxy-authorization", "Basic x"),
+            ("accept", "*/*"),
+        ];
+        let mut request = request(Version::HTTP_11, "/", &headers);
+        strip(request.headers_mut());
+        let mut left: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("accept", "*/*"), ("host", "web"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn only_websocket_is_upgraded_to() {
+        let upgrades = |version, connection, upgrade| {
+            wants_websocket(&request(version, "/", &[("connection", connection), ("upgrade", upgrade)]))
+        };
+        assert!(upgrades(Version::HTTP_11, "keep-alive, Upgrade", "WebSocket"));
+        assert!(!upgrades(Version::HTTP_11, "close", "websocket"));
+        assert!(!upgrades(Version::HTTP_11, "upgrade", "h2c"));
+        assert!(!upgrades(Version::HTTP_10, "upgrade", "websocket"));
+    }
+}

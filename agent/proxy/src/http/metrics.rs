@@ -1,0 +1,167 @@
+//! Istio's HTTP metrics, with Istio's label names.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use orlop_model::{Identity, Service, Workload};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::{
+    metrics::{Direction, End, Labels, labels},
+    series::Place,
+};
+
+/// Distinct label sets. Past it, requests count under `unknown` names.
+const MAX_SERIES: usize = 10_000;
+/// Past this, a worker's cache starts again: most of what it holds is then of earlier snapshots.
+const MAX_ENTRIES: usize = 4096;
+/// Istio's, of milliseconds and of bytes.
+const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// The waypoint's metrics of requests.
+#[derive(Clone, Debug)]
+pub struct RequestMetrics {
+    requests: Family<Labels, Counter>,
+    duration: Histograms,
+    sent: Histograms,
+    received: Histograms,
+    folded: Counter,
+    seen: Arc<Mutex<HashSet<Labels>>>,
+}
+
+impl RequestMetrics {
+    /// Makes the metrics and enters them into `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let histograms = || Histograms::new_with_constructor(|| Histogram::new(BUCKETS));
+        let metrics = Self {
+            requests: Family::default(),
+            duration: histograms(),
+            sent: histograms(),
+            received: histograms(),
+            folded: Counter::default(),
+            seen: Arc::default(),
+        };
+        registry.register("istio_requests", "Requests", metrics.requests.clone());
+        let help = "From a request's head to its answer's end, in milliseconds";
+        registry.register("istio_request_duration_milliseconds", help, metrics.duration.clone());
+        registry.register("istio_request_bytes", "Bytes of requests' bodies", metrics.sent.clone());
+        registry.register("istio_response_bytes", "Bytes of answers' bodies", metrics.received.clone());
+        let help = "Label sets that were one too many, whose requests count under unknown names";
+        registry.register("orlop_request_series_folded", help, metrics.folded.clone());
+        metrics
+    }
+
+    fn series(&self, key: &RequestKey) -> RequestSeries {
+        let mut labels = key.labels();
+        if !self.admit(&labels) {
+            self.folded.inc();
+            labels = key.folded();
+        }
+        RequestSeries {
+            requests: self.requests.get_or_create_owned(&labels),
+            duration: self.duration.get_or_create_owned(&labels),
+            sent: self.sent.get_or_create_owned(&labels),
+            received: self.received.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Whether this label set is known already or there is room for one more.
+    fn admit(&self, labels: &Labels) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.contains(labels) || (seen.len() < MAX_SERIES && seen.insert(labels.clone()))
+    }
+}
+
+/// What the labels are made from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct RequestKey {
+    pub(super) source: Place<Workload>,
+    pub(super) source_identity: Identity,
+    pub(super) destination: Place<Workload>,
+    pub(super) destination_identity: Option<Identity>,
+    pub(super) service: Place<Service>,
+    pub(super) grpc: bool,
+    pub(super) code: u16,
+    pub(super) grpc_status: Option<u8>,
+    pub(super) flag: &'static str,
+}
+
+impl RequestKey {
+    fn labels(&self) -> Labels {
+        let source = End { workload: self.source.0.as_deref(), identity: Some(&self.source_identity) };
+        let destination =
+            End { workload: self.destination.0.as_deref(), identity: self.destination_identity.as_ref() };
+        self.with(source, destination, self.service.0.as_deref())
+    }
+
+    fn folded(&self) -> Labels {
+        let nobody = End { workload: None, identity: None };
+        self.with(nobody, nobody, None)
+    }
+
+    fn with(&self, source: End<'_>, destination: End<'_>, service: Option<&Service>) -> Labels {
+        let protocol = if self.grpc { "grpc" } else { "http" };
+        let mut labels = labels(Direction::Waypoint, true, source, destination, service, protocol, self.flag);
+        labels.push(("response_code", self.code.to_string()));
+        if let Some(status) = self.grpc_status {
+            labels.push(("grpc_response_status", status.to_string()));
+        }
+        labels
+    }
+}
+
+/// The metrics of one label set.
+pub(super) struct RequestSeries {
+    pub(super) requests: Counter,
+    pub(super) duration: Histogram,
+    pub(super) sent: Histogram,
+    pub(super) received: Histogram,
+}
+
+/// One worker's way to the series that it used before.
+#[derive(Default)]
+pub(crate) struct RequestSeriesCache(RefCell<HashMap<RequestKey, Rc<RequestSeries>>>);
+
+impl RequestSeriesCache {
+    pub(super) fn get(&self, metrics: &RequestMetrics, key: RequestKey) -> Rc<RequestSeries> {
+        let mut cache = self.0.borrow_mut();
+        if let Some(series) = cache.get(&key) {
+            return Rc::clone(series);
+        }
+        if cache.len() >= MAX_ENTRIES {
+            cache.clear();
+        }
+        let series = Rc::new(metrics.series(&key));
+        cache.insert(key, Rc::clone(&series));
+        series
+    }
+}

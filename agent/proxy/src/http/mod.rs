@@ -1,0 +1,229 @@
+//! The waypoint: reads the HTTP that comes through its tunnels, and carries each request to an endpoint.
+//!
+//! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
+//! [`exchange`] for each request → [`upstream`]. What is not HTTP goes through [`opaque`].
+
+mod body;
+mod exchange;
+mod failure;
+mod headers;
+mod io;
+mod listener;
+mod metrics;
+mod opaque;
+mod record;
+mod session;
+mod sniff;
+mod upstream;
+
+use std::{
+    io as std_io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    os::fd::BorrowedFd,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use orlop_identity::Identities;
+use orlop_model::{NamespacedName, Snapshot, Workload};
+use tokio::{
+    sync::watch,
+    task::spawn_local,
+    time::{sleep, timeout},
+};
+
+pub use self::metrics::RequestMetrics;
+use self::{metrics::RequestSeriesCache, upstream::Upstreams};
+use crate::{
+    Config, Kernel, Metrics,
+    affinity::Affinity,
+    flow::{Flow, Flows},
+    limits::Limits,
+    shared::{InFlight, Live, Phase, Shared},
+    worker::{Crew, Worker},
+};
+
+/// What a waypoint is.
+#[derive(Clone, Debug)]
+pub struct WaypointConfig {
+    /// The Gateway's, which labels name.
+    pub name: NamespacedName,
+    /// Itself as a workload: its identity, and what its peers are told of it.
+    pub workload: Workload,
+    /// Limits and timeouts of tunnels and connections.
+    pub proxy: Config,
+    /// Limits and timeouts of HTTP.
+    pub http: HttpLimits,
+}
+
+/// Limits and timeouts of HTTP, of clients and servers alike.
+#[derive(Clone, Debug)]
+pub struct HttpLimits {
+    /// How long what a client sends first may take, on ports that don't say what they speak: after this, it is
+    /// passed on as it is.
+    pub detection_timeout: Duration,
+    /// How long a request's head may take from its first byte on; a connection may take up to twice that.
+    pub header_timeout: Duration,
+    /// Headers of one request or answer.
+    pub max_headers: usize,
+    /// The size of a head in bytes.
+    pub max_header_size: usize,
+    /// Requests that a client may have open in one HTTP/2 connection.
+    pub max_streams: u32,
+    /// Connections to one server that wait for the next request, of one caller on one worker.
+    pub max_idle: usize,
+    /// How long they wait.
+    pub idle_timeout: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            detection_timeout: Duration::from_secs(5),
+            header_timeout: Duration::from_secs(15),
+            max_headers: 100,
+            max_header_size: 64 << 10,
+            max_streams: 100,
+            max_idle: 128,
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The running waypoint.
+pub struct Waypoint {
+    shared: Arc<Shared>,
+    crew: Crew,
+    own: Arc<Own>,
+}
+
+/// What every worker knows of the waypoint.
+pub(crate) struct Own {
+    pub(crate) name: NamespacedName,
+    pub(crate) workload: Workload,
+    pub(crate) limits: HttpLimits,
+    pub(crate) metrics: RequestMetrics,
+}
+
+/// One worker's part of the waypoint.
+pub(crate) struct Local {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) own: Arc<Own>,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) series: RequestSeriesCache,
+}
+
+impl Waypoint {
+    /// Starts the workers. What [`Waypoint::publish`] puts in force is there to see in `snapshot`.
+    pub fn start(
+        config: WaypointConfig,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        identities: Identities,
+        metrics: Metrics,
+        requests: RequestMetrics,
+    ) -> std_io::Result<Self> {
+        let WaypointConfig { name, workload, proxy, http } = config;
+        let workers = proxy.workers;
+        let shared = Arc::new(Shared {
+            flows: Flows::new(proxy.flow_buffer),
+            limits: Limits::new(&proxy),
+            config: proxy,
+            snapshot,
+            identities,
+            kernel: Box::new(NoKernel),
+            metrics,
+            in_flight: InFlight::default(),
+            affinity: Affinity::default(),
+            live: Live::new(),
+            movable: Live::new(),
+            generation: watch::Sender::new(0),
+            phase: watch::Sender::new(Phase::Serving),
+        });
+        let crew = Crew::start(workers, &shared)?;
+        Ok(Self { shared, crew, own: Arc::new(Own { name, workload, limits: http, metrics: requests }) })
+    }
+
+    /// Takes tunnels from this socket.
+    pub fn listen(&self, listener: &TcpListener) -> std_io::Result<()> {
+        listener.set_nonblocking(true)?;
+        for index in 0..self.crew.len() {
+            let (listener, own) = (listener.try_clone()?, Arc::clone(&self.own));
+            self.crew.run(index, move |worker| {
+                let local = Rc::new(Local {
+                    worker: Rc::clone(worker),
+                    own,
+                    upstreams: Upstreams::default(),
+                    series: RequestSeriesCache::default(),
+                });
+                spawn_local(sweep(Rc::clone(&local)));
+                spawn_local(listener::run(local, listener));
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts a snapshot in force: for new requests at once, and for open connections by judging them again.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation();
+        self.shared.snapshot.store(snapshot);
+        self.shared.generation.send_replace(generation);
+    }
+
+    /// Judges open tunnels again: the world is the same, but whom to trust has changed.
+    pub fn judge_again(&self) {
+        self.shared.generation.send_modify(|_| {});
+    }
+
+    /// Whether new connections are refused, since there is hardly any memory left.
+    pub fn set_short_of_memory(&self, short: bool) {
+        self.shared.limits.set_short_of_memory(short);
+    }
+
+    /// The last connections that ended, other than HTTP, the oldest first.
+    pub fn flows(&self) -> Vec<Arc<Flow>> {
+        self.shared.flows.recent()
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.shared.live.count()
+    }
+
+    /// Takes no more tunnels, tells clients to take further requests elsewhere, and waits until what is open has
+    /// ended or `limit` has passed. Returns how many connections were left.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.shared.phase.send_replace(Phase::Draining);
+        let _ = timeout(limit, self.shared.live.ended()).await;
+        self.connections()
+    }
+}
+
+/// Closes what nobody has used for long.
+async fn sweep(local: Rc<Local>) {
+    let idle = local.own.limits.idle_timeout;
+    loop {
+        sleep(idle / 4).await;
+        local.upstreams.forget_idle(idle);
+    }
+}
+
+/// A waypoint's sockets are nobody else's: no hook sees them.
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn take_original_destination(&self, _: u64, _: SocketAddr, _: u16) -> std_io::Result<Option<SocketAddr>> {
+        Ok(None)
+    }
+
+    fn resolver(&self, _: u64, _: SocketAddr) -> std_io::Result<Option<SocketAddr>> {
+        Ok(None)
+    }
+
+    fn allow(&self, _: u64, _: u64, _: IpAddr, _: SocketAddr) {}
+
+    fn claim(&self, _: BorrowedFd<'_>, _: Option<SocketAddr>) -> std_io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! One record a request. Dropping it writes the access log and counts the request, so that no way out can forget to.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
+use orlop_model::{Identity, Reason, Service, Workload};
+use tracing::field::display;
+
+use super::{failure, metrics::RequestKey, session::Session};
+use crate::{refusal::Refusal, series::Place};
+
+/// A request from its head to the end of its answer.
+pub(super) struct RequestRecord {
+    session: Rc<Session>,
+    started: Instant,
+    method: Method,
+    version: Version,
+    pub(super) authority: Option<Authority>,
+    path: http::Uri,
+    pub(super) grpc: bool,
+    /// The answer's status.
+    pub(super) code: StatusCode,
+    pub(super) grpc_status: Option<u8>,
+    /// Where the request went, if it did.
+    pub(super) upstream: Option<SocketAddr>,
+    pub(super) destination: Option<Arc<Workload>>,
+    pub(super) destination_identity: Option<Identity>,
+    pub(super) service: Option<Arc<Service>>,
+    /// Bytes of the request's body.
+    pub(super) sent: Rc<Cell<u64>>,
+    /// Bytes of the answer's body.
+    pub(super) received: u64,
+    /// Until the head of the answer was there.
+    pub(super) waited: Option<Duration>,
+    /// Why it ended otherwise than both ends wanted.
+    pub(super) outcome: Option<Refusal>,
+}
+
+impl RequestRecord {
+    pub(super) fn new<B>(session: &Rc<Session>, request: &Request<B>) -> Self {
+        let content_type = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
+        let grpc = content_type
+            .is_some_and(|value| value == b"application/grpc" || value.starts_with(b"application/grpc+"));
+        session.active.set(session.active.get() + 1);
+        Self {
+            session: Rc::clone(session),
+            started: Instant::now(),
+            method: request.method().clone(),
+            version: request.version(),
+            authority: None,
+            path: request.uri().clone(),
+            grpc,
+            code: StatusCode::OK,
+            grpc_status: None,
+            upstream: None,
+            destination: None,
+            destination_identity: None,
+            service: session.service().cloned(),
+            sent: Rc::default(),
+            received: 0,
+            waited: None,
+            // Unless somebody says otherwise: the client is gone.
+            outcome: Some(Reason::Reset.into()),
+        }
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn log(&self, duration: Duration) {
+        let session = &self.session;
+        let workload =
+            |of: &Option<Arc<Workload>>| of.as_ref().map(|workload| display(workload.name.clone()));
+        let (reason, detail) = match &self.outcome {
+            Some(refusal) => (Some(refusal.reason.as_str()), Some(refusal.detail.as_str())),
+            None => (None, None),
+        };
+        tracing::info!(
+            target: "access",
+            method = self.method.as_str(),
+            authority = self.authority.as_ref().map(Authority::as_str),
+            path = self.path.path(),
+            protocol = format_args!("{:?}", self.version),
+            code = self.code.as_u16(),
+            grpc_status = self.grpc_status,
+            src = %session.client,
+            src_workload = workload(&session.source),
+            src_identity = %session.peer.identity,
+            dst = self.upstream.map(display),
+            dst_workload = workload(&self.destination),
+            dst_identity = self.destination_identity.clone().map(display),
+            dst_service = self.service.as_ref().map(|service| &*service.hostname),
+            bytes_received = self.sent.get(),
+            bytes_sent = self.received,
+            waited_us = self.waited.map(|waited| waited.as_micros() as u64),
+            duration_us = duration.as_micros() as u64,
+            flags = self.flag(),
+            reason,
+            detail = detail.filter(|detail| !detail.is_empty()),
+            "request"
+        );
+    }
+
+    fn flag(&self) -> &'static str {
+        self.outcome.as_ref().map_or("-", |refusal| failure::flag(refusal.reason))
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        self.session.active.set(self.session.active.get() - 1);
+        let duration = self.age();
+        if tracing::enabled!(target: "access", tracing::Level::INFO) {
+            self.log(duration);
+        }
+        let session = &self.session;
+        let key = RequestKey {
+            source: Place(session.source.clone()),
+            source_identity: session.peer.identity.clone(),
+            destination: Place(self.destination.take()),
+            destination_identity: self.destination_identity.take(),
+            service: Place(self.service.take()),
+            grpc: self.grpc,
+            code: self.code.as_u16(),
+            grpc_status: self.grpc_status,
+            flag: self.flag(),
+        };
+        let series = session.local.series.get(&session.local.own.metrics, key);
+        series.requests.inc();
+        series.duration.observe(duration.as_secs_f64() * 1e3);
+        series.sent.observe(self.sent.get() as f64);
+        series.received.observe(self.received as f64);
+    }
+}

@@ -1,0 +1,321 @@
+//! One client's connection inside a tunnel: what it is for, and what it speaks.
+
+use std::{cell::Cell, convert::Infallible, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use orlop_model::{Balance, Behind, Endpoint, Reason, Service, Snapshot, Transport, Workload};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Local, exchange,
+    io::{Io, Pace},
+    opaque,
+    sniff::{self, Declared, Protocol},
+    upstream::{Key, LocalExecutor},
+};
+use crate::{
+    hbone,
+    incoming::{Peer, answer},
+    metrics::Direction,
+    record::Record,
+    refusal::Refusal,
+    shared::{InFlight, Phase},
+};
+
+/// A client's connection.
+pub(crate) struct Session {
+    pub(super) local: Rc<Local>,
+    /// The other end of the tunnel, whose identity is the client's.
+    pub(super) peer: Rc<Peer>,
+    /// The client's socket, as its node says.
+    pub(super) client: SocketAddr,
+    /// The client, where its address and its identity are those of one workload.
+    pub(super) source: Option<Arc<Workload>>,
+    /// What it asked for.
+    pub(super) target: Behind,
+    pub(super) protocol: Protocol,
+    /// What the service's port says that it speaks.
+    pub(super) declared: Declared,
+    /// Requests under way.
+    pub(super) active: Cell<usize>,
+}
+
+/// Serves one stream of a tunnel: gather, respond, and go on as what it speaks wants.
+pub(super) async fn serve(
+    local: Rc<Local>,
+    peer: Rc<Peer>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let shared = Arc::clone(&local.worker.shared);
+    let (request, receive) = request.into_parts();
+    let mut session = match gather(&local, &peer, &request) {
+        Ok(session) => session,
+        Err(refused) => {
+            let (refusal, record) = *refused;
+            answer(&mut respond, hbone::status(refusal.reason));
+            return record.finish(Err(refusal));
+        }
+    };
+    let Ok(send) = respond.send_response(Response::new(()), false) else { return };
+    let mut io = Io::stream(send, receive);
+    match session.speaks(&mut io).await {
+        Ok(protocol) => session.protocol = protocol,
+        // It has said nothing: there is nobody to connect.
+        Err(refusal) => return session.record().finish(Err(refusal)),
+    }
+    let session = Rc::new(session);
+    let connection = async {
+        match session.protocol {
+            Protocol::Http1 => http1(&session, io).await,
+            Protocol::Http2 => http2(&session, io).await,
+            Protocol::Opaque => opaque::serve(&session, io).await,
+        }
+    };
+    tokio::select! {
+        () = connection => {}
+        () = crate::admission::revoked(&shared, &session.peer.certificate) => {}
+    }
+}
+
+fn gather(
+    local: &Rc<Local>,
+    peer: &Rc<Peer>,
+    request: &http::request::Parts,
+) -> Result<Session, Box<(Refusal, Record)>> {
+    let shared = &local.worker.shared;
+    let snapshot = shared.snapshot.load();
+    let client = hbone::client_address(peer.address, hbone::forwarded(&request.headers));
+    let source = snapshot.workload_at(client.ip()).filter(|workload| workload.identity == peer.identity);
+    let asked = hbone::parse_authority(request);
+    let target = asked.and_then(|asked| snapshot.behind(&local.own.name, peer.identity.namespace(), asked));
+    let target = target.map_err(|reason| {
+        let mut record = Record::new(shared, Direction::Waypoint);
+        record.tunnel = Some(peer.local);
+        record.source.address = Some(client);
+        record.source.identity = Some(peer.identity.clone());
+        record.source.workload = source.cloned();
+        record.dialled = asked.ok().and_then(|asked| asked.parse().ok());
+        let detail = format!("asked for {}", asked.unwrap_or("no authority"));
+        Box::new((Refusal::new(reason, detail), record))
+    })?;
+    let declared = match &target {
+        Behind::Service { service, port, .. } => {
+            service.port(*port).map_or(Declared::Unknown, |port| sniff::declared(&port.name))
+        }
+        Behind::Workload { workload, address } => declared_by_services(&snapshot, workload, *address),
+    };
+    Ok(Session {
+        source: source.cloned(),
+        client,
+        target,
+        declared,
+        protocol: Protocol::Opaque,
+        local: Rc::clone(local),
+        peer: Rc::clone(peer),
+        active: Cell::new(0),
+    })
+}
+
+/// What a workload's port speaks is known from the services that lead there.
+fn declared_by_services(snapshot: &Snapshot, workload: &Workload, address: SocketAddr) -> Declared {
+    let of_namespace =
+        snapshot.services().filter(|service| service.name.namespace == workload.name.namespace);
+    let mut ports = of_namespace.flat_map(|service| &service.ports);
+    let port = ports.find(|port| port.endpoints.iter().any(|endpoint| endpoint.address == address));
+    port.map_or(Declared::Unknown, |port| sniff::declared(&port.name))
+}
+
+impl Session {
+    /// Tells what the connection speaks, by its port or by its first bytes.
+    async fn speaks(&self, io: &mut Io) -> Result<Protocol, Refusal> {
+        if self.declared == Declared::Opaque {
+            return Ok(Protocol::Opaque);
+        }
+        let limits = &self.local.own.limits;
+        let sniffed = timeout(limits.detection_timeout, async {
+            loop {
+                if let Some(protocol) = sniff::sniff(io.source.ahead()) {
+                    return Ok(protocol);
+                }
+                match io.source.read_ahead().await {
+                    Ok(true) => {}
+                    // Whatever it is, that was all of it.
+                    Ok(false) => return Ok(Protocol::Opaque),
+                    Err(error) => return Err(Refusal::new(Reason::Reset, error)),
+                }
+            }
+        });
+        let declared = matches!(self.declared, Declared::Http | Declared::Http2);
+        match sniffed.await {
+            Ok(Ok(Protocol::Opaque)) | Err(_) if declared => Ok(Protocol::Http1),
+            Ok(protocol) => protocol,
+            // Perhaps it waits for its server to speak first.
+            Err(_) => Ok(Protocol::Opaque),
+        }
+    }
+
+    /// What is known of the connection, for its record.
+    pub(super) fn describe(&self, record: &mut Record) {
+        record.tunnel = Some(self.peer.local);
+        record.source.address = Some(self.client);
+        record.source.identity = Some(self.peer.identity.clone());
+        record.source.workload = self.source.clone();
+        record.service = self.service().cloned();
+        record.dialled = match &self.target {
+            Behind::Service { dialled, .. } => *dialled,
+            Behind::Workload { address, .. } => Some(*address),
+        };
+    }
+
+    pub(super) fn service(&self) -> Option<&Arc<Service>> {
+        match &self.target {
+            Behind::Service { service, .. } => Some(service),
+            Behind::Workload { .. } => None,
+        }
+    }
+
+    /// Chooses where the connection goes now.
+    pub(super) fn endpoint(&self, snapshot: &Snapshot) -> Result<Endpoint, Reason> {
+        let mut moment = Moment(&self.local.worker.shared.in_flight);
+        match &self.target {
+            Behind::Workload { workload, address } => {
+                // Another may have the address by now.
+                let workload = snapshot.workload_at(address.ip()).filter(|now| now.name == workload.name);
+                let workload = workload.cloned().ok_or(Reason::NoHealthyEndpoint)?;
+                Ok(Endpoint::at(*address, Some(workload)))
+            }
+            Behind::Service { service, port, dialled } => {
+                snapshot.endpoint_of(service, *port, *dialled, &mut moment)
+            }
+        }
+    }
+
+    /// The connections to an endpoint that this client's requests may share.
+    pub(super) fn key(&self, endpoint: &Endpoint) -> Key {
+        let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
+        let http2 = self.protocol == Protocol::Http2 || self.declared == Declared::Http2;
+        Key {
+            address: endpoint.address,
+            destination: enrolled.map(|workload| workload.identity.clone()),
+            caller: self.peer.identity.clone(),
+            client: self.client.ip(),
+            http2,
+        }
+    }
+}
+
+/// This moment, as load balancing sees it.
+pub(super) struct Moment<'a>(pub(super) &'a InFlight);
+
+impl Balance for Moment<'_> {
+    fn random(&mut self, bound: usize) -> usize {
+        fastrand::usize(..bound)
+    }
+
+    fn in_flight(&self, endpoint: SocketAddr) -> usize {
+        self.0.count(endpoint)
+    }
+
+    fn last(&mut self, _: &Arc<Service>, _: u16, _: Duration) -> Option<SocketAddr> {
+        None
+    }
+}
+
+async fn http1(session: &Rc<Session>, mut io: Io) {
+    let limits = &session.local.own.limits;
+    let pace = Arc::new(Pace::default());
+    io.pace = Some(Arc::clone(&pace));
+    let service = service_fn(|request: Request<Incoming>| {
+        let session = Rc::clone(session);
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .half_close(true)
+        .auto_date_header(false)
+        .max_headers(limits.max_headers)
+        .max_header_size(limits.max_header_size)
+        .header_read_timeout(session.local.worker.shared.config.idle_timeout)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut phase = session.local.worker.shared.phase.subscribe();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = phase.wait_for(Phase::is_leaving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = session.dawdles(&pace) => {
+            let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
+            return session.record().finish(Err(slow));
+        }
+    };
+    session.ended(ended);
+}
+
+async fn http2(session: &Rc<Session>, io: Io) {
+    let limits = &session.local.own.limits;
+    let service = service_fn(|request: Request<Incoming>| {
+        let session = Rc::clone(session);
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request).await) }
+    });
+    let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
+    let connection = http2::Builder::new(LocalExecutor)
+        .auto_date_header(false)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(size)
+        .initial_stream_window_size(crate::tunnel::STREAM_WINDOW)
+        .initial_connection_window_size(crate::tunnel::STREAM_WINDOW * 4)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut phase = session.local.worker.shared.phase.subscribe();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = phase.wait_for(Phase::is_leaving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    session.ended(ended);
+}
+
+impl Session {
+    /// Tells of a connection whose client breaks the rules: its requests that were none have no record.
+    fn ended(&self, ended: hyper::Result<()>) {
+        if let Err(error) = ended
+            && (error.is_parse() || error.is_parse_too_large())
+        {
+            self.record().finish(Err(Refusal::new(Reason::BadRequest, error)));
+        }
+    }
+
+    /// Until a head is being sent for more than the time that it may take, and at most twice that.
+    async fn dawdles(&self, pace: &Pace) {
+        let mut begun = false;
+        loop {
+            sleep(self.local.own.limits.header_timeout).await;
+            let moved = pace.take();
+            if self.active.get() > 0 {
+                begun = false;
+            } else if begun && moved {
+                return;
+            } else {
+                begun = moved;
+            }
+        }
+    }
+
+    /// How the endpoint is spoken to; what must not be is refused.
+    pub(super) fn check(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Transport, Reason> {
+        snapshot.transport_to(endpoint)
+    }
+}

@@ -1,0 +1,201 @@
+//! `orlop waypoint`: world → snapshot → proxy of requests.
+
+use std::{net::TcpListener, sync::Arc};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+};
+use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
+use orlop_kube::WorldDirectory;
+use orlop_model::{Identity, Snapshot, Workload, WorkloadKind};
+use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
+use prometheus_client::registry::Registry;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    admin::{self, Answer, Endpoint, Servers},
+    cli::WaypointArguments,
+    dump,
+    enrolment::Status,
+    handover::ServerSockets,
+    hosts::Names,
+    limits, logging,
+    worlds::Worlds,
+};
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Runs until SIGTERM or SIGINT, and then until the requests have ended or the drain timeout is over.
+pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
+    logging::start(&arguments.log)?;
+    let descriptors = limits::raise_descriptors();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(waypoint(arguments, descriptors))
+}
+
+async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::Result<()> {
+    let world = WorldDirectory::open(&arguments.world)?;
+    let ca = Arc::new(EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?);
+    let identities =
+        Identities::new(Arc::clone(&ca) as _, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
+    let config = config(&arguments, descriptors);
+    identities.ensure(&config.workload.identity)?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let requests = RequestMetrics::register(&mut registry);
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let waypoint = Waypoint::start(config, Arc::clone(&snapshot), identities.clone(), metrics, requests)?;
+    let waypoint = Arc::new(waypoint);
+    let status = watch::Sender::new(Status::default());
+    let admin = Admin {
+        name: arguments.name.to_string(),
+        registry: Arc::new(registry),
+        snapshot,
+        waypoint: Arc::clone(&waypoint),
+        identities: identities.clone(),
+        status: status.subscribe(),
+    };
+    let listener = listen(&arguments)?;
+    let mut none = ServerSockets::new();
+    let mut servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, &mut none).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let (renewal, judging) = (identities.clone(), Arc::clone(&waypoint));
+    tokio::spawn(async move { renewal.run().await });
+    tokio::spawn(async move { ca.run().await });
+    tokio::spawn(async move {
+        let mut trust = identities.trust();
+        while trust.changed().await.is_ok() {
+            judging.judge_again();
+        }
+    });
+    let names = Names::start(arguments.host_resolver);
+    let settings = arguments.names.settings(&arguments.node);
+    let publisher = Arc::clone(&waypoint);
+    let publish = Box::new(move |snapshot| publisher.publish(snapshot));
+    let mut worlds = Worlds::new(world.watch(), names, settings, publish);
+    worlds.resolve().await;
+    let mut generation = worlds.publish().generation();
+    waypoint.listen(&listener)?;
+    servers.serve(&admin);
+    loop {
+        status.send_modify(|status| status.generation = generation);
+        tokio::select! {
+            changed = worlds.changed() => changed?,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        generation = worlds.publish().generation();
+    }
+    status.send_modify(|status| status.draining = true);
+    let timeout = arguments.drain_timeout;
+    tracing::info!(connections = waypoint.connections(), ?timeout, "draining");
+    drop(listener);
+    let left = tokio::select! {
+        left = waypoint.drain(timeout) => left,
+        never = worlds.publish_all() => match never? {},
+    };
+    tracing::info!(connections = left, "stopped");
+    Ok(())
+}
+
+fn listen(arguments: &WaypointArguments) -> anyhow::Result<TcpListener> {
+    let address = arguments.listen;
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok::<_, std::io::Error>(socket.into())
+    };
+    listen().with_context(|| format!("cannot listen on {address}; choose another with --listen"))
+}
+
+fn config(arguments: &WaypointArguments, descriptors: usize) -> WaypointConfig {
+    let (name, names) = (&arguments.name, &arguments.names);
+    let account = arguments.service_account.as_deref().unwrap_or(&name.name);
+    let proxy = Config::default();
+    // One to each side of a connection, and some that are no connection's.
+    let fit = descriptors / 16 * 7;
+    WaypointConfig {
+        workload: Workload {
+            name: name.clone(),
+            kind: WorkloadKind::Pod,
+            uid: String::new(),
+            identity: Identity::new(&names.trust_domain, &name.namespace, account),
+            node: arguments.node.clone(),
+            addresses: Vec::new(),
+            enrolled: true,
+            owner: name.name.clone(),
+            canonical_service: name.name.clone(),
+            canonical_revision: "latest".to_owned(),
+            app: name.name.clone(),
+            version: "latest".to_owned(),
+            cluster: names.cluster.clone(),
+        },
+        name: name.clone(),
+        proxy: Config {
+            workers: arguments.workers.unwrap_or(proxy.workers),
+            connect_timeout: arguments.connect_timeout,
+            idle_timeout: arguments.idle_timeout,
+            max_connections: arguments.max_connections.unwrap_or(proxy.max_connections.min(fit)),
+            max_descriptors: descriptors,
+            ..proxy
+        },
+        http: HttpLimits {
+            detection_timeout: arguments.detection_timeout,
+            header_timeout: arguments.header_timeout,
+            max_headers: arguments.max_headers,
+            max_header_size: usize::try_from(arguments.max_header_size).unwrap_or(usize::MAX),
+            max_streams: arguments.max_streams,
+            ..HttpLimits::default()
+        },
+    }
+}
+
+/// What the endpoints answer from.
+#[derive(Clone)]
+struct Admin {
+    name: String,
+    registry: Arc<Registry>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    waypoint: Arc<Waypoint>,
+    identities: Identities,
+    status: watch::Receiver<Status>,
+}
+
+impl Answer for Admin {
+    fn answer(&self, endpoint: Endpoint, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET {
+            return admin::text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        match (endpoint, request.uri().path()) {
+            (Endpoint::Admin, "/config_dump") => {
+                let snapshot = self.snapshot.load();
+                admin::json(dump::config(&self.name, &snapshot, &self.status.borrow(), &self.identities))
+            }
+            (Endpoint::Admin, "/flows") => admin::flows(&self.waypoint.flows()),
+            (Endpoint::Admin, "/") => admin::text(StatusCode::OK, "GET /config_dump\nGET /flows\n"),
+            (Endpoint::Metrics, "/metrics") => admin::metrics(&self.registry),
+            (Endpoint::Ready, "/healthz/ready") => admin::ready(&self.status.borrow()),
+            _ => admin::text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The states of the world, each compiled and put in force.
+
+use std::{convert::Infallible, sync::Arc};
+
+use anyhow::Context as _;
+use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile_after, hosts_of};
+use tokio::sync::watch;
+
+use crate::hosts::Names;
+
+/// Puts a snapshot in force.
+type Publish = Box<dyn Fn(Arc<Snapshot>)>;
+
+/// The states of the world, each compiled and put in force for new connections.
+pub struct Worlds {
+    worlds: watch::Receiver<Arc<World>>,
+    names: Names,
+    settings: Settings,
+    publish: Publish,
+    generation: u64,
+    previous: Option<Arc<Snapshot>>,
+    findings: Vec<Finding>,
+}
+
+impl Worlds {
+    pub fn new(
+        worlds: watch::Receiver<Arc<World>>,
+        names: Names,
+        settings: Settings,
+        publish: Publish,
+    ) -> Self {
+        Self { worlds, names, settings, publish, generation: 0, previous: None, findings: Vec::new() }
+    }
+
+    /// Gives DNS a moment, so that the first state has an address for every host that has one.
+    pub async fn resolve(&mut self) {
+        self.names.want(hosts_of(&self.worlds.borrow()));
+        self.names.resolved().await;
+    }
+
+    /// Puts the newest state in force.
+    pub fn publish(&mut self) -> Arc<Snapshot> {
+        let world = Arc::clone(&self.worlds.borrow_and_update());
+        self.names.want(hosts_of(&world));
+        self.generation += 1;
+        let (previous, hosts) = (self.previous.as_deref(), self.names.known());
+        let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
+        let snapshot = Arc::new(snapshot);
+        self.previous = Some(Arc::clone(&snapshot));
+        (self.publish)(Arc::clone(&snapshot));
+        report(&mut self.findings, snapshot.findings());
+        snapshot
+    }
+
+    pub async fn changed(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            changed = self.worlds.changed() => changed.context("the world's watcher has ended"),
+            () = self.names.changed() => Ok(()),
+        }
+    }
+
+    /// Goes on putting states in force, and enrols nobody.
+    pub async fn publish_all(&mut self) -> anyhow::Result<Infallible> {
+        loop {
+            self.changed().await?;
+            self.publish();
+        }
+    }
+}
+
+/// Says of each resource that needs attention what is the matter, once.
+fn report(known: &mut Vec<Finding>, found: &[Finding]) {
+    for finding in found.iter().filter(|finding| !known.contains(finding)) {
+        let Finding { kind, name, severity, message } = finding;
+        match severity {
+            Severity::Info => tracing::info!(kind, %name, message, "finding"),
+            Severity::Warning | Severity::Error => tracing::warn!(kind, %name, message, "finding"),
+        }
+    }
+    *known = found.to_vec();
+}

@@ -1,0 +1,119 @@
+//! HTTP/2 without TLS, as client and as server.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use orlop_tests::Pod;
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use crate::hbone::{within, write};
+use crate::mesh::TIMEOUT;
+
+/// An HTTP/2 server that answers with what comes, as gRPC would: data as soon as it is there, and at the end trailers
+/// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
+pub struct Server {
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub fn start(pod: &Pod, port: u16) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let (ready, started) = channel();
+        let pod = pod.clone();
+        let thread = thread::spawn(move || {
+            within(&pod, async move || {
+                let listener = tokio::net::TcpListener::bind(("::", port)).await.unwrap();
+                ready.send(()).unwrap();
+                loop {
+                    tokio::select! {
+                        accepted = listener.accept() => drop(spawn_local(serve(accepted.unwrap().0))),
+                        _ = stopped.wait_for(|stop| *stop) => return,
+                    }
+                }
+            });
+        });
+        started.recv_timeout(TIMEOUT).unwrap();
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(tcp: tokio::net::TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        spawn_local(async move {
+            let _ = answer(request, respond).await;
+        });
+    }
+}
+
+async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+    let (parts, mut receive) = request.into_parts();
+    let mut response = Response::builder()
+        .header("content-type", "application/grpc")
+        .header("seen-path", parts.uri.path())
+        .header("seen-host", parts.uri.authority().map_or("none", |authority| authority.as_str()));
+    if let Some(caller) = parts.headers.get("x-forwarded-client-cert") {
+        response = response.header("seen-caller", caller);
+    }
+    let mut send = respond.send_response(response.body(()).unwrap(), false)?;
+    while let Some(data) = receive.data().await {
+        let data = data?;
+        receive.flow_control().release_capacity(data.len())?;
+        write(&mut send, data).await?;
+    }
+    let asked = receive.trailers().await?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    if let Some(mark) = asked.and_then(|asked| asked.get("mark").cloned()) {
+        trailers.insert("mark", mark);
+    }
+    send.send_trailers(trailers)
+}
+
+/// Opens a connection, in the runtime of [`within`].
+pub async fn connect(to: SocketAddr) -> SendRequest<Bytes> {
+    let tcp = tokio::net::TcpStream::connect(to).await.unwrap();
+    let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+    spawn_local(async move {
+        let _ = connection.await;
+    });
+    send
+}
+
+/// Asks for `path`; the body is still to come.
+pub async fn ask(client: &SendRequest<Bytes>, path: &str) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
+    let request = Request::post(format!("http://web{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    client.clone().ready().await.unwrap().send_request(request, false).unwrap()
+}
+
+/// The next `length` bytes.
+pub async fn read(receive: &mut RecvStream, length: usize) -> Vec<u8> {
+    let mut read = Vec::new();
+    while read.len() < length {
+        let data = receive.data().await.expect("the stream ended").unwrap();
+        receive.flow_control().release_capacity(data.len()).unwrap();
+        read.extend_from_slice(&data);
+    }
+    read
+}
