@@ -91,7 +91,9 @@ impl Events {
         let Some(_reading) = self.lock(stop)? else { return Ok(()) };
         while !stop.load(Ordering::Relaxed) {
             self.ring.wait(TURN).map_err(map_error("read", "EVENTS"))?;
-            while let Some(record) = self.ring.next::<orlop_common::Event>() {
+            while let Some(record) =
+                self.ring.next::<orlop_common::Event>().map_err(map_error("read", "EVENTS"))?
+            {
                 record.as_ref().and_then(event).into_iter().for_each(&mut handle);
             }
         }

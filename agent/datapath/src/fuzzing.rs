@@ -29,6 +29,9 @@ pub fn events(produced: u16, data: &[u8]) -> io::Result<Vec<Event>> {
         file.write_all_at(&data[..data.len().min(ROOM)], (ROOM * copy) as u64)?;
     }
     let mut ring = Ring::open(file.into(), ROOM)?;
-    let records = std::iter::from_fn(|| ring.next::<orlop_common::Event>());
-    Ok(records.flatten().filter_map(|record| events::event(&record)).collect())
+    let mut told = Vec::new();
+    while let Some(record) = ring.next::<orlop_common::Event>()? {
+        told.extend(record.as_ref().and_then(events::event));
+    }
+    Ok(told)
 }

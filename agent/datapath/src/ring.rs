@@ -21,6 +21,9 @@ const HEADER: usize = 8;
 const BUSY: u32 = 1 << 31;
 /// The record was given up.
 const DISCARDED: u32 = 1 << 30;
+/// So much of the data is mapped at a time: it counts as the process's resident memory, all of it and at once.
+const WINDOW: usize = 64 << 10;
+const SMALLEST_PAGE: usize = 4096;
 
 /// The one reader of a ring buffer: two at once would take each other's records.
 #[derive(Debug)]
@@ -28,9 +31,19 @@ pub struct Ring {
     fd: OwnedFd,
     consumer: Mapping,
     producer: Mapping,
+    window: Window,
     page: usize,
     /// Of the data; a power of two.
     bytes: usize,
+}
+
+/// The part of the data that is mapped, and a page more for a record that begins in it and ends after it.
+#[derive(Debug)]
+struct Window {
+    /// Where in the data it begins.
+    start: usize,
+    length: usize,
+    mapping: Mapping,
 }
 
 impl Ring {
@@ -40,8 +53,9 @@ impl Ring {
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
             .map_err(|_| io::Error::last_os_error())?;
         let consumer = Mapping::new(&fd, 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
-        let producer = Mapping::new(&fd, page, page + 2 * bytes, libc::PROT_READ)?;
-        Ok(Self { fd, consumer, producer, page, bytes })
+        let producer = Mapping::new(&fd, page, page, libc::PROT_READ)?;
+        let window = Window::new(&fd, page, 0, WINDOW.max(page).min(bytes))?;
+        Ok(Self { fd, consumer, producer, window, page, bytes })
     }
 
     /// Waits until there is something to read, at most for `limit`. True if there is.
@@ -60,30 +74,49 @@ impl Ring {
     }
 
     /// The next record, if it is there and whole: `Some(None)` for one that is no `T`, such as one of another
-    /// version's.
-    pub fn next<T: Plain>(&mut self) -> Option<Option<T>> {
+    /// version's. A `T` fits into a page.
+    pub fn next<T: Plain>(&mut self) -> io::Result<Option<Option<T>>> {
+        const { assert!(HEADER + size_of::<T>() <= SMALLEST_PAGE) };
         // SAFETY: the mapping begins with the consumer's position, which only we write.
         let position = unsafe { self.consumer.start.cast::<AtomicU64>().as_ref() };
         // SAFETY: and this one with the producer's, which the kernel writes.
         let produced = unsafe { self.producer.start.cast::<AtomicU64>().as_ref() };
         let consumed = position.load(Ordering::Relaxed);
         if consumed >= produced.load(Ordering::Acquire) {
-            return None;
+            return Ok(None);
         }
-        let offset = self.page + (consumed as usize & (self.bytes - 1));
-        // SAFETY: the offset is inside the data, and records begin at multiples of 8.
-        let record = unsafe { self.producer.start.add(offset) };
+        let offset = consumed as usize & (self.bytes - 1);
+        let offset = self.window.reach(&self.fd, self.page, offset)?;
+        // SAFETY: the offset is inside the window, and records begin at multiples of 8.
+        let record = unsafe { self.window.mapping.start.add(offset) };
         // SAFETY: a record begins with its length, which the kernel writes last.
         let length = unsafe { record.cast::<AtomicU32>().as_ref() }.load(Ordering::Acquire);
         if length & BUSY != 0 {
-            return None;
+            return Ok(None);
         }
         let payload = (length & !(BUSY | DISCARDED)) as usize;
         let whole = length & DISCARDED == 0 && payload == size_of::<T>();
-        // SAFETY: the record is complete, as long as a T, and in one piece; T takes any bits.
+        // SAFETY: the record is complete, as long as a T, and in one piece, as a window has a page to spare; T takes any
+        // bits.
         let value = whole.then(|| unsafe { record.add(HEADER).cast::<T>().read() });
         position.store(consumed + (HEADER + payload).next_multiple_of(8) as u64, Ordering::Release);
-        Some(value)
+        Ok(Some(value))
+    }
+}
+
+impl Window {
+    fn new(fd: &OwnedFd, page: usize, start: usize, length: usize) -> io::Result<Self> {
+        let mapping = Mapping::new(fd, 2 * page + start, length + page, libc::PROT_READ)?;
+        Ok(Self { start, length, mapping })
+    }
+
+    /// Where in the mapping the data's `offset` is, once the window is there.
+    fn reach(&mut self, fd: &OwnedFd, page: usize, offset: usize) -> io::Result<usize> {
+        let start = offset & !(self.length - 1);
+        if start != self.start {
+            *self = Self::new(fd, page, start, self.length)?;
+        }
+        Ok(offset - start)
     }
 }
 
@@ -116,5 +149,50 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping, and nothing refers to it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::FromRawFd as _, os::unix::fs::FileExt as _};
+
+    use super::*;
+
+    const PAGE: usize = SMALLEST_PAGE;
+    /// Of a record with a header and a u64.
+    const STEP: usize = 16;
+
+    /// A file in memory with the layout of a ring buffer.
+    fn file(bytes: usize) -> File {
+        // SAFETY: a name that is a C string, and a success is a new descriptor.
+        let file = File::from(unsafe {
+            OwnedFd::from_raw_fd(libc::memfd_create(c"ring".as_ptr(), libc::MFD_CLOEXEC))
+        });
+        file.set_len((2 * PAGE + 2 * bytes) as u64).unwrap();
+        file
+    }
+
+    /// Writes a record at a position, as the kernel does.
+    fn produce(file: &File, bytes: usize, position: usize, value: u64) {
+        let mut record = [0; STEP];
+        record[..4].copy_from_slice(&8u32.to_ne_bytes());
+        record[HEADER..].copy_from_slice(&value.to_ne_bytes());
+        for copy in [0, bytes] {
+            let at = 2 * PAGE + copy + (position & (bytes - 1));
+            file.write_all_at(&record, at as u64).unwrap();
+        }
+        file.write_all_at(&((position + STEP) as u64).to_ne_bytes(), PAGE as u64).unwrap();
+    }
+
+    #[test]
+    fn records_are_read_past_every_window_and_round_the_end() {
+        let bytes = 4 * WINDOW;
+        let file = file(bytes);
+        let mut ring = Ring::open(file.try_clone().unwrap().into(), bytes).unwrap();
+        for number in 0..(2 * bytes / STEP) as u64 {
+            produce(&file, bytes, number as usize * STEP, number);
+            assert_eq!(ring.next::<u64>().unwrap(), Some(Some(number)));
+        }
+        assert_eq!(ring.next::<u64>().unwrap(), None);
     }
 }

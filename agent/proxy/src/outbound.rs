@@ -71,7 +71,7 @@ async fn connect(
 ) -> Result<(Way, InFlightGuard), Refusal> {
     let upstream = resolve(worker, pod, client, instead, record)?;
     let way = match &upstream.tunnel {
-        None => Way::Plain(tunnel::dial(&worker.shared, pod, upstream.address).await?),
+        None => Way::Plain(tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?),
         Some(key) => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?),
     };
     Ok((way, upstream.in_flight))
