@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use orlop_identity::CaAddress;
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
 
 /// Where the admin API listens.
@@ -48,9 +49,8 @@ pub struct NodeArguments {
     /// Name of this node, as pods have it in spec.nodeName.
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
-    /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    #[command(flatten)]
+    pub authority: AuthorityArguments,
     #[command(flatten)]
     pub names: NameArguments,
     /// Where maps and links are pinned; on a BPF file system.
@@ -137,9 +137,8 @@ pub struct WaypointArguments {
     /// Name of the node that it runs on, for services that want near endpoints.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node: String,
-    /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    #[command(flatten)]
+    pub authority: AuthorityArguments,
     #[command(flatten)]
     pub names: NameArguments,
     /// Where it takes tunnels.
@@ -190,6 +189,23 @@ pub struct WaypointArguments {
     pub workers: Option<NonZeroUsize>,
     #[command(flatten)]
     pub log: LogArguments,
+}
+
+/// Who signs the pods' certificates.
+#[derive(Args, Debug)]
+pub struct AuthorityArguments {
+    /// Directory of the embedded CA's root; made on first use, shared by the nodes of one machine.
+    #[arg(long, value_name = "DIR", conflicts_with = "ca_address", required_unless_present = "ca_address")]
+    pub ca_dir: Option<PathBuf>,
+    /// A CA that serves Istio's certificate service, such as `orlop controller`: https://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    pub ca_address: Option<CaAddress>,
+    /// The roots that are trusted, PEM, and revocation lists: of the CA's own certificate and of the peers'. Followed.
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/orlop.dev/root/root-cert.pem")]
+    pub ca_root: PathBuf,
+    /// The service-account token that the CA knows this node by; read for each certificate.
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/orlop.dev/token/token")]
+    pub ca_token: PathBuf,
 }
 
 /// What identities and hosts are called.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use orlop_datapath::{AllowedPair, Datapath, NetnsCookie, Wanted};
 use orlop_identity::Identities;
 use orlop_model::{LocalPod, NamespacedName, Snapshot};
@@ -107,6 +107,18 @@ impl Enrolment {
 
     /// Enrols and withdraws until kernel and proxy match `snapshot`, off the runtime's thread.
     pub async fn apply(mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<(Self, Applied)> {
+        // An agent serves these pods and has certificates: this one takes none of them over without.
+        if self.inherited.is_some() {
+            let identities = snapshot.local_pods().iter().map(|local| &local.workload.identity);
+            let identities: HashSet<_> = identities.collect();
+            for identity in &identities {
+                // What fails is told of each pod.
+                let _ = self.identities.ensure(identity);
+            }
+            for identity in identities {
+                self.identities.attempted(identity).await;
+            }
+        }
         spawn_blocking(move || {
             let mut applied = self.reconcile(&snapshot);
             // What an earlier agent still serves is not this one's to cut.
@@ -174,8 +186,10 @@ impl Enrolment {
         let netns = Netns::open(path).with_context(|| format!("cannot open its netns {}", path.display()))?;
         let mut none = Inherited::default();
         match self.identities.ensure(&workload.identity) {
-            // An agent serves the pod and has a certificate.
             Err(error) if self.inherited.is_some() => return Err(error.into()),
+            Ok(()) if self.inherited.is_some() && !self.identities.is_valid(&workload.identity) => {
+                bail!("no certificate for {} yet", workload.identity)
+            }
             // Without a certificate the pod is enrolled all the same, and refused until there is one.
             Err(error) => tracing::error!(pod = %workload.name, %error, "no certificate yet"),
             Ok(()) => {}

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod authority;
 mod ca;
 mod check;
 mod cli;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Sockets, Verdicts};
-use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities, Trust};
+use orlop_identity::{DEFAULT_LIFETIME, Identities, Trust};
 use orlop_kube::WorldDirectory;
 use orlop_model::Snapshot;
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, Servers},
+    authority::Authority,
     check,
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
@@ -55,9 +56,8 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let world = WorldDirectory::open(&arguments.world)?;
-    let ca = Arc::new(EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?);
-    let authority = Arc::clone(&ca);
-    let identities = Identities::new(authority, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
+    let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
+    let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
     let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
     let place = Place {
@@ -119,7 +119,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     }
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
-    tokio::spawn(async move { ca.run().await });
+    tokio::spawn(authority.upkeep);
     tokio::spawn(judge_again(Arc::clone(&proxy), identities.trust()));
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
     let enrolment =

@@ -9,7 +9,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
 };
-use orlop_identity::{DEFAULT_LIFETIME, EmbeddedCa, Identities};
+use orlop_identity::{DEFAULT_LIFETIME, Identities};
 use orlop_kube::WorldDirectory;
 use orlop_model::{Identity, Snapshot, Workload, WorkloadKind};
 use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Answer, Endpoint, Servers},
+    authority::Authority,
     cli::WaypointArguments,
     dump,
     enrolment::Status,
@@ -47,9 +48,8 @@ pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
 
 async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::Result<()> {
     let world = WorldDirectory::open(&arguments.world)?;
-    let ca = Arc::new(EmbeddedCa::open(&arguments.ca_dir, &arguments.names.trust_domain)?);
-    let identities =
-        Identities::new(Arc::clone(&ca) as _, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
+    let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
+    let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let config = config(&arguments, descriptors);
     identities.ensure(&config.workload.identity)?;
 
@@ -76,7 +76,7 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
 
     let (renewal, judging) = (identities.clone(), Arc::clone(&waypoint));
     tokio::spawn(async move { renewal.run().await });
-    tokio::spawn(async move { ca.run().await });
+    tokio::spawn(authority.upkeep);
     tokio::spawn(async move {
         let mut trust = identities.trust();
         while trust.changed().await.is_ok() {

@@ -19,6 +19,7 @@ mod peer;
 mod policy;
 mod probes;
 mod redirect;
+mod remote_ca;
 mod revocation;
 mod samenode;
 mod scale;

@@ -286,7 +286,10 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
         .with_context(|| format!("opening {}", log.display()))?;
     let mut command = node.command(&binary.to_string_lossy())?;
     command.arg("node").arg("--world").arg(node.lab().world.dir()).arg("--node").arg(node.name());
-    command.arg("--ca-dir").arg(node.lab().ca_dir()).arg("--bpffs").arg(node.bpffs_dir());
+    if !options.args.iter().any(|arg| arg == "--ca-address") {
+        command.arg("--ca-dir").arg(node.lab().ca_dir());
+    }
+    command.arg("--bpffs").arg(node.bpffs_dir());
     command.arg("--run-dir").arg(node.run_dir());
     command.args(["--admin", &format!("127.0.0.1:{ADMIN_PORT}")]);
     command.args(["--metrics", &format!("0.0.0.0:{METRICS_PORT}")]);

@@ -1,38 +1,21 @@
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use orlop_model::{Identity, TrustDomain};
-use rcgen::string::Ia5String;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
-};
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use crate::leaf::hex;
-use crate::root_files::{self, Root};
-use crate::{IdentityError, Trust, provider};
+use crate::root_files;
+use crate::{IdentityError, Signer, Trust};
 
 /// Whoever signs workload certificates.
-///
-/// Synchronous, as the embedded authority only computes (some 0.1 ms a certificate).
 pub trait CertificateAuthority: Send + Sync + 'static {
-    /// A certificate for `identity`, for the key that `csr_der` (PKCS#10) proves to have.
-    ///
-    /// Names in the request are ignored. The certificate is valid from two minutes before `now`
-    /// until `lifetime` after it, or as long as its issuer if that is shorter.
-    fn issue(
-        &self,
-        identity: &Identity,
-        csr_der: &[u8],
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<IssuedChain, IdentityError>;
+    /// A certificate for `identity`, for the key that `csr_der` (PKCS#10) proves to have, valid at `now` and for
+    /// `lifetime`, or as long as its issuer if that is shorter.
+    fn issue(&self, identity: &Identity, csr_der: &[u8], lifetime: Duration, now: SystemTime) -> Issuing;
 
     /// What peers' chains must lead to, and what was revoked: now, and whenever it changes.
     fn trust(&self) -> watch::Receiver<Arc<Trust>>;
@@ -43,8 +26,16 @@ pub trait CertificateAuthority: Send + Sync + 'static {
     }
 }
 
+/// What becomes of a request for a certificate.
+pub enum Issuing {
+    /// An authority in this process has answered: it only computes, some 0.1 ms a certificate.
+    Done(Result<IssuedChain, IdentityError>),
+    /// One elsewhere will. Nothing is asked before this is polled, and it ends within seconds.
+    Asked(Pin<Box<dyn Future<Output = Result<IssuedChain, IdentityError>> + Send>>),
+}
+
 /// What an authority returns: the leaf, then its issuers, without the root.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct IssuedChain {
     /// Never empty; leaf first.
     pub certificates: Vec<CertificateDer<'static>>,
@@ -57,7 +48,7 @@ pub struct IssuedChain {
 pub struct EmbeddedCa {
     dir: PathBuf,
     trust_domain: TrustDomain,
-    root: RwLock<Arc<Root>>,
+    signer: RwLock<Arc<Signer>>,
     trust: watch::Sender<Arc<Trust>>,
 }
 
@@ -71,11 +62,11 @@ impl EmbeddedCa {
 
     /// [`EmbeddedCa::open`] at a given time.
     pub fn open_at(dir: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, IdentityError> {
-        let (root, trust) = root_files::open(dir, trust_domain, now)?;
+        let (signer, trust) = root_files::open(dir, trust_domain, now)?;
         Ok(Self {
             dir: dir.to_owned(),
             trust_domain: trust_domain.clone(),
-            root: RwLock::new(Arc::new(root)),
+            signer: RwLock::new(Arc::new(signer)),
             trust: watch::Sender::new(Arc::new(trust)),
         })
     }
@@ -104,8 +95,8 @@ impl EmbeddedCa {
 
     /// Reads the directory again. A root that is gone is an error, and not made anew.
     pub fn refresh(&self) -> Result<(), IdentityError> {
-        let (root, trust) = root_files::reopen(&self.dir, &self.trust_domain, SystemTime::now())?;
-        *self.root.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(root);
+        let (signer, trust) = root_files::reopen(&self.dir, &self.trust_domain, SystemTime::now())?;
+        *self.signer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(signer);
         let trust = Arc::new(trust);
         self.trust.send_if_modified(|current| {
             let changed = **current != *trust;
@@ -142,45 +133,25 @@ impl EmbeddedCa {
         root_files::revoke(dir, trust_domain, serials, SystemTime::now())
     }
 
-    fn root(&self) -> Arc<Root> {
-        self.root.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl CertificateAuthority for EmbeddedCa {
-    fn issue(
+    /// A certificate for `identity`, for the key that `csr_der` (PKCS#10) proves to have: see [`Signer::sign`].
+    pub fn sign(
         &self,
         identity: &Identity,
         csr_der: &[u8],
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<IssuedChain, IdentityError> {
-        if identity.trust_domain() != self.trust_domain.as_str() {
-            return Err(IdentityError::ForeignTrustDomain {
-                identity: identity.clone(),
-                trust_domain: self.trust_domain.clone(),
-            });
-        }
-        let root = self.root();
-        root.check_time(now)?;
-        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
-            .map_err(|error| IdentityError::Request(error.to_string()))?;
-        // The request's algorithm is that of its signature: a P-384 key can sign with SHA-256 too.
-        let key = &request.public_key;
-        if PublicKeyData::algorithm(key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT {
-            return Err(IdentityError::Request("its key is not ECDSA P-256".to_owned()));
-        }
+        self.signer().sign(identity, csr_der, lifetime, now)
+    }
 
-        let not_after = root.not_after.min(now.checked_add(lifetime).unwrap_or(root.not_after));
-        let mut params = validity(now, not_after)?;
-        params.subject_alt_names = vec![uri(identity.as_str())?];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        let issuer = Issuer::from_ca_cert_der(&root.certificate, &*root.key)?;
-        let certificate = params.signed_by(key, &issuer)?;
-        Ok(IssuedChain { certificates: vec![certificate.der().clone()] })
+    fn signer(&self) -> Arc<Signer> {
+        self.signer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl CertificateAuthority for EmbeddedCa {
+    fn issue(&self, identity: &Identity, csr_der: &[u8], lifetime: Duration, now: SystemTime) -> Issuing {
+        Issuing::Done(self.sign(identity, csr_der, lifetime, now))
     }
 
     fn trust(&self) -> watch::Receiver<Arc<Trust>> {
@@ -196,71 +167,3 @@ impl fmt::Debug for EmbeddedCa {
 
 /// How often [`EmbeddedCa::run`] looks at its directory.
 pub const POLL: Duration = Duration::from_millis(200);
-
-/// How long before their making certificates become valid, as clocks of nodes differ.
-pub(crate) const BACKDATE: Duration = Duration::from_secs(120);
-
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// An uncompressed point.
-const P256_POINT: usize = 65;
-
-/// A new root for `trust_domain`, signed by `key`.
-pub(crate) fn self_signed_root(
-    key: &KeyPair,
-    trust_domain: &TrustDomain,
-    now: SystemTime,
-) -> Result<rcgen::Certificate, IdentityError> {
-    let mut params = validity(now, now + ROOT_LIFETIME)?;
-    params.distinguished_name.push(DnType::OrganizationName, "orlop");
-    // A revocation list is told by its issuer's name: no two roots may have the same.
-    let serial = params.serial_number.as_ref().map(|serial| hex(serial.as_ref())).unwrap_or_default();
-    params.distinguished_name.push(DnType::CommonName, format!("root {serial}"));
-    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
-    // It signs workloads and no further authority.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params.self_signed(key)?)
-}
-
-/// A revocation list (PEM) of these serial numbers, signed by `root`, that stays good for as long as it does.
-pub(crate) fn signed_revocations(
-    root: &Root,
-    revoked: &BTreeMap<Vec<u8>, SystemTime>,
-    now: SystemTime,
-) -> Result<String, IdentityError> {
-    let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let revoked = revoked.iter().map(|(serial, time)| RevokedCertParams {
-        serial_number: SerialNumber::from_slice(serial),
-        revocation_time: (*time).into(),
-        reason_code: None,
-        invalidity_date: None,
-    });
-    let list = CertificateRevocationListParams {
-        this_update: now.checked_sub(BACKDATE).unwrap_or(now).into(),
-        next_update: root.not_after.into(),
-        // Grows with each list (RFC 5280, 5.2.3).
-        crl_number: SerialNumber::from(since_1970.as_millis() as u64),
-        issuing_distribution_point: None,
-        revoked_certs: revoked.collect(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let issuer = Issuer::from_ca_cert_der(&root.certificate, &*root.key)?;
-    Ok(list.signed_by(&issuer)?.pem()?)
-}
-
-/// Parameters with a random serial number, no subject, and a time from [`BACKDATE`] ago to `not_after`.
-fn validity(now: SystemTime, not_after: SystemTime) -> Result<CertificateParams, IdentityError> {
-    let mut serial = [0; 16];
-    provider().secure_random.fill(&mut serial).map_err(|_| IdentityError::Random)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = now.checked_sub(BACKDATE).unwrap_or(now).into();
-    params.not_after = not_after.into();
-    Ok(params)
-}
-
-fn uri(text: &str) -> Result<SanType, IdentityError> {
-    Ok(SanType::URI(Ia5String::try_from(text)?))
-}

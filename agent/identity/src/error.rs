@@ -97,6 +97,36 @@ pub enum IdentityError {
         /// The trust domain that was asked for.
         expected: TrustDomain,
     },
+    /// An authority's certificate with its key is not what it should be.
+    #[error("the certificate authority can't be used: {reason}; restore what it was given")]
+    Authority {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The authority elsewhere has not answered.
+    #[error("no answer from the certificate authority {address}: {reason}")]
+    Unreachable {
+        /// Its URL.
+        address: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The authority elsewhere has refused.
+    #[error("the certificate authority {address} refuses a certificate for {identity}: {reason}")]
+    Refused {
+        /// Its URL.
+        address: String,
+        /// Whom it was to be for.
+        identity: Identity,
+        /// In its own words.
+        reason: String,
+    },
+    /// What is needed to ask the authority elsewhere can't be used.
+    #[error("cannot ask a certificate authority: {reason}")]
+    Client {
+        /// What is wrong.
+        reason: String,
+    },
     /// An identity of another trust domain was asked for.
     #[error(
         "{identity} is not in trust domain {trust_domain}; only its own identities can be issued or dialled"

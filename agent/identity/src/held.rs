@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use orlop_model::Identity;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::renewal::{renew_at, retry_after};
 use crate::{Clock, IdentityError, WorkloadCertificate};
@@ -57,6 +58,8 @@ impl CertificateState {
 pub(crate) struct Held {
     clock: Clock,
     entries: RwLock<HashMap<Identity, Entry>>,
+    /// Moves when an attempt has ended.
+    settled: watch::Sender<()>,
 }
 
 struct Entry {
@@ -64,11 +67,15 @@ struct Entry {
     next_attempt: SystemTime,
     failures: u32,
     last_error: Option<String>,
+    /// An attempt is under way.
+    asked: bool,
+    /// What it brings is to be renewed at once.
+    outdated: bool,
 }
 
 impl Held {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, entries: RwLock::new(HashMap::new()) }
+        Self { clock, entries: RwLock::new(HashMap::new()), settled: watch::Sender::new(()) }
     }
 
     /// What a handshake may show for `identity`: never an expired certificate.
@@ -91,7 +98,26 @@ impl Held {
             next_attempt,
             failures: 0,
             last_error: None,
+            asked: false,
+            outdated: false,
         });
+    }
+
+    /// An attempt is under way: until it is settled, no other is due.
+    pub(crate) fn asked(&self, identity: &Identity) {
+        if let Some(entry) = self.write().get_mut(identity) {
+            entry.asked = true;
+        }
+    }
+
+    /// Waits while nothing is known of `identity` but that an attempt will be made.
+    pub(crate) async fn attempted(&self, identity: &Identity) {
+        let mut settled = self.settled.subscribe();
+        let open = |entry: &Entry| entry.certificate.is_none() && entry.failures == 0;
+        while self.read().get(identity).is_some_and(open) {
+            // The sender is this struct's.
+            let _ = settled.changed().await;
+        }
     }
 
     /// Takes the outcome of an attempt made at `now`, unless the identity was forgotten meanwhile.
@@ -101,8 +127,20 @@ impl Held {
         outcome: Result<WorkloadCertificate, IdentityError>,
         now: SystemTime,
     ) -> Result<(), IdentityError> {
+        let outcome = self.settle_entry(identity, outcome, now);
+        self.settled.send_replace(());
+        outcome
+    }
+
+    fn settle_entry(
+        &self,
+        identity: &Identity,
+        outcome: Result<WorkloadCertificate, IdentityError>,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
         let mut entries = self.write();
         let Some(entry) = entries.get_mut(identity) else { return Ok(()) };
+        entry.asked = false;
         match outcome {
             Ok(certificate) => {
                 tracing::debug!(
@@ -111,17 +149,22 @@ impl Held {
                     not_after = %OffsetDateTime::from(certificate.not_after),
                     "certificate issued"
                 );
+                let renewal = renew_at(now, certificate.not_after, fastrand::f64());
                 *entry = Entry {
-                    next_attempt: renew_at(now, certificate.not_after, fastrand::f64()),
+                    next_attempt: if entry.outdated { now } else { renewal },
                     certificate: Some(Arc::new(certificate)),
                     failures: 0,
                     last_error: None,
+                    asked: false,
+                    outdated: false,
                 };
                 Ok(())
             }
             Err(error) => {
                 entry.failures = entry.failures.saturating_add(1);
-                let wait = retry_after(entry.failures, fastrand::f64());
+                let in_hand =
+                    entry.certificate.as_ref().is_some_and(|certificate| certificate.is_valid_at(now));
+                let wait = retry_after(entry.failures, in_hand, fastrand::f64());
                 entry.next_attempt = now + wait;
                 entry.last_error = Some(error.to_string());
                 log_failure(identity, &error, entry, wait, now);
@@ -132,13 +175,14 @@ impl Held {
 
     /// Those whose next attempt is due at `now`.
     pub(crate) fn due(&self, now: SystemTime) -> Vec<Identity> {
-        let due = |entry: &Entry| entry.next_attempt <= now || entry.clock_went_back(now);
+        let due = |entry: &Entry| !entry.asked && (entry.next_attempt <= now || entry.clock_went_back(now));
         self.read().iter().filter(|(_, entry)| due(entry)).map(|(identity, _)| identity.clone()).collect()
     }
 
-    /// Makes the renewal of these certificates due at `now`.
+    /// Makes the renewal of these certificates due at `now`, and of those that are under way.
     pub(crate) fn renew_now(&self, which: impl Fn(&WorkloadCertificate) -> bool, now: SystemTime) {
         for entry in self.write().values_mut() {
+            entry.outdated = entry.asked;
             if entry.certificate.as_deref().is_some_and(&which) {
                 entry.next_attempt = now;
             }
@@ -147,7 +191,8 @@ impl Held {
 
     /// How long after `now` the next attempt is due.
     pub(crate) fn next_attempt_in(&self, now: SystemTime) -> Option<Duration> {
-        let next = self.read().values().map(|entry| entry.next_attempt).min()?;
+        let entries = self.read();
+        let next = entries.values().filter(|entry| !entry.asked).map(|entry| entry.next_attempt).min()?;
         Some(next.duration_since(now).unwrap_or_default())
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct Leaf {
     pub(crate) server_auth: bool,
     pub(crate) client_auth: bool,
     pub(crate) ca: bool,
+    /// Its subject is its issuer: a root.
+    pub(crate) self_issued: bool,
     pub(crate) signs_certificates: bool,
     pub(crate) public_key: Vec<u8>,
     pub(crate) serial: String,
@@ -40,6 +42,7 @@ impl Leaf {
             server_auth: purposes.as_ref().is_some_and(|purposes| purposes.value.server_auth),
             client_auth: purposes.as_ref().is_some_and(|purposes| purposes.value.client_auth),
             ca: constraints.is_some_and(|constraints| constraints.value.ca),
+            self_issued: certificate.subject().as_raw() == certificate.issuer().as_raw(),
             signs_certificates: usage.is_some_and(|usage| usage.value.key_cert_sign()),
             public_key: certificate.public_key().raw.to_vec(),
             serial: hex(certificate.raw_serial()),

@@ -12,32 +12,39 @@
 //! the embedded authority's own key file aside.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod ca;
 mod clock;
 mod config_cache;
 mod error;
 mod failure;
+mod given;
+mod grpc;
 mod held;
 mod leaf;
 mod renewal;
 mod root_files;
+mod signer;
 mod store;
 mod tls;
 mod trust;
 mod verify;
 mod workload;
 
-pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain, POLL};
+pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain, Issuing, POLL};
 pub use clock::Clock;
 pub use error::IdentityError;
 pub use failure::{CertificateUnavailable, HandshakeFailure, classify, classify_io, require_h2};
+pub use given::{GivenCa, ServingTls};
+pub use grpc::{Admission, CaAddress, CertificateService, Gate, Refusal, RemoteCa};
 pub use held::{CertificateInfo, CertificateState};
 pub use leaf::{parse_serial, serials_in};
+pub use signer::{NewRoot, Signer};
 pub use store::Identities;
 pub use tls::{ALPN_H2, provider};
 pub use trust::Trust;
 pub use verify::{PeerError, peer_identity};
-pub use workload::{DEFAULT_LIFETIME, WorkloadCertificate};
+pub use workload::{CertificateRequest, DEFAULT_LIFETIME, WorkloadCertificate};
 
 /// What fuzz targets reach.
 #[cfg(fuzzing)]

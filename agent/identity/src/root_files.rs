@@ -21,36 +21,16 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::ca::{self_signed_root, signed_revocations};
 use crate::leaf::{Leaf, revoked_serials};
-use crate::{IdentityError, Trust};
-
-/// A root whose parts have been found to fit.
-pub(crate) struct Root {
-    pub(crate) key: Zeroizing<KeyPair>,
-    pub(crate) certificate: CertificateDer<'static>,
-    pub(crate) not_before: SystemTime,
-    pub(crate) not_after: SystemTime,
-}
-
-impl Root {
-    pub(crate) fn check_time(&self, now: SystemTime) -> Result<(), IdentityError> {
-        if now >= self.not_after {
-            return Err(IdentityError::RootExpired { not_after: self.not_after.into() });
-        }
-        if now < self.not_before {
-            return Err(IdentityError::RootNotYetValid { not_before: self.not_before.into() });
-        }
-        Ok(())
-    }
-}
+use crate::signer::{self_signed_root, signed_revocations};
+use crate::{IdentityError, Signer, Trust};
 
 /// What is in `dir`: the root that signs, made first if there is none, and whom to trust.
 pub(crate) fn open(
     dir: &Path,
     trust_domain: &TrustDomain,
     now: SystemTime,
-) -> Result<(Root, Trust), IdentityError> {
+) -> Result<(Signer, Trust), IdentityError> {
     let files = Files::in_directory(dir)?;
     // The certificate is the last to appear, so a pair that is there is whole, and needs no lock:
     // the directory may be read-only.
@@ -65,7 +45,7 @@ pub(crate) fn reopen(
     dir: &Path,
     trust_domain: &TrustDomain,
     now: SystemTime,
-) -> Result<(Root, Trust), IdentityError> {
+) -> Result<(Signer, Trust), IdentityError> {
     Files::at(dir)?.read(trust_domain, now)
 }
 
@@ -212,7 +192,7 @@ impl Files {
         })
     }
 
-    fn read(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<(Root, Trust), IdentityError> {
+    fn read(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<(Signer, Trust), IdentityError> {
         let root = match self.load(&self.root, trust_domain, now) {
             // Between the two renames of a rotation, or after one that was broken off there.
             Err(IdentityError::KeyMismatch { .. }) if exists(&self.next.certificate)? => {
@@ -280,7 +260,7 @@ impl Files {
     }
 
     /// Whom to trust besides the root that signs.
-    fn trust(&self, root: &Root) -> Result<Trust, IdentityError> {
+    fn trust(&self, root: &Signer) -> Result<Trust, IdentityError> {
         let mut others = Vec::new();
         let mut lists = Vec::new();
         for path in [&self.next.certificate, &self.previous.certificate, &self.trust] {
@@ -312,7 +292,12 @@ impl Files {
         self.rename(&staged(path), path)
     }
 
-    fn load(&self, from: &Pair, trust_domain: &TrustDomain, now: SystemTime) -> Result<Root, IdentityError> {
+    fn load(
+        &self,
+        from: &Pair,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Signer, IdentityError> {
         let key = self.load_key(&from.key)?;
         let unusable = |reason: String| self.unusable(&from.certificate, "root certificate", reason);
         let (text, _) = read(&from.certificate)?;
@@ -333,7 +318,14 @@ impl Files {
                 if leaf.uris.is_empty() { "no trust domain".to_owned() } else { leaf.uris.join(", ") };
             return Err(IdentityError::RootTrustDomain { found, expected: trust_domain.clone() });
         }
-        let root = Root { key, certificate, not_before: leaf.not_before, not_after: leaf.not_after };
+        let root = Signer {
+            key,
+            certificate,
+            chain: Vec::new(),
+            trust_domain: trust_domain.clone(),
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
+        };
         root.check_time(now)?;
         Ok(root)
     }

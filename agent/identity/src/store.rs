@@ -1,8 +1,11 @@
 use std::collections::HashSet;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use orlop_model::{Identity, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
@@ -11,7 +14,10 @@ use tokio::sync::{Notify, watch};
 use crate::config_cache::ConfigCache;
 use crate::held::Held;
 use crate::tls::{self, Accepted, OwnCertificate};
-use crate::{CertificateAuthority, CertificateInfo, Clock, IdentityError, Trust, WorkloadCertificate};
+use crate::workload::CertificateRequest;
+use crate::{
+    CertificateAuthority, CertificateInfo, Clock, IdentityError, Issuing, Trust, WorkloadCertificate,
+};
 
 /// The identities of this node's pods: their certificates, renewed in time, and the rustls
 /// configurations that show them. Cheap to clone.
@@ -56,7 +62,8 @@ impl Identities {
         }))
     }
 
-    /// Keeps a certificate for `identity` from now on, issuing one if no valid one is in hand.
+    /// Keeps a certificate for `identity` from now on, issuing one if no valid one is in hand. If the authority is
+    /// elsewhere, [`Identities::run`] asks it: see [`Identities::attempted`].
     ///
     /// After an error the identity is kept all the same and [`Identities::run`] goes on trying; until it
     /// succeeds, handshakes of this identity fail. An identity of another trust domain is not kept.
@@ -67,9 +74,24 @@ impl Identities {
         if held.valid_key(identity).is_some() {
             return Ok(());
         }
-        let outcome = self.attempt(identity);
+        let outcome = match self.attempt(identity) {
+            Attempt::Settled(outcome) => outcome,
+            // Not polled, it has asked nobody.
+            Attempt::Asked(_) => Ok(()),
+        };
         self.0.changed.notify_one();
         outcome
+    }
+
+    /// Waits until there is a certificate for `identity`, or a first attempt to have one has failed, which a handshake
+    /// then says.
+    pub async fn attempted(&self, identity: &Identity) {
+        self.0.held.attempted(identity).await;
+    }
+
+    /// Whether a handshake of `identity` has a certificate to show.
+    pub fn is_valid(&self, identity: &Identity) -> bool {
+        self.0.held.valid_key(identity).is_some()
     }
 
     /// Forgets the keys of all identities but `wanted`. Connections go on, new handshakes of the
@@ -107,6 +129,7 @@ impl Identities {
     pub async fn run(&self) {
         let mut trust = self.trust();
         let mut issuer = trust.borrow_and_update().issuer().cloned();
+        let mut asked = FuturesUnordered::new();
         loop {
             if trust.has_changed().unwrap_or(false) {
                 let trust = trust.borrow_and_update().clone();
@@ -118,14 +141,26 @@ impl Identities {
                 issuer = trust.issuer().cloned();
             }
             for identity in self.0.held.due(self.0.clock.now()) {
-                // Logged, and kept for the next attempt.
-                let _ = self.attempt(&identity);
-                tokio::task::yield_now().await;
+                if asked.len() == MAX_ASKED {
+                    break;
+                }
+                match self.attempt(&identity) {
+                    // Logged, and kept for the next attempt.
+                    Attempt::Settled(_) => tokio::task::yield_now().await,
+                    Attempt::Asked(answer) => {
+                        self.0.held.asked(&identity);
+                        asked.push(answer);
+                    }
+                }
             }
-            let wait = self.0.held.next_attempt_in(self.0.clock.now()).unwrap_or(LONGEST_SLEEP);
+            let wait = match asked.len() {
+                MAX_ASKED => LONGEST_SLEEP,
+                _ => self.0.held.next_attempt_in(self.0.clock.now()).unwrap_or(LONGEST_SLEEP),
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)) => {}
                 () = self.0.changed.notified() => {}
+                Some(()) = asked.next() => {}
                 // Without its authority nothing changes any more.
                 Ok(()) = trust.changed() => trust.mark_changed(),
             }
@@ -152,10 +187,28 @@ impl Identities {
         &self.0.trust_domain
     }
 
-    fn attempt(&self, identity: &Identity) -> Result<(), IdentityError> {
+    fn attempt(&self, identity: &Identity) -> Attempt {
         let now: SystemTime = self.0.clock.now();
-        let outcome = WorkloadCertificate::obtain(&*self.0.authority, identity, self.0.lifetime, now);
-        self.0.held.settle(identity, outcome, now)
+        let request = match CertificateRequest::new(identity) {
+            Ok(request) => request,
+            Err(error) => return Attempt::Settled(self.0.held.settle(identity, Err(error), now)),
+        };
+        match self.0.authority.issue(identity, request.der(), self.0.lifetime, now) {
+            Issuing::Done(issued) => {
+                let outcome = issued.and_then(|chain| request.complete(chain, now));
+                Attempt::Settled(self.0.held.settle(identity, outcome, now))
+            }
+            Issuing::Asked(answer) => {
+                let (held, clock, identity) = (self.0.held.clone(), self.0.clock.clone(), identity.clone());
+                Attempt::Asked(Box::pin(async move {
+                    let issued = answer.await;
+                    let now = clock.now();
+                    let outcome = issued.and_then(|chain| request.complete(chain, now));
+                    // Logged, and kept for the next attempt.
+                    let _ = held.settle(&identity, outcome, now);
+                }))
+            }
+        }
     }
 
     fn own(&self, identity: &Identity) -> Result<OwnCertificate, IdentityError> {
@@ -190,8 +243,17 @@ impl fmt::Debug for Identities {
     }
 }
 
+/// How an attempt to have a certificate goes on.
+enum Attempt {
+    Settled(Result<(), IdentityError>),
+    Asked(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
 /// Of each kind. One is about 2 KiB.
 const MAX_CONFIGS: usize = 1024;
+
+/// How many certificates are asked for at once.
+const MAX_ASKED: usize = 32;
 
 /// Timers stand still while a machine is suspended, and the wall clock may be set: look again this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);

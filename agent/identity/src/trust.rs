@@ -10,6 +10,8 @@ use webpki::{
     RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
 };
 
+use crate::bundle::trust_in;
+use crate::grpc::to_pem;
 use crate::leaf::{Leaf, revoked_serials};
 use crate::verify::Role;
 use crate::{IdentityError, provider};
@@ -50,6 +52,16 @@ impl Trust {
         };
         let revocations = lists.iter().map(revocation).collect::<Result<_, _>>()?;
         Ok(Self { roots, anchors, lists, revocations })
+    }
+
+    /// Trusts the certificates in a PEM text, the first of which signs, and the revocation lists in it.
+    pub fn from_pem(text: &[u8]) -> Result<Self, IdentityError> {
+        trust_in(text).map_err(IdentityError::Trust)
+    }
+
+    /// The roots as PEM, that which signs first.
+    pub fn to_pem(&self) -> String {
+        self.roots.iter().map(to_pem).collect()
     }
 
     /// Every root, that which signs first.

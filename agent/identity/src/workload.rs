@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::leaf::Leaf;
-use crate::{CertificateAuthority, IdentityError};
+use crate::{IdentityError, IssuedChain};
 
 /// How long workload certificates are valid unless told otherwise.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -35,24 +35,6 @@ pub struct WorkloadCertificate {
 }
 
 impl WorkloadCertificate {
-    /// Makes a key and has `authority` certify it. What comes back is checked before it is used.
-    pub fn obtain(
-        authority: &dyn CertificateAuthority,
-        identity: &Identity,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<Self, IdentityError> {
-        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
-        let mut request = CertificateParams::default();
-        request.distinguished_name = DistinguishedName::new();
-        request.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.as_str())?)];
-        let request = request.serialize_request(&*key)?;
-        let issued = authority.issue(identity, request.der(), lifetime, now)?;
-        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialized_der()));
-        let key = CertifiedKey::new(issued.certificates, any_ecdsa_type(&der)?);
-        Self::check(identity, key, now)
-    }
-
     /// Whether it can be shown at `now`.
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
@@ -78,6 +60,47 @@ impl WorkloadCertificate {
             serial: leaf.serial,
         };
         if made.is_valid_at(now) { Ok(made) } else { Err(unusable(format!("it is not valid now: {made:?}"))) }
+    }
+}
+
+/// A new key, and the request for its certificate.
+pub struct CertificateRequest {
+    identity: Identity,
+    key: Zeroizing<KeyPair>,
+    request: rcgen::CertificateSigningRequest,
+}
+
+impl CertificateRequest {
+    /// Makes a key for `identity`.
+    pub fn new(identity: &Identity) -> Result<Self, IdentityError> {
+        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
+        let mut request = CertificateParams::default();
+        request.distinguished_name = DistinguishedName::new();
+        request.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.as_str())?)];
+        let request = request.serialize_request(&*key)?;
+        Ok(Self { identity: identity.clone(), key, request })
+    }
+
+    /// The request, PKCS#10.
+    pub fn der(&self) -> &[u8] {
+        self.request.der()
+    }
+
+    /// With what the authority has issued, which is checked before it is used.
+    pub fn complete(
+        self,
+        issued: IssuedChain,
+        now: SystemTime,
+    ) -> Result<WorkloadCertificate, IdentityError> {
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialized_der()));
+        let key = CertifiedKey::new(issued.certificates, any_ecdsa_type(&der)?);
+        WorkloadCertificate::check(&self.identity, key, now)
+    }
+}
+
+impl fmt::Debug for CertificateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateRequest").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 

@@ -47,6 +47,7 @@ pub(crate) async fn shake_hands(
     let _ = socket::keep_alive(&accepted.tcp);
 
     let handshake = async {
+        shared.identities.attempted(own).await;
         let (tls, session) = tls::accept(accepted.tcp, config)
             .await
             .map_err(|error| Refusal::new(handshake_reason(classify_io(&error)), error))?;

@@ -61,6 +61,7 @@ pub(crate) async fn open_over(
 
     let name = ServerName::IpAddress(key.address.ip().into());
     let handshake = async {
+        shared.identities.attempted(&key.source).await;
         let (tls, session) = tls::connect(tcp, config, name).await.map_err(|error| {
             Refusal::new(handshake_reason(classify_io(&error)), format!("TLS with {}: {error}", key.address))
         })?;

@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use orlop_identity::{
-    CertificateAuthority, DEFAULT_LIFETIME, EmbeddedCa, IdentityError, WorkloadCertificate, peer_identity,
-};
+use orlop_identity::{CertificateAuthority, DEFAULT_LIFETIME, EmbeddedCa, IdentityError, peer_identity};
 use orlop_model::{Identity, TrustDomain};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -180,7 +178,7 @@ fn a_directory_that_cannot_be_used_says_which() {
 #[test]
 fn a_workload_certificate_names_one_uri_and_nothing_else() {
     let mesh = Mesh::new();
-    let made = WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), DEFAULT_LIFETIME, now()).unwrap();
+    let made = mesh.obtain("alice", DEFAULT_LIFETIME, now()).unwrap();
     let (_, leaf) = X509Certificate::from_der(&made.chain[0]).unwrap();
     assert_eq!(leaf.subject().iter().count(), 0);
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -199,7 +197,7 @@ fn a_workload_certificate_names_one_uri_and_nothing_else() {
 fn it_begins_two_minutes_ago_and_ends_after_its_lifetime() {
     let mesh = Mesh::new();
     let now = now();
-    let made = WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), minutes(60), now).unwrap();
+    let made = mesh.obtain("alice", minutes(60), now).unwrap();
     let second = Duration::from_secs(1);
     assert!(now - minutes(2) - second < made.not_before && made.not_before <= now - minutes(2));
     assert!(now + minutes(60) - second < made.not_after && made.not_after <= now + minutes(60));
@@ -208,7 +206,7 @@ fn it_begins_two_minutes_ago_and_ends_after_its_lifetime() {
 #[test]
 fn it_ends_with_the_root_at_the_latest() {
     let mesh = Mesh::new();
-    let made = WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), Duration::MAX, now()).unwrap();
+    let made = mesh.obtain("alice", Duration::MAX, now()).unwrap();
     let der = mesh.ca.roots().remove(0);
     let root_ends = X509Certificate::from_der(&der).unwrap().1.validity().not_after.timestamp();
     let ends = made.not_after.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -218,11 +216,8 @@ fn it_ends_with_the_root_at_the_latest() {
 #[test]
 fn serial_numbers_are_128_random_bits() {
     let mesh = Mesh::new();
-    let serials: Vec<String> = (0..32)
-        .map(|_| {
-            WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), minutes(60), now()).unwrap().serial
-        })
-        .collect();
+    let serials: Vec<String> =
+        (0..32).map(|_| mesh.obtain("alice", minutes(60), now()).unwrap().serial).collect();
     let longest = serials.iter().map(String::len).max();
     assert_eq!(longest, Some(32));
     assert_eq!(serials.iter().collect::<std::collections::HashSet<_>>().len(), serials.len());
@@ -235,7 +230,7 @@ fn names_in_the_request_count_for_nothing() {
     params.subject_alt_names = vec![uri(identity("admin").as_str())];
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let request = params.serialize_request(&KeyPair::generate().unwrap()).unwrap();
-    let issued = mesh.ca.issue(&identity("alice"), request.der(), minutes(60), now()).unwrap();
+    let issued = mesh.ca.sign(&identity("alice"), request.der(), minutes(60), now()).unwrap();
     assert_eq!(peer_identity(&issued.certificates, &trust_domain()), Ok(identity("alice")));
     assert!(!X509Certificate::from_der(&issued.certificates[0]).unwrap().1.is_ca());
 }
@@ -254,7 +249,7 @@ fn bad_requests_are_refused() {
         request(&KeyPair::generate_for(&PKCS_ED25519).unwrap()),
     ];
     for request in requests {
-        let refused = mesh.ca.issue(&identity("alice"), &request, minutes(60), now()).err();
+        let refused = mesh.ca.sign(&identity("alice"), &request, minutes(60), now()).err();
         assert!(matches!(refused, Some(IdentityError::Request(_))), "{refused:?}");
     }
 }
@@ -265,7 +260,7 @@ fn another_trust_domain_is_not_signed_for() {
     let elsewhere: TrustDomain = "elsewhere.example".parse().unwrap();
     let foreign = Identity::new(&elsewhere, "shop", "alice");
     let request = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap();
-    let refused = mesh.ca.issue(&foreign, request.der(), minutes(60), now()).err();
+    let refused = mesh.ca.sign(&foreign, request.der(), minutes(60), now()).err();
     assert!(matches!(refused, Some(IdentityError::ForeignTrustDomain { .. })), "{refused:?}");
 }
 
@@ -273,7 +268,7 @@ fn another_trust_domain_is_not_signed_for() {
 fn nothing_is_signed_after_the_root_has_expired() {
     let mesh = Mesh::new();
     let later = now() + Duration::from_secs(11 * 366 * 24 * 3600);
-    let refused = WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), minutes(60), later).err();
+    let refused = mesh.obtain("alice", minutes(60), later).err();
     assert!(matches!(refused, Some(IdentityError::RootExpired { .. })), "{refused:?}");
 }
 
@@ -281,7 +276,7 @@ fn nothing_is_signed_after_the_root_has_expired() {
 fn debug_output_holds_no_key() {
     let mesh = Mesh::new();
     let node = mesh.node(&["alice", "bob"]);
-    let made = WorkloadCertificate::obtain(&*mesh.ca, &identity("alice"), minutes(60), now()).unwrap();
+    let made = mesh.obtain("alice", minutes(60), now()).unwrap();
     let client = node.client_config(&identity("alice"), &identity("bob")).unwrap();
     let server = node.server_config(&identity("bob")).unwrap();
     let printed =

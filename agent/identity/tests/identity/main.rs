@@ -5,6 +5,7 @@
 mod authority;
 mod handshake;
 mod hostile;
+mod remote;
 mod renewal;
 mod support;
 mod trust;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use orlop_identity::{
-    ALPN_H2, CertificateAuthority, Clock, DEFAULT_LIFETIME, EmbeddedCa, HandshakeFailure, Identities,
-    classify, provider,
+    ALPN_H2, CertificateAuthority, CertificateRequest, Clock, DEFAULT_LIFETIME, EmbeddedCa, HandshakeFailure,
+    Identities, IdentityError, WorkloadCertificate, classify, provider,
 };
 use orlop_model::{Identity, TrustDomain};
 use rcgen::string::Ia5String;
@@ -88,6 +88,18 @@ impl Mesh {
             node.ensure(&identity(name)).unwrap();
         }
         node
+    }
+
+    /// A key and its certificate, asked for at `now`.
+    pub fn obtain(
+        &self,
+        name: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<WorkloadCertificate, IdentityError> {
+        let request = CertificateRequest::new(&identity(name))?;
+        let issued = self.ca.sign(&identity(name), request.der(), lifetime, now)?;
+        request.complete(issued, now)
     }
 
     /// The root key, as a thief would have it.
