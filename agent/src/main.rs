@@ -7,6 +7,7 @@ mod authority;
 mod ca;
 mod check;
 mod cli;
+mod controller;
 mod dump;
 mod enrolment;
 mod events;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Waypoint(arguments) => waypoint::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Controller(arguments) => controller::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),

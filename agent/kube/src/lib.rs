@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod authorization_policy;
+pub mod controller;
 mod directory;
 mod endpoint_slice;
 mod error;

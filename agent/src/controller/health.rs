@@ -1,0 +1,66 @@
+//! Whether the controller is ready, for its probe.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::watch};
+
+/// `/healthz/ready` and `/healthz/live`.
+pub struct Health(watch::Sender<bool>);
+
+impl Health {
+    pub async fn start(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}; choose another with --ready"))?;
+        let ready = watch::Sender::new(false);
+        let readiness = ready.subscribe();
+        tokio::spawn(async move {
+            loop {
+                let Ok((tcp, _)) = listener.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                };
+                let readiness = readiness.clone();
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request| {
+                        let response = answer(&request, *readiness.borrow());
+                        async { Ok::<_, Infallible>(response) }
+                    });
+                    // A client that breaks off has nobody to tell.
+                    let _ = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(Duration::from_secs(5))
+                        .serve_connection(TokioIo::new(tcp), answer)
+                        .await;
+                });
+            }
+        });
+        Ok(Self(ready))
+    }
+
+    pub fn ready(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn not_ready(&self) {
+        self.0.send_replace(false);
+    }
+}
+
+fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
+    let (status, body) = match (request.uri().path(), ready) {
+        ("/healthz/live", _) => (StatusCode::OK, "alive\n"),
+        ("/healthz/ready", true) => (StatusCode::OK, "ready\n"),
+        ("/healthz/ready", false) => (StatusCode::SERVICE_UNAVAILABLE, "no root to sign with, or stopping\n"),
+        _ => (StatusCode::NOT_FOUND, "not found\n"),
+    };
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response
+}

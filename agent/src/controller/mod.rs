@@ -1,0 +1,118 @@
+//! `orlop controller`: the certificate authority of a cluster, and what only one of its replicas does.
+
+mod gate;
+mod health;
+mod root;
+
+use std::{pin::pin, sync::Arc};
+
+use anyhow::Context as _;
+use futures_util::future::join;
+use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
+use orlop_kube::controller::{
+    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, connect,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    cli::ControllerArguments,
+    controller::{gate::NodeGate, health::Health},
+    logging,
+};
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(arguments: ControllerArguments) -> anyhow::Result<()> {
+    logging::start(&arguments.log)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(controller(arguments))
+}
+
+async fn controller(arguments: ControllerArguments) -> anyhow::Result<()> {
+    let client = connect(arguments.kubeconfig.as_deref()).await?;
+    let health = Health::start(arguments.ready).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let election = Arc::new(Election::new(client.clone(), &arguments.namespace, LEASE, &arguments.name));
+    let serve = serve(&arguments, client, &election, &health);
+    tokio::select! {
+        served = serve => return served,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    health.not_ready();
+    election.resign().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn serve(
+    arguments: &ControllerArguments,
+    client: orlop_kube::controller::Client,
+    election: &Election,
+    health: &Health,
+) -> anyhow::Result<()> {
+    let store =
+        RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, &arguments.plugged_in);
+    let mut found = pin!(store.follow());
+    let trust_domain = &arguments.names.trust_domain;
+    let ca = Arc::new(root::first(&store, found.as_mut(), trust_domain).await?);
+
+    let pods = Arc::new(PlacedPods::new(client.clone()));
+    let gate = NodeGate {
+        reviewer: Reviewer::new(client.clone(), &arguments.token_audience),
+        pods: Arc::clone(&pods),
+        trust_domain: trust_domain.clone(),
+        node_accounts: arguments.node_accounts.clone(),
+    };
+    let listener = TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another with --listen", arguments.listen))?;
+    let tls = Arc::new(ServingTls::new(Arc::clone(&ca), arguments.serving_names())?);
+    let current = Arc::clone(&tls);
+    let service =
+        CertificateService::new(Arc::clone(&ca) as _, Arc::new(gate), arguments.certificate_lifetime);
+    let service = Arc::new(service).serve(listener, move || current.current());
+    tracing::info!(listen = %arguments.listen, %trust_domain, "serving certificates");
+    health.ready();
+
+    let roots = watch::Sender::new(ca.trust().borrow().to_pem());
+    let timing =
+        RotationTiming { spread: arguments.rotation_spread, lifetime: arguments.certificate_lifetime };
+    let lead = || {
+        let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
+        let rotation = store.rotate(timing, || root::generate(trust_domain));
+        async move {
+            join(publisher.run(), rotation).await;
+        }
+    };
+    tokio::select! {
+        () = service => {}
+        () = pods.run() => {}
+        () = tls.run() => {}
+        () = root::keep(&ca, found, trust_domain) => {}
+        () = announce(&ca, &roots) => {}
+        () = election.run(lead) => {}
+    }
+    anyhow::bail!("a part of the controller has ended")
+}
+
+/// Tells the publisher of the roots that are trusted.
+async fn announce(ca: &GivenCa, roots: &watch::Sender<String>) {
+    let mut trust = ca.trust();
+    loop {
+        roots.send_replace(trust.borrow_and_update().to_pem());
+        if trust.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+const LEASE: &str = "orlop-controller";
