@@ -6,6 +6,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod fuzz;
+mod image;
 mod kernels;
 mod setup;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Build `orlop` with its eBPF programs.
     Build(cargo::BuildArgs),
+    /// Write an OCI image with one static `orlop` in it, and what that is made of (SPDX).
+    Image(image::Args),
     /// Install what the commands above need and this machine lacks.
     Setup(setup::Args),
     /// Check the rules of the house that the compiler does not.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Kernels(args) => kernels::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
+        Command::Image(args) => setup::ensure(setup::For::Build).and_then(|()| image::run(&args)),
         Command::Setup(args) => setup::run(&args),
         Command::Tidy => tidy::run(),
         Command::Sweep => test::sweep(),

@@ -1,0 +1,196 @@
+//! An OCI image of `orlop`, written without any container tool: one static binary and nothing else.
+
+mod layout;
+mod sbom;
+mod tar;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use crate::image::layout::Layout;
+use crate::{cargo, root};
+
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Where to write the OCI layout [default: image in cargo's target directory].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// A static `orlop` that was built before.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => cargo::target_dir()?.join("image"),
+    };
+    let binary = match &args.binary {
+        Some(binary) => binary.clone(),
+        None => build()?,
+    };
+    let binary = fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
+    check_static(&binary)?;
+    let size = write(&out, &binary)?;
+    println!(
+        "{}: {} of {ARCHITECTURE}, {:.1} MB (at most {} MB)",
+        out.display(),
+        env!("CARGO_PKG_VERSION"),
+        size as f64 / 1e6,
+        MOST / 1_000_000
+    );
+    if size > MOST {
+        bail!("the image is too large");
+    }
+    Ok(())
+}
+
+/// Writes the image and its SBOM, and says how many bytes whoever pulls it gets.
+fn write(out: &Path, binary: &[u8]) -> Result<usize> {
+    let layout = Layout::create(out)?;
+    let layer = tar::archive(&[("orlop", 0o755, binary)])?;
+    let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", &layer)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let labels = json!({
+        "org.opencontainers.image.title": "orlop",
+        "org.opencontainers.image.version": version,
+        "org.opencontainers.image.licenses": "Apache-2.0",
+        "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
+    });
+    let config = layout.json(
+        "application/vnd.oci.image.config.v1+json",
+        &json!({
+            "architecture": ARCHITECTURE,
+            "os": "linux",
+            "created": EPOCH,
+            "config": {"Entrypoint": ["/orlop"], "User": "65532:65532", "WorkingDir": "/", "Labels": labels},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+            "history": [{"created": EPOCH, "created_by": "cargo xtask image"}],
+        }),
+    )?;
+    let size = layer.size + config.size;
+    let manifest = layout.json(
+        "application/vnd.oci.image.manifest.v1+json",
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config.json(),
+            "layers": [layer.json()],
+            "annotations": labels,
+        }),
+    )?;
+    // One entry for each architecture.
+    let mut platform = manifest.json();
+    platform["platform"] = json!({"architecture": ARCHITECTURE, "os": "linux"});
+    let index = layout.json(
+        "application/vnd.oci.image.index.v1+json",
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [platform],
+        }),
+    )?;
+    let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&layer.digest)?)?;
+    let empty = layout.blob("application/vnd.oci.empty.v1+json", b"{}")?;
+    let sbom = layout.json(
+        "application/vnd.oci.image.manifest.v1+json",
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": sbom::MEDIA_TYPE,
+            "config": empty.json(),
+            "layers": [sbom.json()],
+            "subject": manifest.json(),
+        }),
+    )?;
+    let mut named = index.json();
+    named["annotations"] = json!({"org.opencontainers.image.ref.name": version});
+    let mut sbom = sbom.json();
+    sbom["artifactType"] = json!(sbom::MEDIA_TYPE);
+    layout.finish(&[named, sbom])?;
+    Ok(size)
+}
+
+/// Builds the binary apart from all others: with no path of this machine in it, it is the same everywhere.
+fn build() -> Result<PathBuf> {
+    let (root, target) = (root()?, cargo::target_dir()?.join("static"));
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let home = home.context("neither CARGO_HOME nor HOME is set")?;
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cstrip=symbols".to_owned()];
+    flags.push("-Clink-arg=-Wl,--build-id=none".to_owned());
+    let mut c_flags = String::new();
+    for (path, name) in [(&root, "/orlop"), (&home, "/cargo")] {
+        flags.push(format!("--remap-path-prefix={}={name}", path.display()));
+        c_flags.push_str(&format!("-ffile-prefix-map={}={name} ", path.display()));
+    }
+    let mut command = cargo::cargo()?;
+    command.args([
+        "build",
+        "--package",
+        "orlop",
+        "--release",
+        "--locked",
+        "--target",
+        TARGET,
+        "--target-dir",
+    ]);
+    command.arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    command.env("CFLAGS", c_flags.trim()).env("SOURCE_DATE_EPOCH", "0");
+    cargo::run(&mut command)?;
+    Ok(target.join(TARGET).join("release/orlop"))
+}
+
+/// In an image with nothing else in it there is nobody to load it.
+fn check_static(binary: &[u8]) -> Result<()> {
+    // ELF-64: program headers begin at `e_phoff`, of `e_phentsize` bytes each; type 3 names an interpreter.
+    let number = |at: usize, bytes: usize| -> Option<usize> {
+        let found = binary.get(at..at + bytes)?;
+        Some(found.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    let headers = || Some((number(32, 8)?, number(54, 2)?, number(56, 2)?));
+    let Some((first, size, count)) = headers().filter(|_| binary.starts_with(b"\x7fELF\x02\x01")) else {
+        bail!("this is no 64-bit ELF binary");
+    };
+    if (0..count).any(|n| number(first + n * size, 4) == Some(3)) {
+        bail!("the binary asks for a dynamic loader: build it with `-C target-feature=+crt-static`");
+    }
+    Ok(())
+}
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const ARCHITECTURE: &str = "amd64";
+const EPOCH: &str = "1970-01-01T00:00:00Z";
+/// Of an image, in bytes.
+const MOST: usize = 30_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_loader_is_refused() {
+        let me = fs::read("/proc/self/exe").unwrap();
+        assert!(check_static(&me).unwrap_err().to_string().contains("dynamic loader"));
+        assert!(check_static(b"#!/bin/sh\n").is_err());
+        assert!(check_static(b"\x7fELF\x02\x01").is_err());
+    }
+
+    #[test]
+    fn the_same_binary_makes_the_same_image() {
+        let dir = std::env::temp_dir().join(format!("orlop-image-{}", std::process::id()));
+        let index = || {
+            write(&dir, b"binary").unwrap();
+            let index = fs::read_to_string(dir.join("index.json")).unwrap();
+            fs::remove_dir_all(&dir).unwrap();
+            index
+        };
+        let first = index();
+        assert_eq!(first, index());
+        assert!(first.contains("org.opencontainers.image.ref.name"), "{first}");
+    }
+}
