@@ -39,6 +39,22 @@ pub enum Command {
     Ca(CaCommand),
     /// Print the last connections of a node that ended, one JSON object a line.
     Flows(FlowsArguments),
+    /// Say which pods of a node are in the mesh, or why not, and how their certificates stand.
+    Status(InspectArguments),
+    /// List the pods and WorkloadEntries that a node knows.
+    Workloads(InspectArguments),
+    /// List the services that a node knows, with their ports and how many endpoints each has.
+    Services(InspectArguments),
+    /// List the policies in force, and what their authors should know.
+    Policies(InspectArguments),
+    /// List the certificates of a node's pods.
+    Certs(InspectArguments),
+    /// Print what a shell needs to complete `orlop`'s arguments: `source <(orlop completion bash)`.
+    Completion {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
     Clean(CleanArguments),
 }
@@ -340,6 +356,26 @@ pub struct FlowsArguments {
     /// The node's admin API.
     #[arg(long, value_name = "ADDRESS", default_value = ADMIN)]
     pub admin: SocketAddr,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectArguments {
+    /// The node's admin API.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN)]
+    pub admin: SocketAddr,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Lines for people.
+    Table,
+    /// Longer ones.
+    Wide,
+    Json,
+    Yaml,
 }
 
 #[derive(Args, Debug)]

@@ -24,16 +24,20 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prints the flows, the oldest first.
 pub fn run(arguments: &FlowsArguments) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let flows =
-        runtime.block_on(async { timeout(TIMEOUT, get(arguments.admin, "/flows")).await? }).with_context(
-            || format!("no flows from {}; is `orlop node` running here, with this --admin?", arguments.admin),
-        )?;
+    let flows = fetch(arguments.admin, "/flows").with_context(|| {
+        format!("no flows from {}; is `orlop node` running here, with this --admin?", arguments.admin)
+    })?;
     match io::stdout().write_all(&flows) {
         // Who reads them has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot print"),
     }
+}
+
+/// What an agent's admin API answers.
+pub fn fetch(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { timeout(TIMEOUT, get(admin, path)).await? })
 }
 
 async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {

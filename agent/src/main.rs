@@ -15,6 +15,7 @@ mod explain;
 mod flows;
 mod handover;
 mod hosts;
+mod inspect;
 mod limits;
 mod logging;
 mod node;
@@ -25,9 +26,10 @@ mod worlds;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, InspectArguments};
+use crate::inspect::View;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,6 +44,15 @@ fn main() -> ExitCode {
         Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Flows(arguments) => flows::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Status(arguments) => inspect(View::Status, &arguments),
+        Command::Workloads(arguments) => inspect(View::Workloads, &arguments),
+        Command::Services(arguments) => inspect(View::Services, &arguments),
+        Command::Policies(arguments) => inspect(View::Policies, &arguments),
+        Command::Certs(arguments) => inspect(View::Certificates, &arguments),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "orlop", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Clean(arguments) => node::clean(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -52,4 +63,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn inspect(view: View, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
+    inspect::run(view, arguments).map(|()| ExitCode::SUCCESS)
 }

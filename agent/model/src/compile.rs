@@ -11,7 +11,7 @@ use crate::mutual_tls::{MutualTls, PeerAuthentications};
 use crate::name::NamespacedName;
 use crate::optin::opted_in;
 use crate::owner::names;
-use crate::policy::{Prepared, Scopes, findings};
+use crate::policy::{Prepared, Scopes, findings, listed};
 use crate::service::{Service, ServiceIndex, ServiceKind};
 use crate::service_entry;
 use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
@@ -120,6 +120,7 @@ pub fn compile_after(
         policies,
         prepared,
         mutual_tls,
+        listed_policies: listed(world, &settings.root_namespace),
         findings,
     }
 }

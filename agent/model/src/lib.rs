@@ -41,7 +41,7 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use inbound::admit_connect;
 pub use name::{NameError, NamespacedName};
 pub use optin::opted_in;
-pub use policy::{Finding, Severity};
+pub use policy::{Finding, ListedPolicy, Severity};
 pub use reason::Reason;
 pub use route::{Balance, Route, Transport};
 pub use same_node::SameNode;

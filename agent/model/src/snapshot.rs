@@ -9,7 +9,7 @@ use crate::dns::Zone;
 use crate::identity::Identity;
 use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, PolicyIndex, Prepared};
+use crate::policy::{Finding, ListedPolicy, PolicyIndex, Prepared};
 use crate::service::{Service, ServiceIndex};
 use crate::waypoint::Waypoints;
 
@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub(crate) prepared: Prepared,
     #[serde(skip)]
     pub(crate) mutual_tls: MutualTls,
+    /// Sorted by kind and name.
+    pub(crate) listed_policies: Vec<ListedPolicy>,
     /// Sorted by resource.
     pub(crate) findings: Vec<Finding>,
 }
