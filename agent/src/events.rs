@@ -86,5 +86,6 @@ fn record(event: Event, proxy: &Proxy, recorder: &Recorder) {
 }
 
 fn vouched(connection: VouchedConnection) -> Vouched {
-    Vouched { source: connection.source, destination: connection.destination }
+    let VouchedConnection { source, destination, service, .. } = connection;
+    Vouched { source, destination, service }
 }

@@ -12,10 +12,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
-use orlop_datapath::{Datapath, Place, Sockets, Verdicts};
+use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts};
 use orlop_identity::{DEFAULT_LIFETIME, Identities, Trust};
 use orlop_kube::WorldDirectory;
-use orlop_model::Snapshot;
+use orlop_model::{Choice, Snapshot};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -90,7 +90,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         identities.clone(),
         SocketHooks {
             sockets: datapath.sockets().clone(),
-            verdicts: same_node.then(|| datapath.verdicts().clone()),
+            same_node: same_node.then(|| (datapath.verdicts().clone(), datapath.services().clone())),
         },
         metrics,
     )?);
@@ -328,7 +328,7 @@ fn config(arguments: &NodeArguments, descriptors: usize) -> Config {
 struct SocketHooks {
     sockets: Sockets,
     /// Where pods of this node may do without the proxy.
-    verdicts: Option<Verdicts>,
+    same_node: Option<(Verdicts, Services)>,
 }
 
 impl Kernel for SocketHooks {
@@ -337,14 +337,26 @@ impl Kernel for SocketHooks {
         netns: u64,
         source: SocketAddr,
         port: u16,
-    ) -> io::Result<Option<SocketAddr>> {
+    ) -> io::Result<Option<(SocketAddr, Choice)>> {
         self.sockets.take_original_destination(netns, source, port)
     }
 
     fn allow(&self, generation: u64, netns: u64, source: IpAddr, destination: SocketAddr) {
-        let Some(verdicts) = &self.verdicts else { return };
+        let Some((verdicts, _)) = &self.same_node else { return };
         if let Err(error) = verdicts.allow(generation, netns, source, destination) {
             tracing::warn!(%source, %destination, %error, "pods of this node go on talking through the proxy");
+        }
+    }
+
+    fn last(&self, netns: u64, service: SocketAddr) -> Option<SocketAddr> {
+        let (_, services) = self.same_node.as_ref()?;
+        services.last(netns, service).ok().flatten()
+    }
+
+    fn went(&self, netns: u64, service: SocketAddr, endpoint: SocketAddr) {
+        let Some((_, services)) = &self.same_node else { return };
+        if let Err(error) = services.went(netns, service, endpoint) {
+            tracing::warn!(%service, %endpoint, %error, "connections to this service go on through the proxy");
         }
     }
 

@@ -11,7 +11,7 @@
 use core::ops::Range;
 
 /// Version of the layout below; part of the pin path, so that two layouts never meet in one map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -46,7 +46,7 @@ pub struct Pod {
 
 /// A TCP or UDP endpoint: an original destination, or the client that a server should see.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Address, in network order.
     pub address: Address,
@@ -54,6 +54,82 @@ pub struct Endpoint {
     pub port: u16,
     /// Always zero.
     pub reserved: u16,
+}
+
+/// Value of `DIALLED` and `ORIGINAL_DST`: what a pod's socket dialled before it was redirected.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialled {
+    /// What.
+    pub destination: Endpoint,
+    /// The endpoint of it that was chosen, if `choice` is [`Choice::Endpoint`].
+    pub endpoint: Endpoint,
+    /// A [`Choice`].
+    pub choice: u32,
+    /// 1 while it is among those that `OPEN` counts.
+    pub counted: u32,
+}
+
+/// What a hook has chosen of a service's endpoints.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Nothing: it is the proxy's to choose.
+    Open = 0,
+    /// One of this node.
+    Endpoint = 1,
+    /// None of those that it knows.
+    Elsewhere = 2,
+}
+
+/// No endpoint.
+pub const NO_ENDPOINT: Endpoint = Endpoint { address: [0; 16], port: 0, reserved: 0 };
+
+/// So many endpoints of a service's port are known to the hooks.
+pub const MAX_LOCAL: usize = 16;
+
+/// Value of `SERVICES`, whose key is a cluster IP with a port: a service of which some endpoints are pods of this
+/// node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Another for each value that was ever written.
+    pub revision: u64,
+    /// For so long after a client's last connection the next one goes to the same endpoint, in nanoseconds; 0 if
+    /// the service doesn't ask for that.
+    pub affinity: u64,
+    /// How many endpoints a connection may go to.
+    pub eligible: u32,
+    /// How many of them are in `local`.
+    pub count: u32,
+    /// Those that are pods of this node.
+    pub local: [Endpoint; MAX_LOCAL],
+}
+
+/// Key of `LAST`: a pod, and a cluster IP with a port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// `SO_NETNS_COOKIE` of the pod that dials.
+    pub netns: u64,
+    /// What it dials.
+    pub service: Endpoint,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Value of `LAST`: where the client's last connection went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    /// Of the service at that time.
+    pub revision: u64,
+    /// For how long it counts, by the monotonic clock in nanoseconds.
+    pub until: u64,
+    /// One of the service's endpoints on this node.
+    pub endpoint: Endpoint,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Key of `ORIGINAL_DST`, `CLIENTS` and `RESOLVERS`: a connection inside one pod, or where its queries come from,
@@ -140,14 +216,16 @@ pub struct Vouched {
     pub netns: u64,
     /// The address that the connection must be dialled from; all zero for any.
     pub source: Address,
-    /// What was dialled.
+    /// What the connection goes to.
     pub destination: Endpoint,
-    /// Always zero.
-    pub reserved: u32,
+    /// The service that was dialled; no endpoint if it was none.
+    pub service: Endpoint,
     /// When, by the monotonic clock in nanoseconds.
     pub dialled: u64,
     /// When the other side had accepted; 0 before.
     pub established: u64,
+    /// 1 once it is among those that `OPEN` counts.
+    pub counted: u64,
 }
 
 /// Key of `VERDICTS`: an enrolled pod of this node, and the address and port of another.
@@ -229,8 +307,12 @@ pub struct Event {
     pub netns: u64,
     /// Who dialled; port 0 where none was chosen yet.
     pub source: Endpoint,
-    /// What was dialled.
+    /// What was dialled; of a service, the endpoint that was chosen.
     pub destination: Endpoint,
+    /// The service that was dialled; no endpoint if it was none.
+    pub service: Endpoint,
+    /// Always zero.
+    pub reserved: u32,
     /// Bytes that the dialling side sent and the other has acknowledged. As TCP counts, a FIN is one.
     pub sent: u64,
     /// Bytes that the dialling side has received, counted likewise.
@@ -326,12 +408,16 @@ mod tests {
         assert_eq!(size_of::<PodPort>(), 8 + 4 + 4);
         assert_eq!(size_of::<TrustedFlow>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Trust>(), 8 + 8);
-        assert_eq!(size_of::<Vouched>(), 8 + 16 + 20 + 4 + 8 + 8);
+        assert_eq!(size_of::<Vouched>(), 8 + 16 + 20 + 20 + 8 + 8 + 8);
         assert_eq!(size_of::<Pair>(), 8 + 16 + 4 + 4);
         assert_eq!(size_of::<Verdict>(), 8 + 16 + 8);
         assert_eq!(size_of::<UdpPeer>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Traffic>(), 4 * 8);
-        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20 + 4 * 8 + 4 + 4);
+        assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20 + 20 + 4 + 4 * 8 + 4 + 4);
+        assert_eq!(size_of::<Dialled>(), 20 + 20 + 4 + 4);
+        assert_eq!(size_of::<Service>(), 8 + 8 + 4 + 4 + MAX_LOCAL * 20);
+        assert_eq!(size_of::<Client>(), 8 + 20 + 4);
+        assert_eq!(size_of::<Last>(), 8 + 8 + 20 + 4);
         assert_eq!(align_of::<Flow>(), 8);
         assert_eq!(align_of::<Endpoint>(), 4);
     }

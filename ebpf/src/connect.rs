@@ -1,13 +1,15 @@
 //! `cgroup/connect4,6`: sends an enrolled pod's TCP connections to the proxy in the pod's own netns.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use orlop_common::{Address, DNS_PORT, Endpoint, EventKind, Pod, REDIRECT_PORTS, Refusal};
+use orlop_common::{
+    Address, Choice, DNS_PORT, Endpoint, EventKind, NO_ENDPOINT, Pod, REDIRECT_PORTS, Refusal,
+};
 
 use crate::{
     context::{SockAddr, forget, hash, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
     dns, events,
     maps::{self, AGENT_SOCKETS, DIALLED},
-    trusted,
+    services, trusted,
 };
 
 pub const ALLOW: i32 = 1;
@@ -65,11 +67,24 @@ fn redirect<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64, pod: &Pod) -> Re
         return Err(Refusal::LinkLocal);
     }
     let address = address_for(&destination, pod)?;
-    if !dns::is_query(&destination, pod) && trusted::pod_dials(ctx, netns, &address, &destination) {
-        forget(&DIALLED, socket);
-        return Ok(());
+    let mut dialled = services::left_to_proxy(&destination);
+    if !dns::is_query(&destination, pod) {
+        if trusted::pod_dials(ctx, netns, &address, &destination, &NO_ENDPOINT) {
+            forget(&DIALLED, socket);
+            return Ok(());
+        }
+        services::choose(netns, &mut dialled);
+        if dialled.choice == Choice::Endpoint as u32
+            // To one endpoint the port that it chose may not be free any more.
+            && ctx.source_port() == 0
+            && trusted::pod_dials(ctx, netns, &address, &dialled.endpoint, &destination)
+        {
+            forget(&DIALLED, socket);
+            ctx.set_endpoint(&dialled.endpoint);
+            return Ok(());
+        }
     }
-    if !store_with(&DIALLED, socket, &destination) {
+    if !store_with(&DIALLED, socket, &dialled) {
         return Err(Refusal::NoSocketStorage);
     }
     let port =

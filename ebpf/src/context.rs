@@ -476,6 +476,18 @@ impl<'a> Datagram<'a> {
     }
 }
 
+/// `number`, or what its lowest four bits are. The verifier sees that it is below 16 where LLVM, which does not,
+/// would do the check on another register.
+#[inline(always)]
+pub fn below_16(number: u32) -> usize {
+    let mut index = u64::from(number);
+    // SAFETY: changes the register that it is given.
+    unsafe {
+        asm!("{index} &= 15", index = inout(reg) index);
+    }
+    index as usize
+}
+
 /// Adds in one step, since other CPUs may do the same. `core` has no such thing for this target.
 #[inline(always)]
 pub fn add_atomically(to: &mut u64, number: u64) {

@@ -11,6 +11,7 @@ use crate::{
     connect::{ALLOW, address_for, is_own, refuse},
     context::{SockAddr, flow, has_socket, is_ipv6_link_local, mapped, random, same, store_with, stored},
     maps::{self, AGENT_SOCKETS, DIALLED, LISTENERS, RESOLVERS},
+    services,
 };
 
 /// Where resolvers listen.
@@ -81,7 +82,7 @@ pub fn name_resolver<const IPV4: bool>(ctx: &SockAddr<IPV4>, pod: &Pod) {
         return;
     }
     if let Some(resolver) = stored(&DIALLED, ctx.socket()) {
-        ctx.set_endpoint(&resolver);
+        ctx.set_endpoint(&resolver.destination);
     }
 }
 
@@ -146,7 +147,8 @@ fn redirect<const IPV4: bool>(
     let source = if is_unspecified(&bound) { address } else { bound };
     let source = Endpoint { address: source, port: source_port, reserved: 0 };
     let from = flow(ctx.netns(), &source, DNS_PORT);
-    if !store_with(&DIALLED, ctx.socket(), resolver) || RESOLVERS.insert(from, *resolver, BPF_ANY).is_err() {
+    let dialled = services::left_to_proxy(resolver);
+    if !store_with(&DIALLED, ctx.socket(), &dialled) || RESOLVERS.insert(from, *resolver, BPF_ANY).is_err() {
         return Err(Refusal::NoSocketStorage);
     }
     ctx.set_endpoint(&Endpoint { address, port: DNS_PORT, reserved: 0 });

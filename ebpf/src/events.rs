@@ -2,7 +2,7 @@
 //!
 //! Nothing here changes a verdict: a full ring loses the event, and the loss is counted.
 
-use orlop_common::{Endpoint, Event, EventKind, REFUSALS_PER_SECOND, Refusal};
+use orlop_common::{Endpoint, Event, EventKind, NO_ENDPOINT, REFUSALS_PER_SECOND, Refusal};
 
 use crate::{
     context::now,
@@ -40,6 +40,8 @@ pub fn connection(kind: EventKind, netns: u64, source: Endpoint, destination: En
         netns,
         source,
         destination,
+        service: NO_ENDPOINT,
+        reserved: 0,
         sent: 0,
         received: 0,
         connecting: 0,

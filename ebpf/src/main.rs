@@ -15,6 +15,7 @@ mod events;
 mod inbound;
 mod maps;
 mod peername;
+mod services;
 mod sockops;
 mod trusted;
 mod udp;

@@ -1,12 +1,13 @@
 //! The pinned maps. Who writes and who reads each is part of its documentation: nothing else may.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
 use orlop_common::{
-    Address, EVENTS_BYTES, Endpoint, Event, Flow, ListenerKey, Pair, Pod, PodPort, Refusal, Traffic, Trust,
-    TrustedFlow, UdpPeer, Verdict, Vouched,
+    Address, Client, Dialled, EVENTS_BYTES, Endpoint, Event, Flow, Last, ListenerKey, Pair, Pod, PodPort,
+    Refusal, Service, Traffic, Trust, TrustedFlow, UdpPeer, Verdict, Vouched,
 };
 
 use crate::events::Pace;
@@ -23,7 +24,7 @@ pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
 /// What a pod's socket dialled before it was redirected, over UDP the resolver that it asked last. Written by
 /// `connect` and `dns`, read by `sockops`, `peername` and `dns`; goes with the socket.
 #[btf_map]
-pub static DIALLED: SkStorage<Endpoint> = SkStorage::new();
+pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
 
 /// Marks the agent's own sockets, and holds the client that the server should see, if any. Written by
 /// the agent through its descriptor of the socket, so that no pod can claim to be the agent.
@@ -33,7 +34,7 @@ pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
 /// Original destination of a redirected connection. Written by `sockops`, read by `inbound`, taken by the agent
 /// at accept.
 #[btf_map]
-pub static ORIGINAL_DST: LruHashMap<Flow, Endpoint, 65536> = LruHashMap::new();
+pub static ORIGINAL_DST: LruHashMap<Flow, Dialled, 65536> = LruHashMap::new();
 
 /// The resolver that queries from a port of a pod are meant for. Written by `dns`, read by the agent.
 #[btf_map]
@@ -65,6 +66,20 @@ pub static VERDICTS: HashMap<Pair, Verdict, 65536> = HashMap::new();
 /// Verdicts of an earlier epoch are no longer in force. Written by the agent whenever the world changes.
 #[btf_map]
 pub static EPOCH: Array<u64, 1> = Array::new();
+
+/// Ports of services of which some endpoints are pods of this node. Written by the agent, read by `connect`.
+#[btf_map]
+pub static SERVICES: HashMap<Endpoint, Service, 16384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Where clients went last, for services that want them to come back to one endpoint, if that is a pod of this
+/// node. Written by the agent, prolonged by `connect`.
+#[btf_map]
+pub static LAST: LruHashMap<Client, Last, 16384> = LruHashMap::new();
+
+/// Connections of pods to services that are open, by the endpoint on this node that a hook has chosen, or by the
+/// service for those that it left to others. Written by `sockops`, read by `connect`.
+#[btf_map]
+pub static OPEN: LruHashMap<Endpoint, u64, 16384> = LruHashMap::new();
 
 /// Marks a socket whose connection the kernel vouches for. Written by `connect`, read by `sockops`; goes with
 /// the socket.

@@ -7,6 +7,7 @@ use crate::{
     context::{SockAddr, stored},
     dns,
     maps::{self, ACCEPTED, DIALLED},
+    trusted,
 };
 
 /// The kernel accepts no other answer from this hook.
@@ -31,7 +32,8 @@ fn answer<const IPV4: bool>(ctx: &SockAddr<IPV4>) {
         return dns::name_resolver(ctx, pod);
     }
     let socket = ctx.socket();
-    if let Some(peer) = stored(&DIALLED, socket).or_else(|| stored(&ACCEPTED, socket)) {
+    let dialled = stored(&DIALLED, socket).map(|dialled| dialled.destination);
+    if let Some(peer) = dialled.or_else(|| trusted::service(socket)).or_else(|| stored(&ACCEPTED, socket)) {
         ctx.set_endpoint(&peer);
     }
 }

@@ -17,7 +17,7 @@ use orlop_common::REDIRECT_PORTS;
 use crate::{
     context::{SockOps, store_with, stored},
     maps::{self, ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
-    trusted,
+    services, trusted,
 };
 
 const TCP_CLOSE: u32 = 7;
@@ -57,9 +57,12 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
                 let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
             }
         }
-    } else if let Some(destination) = stored(&DIALLED, socket) {
+    } else if let Some(mut dialled) = stored(&DIALLED, socket) {
         ops.stays_in_pod();
-        let _ = ORIGINAL_DST.insert(ops.flow(), destination, BPF_ANY);
+        let _ = ORIGINAL_DST.insert(ops.flow(), dialled, BPF_ANY);
+        if services::begins(&mut dialled) && store_with(&DIALLED, socket, &dialled) {
+            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+        }
         return;
     }
     if trusted::publish(ops, socket) {
@@ -72,13 +75,21 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
     }
 }
 
-/// Asked for by `publish`, for the agent's sockets and those that the kernel vouches for alone.
+/// Asked for by `publish`, for the agent's sockets, those that the kernel vouches for, and those that are counted.
 #[inline(always)]
 fn closed(ops: &SockOps) {
     let socket = ops.socket();
-    if socket.is_null() || !trusted::closed(ops, socket) {
-        let _ = CLIENTS.remove(ops.flow());
+    if !socket.is_null() {
+        if trusted::closed(ops, socket) {
+            return;
+        }
+        if let Some(mut dialled) = stored(&DIALLED, socket) {
+            services::ended(&mut dialled);
+            store_with(&DIALLED, socket, &dialled);
+            return;
+        }
     }
+    let _ = CLIENTS.remove(ops.flow());
 }
 
 /// The accepting end of the connections that `publish` tells of. The client is handed over to the server's

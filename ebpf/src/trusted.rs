@@ -8,7 +8,7 @@
 //! That goes for the node's own probes, and for two pods that policy lets talk without the proxy.
 
 use aya_ebpf::bindings::bpf_sock;
-use orlop_common::{Address, Endpoint, Event, EventKind, Pair, Trust, Verdict, Vouched};
+use orlop_common::{Address, Endpoint, Event, EventKind, NO_ENDPOINT, Pair, Trust, Verdict, Vouched};
 
 use crate::{
     context::{
@@ -16,6 +16,7 @@ use crate::{
     },
     events,
     maps::{EPOCH, POD_ADDRESSES, TRUSTED, VERDICTS, VOUCHED},
+    services,
 };
 
 /// Netns cookie of the node itself, set before loading.
@@ -40,30 +41,37 @@ pub fn node_dials<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64) {
     let destination = ctx.endpoint();
     match pod_at(&destination.address) {
         Some(pod) if !of_a_pod() => {
-            vouch(ctx, pod, &[0; 16], &destination);
+            vouch(ctx, pod, &[0; 16], &destination, &NO_ENDPOINT);
         }
         _ => forget(&VOUCHED, ctx.socket()),
     }
 }
 
-/// The pod `netns`, whose own address is `own`, dials. True if the two may talk without the proxy, and the
-/// kernel vouches for it from now on.
+/// The pod `netns`, whose own address is `own`, dials; through `service`, if that is an endpoint. True if the two
+/// may talk without the proxy, and the kernel vouches for it from now on.
 #[inline(always)]
 pub fn pod_dials<const IPV4: bool>(
     ctx: &SockAddr<IPV4>,
     netns: u64,
     own: &Address,
     destination: &Endpoint,
+    service: &Endpoint,
 ) -> bool {
     match verdict(netns, destination) {
         Some(verdict) if same(&verdict.source, own) && !ctx.is_bound_elsewhere(own) => {
-            vouch(ctx, verdict.pod, own, destination)
+            vouch(ctx, verdict.pod, own, destination, service)
         }
         _ => {
             forget(&VOUCHED, ctx.socket());
             false
         }
     }
+}
+
+/// The service that was dialled, if the kernel has chosen the endpoint.
+#[inline(always)]
+pub fn service(socket: *mut bpf_sock) -> Option<Endpoint> {
+    stored(&VOUCHED, socket).map(|vouched| vouched.service).filter(|service| service.port != 0)
 }
 
 /// Without memory for the mark the connection is one like any other.
@@ -73,14 +81,16 @@ fn vouch<const IPV4: bool>(
     netns: u64,
     source: &Address,
     destination: &Endpoint,
+    service: &Endpoint,
 ) -> bool {
     let vouched = Vouched {
         netns,
         source: *source,
         destination: *destination,
-        reserved: 0,
+        service: *service,
         dialled: now(),
         established: 0,
+        counted: 0,
     };
     store_with(&VOUCHED, ctx.socket(), &vouched)
 }
@@ -112,7 +122,7 @@ fn of_a_pod() -> bool {
 /// Records the connection that a marked socket is about to dial. True if it is one.
 #[inline(always)]
 pub fn publish(ops: &SockOps, socket: *mut bpf_sock) -> bool {
-    let Some(vouched) = stored(&VOUCHED, socket) else { return false };
+    let Some(mut vouched) = stored(&VOUCHED, socket) else { return false };
     let (source, destination) = (ops.local(), ops.remote());
     let as_dialled = destination.port == vouched.destination.port
         && same(&destination.address, &vouched.destination.address);
@@ -121,6 +131,10 @@ pub fn publish(ops: &SockOps, socket: *mut bpf_sock) -> bool {
         return false;
     }
     let flow = trusted_flow(vouched.netns, &source, &destination);
+    if vouched.service.port != 0 {
+        services::vouched_begins(&mut vouched);
+        store_with(&VOUCHED, socket, &vouched);
+    }
     TRUSTED.insert(flow, Trust { netns: ops.netns(), used: 0 }, BPF_ANY).is_ok()
 }
 
@@ -133,7 +147,7 @@ pub fn established(ops: &SockOps, socket: *mut bpf_sock) {
         return;
     }
     store_with(&VOUCHED, socket, &Vouched { established: now(), ..vouched });
-    events::tell(&events::connection(EventKind::Opened, netns, ops.local(), vouched.destination));
+    events::tell(&event(EventKind::Opened, netns, ops.local(), &vouched));
 }
 
 /// Removes the record of a socket that is closed, and tells of it. True if it had one.
@@ -145,8 +159,9 @@ pub fn closed(ops: &SockOps, socket: *mut bpf_sock) -> bool {
     if netns == constant(&NODE_NETNS) {
         return true;
     }
+    services::vouched_ended(&vouched);
     if vouched.established == 0 {
-        events::tell(&events::connection(EventKind::Failed, netns, source, vouched.destination));
+        events::tell(&event(EventKind::Failed, netns, source, &vouched));
     } else {
         let (acknowledged, received, srtt, retransmits) = ops.figures();
         events::tell(&Event {
@@ -157,11 +172,16 @@ pub fn closed(ops: &SockOps, socket: *mut bpf_sock) -> bool {
             lasting: now() - vouched.established,
             srtt,
             retransmits,
-            ..events::connection(EventKind::Closed, netns, source, vouched.destination)
+            ..event(EventKind::Closed, netns, source, &vouched)
         });
     }
     forget(&VOUCHED, socket);
     true
+}
+
+#[inline(always)]
+fn event(kind: EventKind, netns: u64, source: Endpoint, vouched: &Vouched) -> Event {
+    Event { service: vouched.service, ..events::connection(kind, netns, source, vouched.destination) }
 }
 
 /// The connection is established at its other end, so that nobody else may come with the same four-tuple.

@@ -9,6 +9,7 @@ mod failclosed;
 mod fairness;
 mod flows;
 mod hbone;
+mod integrity;
 mod l7;
 mod limits;
 mod mesh;

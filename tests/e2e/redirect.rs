@@ -384,7 +384,7 @@ fn pinned_maps_can_be_read_by_people() {
 
 /// A pinned map as bpftool shows it with the map's BTF.
 fn dump(agent: &Agent, map: &str) -> Value {
-    let pin = agent.node().bpffs_dir().join("v1/maps").join(map);
+    let pin = agent.node().bpffs_dir().join("v2/maps").join(map);
     // `-j` would show raw bytes beside it.
     let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin).output();
     let output = output.expect("bpftool is installed: `cargo xtask setup`");

@@ -309,7 +309,7 @@ fn failures_leave_the_old_agent_serving() {
         heard
     };
     let hello =
-        |version, node| format!("{{\"hello\":{{\"version\":{version},\"layout\":1,\"node\":\"{node}\"}}}}");
+        |version, node| format!("{{\"hello\":{{\"version\":{version},\"layout\":2,\"node\":\"{node}\"}}}}");
     assert!(strangers(&[&hello(1, "n1")]).contains("enrolled"));
     assert_serves_on(&pair, &open, &ways);
     for words in [&["nonsense"][..], &[""], &["\"ready\""], &[]] {

@@ -7,6 +7,7 @@ mod cargo;
 mod demo;
 mod fuzz;
 mod image;
+mod integrity;
 mod kernels;
 mod setup;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Args),
     /// Measure the same load with no mesh, with Orlop and, if `$ZTUNNEL` names one, with ztunnel.
     Bench(bench::Args),
+    /// Send many bytes each way between pods, and compare every one.
+    Integrity(integrity::Args),
     /// Boot Debian's kernels in an emulator, and check Orlop on each.
     Kernels(kernels::Args),
     /// Feed the parsers of foreign input with what nobody would write.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Integrity(args) => integrity::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),

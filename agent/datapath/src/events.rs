@@ -16,6 +16,10 @@ use crate::{DatapathError, NetnsCookie, file, map_error, ring::Ring, sockets};
 /// How soon a reader notices that it is to stop, or that another has stopped.
 const TURN: Duration = Duration::from_millis(200);
 
+/// Events are gathered for so long: the kernel wakes the reader only after it has read all that came before, and a
+/// wake-up costs more than an event.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// Something that a hook tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,8 +41,10 @@ pub struct VouchedConnection {
     pub netns: NetnsCookie,
     /// From where.
     pub source: SocketAddr,
-    /// What was dialled.
+    /// What was dialled; of a service, the endpoint that was chosen.
     pub destination: SocketAddr,
+    /// The service that was dialled, if it was one.
+    pub service: Option<SocketAddr>,
 }
 
 /// What is known of a connection that is over.
@@ -90,7 +96,9 @@ impl Events {
     pub fn read(mut self, stop: &AtomicBool, mut handle: impl FnMut(Event)) -> Result<(), DatapathError> {
         let Some(_reading) = self.lock(stop)? else { return Ok(()) };
         while !stop.load(Ordering::Relaxed) {
-            self.ring.wait(TURN).map_err(map_error("read", "EVENTS"))?;
+            if self.ring.wait(TURN).map_err(map_error("read", "EVENTS"))? {
+                thread::sleep(GATHER);
+            }
             while let Some(record) =
                 self.ring.next::<orlop_common::Event>().map_err(map_error("read", "EVENTS"))?
             {
@@ -124,7 +132,8 @@ pub(crate) fn event(record: &orlop_common::Event) -> Option<Event> {
     ];
     let kind = KINDS.into_iter().find(|kind| *kind as u32 == record.kind)?;
     let (source, destination) = (endpoint(&record.source), endpoint(&record.destination));
-    let vouched = VouchedConnection { netns: record.netns, source, destination };
+    let service = Some(endpoint(&record.service)).filter(|service| service.port() != 0);
+    let vouched = VouchedConnection { netns: record.netns, source, destination, service };
     Some(match kind {
         EventKind::InboundRefused | EventKind::OutboundRefused => Event::Refused(RefusedConnection {
             inbound: kind == EventKind::InboundRefused,
@@ -149,11 +158,13 @@ pub(crate) fn event(record: &orlop_common::Event) -> Option<Event> {
 }
 
 fn endpoint(endpoint: &Endpoint) -> SocketAddr {
-    SocketAddr::new(sockets::ip(endpoint.address), endpoint.port)
+    sockets::socket_address(*endpoint)
 }
 
 #[cfg(test)]
 mod tests {
+    use orlop_common::NO_ENDPOINT;
+
     use super::*;
 
     const RECORD: orlop_common::Event = orlop_common::Event {
@@ -166,6 +177,8 @@ mod tests {
             port: 80,
             reserved: 0,
         },
+        service: NO_ENDPOINT,
+        reserved: 0,
         sent: 1,
         received: 2,
         connecting: 3,
@@ -186,9 +199,20 @@ mod tests {
     fn a_connection_that_is_over_is_decoded() {
         let closed = orlop_common::Event { kind: EventKind::Closed as u32, ..RECORD };
         let Some(Event::Closed(connection, ending)) = event(&closed) else { panic!("it is one") };
-        assert_eq!((connection.netns, connection.destination.port()), (7, 80));
+        assert_eq!((connection.netns, connection.destination.port(), connection.service), (7, 80, None));
         assert_eq!((ending.sent, ending.received, ending.retransmits), (1, 2, 6));
         assert_eq!((ending.lasting, ending.srtt), (Duration::from_nanos(4), Duration::from_micros(5)));
+    }
+
+    #[test]
+    fn the_service_of_a_connection_is_decoded() {
+        let opened = orlop_common::Event {
+            kind: EventKind::Opened as u32,
+            service: Endpoint { port: 443, ..RECORD.destination },
+            ..RECORD
+        };
+        let Some(Event::Opened(connection)) = event(&opened) else { panic!("it is one") };
+        assert_eq!(connection.service, Some("10.1.0.2:443".parse().unwrap()));
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! Everything is pinned below one directory and outlives the agent:
 //!
 //! ```text
-//! BPFFS/v1/maps/PODS …            the maps
-//! BPFFS/v1/links/orlop_connect4 … links at the cgroup2 root
-//! BPFFS/v1/pods/<netns cookie>    one sk_lookup link a pod
+//! BPFFS/v2/maps/PODS …            the maps
+//! BPFFS/v2/links/orlop_connect4 … links at the cgroup2 root
+//! BPFFS/v2/pods/<netns cookie>    one sk_lookup link a pod
 //! ```
 
 mod diag;
@@ -19,6 +19,7 @@ mod links;
 mod maps;
 mod object;
 mod ring;
+mod services;
 mod sockets;
 mod sys;
 mod udp;
@@ -42,12 +43,14 @@ use orlop_common::{
     Address, DNS_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, ListenerKey, OUTBOUND_PORT, Pod, PodPort, Refusal,
     TCP, UDP,
 };
+use orlop_model::Snapshot;
 
 pub use crate::{
     diag::{Wanted, can_close},
     error::DatapathError,
     events::{Ending, Event, Events, RefusedConnection, VouchedConnection},
     features::{Feature, Version, features},
+    services::Services,
     sockets::Sockets,
     udp::{UdpExchange, UdpTraffic},
     verdicts::{AllowedPair, Verdicts},
@@ -107,6 +110,7 @@ pub struct Datapath {
     lost: OwnedFd,
     udp: Udp,
     verdicts: Verdicts,
+    services: Services,
     sockets: Sockets,
 }
 
@@ -139,6 +143,7 @@ impl Datapath {
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
+            services: Services::new(loaded.take_map("SERVICES")?, loaded.take_map("LAST")?),
             sockets: Sockets::new(
                 loaded.take_map("ORIGINAL_DST")?,
                 loaded.take_map("RESOLVERS")?,
@@ -231,6 +236,16 @@ impl Datapath {
         allowed: impl Fn(&AllowedPair) -> bool,
     ) -> Result<Vec<AllowedPair>, DatapathError> {
         self.verdicts.renew(generation, allowed).map_err(map_error("write", "VERDICTS"))
+    }
+
+    /// The services of which the hooks choose endpoints.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Has the hooks choose the endpoints of the services of this snapshot, or, without one, of none.
+    pub fn renew_services(&self, snapshot: Option<&Snapshot>) -> Result<(), DatapathError> {
+        self.services.renew(snapshot).map_err(map_error("write", "SERVICES"))
     }
 
     /// Closes, with a reset, the connections of a netns that are wanted. Returns how many.

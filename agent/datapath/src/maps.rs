@@ -10,7 +10,8 @@ use std::{
 
 use nix::libc;
 use orlop_common::{
-    Address, Endpoint, Event, Flow, ListenerKey, Pair, Pod, PodPort, Traffic, UdpPeer, Verdict,
+    Address, Client, Dialled, Endpoint, Event, Flow, Last, ListenerKey, Pair, Pod, PodPort, Service, Traffic,
+    UdpPeer, Verdict,
 };
 
 use crate::sys;
@@ -47,6 +48,14 @@ unsafe impl Plain for UdpPeer {}
 unsafe impl Plain for Pair {}
 // SAFETY: as above.
 unsafe impl Plain for Verdict {}
+// SAFETY: as above.
+unsafe impl Plain for Dialled {}
+// SAFETY: as above.
+unsafe impl Plain for Service {}
+// SAFETY: as above.
+unsafe impl Plain for Client {}
+// SAFETY: as above.
+unsafe impl Plain for Last {}
 // SAFETY: bytes.
 unsafe impl Plain for Address {}
 // SAFETY: a primitive.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use orlop_common::{Address, DNS_PORT, Endpoint, Flow};
+use orlop_common::{Address, Choice, DNS_PORT, Dialled, Endpoint, Flow, NO_ENDPOINT};
 
 use crate::{NetnsCookie, maps::Map};
 
@@ -15,7 +15,7 @@ pub struct Sockets(Arc<Maps>);
 
 #[derive(Debug)]
 struct Maps {
-    original: Map<Flow, Endpoint>,
+    original: Map<Flow, Dialled>,
     resolvers: Map<Flow, Endpoint>,
     agent: Map<i32, Endpoint>,
 }
@@ -30,14 +30,16 @@ impl Sockets {
     }
 
     /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
-    /// `port`. The answer is given once: a second connection from the same port has its own.
+    /// `port`, and what a hook has chosen of the endpoints of that. The answer is given once: a second connection
+    /// from the same port has its own.
     pub fn take_original_destination(
         &self,
         netns: NetnsCookie,
         source: SocketAddr,
         port: u16,
-    ) -> io::Result<Option<SocketAddr>> {
-        Ok(self.0.original.take(flow(netns, source, port))?.map(socket_address))
+    ) -> io::Result<Option<(SocketAddr, orlop_model::Choice)>> {
+        let dialled = self.0.original.take(flow(netns, source, port))?;
+        Ok(dialled.map(|dialled| (socket_address(dialled.destination), choice(&dialled))))
     }
 
     /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
@@ -48,11 +50,7 @@ impl Sockets {
     /// Claims `socket`, which must not have dialled yet, as the agent's own: the hooks leave it alone.
     /// If it is to dial a server, `client` is whom that server will see.
     pub fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
-        let endpoint = match client {
-            Some(client) => Endpoint { address: address(client.ip()), port: client.port(), reserved: 0 },
-            None => Endpoint { address: [0; 16], port: 0, reserved: 0 },
-        };
-        self.0.agent.insert(socket.as_raw_fd(), endpoint)
+        self.0.agent.insert(socket.as_raw_fd(), client.map_or(NO_ENDPOINT, endpoint))
     }
 }
 
@@ -60,8 +58,22 @@ fn flow(netns: NetnsCookie, source: SocketAddr, destination_port: u16) -> Flow {
     Flow { netns, source: address(source.ip()), source_port: source.port(), destination_port, reserved: 0 }
 }
 
-fn socket_address(endpoint: Endpoint) -> SocketAddr {
+fn choice(dialled: &Dialled) -> orlop_model::Choice {
+    match dialled.choice {
+        choice if choice == Choice::Endpoint as u32 => {
+            orlop_model::Choice::Endpoint(socket_address(dialled.endpoint))
+        }
+        choice if choice == Choice::Elsewhere as u32 => orlop_model::Choice::Elsewhere,
+        _ => orlop_model::Choice::Open,
+    }
+}
+
+pub(crate) fn socket_address(endpoint: Endpoint) -> SocketAddr {
     SocketAddr::new(ip(endpoint.address), endpoint.port)
+}
+
+pub(crate) fn endpoint(of: SocketAddr) -> Endpoint {
+    Endpoint { address: address(of.ip()), port: of.port(), reserved: 0 }
 }
 
 /// An address as the ABI has it.

@@ -291,6 +291,14 @@ pub unsafe fn element(
     unsafe { bpf(command, &attributes) }.map(drop)
 }
 
+/// The clock of the hooks, in nanoseconds.
+pub fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a clock that every kernel has, and room for its time.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
 /// Loads a program. If the kernel refuses it, says why in the verifier's words.
 pub fn program_load(definition: &ProgramDefinition<'_>) -> Result<OwnedFd, (io::Error, String)> {
     let attributes = program_attributes(definition).map_err(|error| (error, String::new()))?;

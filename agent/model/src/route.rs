@@ -1,8 +1,10 @@
 use std::net::{IpAddr, SocketAddr};
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::Identity;
+use crate::local_service::local;
 use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
@@ -64,13 +66,32 @@ pub trait Balance {
     /// Where the client's last connection to this port of the service went, if that was no longer than `timeout`
     /// ago. Asked only for services that want their clients to come back to one endpoint.
     fn last(&mut self, service: &Arc<Service>, port: u16, timeout: Duration) -> Option<SocketAddr>;
+
+    /// What has been decided before. Asked only for services that do not want their clients to come back.
+    fn choice(&self) -> Choice {
+        Choice::Open
+    }
+}
+
+/// What is already decided of where a connection to a service goes. It counts as long as it leads to an eligible
+/// endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Nothing.
+    #[default]
+    Open,
+    /// To this endpoint.
+    Endpoint(SocketAddr),
+    /// To none of the endpoints of [`LocalService::local`](crate::LocalService::local).
+    Elsewhere,
 }
 
 impl Snapshot {
     /// Decides where a connection of `source`, a pod of this node, to `destination` goes.
     ///
     /// A service's address leads to one of the port's eligible endpoints: the one of last time, if the service asks
-    /// for that, else of two random ones that with fewer connections open. A pod's address leads to that pod.
+    /// for that, else the one that was chosen before, else of two random ones that with fewer connections open. A
+    /// pod's address leads to that pod.
     /// Enrolled pods are reached through the tunnel, everything else as it was dialled; a service or workload that has
     /// a waypoint, through that waypoint, unless it is `source` itself.
     pub fn route(
@@ -110,9 +131,14 @@ impl Snapshot {
             return self.route_to(source, destination, workload, Some(service), balance);
         };
         let eligible = port.eligible(destination.ip());
-        let last = service.affinity.and_then(|timeout| balance.last(service, port.number, timeout));
-        let last = last.and_then(|last| eligible.iter().find(|endpoint| endpoint.address == last));
-        let endpoint = last.or_else(|| pick(eligible, balance)).ok_or(Reason::NoHealthyEndpoint)?;
+        let choice = match service.affinity {
+            Some(timeout) => {
+                balance.last(service, port.number, timeout).map_or(Choice::Open, Choice::Endpoint)
+            }
+            None if follow => balance.choice(),
+            None => Choice::Open,
+        };
+        let endpoint = choose(eligible, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
         let (address, workload) = (endpoint.address, endpoint.workload.as_ref());
         let route = self.route_to(source, address, workload, Some(service), balance)?;
         let next = self.service_to(&source.name.namespace, address.ip());
@@ -154,16 +180,45 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
+fn choose<'a>(
+    eligible: &'a [Endpoint],
+    choice: Choice,
+    dialled: SocketAddr,
+    balance: &mut dyn Balance,
+) -> Option<&'a Endpoint> {
+    let chosen = match choice {
+        Choice::Open => None,
+        Choice::Endpoint(address) => eligible.iter().find(|endpoint| endpoint.address == address),
+        Choice::Elsewhere => {
+            let mut local = local(eligible, dialled).peekable();
+            // Both are in the same order.
+            let is_other = |endpoint: &&Endpoint| local.next_if(|local| ptr::eq(*local, *endpoint)).is_none();
+            let others: Vec<_> = eligible.iter().filter(is_other).collect();
+            pick_of(others.len(), |nth| others.get(nth).copied(), balance)
+        }
+    };
+    chosen.or_else(|| pick(eligible, balance))
+}
+
 pub(crate) fn pick<'a>(endpoints: &'a [Endpoint], balance: &mut dyn Balance) -> Option<&'a Endpoint> {
-    if endpoints.len() < 2 {
-        return endpoints.first();
+    pick_of(endpoints.len(), |nth| endpoints.get(nth), balance)
+}
+
+/// Of two random ones that with fewer connections open.
+fn pick_of<'a>(
+    count: usize,
+    nth: impl Fn(usize) -> Option<&'a Endpoint>,
+    balance: &mut dyn Balance,
+) -> Option<&'a Endpoint> {
+    if count < 2 {
+        return nth(0);
     }
-    let one = balance.random(endpoints.len());
-    let mut other = balance.random(endpoints.len() - 1);
+    let one = balance.random(count);
+    let mut other = balance.random(count - 1);
     if other >= one {
         other += 1;
     }
-    let (one, other) = (endpoints.get(one)?, endpoints.get(other)?);
+    let (one, other) = (nth(one)?, nth(other)?);
     let fewer = balance.in_flight(other.address) < balance.in_flight(one.address);
     Some(if fewer { other } else { one })
 }

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orlop_model::{Balance, NamespacedName, Service};
+use orlop_model::{Balance, Choice, NamespacedName, Service};
 
-use crate::shared::InFlight;
+use crate::shared::Shared;
 
 /// So many are kept before those that are over are looked for.
 const FEW: usize = 1024;
@@ -50,10 +50,22 @@ impl Table {
 
 /// This moment, as load balancing sees it for one connection.
 pub(crate) struct Moment<'a> {
-    in_flight: &'a InFlight,
-    affinity: &'a Affinity,
-    client: IpAddr,
+    shared: &'a Shared,
+    dialled: Dialled,
     asked: Option<Asked<'a>>,
+}
+
+/// The connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialled {
+    /// Who dialled.
+    pub(crate) client: IpAddr,
+    /// In this netns.
+    pub(crate) netns: u64,
+    /// What was dialled.
+    pub(crate) destination: SocketAddr,
+    /// What the kernel has chosen.
+    pub(crate) choice: Choice,
 }
 
 /// The table stays locked until the choice is made: of two connections at once the second follows the first.
@@ -64,8 +76,8 @@ struct Asked<'a> {
 }
 
 impl<'a> Moment<'a> {
-    pub(crate) fn new(in_flight: &'a InFlight, affinity: &'a Affinity, client: IpAddr) -> Self {
-        Self { in_flight, affinity, client, asked: None }
+    pub(crate) fn new(shared: &'a Shared, dialled: Dialled) -> Self {
+        Self { shared, dialled, asked: None }
     }
 
     /// The connection goes to this endpoint.
@@ -73,6 +85,7 @@ impl<'a> Moment<'a> {
         if let Some(Asked { mut table, key, timeout }) = self.asked {
             let now = Instant::now();
             table.insert(key, Last { endpoint, until: now + timeout }, now);
+            self.shared.kernel.went(self.dialled.netns, self.dialled.destination, endpoint);
         }
     }
 }
@@ -83,18 +96,24 @@ impl Balance for Moment<'_> {
     }
 
     fn in_flight(&self, endpoint: SocketAddr) -> usize {
-        self.in_flight.count(endpoint)
+        self.shared.in_flight.count(endpoint)
     }
 
     fn last(&mut self, service: &Arc<Service>, port: u16, timeout: Duration) -> Option<SocketAddr> {
         // Whatever was asked before is not what counts, and the lock is not to be taken twice.
         self.asked = None;
-        let table = self.affinity.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = Key { client: self.client, service: service.name.clone(), port };
+        let Dialled { client, netns, destination, .. } = self.dialled;
+        let table = self.shared.affinity.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = Key { client, service: service.name.clone(), port };
         let last = table.last.get(&key).filter(|last| last.until > Instant::now());
-        let endpoint = last.map(|last| last.endpoint);
+        // Connections without the proxy count too, and the kernel remembers them for longer than an agent lives.
+        let endpoint = last.map(|last| last.endpoint).or_else(|| self.shared.kernel.last(netns, destination));
         self.asked = Some(Asked { table, key, timeout });
         endpoint
+    }
+
+    fn choice(&self) -> Choice {
+        self.dialled.choice
     }
 }
 

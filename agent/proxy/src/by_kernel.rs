@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use orlop_model::{Connection, Identity, Judgement, Reason, Snapshot, Workload};
+use orlop_model::{Connection, Identity, Judgement, Reason, Service, Snapshot, Workload};
 
 pub use crate::flow::Figures;
 use crate::{
@@ -86,8 +86,10 @@ pub struct Recorder {
 pub struct Vouched {
     /// Who dialled: the dialling pod's own address, as the kernel has seen to.
     pub source: SocketAddr,
-    /// What was dialled.
+    /// What was dialled; of a service, the endpoint that was chosen.
     pub destination: SocketAddr,
+    /// The service that was dialled, if it was one.
+    pub service: Option<SocketAddr>,
 }
 
 /// How it ended.
@@ -125,7 +127,7 @@ impl Recorder {
             series.sent.inc_by(ending.sent);
         });
         self.shared.metrics.same_node(&ending.figures);
-        let flow = flow(connection, ends.clone());
+        let flow = flow(connection, &ends);
         let flow = match self.admit(connection, &ends) {
             Ok(judgement) => Flow { result: FlowResult::Ok, ..judged(flow, Some(judgement)) },
             Err(refusal) => Flow {
@@ -148,11 +150,15 @@ impl Recorder {
     pub fn failed(&self, connection: &Vouched) {
         let reason = Reason::ConnectFailed;
         self.shared.metrics.failed(Direction::Outbound, reason).inc();
-        let flow = flow(connection, self.ends(connection));
+        let flow = flow(connection, &self.ends(connection));
         self.shared.flows.tell(Flow { reason: Some(reason.as_str()), ..flow });
     }
 
-    fn admit(&self, connection: &Vouched, [source, destination]: &Ends) -> Result<Judgement, Refusal> {
+    fn admit(
+        &self,
+        connection: &Vouched,
+        Ends { source, destination, .. }: &Ends,
+    ) -> Result<Judgement, Refusal> {
         let enrolled = |of: &Option<Arc<Workload>>| of.clone().filter(|workload| workload.enrolled);
         let (Some(source), Some(destination)) = (enrolled(source), enrolled(destination)) else {
             return Err(Reason::NotEnrolled.into());
@@ -168,11 +174,16 @@ impl Recorder {
 
     fn ends(&self, connection: &Vouched) -> Ends {
         let snapshot = self.shared.snapshot.load();
-        [connection.source, connection.destination].map(|address| snapshot.workload_at(address.ip()).cloned())
+        let workload = |address: SocketAddr| snapshot.workload_at(address.ip()).cloned();
+        // Of a cluster IP alone does the kernel choose the endpoint.
+        let service = connection.service.and_then(|service| snapshot.service_at(service.ip())).cloned();
+        Ends { source: workload(connection.source), destination: workload(connection.destination), service }
     }
 
-    fn both(&self, [source, destination]: &Ends, count: impl Fn(&Series)) {
+    fn both(&self, Ends { source, destination, service }: &Ends, count: impl Fn(&Series)) {
         for direction in [Direction::Outbound, Direction::Inbound] {
+            // As where the proxy is in the way, only the client's side knows the service.
+            let service = service.clone().filter(|_| direction == Direction::Outbound);
             let key = SeriesKey {
                 direction,
                 mutual_tls: false,
@@ -180,15 +191,19 @@ impl Recorder {
                 source_identity: identity(source),
                 destination: Place(destination.clone()),
                 destination_identity: identity(destination),
-                service: Place(None),
+                service: Place(service),
             };
             count(&self.series.get(&self.shared.metrics, key));
         }
     }
 }
 
-/// Who dialled, and who was dialled.
-type Ends = [Option<Arc<Workload>>; 2];
+/// Who dialled, who was dialled, and through which service.
+struct Ends {
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+}
 
 fn identity(workload: &Option<Arc<Workload>>) -> Option<Identity> {
     workload.as_ref().map(|workload| workload.identity.clone())
@@ -199,19 +214,20 @@ fn judged(flow: Flow, judgement: Option<Judgement>) -> Flow {
     Flow { policy, audit, dry_run, ..flow }
 }
 
-fn flow(connection: &Vouched, [source, destination]: Ends) -> Flow {
+fn flow(connection: &Vouched, ends: &Ends) -> Flow {
+    let Ends { source, destination, service } = ends;
     Flow {
         time: SystemTime::now(),
         direction: Direction::Outbound,
         src: Some(connection.source),
-        src_identity: identity(&source),
-        src_workload: source,
+        src_identity: identity(source),
+        src_workload: source.clone(),
         caller_identity: None,
-        dialled: Some(connection.destination),
+        dialled: Some(connection.service.unwrap_or(connection.destination)),
         dst: Some(connection.destination),
-        dst_identity: identity(&destination),
-        dst_workload: destination,
-        dst_service: None,
+        dst_identity: identity(destination),
+        dst_workload: destination.clone(),
+        dst_service: service.clone(),
         tunnel: None,
         bytes_received: 0,
         bytes_sent: 0,

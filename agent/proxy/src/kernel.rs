@@ -4,16 +4,26 @@ use std::{
     os::fd::BorrowedFd,
 };
 
+use orlop_model::Choice;
+
 /// What the proxy asks of the kernel side. The agent wires it to the eBPF maps.
 pub trait Kernel: Send + Sync + 'static {
     /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
-    /// `port`; answered once for each connection.
+    /// `port`, and what of that the kernel has chosen; answered once for each connection.
     fn take_original_destination(
         &self,
         netns: u64,
         source: SocketAddr,
         port: u16,
-    ) -> io::Result<Option<SocketAddr>>;
+    ) -> io::Result<Option<(SocketAddr, Choice)>>;
+
+    /// Where the last connection that the pod with this netns cookie made to `service` went, as far as the kernel
+    /// knows, and as long as the service wants the next to follow it.
+    fn last(&self, netns: u64, service: SocketAddr) -> Option<SocketAddr>;
+
+    /// A connection of the pod with this netns cookie to `service`, which wants its clients to come back, goes to
+    /// `endpoint`.
+    fn went(&self, netns: u64, service: SocketAddr, endpoint: SocketAddr);
 
     /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
     fn resolver(&self, netns: u64, source: SocketAddr) -> io::Result<Option<SocketAddr>>;

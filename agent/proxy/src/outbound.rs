@@ -4,12 +4,12 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
-use orlop_model::{Reason, Workload};
+use orlop_model::{Choice, Reason, Workload};
 use tokio::net::TcpStream;
 
 use crate::{
     admission::while_trusted,
-    affinity::Moment,
+    affinity::{Dialled, Moment},
     carried::Carried,
     copy, hbone,
     metrics::Direction,
@@ -104,12 +104,13 @@ fn resolve(
 ) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
     let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
-    let destination = shared
+    let netns = pod.netns().cookie();
+    let dialled = shared
         .kernel
-        .take_original_destination(pod.netns().cookie(), client.peer, port)
+        .take_original_destination(netns, client.peer, port)
         .map_err(Refusal::internal)?
         .ok_or(Reason::NoOriginalDestination)?;
-    let destination = instead.unwrap_or(destination);
+    let (destination, choice) = instead.map_or(dialled, |instead| (instead, Choice::Open));
     record.destination.address = Some(destination);
     record.dialled = Some(destination);
 
@@ -120,14 +121,14 @@ fn resolve(
 
     // The service is in the record also when none of its endpoints is.
     record.service = snapshot.service_to(&source.name.namespace, destination.ip()).cloned();
-    let mut moment = Moment::new(&shared.in_flight, &shared.affinity, client.peer.ip());
+    let mut moment = Moment::new(shared, Dialled { client: client.peer.ip(), netns, destination, choice });
     let route = snapshot.route(source, destination, &mut moment)?;
     moment.chosen(route.endpoint());
     record.destination.address = Some(route.upstream);
     let tunnel = route.tunnel().map(|(identity, address)| Key {
         source: source.identity.clone(),
         destination: identity.clone(),
-        netns: pod.netns().cookie(),
+        netns,
         address,
     });
     let in_flight = shared.in_flight.enter(route.endpoint());

@@ -14,7 +14,7 @@ use crate::probes::spoof_syn;
 const NEIGHBOURS_ALONE: &str = "{action: ALLOW, rules: [{from: [{source: {serviceAccounts: [neighbour]}}]}]}";
 
 /// What a packet that is not answered may take.
-const SHORT: Duration = Duration::from_secs(1);
+pub const SHORT: Duration = Duration::from_secs(1);
 
 /// Dials with this source, of the address family of both.
 pub fn dial_from(from: SocketAddr, to: SocketAddr) -> impl Fn() -> io::Result<TcpStream> {
@@ -29,19 +29,19 @@ pub fn dial_from(from: SocketAddr, to: SocketAddr) -> impl Fn() -> io::Result<Tc
 }
 
 /// The neighbour alone may talk to the server, and does so without the proxy.
-fn besieged() -> (Neighbours, TcpStream) {
+pub fn besieged() -> (Neighbours, TcpStream) {
     let set = Neighbours::new();
     apply(&set.pair, "policy.yaml", &authorization_policy(NEIGHBOURS_ALONE));
     let open = set.straight(set.server.addr());
     (set, open)
 }
 
-fn attacker(set: &Neighbours) -> Pod {
+pub fn attacker(set: &Neighbours) -> Pod {
     set.pair.pod(&set.pair.far, "attacker", PodSpec::new().service_account("attacker"))
 }
 
 #[track_caller]
-fn assert_nobody_else(set: &Neighbours) {
+pub fn assert_nobody_else(set: &Neighbours) {
     let own = set.neighbour.ips();
     let others: Vec<_> = set.server.peers().into_iter().filter(|peer| !own.contains(&peer.ip())).collect();
     assert!(others.is_empty(), "{others:?}");

@@ -27,7 +27,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use orlop_identity::Identities;
-use orlop_model::{NamespacedName, Snapshot, Workload};
+use orlop_model::{Choice, NamespacedName, Snapshot, Workload};
 use tokio::{
     sync::watch,
     task::spawn_local,
@@ -213,9 +213,20 @@ async fn sweep(local: Rc<Local>) {
 struct NoKernel;
 
 impl Kernel for NoKernel {
-    fn take_original_destination(&self, _: u64, _: SocketAddr, _: u16) -> std_io::Result<Option<SocketAddr>> {
+    fn take_original_destination(
+        &self,
+        _: u64,
+        _: SocketAddr,
+        _: u16,
+    ) -> std_io::Result<Option<(SocketAddr, Choice)>> {
         Ok(None)
     }
+
+    fn last(&self, _: u64, _: SocketAddr) -> Option<SocketAddr> {
+        None
+    }
+
+    fn went(&self, _: u64, _: SocketAddr, _: SocketAddr) {}
 
     fn resolver(&self, _: u64, _: SocketAddr) -> std_io::Result<Option<SocketAddr>> {
         Ok(None)

@@ -1,0 +1,60 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ports::is_reserved;
+use crate::service::{Endpoint, Proximity, Service, ServiceKind};
+use crate::snapshot::{Snapshot, WorkloadKind};
+
+/// So many endpoints of a service's port on this node may be chosen without the proxy; further ones are its own.
+pub const MAX_LOCAL_ENDPOINTS: usize = 16;
+
+/// A port of a Kubernetes Service at one of its cluster IPs, of which some endpoints are enrolled pods of this node.
+///
+/// Whoever chooses in the proxy's stead takes any of the eligible endpoints alike, and leaves it to the proxy where
+/// that is none of `local`: see [`Choice`](crate::Choice).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalService {
+    /// What clients dial.
+    pub address: SocketAddr,
+    /// How many endpoints a connection may go to, whoever dials.
+    pub eligible: usize,
+    /// Those of them that are enrolled pods of this node: at least one, at most [`MAX_LOCAL_ENDPOINTS`].
+    pub local: Vec<SocketAddr>,
+    /// For this long after a client's last connection the next one goes to the same endpoint.
+    pub affinity: Option<Duration>,
+}
+
+impl Snapshot {
+    /// The ports of a service of this snapshot that have endpoints on this node. One with a waypoint has none.
+    pub fn local_services<'a>(
+        &'a self,
+        service: &'a Arc<Service>,
+    ) -> impl Iterator<Item = LocalService> + use<'a> {
+        let straight = service.kind == ServiceKind::Service && service.waypoint.is_none();
+        // Of two Services with one address only one has it.
+        let owns = |vip: &&_| self.service_at(**vip).is_some_and(|owner| Arc::ptr_eq(owner, service));
+        let vips = service.vips.iter().filter(move |_| straight).filter(owns);
+        vips.flat_map(|vip| service.ports.iter().map(move |port| (vip, port))).filter_map(|(vip, port)| {
+            let address = SocketAddr::new(*vip, port.number);
+            let eligible = port.eligible(*vip);
+            let local: Vec<_> = local(eligible, address).map(|endpoint| endpoint.address).collect();
+            let service =
+                LocalService { address, eligible: eligible.len(), local, affinity: service.affinity };
+            (!service.local.is_empty()).then_some(service)
+        })
+    }
+}
+
+/// Those of the eligible endpoints of what was dialled that may be reached without the proxy, as far as endpoints
+/// tell.
+pub(crate) fn local(eligible: &[Endpoint], dialled: SocketAddr) -> impl Iterator<Item = &Endpoint> {
+    let is_local = move |endpoint: &&Endpoint| {
+        let workload = endpoint.workload.as_ref();
+        endpoint.proximity == Proximity::Node
+            && endpoint.address.is_ipv4() == dialled.is_ipv4()
+            && !is_reserved(endpoint.address.port())
+            && workload.is_some_and(|workload| workload.enrolled && workload.kind == WorkloadKind::Pod)
+    };
+    eligible.iter().filter(is_local).take(MAX_LOCAL_ENDPOINTS)
+}
