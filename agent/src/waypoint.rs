@@ -87,7 +87,8 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let settings = arguments.names.settings(&arguments.node);
     let publisher = Arc::clone(&waypoint);
     let publish = Box::new(move |snapshot| publisher.publish(snapshot));
-    let mut worlds = Worlds::new(world.watch(), names, settings, publish);
+    let worlds = Worlds::new(world.watch(), names, settings, publish);
+    let mut worlds = worlds.of_waypoint(arguments.name.clone());
     worlds.resolve().await;
     let mut generation = worlds.publish().generation();
     waypoint.listen(&listener)?;

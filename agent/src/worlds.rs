@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use anyhow::Context as _;
-use orlop_model::{Finding, Settings, Severity, Snapshot, World, compile_after, hosts_of};
+use orlop_model::{Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of};
 use tokio::sync::watch;
 
 use crate::hosts::Names;
@@ -16,6 +16,8 @@ pub struct Worlds {
     worlds: watch::Receiver<Arc<World>>,
     names: Names,
     settings: Settings,
+    /// Whose routes are made ready too.
+    waypoint: Option<NamespacedName>,
     publish: Publish,
     generation: u64,
     previous: Option<Arc<Snapshot>>,
@@ -29,7 +31,21 @@ impl Worlds {
         settings: Settings,
         publish: Publish,
     ) -> Self {
-        Self { worlds, names, settings, publish, generation: 0, previous: None, findings: Vec::new() }
+        Self {
+            worlds,
+            names,
+            settings,
+            waypoint: None,
+            publish,
+            generation: 0,
+            previous: None,
+            findings: Vec::new(),
+        }
+    }
+
+    /// Makes ready the routes of this waypoint as well.
+    pub fn of_waypoint(self, name: NamespacedName) -> Self {
+        Self { waypoint: Some(name), ..self }
     }
 
     /// Gives DNS a moment, so that the first state has an address for every host that has one.
@@ -45,6 +61,10 @@ impl Worlds {
         self.generation += 1;
         let (previous, hosts) = (self.previous.as_deref(), self.names.known());
         let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
+        let snapshot = match &self.waypoint {
+            Some(waypoint) => snapshot.with_routes(waypoint, &world, &self.settings),
+            None => snapshot,
+        };
         let snapshot = Arc::new(snapshot);
         self.previous = Some(Arc::clone(&snapshot));
         (self.publish)(Arc::clone(&snapshot));

@@ -2,6 +2,11 @@
 
 mod caller;
 mod h2c;
+mod hostile;
+mod leaving;
+mod resilience;
+mod routes;
+mod scripted;
 mod speaks;
 
 use std::io::BufReader;

@@ -6,7 +6,9 @@
 
 mod authorization_policy;
 pub mod controller;
+mod destination_rule;
 mod directory;
+mod duration;
 mod endpoint_slice;
 mod error;
 mod field;
@@ -18,6 +20,7 @@ mod pod;
 mod selector;
 mod service;
 mod service_entry;
+mod virtual_service;
 mod workload_entry;
 
 pub use directory::{WorldDirectory, read_world};

@@ -167,7 +167,7 @@ fn selector(selector: Option<SelectorObject>) -> Result<Labels, FieldError> {
     }
 }
 
-fn exports(exports: Vec<String>, own: &str) -> Result<Exports, FieldError> {
+pub(crate) fn exports(exports: Vec<String>, own: &str) -> Result<Exports, FieldError> {
     let mut namespaces = BTreeSet::new();
     let all = exports.is_empty() || exports.iter().any(|to| to == "*");
     for (index, to) in exports.into_iter().enumerate() {

@@ -71,7 +71,7 @@ impl Snapshot {
         dialled: Option<SocketAddr>,
         balance: &mut dyn Balance,
     ) -> Result<Endpoint, Reason> {
-        let service = self.current(service).ok_or(Reason::NoHealthyEndpoint)?;
+        let service = self.current_service(service).ok_or(Reason::NoHealthyEndpoint)?;
         if let (Resolution::None, Some(address)) = (service.resolution, dialled) {
             return Ok(Endpoint::at(address, self.workload_at(address.ip()).cloned()));
         }
@@ -81,7 +81,7 @@ impl Snapshot {
     }
 
     /// The same service in this snapshot.
-    fn current(&self, service: &Service) -> Option<&Arc<Service>> {
+    pub fn current_service(&self, service: &Service) -> Option<&Arc<Service>> {
         match service.kind {
             ServiceKind::Service => self.service(&service.name),
             ServiceKind::ServiceEntry => {

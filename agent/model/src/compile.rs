@@ -121,6 +121,7 @@ pub fn compile_after(
         prepared,
         mutual_tls,
         listed_policies: listed(world, &settings.root_namespace),
+        routes: Arc::default(),
         findings,
     }
 }

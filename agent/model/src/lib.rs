@@ -13,6 +13,7 @@ mod compile;
 mod dns;
 mod endpoints;
 mod hosts;
+pub mod http;
 mod identity;
 mod inbound;
 mod local_service;

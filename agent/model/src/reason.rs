@@ -88,6 +88,16 @@ reasons! {
     Draining = "draining",
     /// The request is no HTTP that could be passed on.
     BadRequest = "bad_request",
+    /// No rule for the host matches the request.
+    NoRoute = "no_route",
+    /// The rule leads to a service, port or subset that there is not.
+    NoSuchDestination = "no_such_destination",
+    /// The answer took longer than the rule allows.
+    RequestTimeout = "request_timeout",
+    /// The rule has requests fail.
+    FaultInjected = "fault_injected",
+    /// There are as many requests, connections or retries as the destination's policy allows.
+    Overflow = "overflow",
     /// The upstream ended or reset the connection before its answer was whole.
     UpstreamReset = "upstream_reset",
     /// The pod is not, or no longer, part of the mesh.

@@ -71,6 +71,8 @@ pub struct ServicePort {
     pub number: u16,
     /// The endpoints, in the order in which they are wanted, seen from this node.
     pub endpoints: Vec<Endpoint>,
+    #[serde(skip)]
+    wanted: Preference,
     /// Those of `endpoints` that new connections go to, IPv4.
     #[serde(skip)]
     v4: Range<usize>,
@@ -110,7 +112,7 @@ pub enum Proximity {
 }
 
 /// Which endpoints a service wants its connections to go to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Preference {
     pub distribution: Distribution,
     /// Endpoints of other nodes don't count at all.
@@ -136,7 +138,13 @@ impl ServicePort {
             first..first + endpoints[first..].iter().take_while(same).count()
         };
         let (v4, v6) = (nearest(true), nearest(false));
-        Self { name, number, endpoints, v4, v6 }
+        Self { name, number, endpoints, wanted, v4, v6 }
+    }
+
+    /// The same with some of the endpoints alone.
+    pub(crate) fn only(&self, keep: impl Fn(&Endpoint) -> bool) -> Self {
+        let endpoints = self.endpoints.iter().filter(|endpoint| keep(endpoint)).cloned().collect();
+        Self::new(self.name.clone(), self.number, endpoints, self.wanted)
     }
 
     /// The ready endpoints.

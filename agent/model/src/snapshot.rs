@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::dns::Zone;
+use crate::http::Routes;
 use crate::identity::Identity;
 use crate::mutual_tls::MutualTls;
 use crate::name::NamespacedName;
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub(crate) mutual_tls: MutualTls,
     /// Sorted by kind and name.
     pub(crate) listed_policies: Vec<ListedPolicy>,
+    #[serde(skip)]
+    pub(crate) routes: Arc<Routes>,
     /// Sorted by resource.
     pub(crate) findings: Vec<Finding>,
 }

@@ -1,5 +1,6 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+pub mod routing;
 pub mod security;
 mod service_entry;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::NamespacedName;
+use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};
 pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};
 
@@ -37,6 +39,10 @@ pub struct World {
     pub authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     /// PeerAuthentications by name.
     pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
+    /// VirtualServices by name.
+    pub virtual_services: BTreeMap<NamespacedName, Arc<VirtualService>>,
+    /// DestinationRules by name.
+    pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
 }
 
 /// A `v1` Namespace.

@@ -84,6 +84,12 @@ impl Files {
                 Object::PeerAuthentication(policy) => {
                     world.peer_authentications.insert(policy.name.clone(), policy);
                 }
+                Object::VirtualService(of) => {
+                    world.virtual_services.insert(of.name.clone(), of);
+                }
+                Object::DestinationRule(of) => {
+                    world.destination_rules.insert(of.name.clone(), of);
+                }
             }
         }
         self.warn_of_shared_addresses(&world);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use orlop_model::NamespacedName;
+use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
     EndpointSlice, Namespace, Node as ClusterNode, Pod, Service, ServiceEntry, WorkloadEntry,
@@ -15,8 +16,8 @@ use super::node::{Node, parse};
 use crate::error::{Place, WorldError};
 use crate::field::{FieldError, FieldPath};
 use crate::{
-    authorization_policy, endpoint_slice, namespace, node, peer_authentication, pod, service, service_entry,
-    workload_entry,
+    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod,
+    service, service_entry, virtual_service, workload_entry,
 };
 
 /// What one file holds, with the line of each object.
@@ -35,6 +36,8 @@ pub(super) enum Key {
     WorkloadEntry(NamespacedName),
     AuthorizationPolicy(NamespacedName),
     PeerAuthentication(NamespacedName),
+    VirtualService(NamespacedName),
+    DestinationRule(NamespacedName),
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +52,8 @@ pub(super) enum Object {
     /// At the same place in every world for as long as its file doesn't change.
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(PeerAuthentication),
+    VirtualService(Arc<VirtualService>),
+    DestinationRule(Arc<DestinationRule>),
 }
 
 impl Object {
@@ -63,6 +68,8 @@ impl Object {
             Object::WorkloadEntry(entry) => Key::WorkloadEntry(entry.name.clone()),
             Object::AuthorizationPolicy(policy) => Key::AuthorizationPolicy(policy.name.clone()),
             Object::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
+            Object::VirtualService(of) => Key::VirtualService(of.name.clone()),
+            Object::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
         }
     }
 }
@@ -79,6 +86,8 @@ impl fmt::Display for Key {
             Key::WorkloadEntry(name) => write!(f, "WorkloadEntry {name}"),
             Key::AuthorizationPolicy(name) => write!(f, "AuthorizationPolicy {name}"),
             Key::PeerAuthentication(name) => write!(f, "PeerAuthentication {name}"),
+            Key::VirtualService(name) => write!(f, "VirtualService {name}"),
+            Key::DestinationRule(name) => write!(f, "DestinationRule {name}"),
         }
     }
 }
@@ -131,6 +140,9 @@ impl File {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
             "ServiceEntry" | "WorkloadEntry" => &["networking.istio.io/v1", "networking.istio.io/v1beta1"],
+            "VirtualService" | "DestinationRule" => {
+                &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
+            }
             "EndpointSlice" => &["discovery.k8s.io/v1"],
             "Namespace" | "Node" | "Pod" | "Service" => &["v1"],
             _ => return self.ignore(node, kind, version),
@@ -169,6 +181,15 @@ impl File {
             "PeerAuthentication" => {
                 Object::PeerAuthentication(self.convert(node, kind, want, peer_authentication::convert)?)
             }
+            "VirtualService" => {
+                Object::VirtualService(Arc::new(self.convert(node, kind, want, virtual_service::convert)?))
+            }
+            "DestinationRule" => Object::DestinationRule(Arc::new(self.convert(
+                node,
+                kind,
+                want,
+                destination_rule::convert,
+            )?)),
             _ => Object::EndpointSlice(self.convert(node, kind, want, endpoint_slice::convert)?),
         };
         let key = object.key();

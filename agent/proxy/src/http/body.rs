@@ -1,9 +1,7 @@
-//! Bodies on their way: passed on frame by frame, trailers included, and counted.
+//! Answers' bodies: passed on frame by frame, trailers included, and counted.
 
 use std::{
-    cell::Cell,
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -12,49 +10,12 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use orlop_model::Reason;
 
-use super::{record::RequestRecord, upstream::Lease};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{record::RequestRecord, replay::BodyError, upstream::Lease};
 use crate::refusal::Refusal;
 
 const GRPC_STATUS: &str = "grpc-status";
-
-/// A request's body.
-pub(super) struct RequestBody {
-    body: Incoming,
-    sent: Rc<Cell<u64>>,
-}
-
-impl RequestBody {
-    /// Counts in `sent` what goes through.
-    pub(super) fn new(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
-        Self { body, sent }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.sent.set(self.sent.get() + data.len() as u64);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// An answer's body. Dropping it ends the request's record, and gives the connection back if it was read to its end.
 pub(super) struct ResponseBody {
@@ -70,6 +31,8 @@ enum Content {
         body: Incoming,
         lease: Lease,
         ended: bool,
+        /// When it must have ended.
+        deadline: Option<Pin<Box<Sleep>>>,
     },
 }
 
@@ -82,23 +45,29 @@ impl ResponseBody {
         Self { content: Content::Own(Bytes::new()), record: None }
     }
 
-    pub(super) fn of_server(body: Incoming, lease: Lease, mut record: RequestRecord) -> Self {
+    pub(super) fn of_server(
+        body: Incoming,
+        lease: Lease,
+        deadline: Option<Instant>,
+        mut record: RequestRecord,
+    ) -> Self {
         // Until it has been read to its end.
         record.outcome = Some(Reason::Reset.into());
-        Self { content: Content::Server { body, lease, ended: false }, record: Some(record) }
+        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+        Self { content: Content::Server { body, lease, ended: false, deadline }, record: Some(record) }
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let (body, ended) = match &mut this.content {
+        let (body, ended, deadline) = match &mut this.content {
             Content::Own(text) => {
                 let text = std::mem::take(text);
                 if let Some(record) = &mut this.record {
@@ -106,9 +75,16 @@ impl Body for ResponseBody {
                 }
                 return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
             }
-            Content::Server { body, ended, .. } => (body, ended),
+            Content::Server { body, ended, deadline, .. } => (body, ended, deadline),
         };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+            let Some(deadline) = deadline else { return Poll::Pending };
+            ready!(deadline.as_mut().poll(cx));
+            if let Some(record) = &mut this.record {
+                record.outcome = Some(Reason::RequestTimeout.into());
+            }
+            return Poll::Ready(Some(Err(BodyError::new("the answer took too long"))));
+        };
         match (&frame, &mut this.record) {
             (Some(Ok(frame)), Some(record)) => {
                 if let Some(data) = frame.data_ref() {
@@ -125,7 +101,7 @@ impl Body for ResponseBody {
             (None, _) => *ended = true,
             (Some(Ok(_)), None) => {}
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::new)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -145,7 +121,7 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Content::Server { body, lease, ended } = &mut self.content
+        if let Content::Server { body, lease, ended, .. } = &mut self.content
             && (*ended || body.is_end_stream())
         {
             lease.finish();

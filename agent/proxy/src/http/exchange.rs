@@ -1,51 +1,64 @@
-//! One request and its answer: gather, choose an endpoint, forward, respond.
+//! One request and its answer: gather, select the rule, answer or forward, respond.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::HOST,
+    header::{HOST, SET_COOKIE},
+    request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use hyper::{body::Incoming, upgrade};
-use orlop_model::Reason;
-use tokio::task::spawn_local;
+use orlop_model::{
+    Reason, Snapshot,
+    http::{Action, Cluster, Headers, Request as Asked, Rule, Selected, Split, normalised},
+    world::routing::{Abort, HeaderChanges},
+};
+use tokio::{task::spawn_local, time::sleep};
 
 use super::{
-    body::{RequestBody, ResponseBody, grpc_status},
-    failure, headers,
+    body::{ResponseBody, grpc_status},
+    cors, failure, forward, headers,
     io::Io,
-    opaque,
+    mirror, opaque,
     record::RequestRecord,
+    replay::{Replay, RequestBody},
+    rewrite::{self, Destined},
     session::Session,
-    upstream::{Key, Lease, Unanswered, Upstreams},
+    upstream::{Key, Lease},
 };
 use crate::{hbone, meter::Meter, refusal::Refusal};
 
 /// Serves one request.
 pub(super) async fn serve(session: &Rc<Session>, request: Request<Incoming>) -> Response<ResponseBody> {
     let mut record = RequestRecord::new(session, &request);
-    match forward(session, request, &mut record).await {
-        Ok((response, lease)) => respond(session, response, lease, record),
+    match handle(session, request, &mut record).await {
+        Ok(Answer::Own(response)) => failure::own(response, record),
+        Ok(Answer::Server(response, answered)) => respond(session, response, answered, record),
         Err(refusal) => failure::answer(refusal, record),
     }
 }
 
-/// Where both sides go on with something else, once they have agreed to.
-struct Switch(upgrade::OnUpgrade);
-
-/// The answer, and what holds its connection.
-struct Answered {
-    lease: Lease,
-    /// What the client goes on with, if it wants to.
-    switch: Option<Switch>,
+/// Where an answer is from.
+enum Answer {
+    Own(Response<Vec<u8>>),
+    Server(Response<Incoming>, Answered),
 }
 
-async fn forward(
+/// What holds the connection of a server's answer.
+pub(super) struct Answered {
+    pub(super) lease: Lease,
+    /// What the client goes on with, if it wants to.
+    switch: Option<upgrade::OnUpgrade>,
+    /// When the answer must have ended.
+    pub(super) deadline: Option<tokio::time::Instant>,
+}
+
+async fn handle(
     session: &Rc<Session>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     record: &mut RequestRecord,
-) -> Result<(Response<Incoming>, Answered), Refusal> {
+) -> Result<Answer, Refusal> {
     let authority = headers::authority(&request);
     let authority = authority.ok_or_else(|| bad("no host, more than one, or none that could be"))?;
     record.authority = Some(authority.clone());
@@ -53,71 +66,236 @@ async fn forward(
     if request.method() == Method::CONNECT {
         return Err(bad("CONNECT leads nowhere from here"));
     }
+    let path = normal_path(request.uri())?;
 
     let snapshot = session.local.worker.shared.snapshot.load_full();
-    let endpoint = session.endpoint(&snapshot)?;
-    session.check(&snapshot, &endpoint)?;
-    let key = session.key(&endpoint);
-    record.upstream = Some(endpoint.address);
-    record.destination = endpoint.workload;
-    record.destination_identity = key.destination.clone();
-    let switch = headers::wants_websocket(&request).then(|| Switch(upgrade::on(&mut request)));
-    let request = prepare(session, request, &authority, &key, switch.is_some(), record)?;
-    let (response, lease) = ask(session, &key, request).await?;
-    record.waited = Some(record.age());
-    Ok((response, Answered { lease, switch }))
+    let (parts, body) = request.into_parts();
+    let destined = Destined { authority, path };
+    let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
+        let plan = forward::Plan::unrouted(session, &snapshot)?;
+        let (response, answered) = send(session, plan, destined, parts, body, record).await?;
+        return Ok(Answer::Server(response, answered));
+    };
+    let rule = selected.rule;
+    record.rule = Some((Arc::clone(&rule.resource), rule.name.clone()));
+    let origin = rule.cors.as_ref().and_then(|cors| Some((cors, cors::origin(cors, &parts)?)));
+    if let Some((cors, origin)) = &origin
+        && cors::is_preflight(&parts)
+    {
+        let mut response = Response::new(Vec::new());
+        *response.headers_mut() = cors::preflight(cors, origin.clone());
+        return Ok(Answer::Own(response));
+    }
+    let answer = act(session, &snapshot, &selected, destined, parts, body, record).await;
+    answer.map(|mut answer| {
+        let headers = match &mut answer {
+            Answer::Own(response) => response.headers_mut(),
+            Answer::Server(response, _) => response.headers_mut(),
+        };
+        if let Some((cors, origin)) = origin {
+            cors::answer(cors, origin, headers);
+        }
+        answer
+    })
 }
 
-/// The request as the server gets it.
-fn prepare(
+/// The path in its one form, which policies, routes and the server see.
+fn normal_path(uri: &Uri) -> Result<PathAndQuery, Refusal> {
+    let given = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = if given.path().is_empty() { "/" } else { given.path() };
+    let normal = normalised(path).map_err(|error| Refusal::new(Reason::BadRequest, error))?;
+    if normal == given.path() {
+        return Ok(given);
+    }
+    let text = match given.query() {
+        Some(query) => format!("{normal}?{query}"),
+        None => normal.into_owned(),
+    };
+    PathAndQuery::try_from(text).map_err(|error| Refusal::new(Reason::BadRequest, error))
+}
+
+/// The headers as rules ask about them.
+struct Seen<'a>(&'a http::HeaderMap);
+
+impl Headers for Seen<'_> {
+    fn value(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
+        let mut values = self.0.get_all(name).iter();
+        let first = String::from_utf8_lossy(values.next()?.as_bytes());
+        let mut rest = values.peekable();
+        if rest.peek().is_none() {
+            return Some(first);
+        }
+        let rest = rest.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        Some(std::iter::once(first).chain(rest).collect::<Vec<_>>().join(",").into())
+    }
+}
+
+fn select<'s>(
     session: &Session,
-    request: Request<Incoming>,
-    authority: &Authority,
-    key: &Key,
-    switches: bool,
-    record: &RequestRecord,
-) -> Result<Request<RequestBody>, Refusal> {
-    let (mut parts, body) = request.into_parts();
+    snapshot: &'s Snapshot,
+    parts: &request::Parts,
+    destined: &Destined,
+) -> Result<Option<Selected<'s>>, Refusal> {
+    let Some((service, port)) = session.service_port() else { return Ok(None) };
+    let asked = Asked {
+        method: parts.method.as_str(),
+        // Between a pod and its waypoint the request is in a tunnel, and in clear within.
+        scheme: "http",
+        authority: destined.authority.as_str(),
+        path: destined.path.path(),
+        query: destined.path.query(),
+        headers: &Seen(&parts.headers),
+        port,
+        source: session.source.as_ref().map(|source| &source.name),
+        source_namespace: session.peer.identity.namespace(),
+    };
+    snapshot.routes().select(service, &asked).map_err(Refusal::from)
+}
+
+/// Does what the rule says.
+async fn act(
+    session: &Rc<Session>,
+    snapshot: &Arc<Snapshot>,
+    selected: &Selected<'_>,
+    destined: Destined,
+    mut parts: request::Parts,
+    body: Incoming,
+    record: &mut RequestRecord,
+) -> Result<Answer, Refusal> {
+    let rule = selected.rule;
+    if let Some(response) = fault(session, rule).await {
+        record.injected = true;
+        return match response {
+            Abort::Http(status) => own(status, Vec::new()),
+            Abort::Grpc(status) => {
+                record.grpc = true;
+                let mut refusal = Refusal::new(Reason::FaultInjected, "the rule aborts it");
+                refusal.detail = format!("gRPC status {status}");
+                record.grpc_status = Some(status);
+                Err(refusal)
+            }
+        };
+    }
+    match &rule.action {
+        Action::Redirect(redirect) => {
+            let port = session.service_port().map_or(80, |(_, port)| port);
+            let mut seen = parts.clone();
+            seen.uri = Uri::from(destined.path.clone());
+            let response = rewrite::redirect(redirect, &seen, &destined.authority, port)?;
+            Ok(Answer::Own(response.map(|()| Vec::new())))
+        }
+        Action::Direct(direct) => own(direct.status, direct.body.clone()),
+        Action::Route(split) => {
+            let (cluster, own_headers) = choose(session, split)?;
+            let changes = [&rule.headers, own_headers];
+            let mut destined =
+                rewrite::rewritten(rule.rewrite.as_ref(), rewrite::prefix(Some(selected)), destined)?;
+            rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
+            let plan = forward::Plan::routed(session, snapshot, cluster, rule)?;
+            let sent = send(session, plan, destined, parts, body, record).await;
+            let (mut response, answered) = sent?;
+            rewrite::change_response(&changes, response.headers_mut());
+            Ok(Answer::Server(response, answered))
+        }
+    }
+}
+
+fn own(status: u16, body: Vec<u8>) -> Result<Answer, Refusal> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).map_err(Refusal::internal)?;
+    Ok(Answer::Own(response))
+}
+
+fn choose<'s>(session: &Session, split: &'s Split) -> Result<(&'s Cluster, &'s HeaderChanges), Refusal> {
+    let choice = split.pick(session.local.draws.split.next()).ok_or(Reason::NoSuchDestination)?;
+    Ok((&choice.cluster, &choice.headers))
+}
+
+/// Waits if the rule wants that, and says how the request is to fail, if it is.
+async fn fault(session: &Session, rule: &Rule) -> Option<Abort> {
+    let draws = &session.local.draws;
+    if let Some((delay, percent)) = rule.fault.delay
+        && percent.hits(draws.delay.next())
+    {
+        sleep(delay).await;
+    }
+    rule.fault.abort.and_then(|(abort, percent)| percent.hits(draws.abort.next()).then_some(abort))
+}
+
+/// Sends the request, and copies of it where the rule wants some.
+async fn send(
+    session: &Rc<Session>,
+    plan: forward::Plan<'_>,
+    destined: Destined,
+    mut parts: request::Parts,
+    body: Incoming,
+    record: &mut RequestRecord,
+) -> Result<(Response<Incoming>, Answered), Refusal> {
+    let switch = {
+        let mut whole = Request::from_parts(parts, ());
+        let switch = headers::wants_websocket(&whole).then(|| upgrade::on(&mut whole));
+        parts = whole.into_parts().0;
+        switch
+    };
     headers::strip(&mut parts.headers);
-    if switches {
+    if switch.is_some() {
         headers::upgrade(&mut parts.headers);
     }
     // Who asks, as its certificate has shown: whatever the client says of that is its own words.
     let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
     let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
     parts.headers.insert(hbone::CLIENT_CERT, caller);
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if key.http2 {
-        parts.headers.remove(HOST);
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority.clone()).path_and_query(path);
-        parts.uri = uri.build().map_err(|error| Refusal::new(Reason::BadRequest, error))?;
-        parts.version = Version::HTTP_2;
-    } else {
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("a host that is none"))?;
-        parts.headers.insert(HOST, host);
-        parts.uri = Uri::from(path);
-        parts.version = Version::HTTP_11;
+    let template = Template { parts, destined };
+    let replay = Replay::new(body, Rc::clone(&record.sent));
+    if switch.is_none() {
+        mirror::start(session, &plan, &template, &replay);
     }
-    Ok(Request::from_parts(parts, RequestBody::new(body, Rc::clone(&record.sent))))
+    let (response, lease, deadline) = forward::send(session, &plan, &template, &replay, record).await?;
+    record.waited = Some(record.age());
+    Ok((response, Answered { lease, switch, deadline }))
 }
 
-/// Sends the request. A connection that has died unnoticed costs it nothing.
-async fn ask(
-    session: &Rc<Session>,
-    key: &Key,
-    mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Lease), Refusal> {
-    let mut lease = Upstreams::lease(session, key).await?;
-    loop {
-        match lease.send(request).await {
-            Ok(response) => return Ok((response, lease)),
-            Err(Unanswered { request: Some(unsent), .. }) if lease.reused => {
-                request = unsent;
-                lease = Upstreams::open(session, key).await?;
-            }
-            Err(Unanswered { refusal, .. }) => return Err(refusal),
-        }
+/// A request as every attempt sends it.
+#[derive(Clone)]
+pub(super) struct Template {
+    parts: request::Parts,
+    destined: Destined,
+}
+
+impl Template {
+    pub(super) fn method(&self) -> &Method {
+        &self.parts.method
     }
+
+    pub(super) fn headers(&self) -> &http::HeaderMap {
+        &self.parts.headers
+    }
+
+    pub(super) fn query(&self) -> Option<&str> {
+        self.destined.path.query()
+    }
+
+    /// The request as this connection wants it.
+    pub(super) fn request(&self, key: &Key, body: RequestBody) -> Result<Request<RequestBody>, Refusal> {
+        let mut parts = self.parts.clone();
+        let Destined { authority, path } = &self.destined;
+        if key.http2 {
+            parts.headers.remove(HOST);
+            let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority.clone());
+            let uri = uri.path_and_query(path.clone()).build();
+            parts.uri = uri.map_err(|error| Refusal::new(Reason::BadRequest, error))?;
+            parts.version = Version::HTTP_2;
+        } else {
+            parts.headers.insert(HOST, host(authority)?);
+            parts.uri = Uri::from(path.clone());
+            parts.version = Version::HTTP_11;
+        }
+        Ok(Request::from_parts(parts, body))
+    }
+}
+
+fn host(authority: &Authority) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(authority.as_str()).map_err(|_| bad("a host that is none"))
 }
 
 fn respond(
@@ -126,7 +304,7 @@ fn respond(
     answered: Answered,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
-    let Answered { lease, switch } = answered;
+    let Answered { lease, switch, deadline } = answered;
     record.code = response.status();
     record.grpc_status = record.grpc_status.or_else(|| grpc_status(response.headers()));
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -138,20 +316,22 @@ fn respond(
     }
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
-    Response::from_parts(parts, ResponseBody::of_server(body, lease, record))
+    if let Some(cookie) = record.cookie.take().and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
+        parts.headers.append(SET_COOKIE, cookie);
+    }
+    Response::from_parts(parts, ResponseBody::of_server(body, lease, deadline, record))
 }
 
 /// Carries what both sides say once they have left HTTP.
 fn switch_protocols(
     session: &Rc<Session>,
-    response: Response<Incoming>,
-    Switch(client): Switch,
+    mut response: Response<Incoming>,
+    client: upgrade::OnUpgrade,
     lease: Lease,
     record: RequestRecord,
 ) -> Response<ResponseBody> {
-    let (mut parts, body) = response.into_parts();
-    let mut whole = Response::from_parts(parts.clone(), body);
-    let server = upgrade::on(&mut whole);
+    let server = upgrade::on(&mut response);
+    let (mut parts, _) = response.into_parts();
     let idle_timeout = session.local.worker.shared.config.idle_timeout;
     let live = session.local.worker.shared.live.enter(usize::MAX);
     spawn_local(async move {

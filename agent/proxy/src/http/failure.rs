@@ -16,9 +16,12 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
     let status = status(refusal.reason);
     // The reason says what is wrong without telling a stranger where things are; the log says more.
-    let text = refusal.reason.as_str();
+    let (reason, text) = (refusal.reason, refusal.reason.as_str());
     record.code = status;
     record.outcome = Some(refusal);
+    if let (Reason::FaultInjected, Some(status)) = (reason, record.grpc_status) {
+        return of_grpc(status, "fault filter abort", record);
+    }
     if !record.grpc {
         let mut response = Response::new(ResponseBody::own(format!("{text}\n"), record));
         *response.status_mut() = status;
@@ -26,7 +29,17 @@ pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<Re
         response.headers_mut().insert(CONTENT_TYPE, plain);
         return response;
     }
-    let grpc = grpc_status(status);
+    of_grpc(grpc_status(status), text, record)
+}
+
+/// An answer of the rule's own.
+pub(super) fn own(response: Response<Vec<u8>>, mut record: RequestRecord) -> Response<ResponseBody> {
+    record.code = response.status();
+    record.outcome = None;
+    response.map(|body| ResponseBody::own(body, record))
+}
+
+fn of_grpc(grpc: u8, text: &'static str, mut record: RequestRecord) -> Response<ResponseBody> {
     record.code = StatusCode::OK;
     record.grpc_status = Some(grpc);
     let mut response = Response::new(ResponseBody::own("", record));
@@ -42,6 +55,8 @@ fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::BadRequest => StatusCode::BAD_REQUEST,
         Reason::PolicyDenied => StatusCode::FORBIDDEN,
+        Reason::NoRoute => StatusCode::NOT_FOUND,
+        Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
@@ -65,6 +80,11 @@ pub(super) fn flag(reason: Reason) -> &'static str {
         Reason::UpstreamReset | Reason::TunnelClosed => "UC",
         Reason::Reset => "DC",
         Reason::BadRequest => "DPE",
+        Reason::NoRoute => "NR",
+        Reason::NoSuchDestination => "NC",
+        Reason::RequestTimeout => "UT",
+        Reason::Overflow => "UO",
+        Reason::FaultInjected => "FI",
         Reason::PolicyDenied => "UAEX",
         Reason::Draining => "DC",
         _ => "UF",

@@ -55,6 +55,8 @@ pub struct RequestMetrics {
     sent: Histograms,
     received: Histograms,
     folded: Counter,
+    pub(super) ejected: Counter,
+    pub(super) mirrors_dropped: Counter,
     seen: Arc<Mutex<HashSet<Labels>>>,
 }
 
@@ -68,6 +70,8 @@ impl RequestMetrics {
             sent: histograms(),
             received: histograms(),
             folded: Counter::default(),
+            ejected: Counter::default(),
+            mirrors_dropped: Counter::default(),
             seen: Arc::default(),
         };
         registry.register("istio_requests", "Requests", metrics.requests.clone());
@@ -77,6 +81,13 @@ impl RequestMetrics {
         registry.register("istio_response_bytes", "Bytes of answers' bodies", metrics.received.clone());
         let help = "Label sets that were one too many, whose requests count under unknown names";
         registry.register("orlop_request_series_folded", help, metrics.folded.clone());
+        registry.register(
+            "orlop_endpoints_ejected",
+            "Endpoints ejected for their errors",
+            metrics.ejected.clone(),
+        );
+        let help = "Copies of requests that were not sent, since too many were under way";
+        registry.register("orlop_mirrors_dropped", help, metrics.mirrors_dropped.clone());
         metrics
     }
 

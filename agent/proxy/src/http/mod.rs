@@ -1,17 +1,24 @@
 //! The waypoint: reads the HTTP that comes through its tunnels, and carries each request to an endpoint.
 //!
 //! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
-//! [`exchange`] for each request → [`upstream`]. What is not HTTP goes through [`opaque`].
+//! [`exchange`] for each request (which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes through [`opaque`].
 
+mod balance;
 mod body;
+mod cors;
 mod exchange;
 mod failure;
+mod forward;
 mod headers;
+mod hosts;
 mod io;
 mod listener;
 mod metrics;
+mod mirror;
 mod opaque;
 mod record;
+mod replay;
+mod rewrite;
 mod session;
 mod sniff;
 mod upstream;
@@ -35,7 +42,12 @@ use tokio::{
 };
 
 pub use self::metrics::RequestMetrics;
-use self::{metrics::RequestSeriesCache, upstream::Upstreams};
+use self::{
+    balance::Draws,
+    hosts::{HostCache, Hosts},
+    metrics::RequestSeriesCache,
+    upstream::Upstreams,
+};
 use crate::{
     Config, Kernel, Metrics,
     affinity::Affinity,
@@ -105,6 +117,7 @@ pub(crate) struct Own {
     pub(crate) workload: Workload,
     pub(crate) limits: HttpLimits,
     pub(crate) metrics: RequestMetrics,
+    pub(crate) hosts: Hosts,
 }
 
 /// One worker's part of the waypoint.
@@ -113,6 +126,10 @@ pub(crate) struct Local {
     pub(crate) own: Arc<Own>,
     pub(crate) upstreams: Upstreams,
     pub(crate) series: RequestSeriesCache,
+    pub(crate) host_cache: HostCache,
+    pub(crate) draws: Draws,
+    /// Held by each copy of a request that is under way.
+    pub(crate) mirrored: Rc<()>,
 }
 
 impl Waypoint {
@@ -142,7 +159,11 @@ impl Waypoint {
             phase: watch::Sender::new(Phase::Serving),
         });
         let crew = Crew::start(workers, &shared)?;
-        Ok(Self { shared, crew, own: Arc::new(Own { name, workload, limits: http, metrics: requests }) })
+        Ok(Self {
+            shared,
+            crew,
+            own: Arc::new(Own { name, workload, limits: http, metrics: requests, hosts: Hosts::default() }),
+        })
     }
 
     /// Takes tunnels from this socket.
@@ -156,6 +177,9 @@ impl Waypoint {
                     own,
                     upstreams: Upstreams::default(),
                     series: RequestSeriesCache::default(),
+                    host_cache: HostCache::default(),
+                    draws: Draws::default(),
+                    mirrored: Rc::new(()),
                 });
                 spawn_local(sweep(Rc::clone(&local)));
                 spawn_local(listener::run(local, listener));

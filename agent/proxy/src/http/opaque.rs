@@ -36,7 +36,7 @@ async fn connect(
     let endpoint = session.endpoint(&snapshot)?;
     record.destination.address = Some(endpoint.address);
     record.destination.workload = endpoint.workload.clone();
-    let key = session.key(&endpoint);
+    let key = session.key(&endpoint, None);
     record.destination.identity = key.destination.clone();
     record.tunnel = key.tunnel();
     let in_flight = shared.in_flight.enter(endpoint.address);

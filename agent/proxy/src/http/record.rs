@@ -9,10 +9,10 @@ use std::{
 };
 
 use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
-use orlop_model::{Identity, Reason, Service, Workload};
+use orlop_model::{Endpoint, Identity, NamespacedName, Reason, Service, Workload};
 use tracing::field::display;
 
-use super::{failure, metrics::RequestKey, session::Session};
+use super::{failure, metrics::RequestKey, session::Session, upstream::Key};
 use crate::{refusal::Refusal, series::Place};
 
 /// A request from its head to the end of its answer.
@@ -32,6 +32,14 @@ pub(super) struct RequestRecord {
     pub(super) destination: Option<Arc<Workload>>,
     pub(super) destination_identity: Option<Identity>,
     pub(super) service: Option<Arc<Service>>,
+    /// The resource of the rule that it follows, and the rule's name.
+    pub(super) rule: Option<(Arc<NamespacedName>, String)>,
+    /// How often it was sent.
+    pub(super) attempts: u32,
+    /// Whether it was made to fail.
+    pub(super) injected: bool,
+    /// To be set by the answer.
+    pub(super) cookie: Option<String>,
     /// Bytes of the request's body.
     pub(super) sent: Rc<Cell<u64>>,
     /// Bytes of the answer's body.
@@ -62,6 +70,10 @@ impl RequestRecord {
             destination: None,
             destination_identity: None,
             service: session.service().cloned(),
+            rule: None,
+            attempts: 1,
+            injected: false,
+            cookie: None,
             sent: Rc::default(),
             received: 0,
             waited: None,
@@ -72,6 +84,13 @@ impl RequestRecord {
 
     pub(super) fn age(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Where an attempt went.
+    pub(super) fn went_to(&mut self, endpoint: &Endpoint, key: &Key) {
+        self.upstream = Some(endpoint.address);
+        self.destination = endpoint.workload.clone();
+        self.destination_identity = key.destination.clone();
     }
 
     fn log(&self, duration: Duration) {
@@ -97,6 +116,9 @@ impl RequestRecord {
             dst_workload = workload(&self.destination),
             dst_identity = self.destination_identity.clone().map(display),
             dst_service = self.service.as_ref().map(|service| &*service.hostname),
+            rule = self.rule.as_ref().map(|(resource, _)| display(resource)),
+            rule_name = self.rule.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty()),
+            attempts = (self.attempts > 1).then_some(self.attempts),
             bytes_received = self.sent.get(),
             bytes_sent = self.received,
             waited_us = self.waited.map(|waited| waited.as_micros() as u64),
@@ -109,7 +131,11 @@ impl RequestRecord {
     }
 
     fn flag(&self) -> &'static str {
-        self.outcome.as_ref().map_or("-", |refusal| failure::flag(refusal.reason))
+        match &self.outcome {
+            _ if self.injected => "FI",
+            Some(refusal) => failure::flag(refusal.reason),
+            None => "-",
+        }
     }
 }
 

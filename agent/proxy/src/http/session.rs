@@ -175,6 +175,14 @@ impl Session {
         };
     }
 
+    /// The service that was asked for, and its port.
+    pub(super) fn service_port(&self) -> Option<(&Arc<Service>, u16)> {
+        match &self.target {
+            Behind::Service { service, port, .. } => Some((service, *port)),
+            Behind::Workload { .. } => None,
+        }
+    }
+
     pub(super) fn service(&self) -> Option<&Arc<Service>> {
         match &self.target {
             Behind::Service { service, .. } => Some(service),
@@ -199,9 +207,11 @@ impl Session {
     }
 
     /// The connections to an endpoint that this client's requests may share.
-    pub(super) fn key(&self, endpoint: &Endpoint) -> Key {
+    /// `port` is the name of the endpoint's port, where it is not that which was asked for.
+    pub(super) fn key(&self, endpoint: &Endpoint, port: Option<&str>) -> Key {
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
-        let http2 = self.protocol == Protocol::Http2 || self.declared == Declared::Http2;
+        let declared = port.map_or(self.declared, sniff::declared);
+        let http2 = self.protocol == Protocol::Http2 || declared == Declared::Http2;
         Key {
             address: endpoint.address,
             destination: enrolled.map(|workload| workload.identity.clone()),

@@ -43,6 +43,9 @@ pub(super) fn sniff(bytes: &[u8]) -> Option<Protocol> {
         return (compared == PREFACE.len()).then_some(Protocol::Http2);
     }
     let method = bytes.iter().take(LONGEST_METHOD).take_while(|byte| byte.is_ascii_uppercase()).count();
+    if bytes.starts_with(b"CONNECT ") {
+        return Some(Protocol::Http1);
+    }
     match (bytes.get(method), bytes.get(method + 1)) {
         (None, _) if method < LONGEST_METHOD => None,
         (Some(b' '), None) if method > 0 => None,
@@ -63,6 +66,7 @@ mod tests {
             (b"OPTIONS * HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"GET http://web/ HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"PROPFIND /", Some(Protocol::Http1)),
+            (b"CONNECT 10.0.0.1:80 HTTP/1.1", Some(Protocol::Http1)),
             (PREFACE, Some(Protocol::Http2)),
             (b"", None),
             (b"P", None),

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Local, body::RequestBody, io::Io, session::Session};
+use super::{Local, hosts::RequestGuard, io::Io, replay::RequestBody, session::Session};
 use crate::{
     hbone, limits,
     pool::{self, Slot},
@@ -86,6 +86,8 @@ pub(super) struct Lease {
     pub(super) reused: bool,
     /// Whether there is nothing of a request or an answer still to come.
     clean: bool,
+    /// The request as one of its service's.
+    pub(super) counted: Option<RequestGuard>,
     _in_flight: InFlightGuard,
 }
 
@@ -100,6 +102,10 @@ pub(super) struct Unanswered {
     pub(super) refusal: Refusal,
     /// The request, where nothing of it has been sent.
     pub(super) request: Option<Request<RequestBody>>,
+    /// Whether there was a connection to send it on.
+    pub(super) connected: bool,
+    /// The server says that it has not begun to do anything about it.
+    pub(super) refused: bool,
 }
 
 impl Upstreams {
@@ -195,7 +201,15 @@ impl Shared {
 impl Lease {
     fn new(local: &Rc<Local>, key: &Key, hold: Hold, reused: bool) -> Self {
         let in_flight = local.worker.shared.in_flight.enter(key.address);
-        Self { local: Rc::clone(local), key: key.clone(), hold, reused, clean: true, _in_flight: in_flight }
+        Self {
+            local: Rc::clone(local),
+            key: key.clone(),
+            hold,
+            reused,
+            clean: true,
+            counted: None,
+            _in_flight: in_flight,
+        }
     }
 
     /// Sends the request and waits for the head of its answer.
@@ -212,7 +226,9 @@ impl Lease {
         answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
             let request = error.take_message();
             let error = error.into_error();
-            Unanswered { refusal: Refusal::new(Reason::UpstreamReset, described(&error)), request }
+            let refused = is_refused(&error);
+            let refusal = Refusal::new(Reason::UpstreamReset, described(&error));
+            Unanswered { refusal, request, connected: true, refused }
         })
     }
 
@@ -249,7 +265,7 @@ impl Drop for Lease {
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, request: None }
+        Self { refusal, request: None, connected: false, refused: false }
     }
 }
 
@@ -309,6 +325,18 @@ async fn dial(session: &Session, address: SocketAddr) -> Result<TcpStream, Refus
     shared.limits.keep_dialled(&tcp)?;
     let _ = tcp.set_nodelay(true);
     Ok(tcp)
+}
+
+/// Whether the server has reset the stream before it did anything (RFC 9113, section 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// The whole chain in one line.

@@ -1,0 +1,386 @@
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use orlop_model::world::Labels;
+use orlop_model::world::routing::{
+    Balancer, ConnectionPool, DestinationRule, HashOn, Outlier, Subset, TrafficPolicy,
+};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::duration::{duration, positive};
+use crate::field::{FieldError, FieldPath, port};
+use crate::metadata::namespaced;
+use crate::service_entry::exports;
+use crate::virtual_service::any_host;
+
+/// A `networking.istio.io` DestinationRule as it is written.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Object {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+}
+
+/// A misspelt field would treat servers otherwise, so none is let pass.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Spec {
+    host: String,
+    traffic_policy: Option<PolicyObject>,
+    subsets: Vec<SubsetObject>,
+    export_to: Option<Vec<String>>,
+    workload_selector: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SubsetObject {
+    name: String,
+    labels: Labels,
+    traffic_policy: Option<PolicyObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct PolicyObject {
+    load_balancer: Option<BalancerObject>,
+    outlier_detection: Option<OutlierObject>,
+    connection_pool: Option<PoolObject>,
+    port_level_settings: Vec<PortLevelObject>,
+    tls: Option<IgnoredAny>,
+    tunnel: Option<IgnoredAny>,
+    proxy_protocol: Option<IgnoredAny>,
+    retry_budget: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct PortLevelObject {
+    port: Option<PortObject>,
+    load_balancer: Option<BalancerObject>,
+    outlier_detection: Option<OutlierObject>,
+    connection_pool: Option<PoolObject>,
+    tls: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortObject {
+    number: i32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct BalancerObject {
+    simple: Option<String>,
+    consistent_hash: Option<HashObject>,
+    locality_lb_setting: Option<IgnoredAny>,
+    warmup_duration_secs: Option<IgnoredAny>,
+    warmup: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct HashObject {
+    http_header_name: Option<String>,
+    http_query_parameter_name: Option<String>,
+    use_source_ip: Option<bool>,
+    http_cookie: Option<CookieObject>,
+    #[serde(rename = "ringHash")]
+    _ring_hash: Option<IgnoredAny>,
+    #[serde(rename = "maglev")]
+    _maglev: Option<IgnoredAny>,
+    #[serde(rename = "minimumRingSize")]
+    _minimum_ring_size: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CookieObject {
+    name: String,
+    path: Option<String>,
+    ttl: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct OutlierObject {
+    consecutive_errors: Option<u32>,
+    #[serde(rename = "consecutive5xxErrors")]
+    consecutive_5xx_errors: Option<u32>,
+    consecutive_gateway_errors: Option<u32>,
+    interval: Option<String>,
+    base_ejection_time: Option<String>,
+    max_ejection_percent: Option<u32>,
+    min_health_percent: Option<u32>,
+    split_external_local_origin_errors: Option<IgnoredAny>,
+    consecutive_local_origin_failures: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PoolObject {
+    tcp: Option<TcpObject>,
+    http: Option<HttpObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct TcpObject {
+    max_connections: Option<u32>,
+    connect_timeout: Option<String>,
+    tcp_keepalive: Option<IgnoredAny>,
+    max_connection_duration: Option<IgnoredAny>,
+    idle_timeout: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct HttpObject {
+    http1_max_pending_requests: Option<u32>,
+    http2_max_requests: Option<u32>,
+    max_requests_per_connection: Option<u32>,
+    max_retries: Option<u32>,
+    idle_timeout: Option<IgnoredAny>,
+    h2_upgrade_policy: Option<IgnoredAny>,
+    use_client_protocol: Option<IgnoredAny>,
+    max_concurrent_streams: Option<IgnoredAny>,
+}
+
+/// Converts a DestinationRule.
+pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
+    let name = namespaced(&object.metadata)?;
+    let spec = object.spec;
+    let mut unread = Unread::default();
+    unread.note("workloadSelector", spec.workload_selector.is_some());
+    let policy = policy(spec.traffic_policy.unwrap_or_default(), &"spec.trafficPolicy".into(), &mut unread)?;
+    let mut subsets = Vec::new();
+    for (index, of) in spec.subsets.into_iter().enumerate() {
+        let path = FieldPath::from("spec.subsets").index(index);
+        if of.name.is_empty() {
+            return Err(FieldError::new(path.key("name"), "is missing; name the subset"));
+        }
+        let path = path.key("trafficPolicy");
+        let policy = policy_of_subset(of.traffic_policy, &path, &mut unread)?;
+        subsets.push(Subset { name: of.name, labels: of.labels, policy });
+    }
+    Ok(DestinationRule {
+        created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),
+        host: any_host(&spec.host, || "spec.host".into())?,
+        exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
+        policy,
+        subsets,
+        unread: unread.0,
+        name,
+    })
+}
+
+/// Fields that have no effect, each once.
+#[derive(Default)]
+struct Unread(Vec<String>);
+
+impl Unread {
+    fn note(&mut self, field: &str, there: bool) {
+        if there && !self.0.iter().any(|known| known == field) {
+            self.0.push(field.to_owned());
+        }
+    }
+}
+
+fn policy_of_subset(
+    of: Option<PolicyObject>,
+    path: &FieldPath,
+    unread: &mut Unread,
+) -> Result<TrafficPolicy, FieldError> {
+    policy(of.unwrap_or_default(), path, unread)
+}
+
+fn policy(of: PolicyObject, path: &FieldPath, unread: &mut Unread) -> Result<TrafficPolicy, FieldError> {
+    unread.note("trafficPolicy.tls", of.tls.is_some());
+    unread.note("trafficPolicy.tunnel", of.tunnel.is_some());
+    unread.note("trafficPolicy.proxyProtocol", of.proxy_protocol.is_some());
+    unread.note("trafficPolicy.retryBudget", of.retry_budget.is_some());
+    let mut ports = Vec::new();
+    for (index, level) in of.port_level_settings.into_iter().enumerate() {
+        let path = path.clone().key("portLevelSettings").index(index);
+        let number = level.port.map_or(0, |port| port.number);
+        let number = port(number, || path.clone().key("port").key("number"))?;
+        unread.note("trafficPolicy.portLevelSettings.tls", level.tls.is_some());
+        let of = PolicyObject {
+            load_balancer: level.load_balancer,
+            outlier_detection: level.outlier_detection,
+            connection_pool: level.connection_pool,
+            ..PolicyObject::default()
+        };
+        ports.push((number, policy(of, &path, unread)?));
+    }
+    Ok(TrafficPolicy {
+        balancer: of
+            .load_balancer
+            .map(|of| balancer(of, &path.clone().key("loadBalancer"), unread))
+            .transpose()?,
+        outlier: of
+            .outlier_detection
+            .map(|of| outlier(of, &path.clone().key("outlierDetection"), unread))
+            .transpose()?,
+        pool: of
+            .connection_pool
+            .map(|of| pool(of, &path.clone().key("connectionPool"), unread))
+            .transpose()?,
+        ports,
+    })
+}
+
+fn balancer(of: BalancerObject, path: &FieldPath, unread: &mut Unread) -> Result<Balancer, FieldError> {
+    unread.note("loadBalancer.localityLbSetting", of.locality_lb_setting.is_some());
+    unread.note("loadBalancer.warmup", of.warmup.is_some() || of.warmup_duration_secs.is_some());
+    match (of.simple.as_deref(), of.consistent_hash) {
+        (Some(_), Some(_)) => Err(FieldError::new(path.clone(), "has simple and consistentHash; keep one")),
+        (None, Some(hash)) => Ok(Balancer::Hash(hash_on(hash, &path.clone().key("consistentHash"))?)),
+        (None | Some("UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN"), None) => Ok(Balancer::LeastRequest),
+        (Some("ROUND_ROBIN"), None) => Ok(Balancer::RoundRobin),
+        (Some("RANDOM"), None) => Ok(Balancer::Random),
+        (Some("PASSTHROUGH"), None) => {
+            unread.note("loadBalancer.simple: PASSTHROUGH", true);
+            Ok(Balancer::LeastRequest)
+        }
+        (Some(other), None) => {
+            let problem = format!("{other:?} is not ROUND_ROBIN, LEAST_REQUEST, RANDOM or PASSTHROUGH");
+            Err(FieldError::new(path.clone().key("simple"), problem))
+        }
+    }
+}
+
+fn hash_on(of: HashObject, path: &FieldPath) -> Result<HashOn, FieldError> {
+    let source = of.use_source_ip == Some(true);
+    match (of.http_header_name, of.http_query_parameter_name, of.http_cookie, source) {
+        (Some(name), None, None, false) if !name.is_empty() => Ok(HashOn::Header(name.to_ascii_lowercase())),
+        (None, Some(name), None, false) if !name.is_empty() => Ok(HashOn::Query(name)),
+        (None, None, None, true) => Ok(HashOn::Source),
+        (None, None, Some(cookie), false) if !cookie.name.is_empty() => {
+            let ttl = cookie.ttl.map(|text| duration(&text, || path.clone().key("httpCookie").key("ttl")));
+            Ok(HashOn::Cookie { name: cookie.name, path: cookie.path, ttl: ttl.transpose()? })
+        }
+        _ => {
+            let problem = "needs one of httpHeaderName, httpQueryParameterName, httpCookie and useSourceIp";
+            Err(FieldError::new(path.clone(), problem))
+        }
+    }
+}
+
+fn outlier(of: OutlierObject, path: &FieldPath, unread: &mut Unread) -> Result<Outlier, FieldError> {
+    let local =
+        of.split_external_local_origin_errors.is_some() || of.consecutive_local_origin_failures.is_some();
+    unread.note("outlierDetection of local origin failures", local);
+    let default = Outlier::default();
+    let time = |text: Option<String>, field: &str, default: Duration| {
+        text.map_or(Ok(default), |text| positive(&text, || path.clone().key(field)))
+    };
+    let percent = |value: Option<u32>, field: &str, default: u32| match value.unwrap_or(default) {
+        value @ 0..=100 => Ok(value),
+        value => Err(FieldError::new(path.clone().key(field), format!("{value} is no percentage"))),
+    };
+    Ok(Outlier {
+        server_errors: of.consecutive_5xx_errors.or(of.consecutive_errors).unwrap_or(default.server_errors),
+        gateway_errors: of.consecutive_gateway_errors.unwrap_or(default.gateway_errors),
+        interval: time(of.interval, "interval", default.interval)?,
+        base: time(of.base_ejection_time, "baseEjectionTime", default.base)?,
+        max_percent: percent(of.max_ejection_percent, "maxEjectionPercent", default.max_percent)?,
+        min_health: percent(of.min_health_percent, "minHealthPercent", default.min_health)?,
+    })
+}
+
+fn pool(of: PoolObject, path: &FieldPath, unread: &mut Unread) -> Result<ConnectionPool, FieldError> {
+    let (tcp, http) = (of.tcp.unwrap_or_default(), of.http.unwrap_or_default());
+    for (field, there) in [
+        ("connectionPool.tcp.tcpKeepalive", tcp.tcp_keepalive.is_some()),
+        ("connectionPool.tcp.maxConnectionDuration", tcp.max_connection_duration.is_some()),
+        ("connectionPool.tcp.idleTimeout", tcp.idle_timeout.is_some()),
+        ("connectionPool.tcp.maxConnections", tcp.max_connections.is_some()),
+        ("connectionPool.http.http1MaxPendingRequests", http.http1_max_pending_requests.is_some()),
+        ("connectionPool.http.maxRequestsPerConnection", http.max_requests_per_connection.is_some()),
+        ("connectionPool.http.idleTimeout", http.idle_timeout.is_some()),
+        ("connectionPool.http.h2UpgradePolicy", http.h2_upgrade_policy.is_some()),
+        ("connectionPool.http.useClientProtocol", http.use_client_protocol.is_some()),
+        ("connectionPool.http.maxConcurrentStreams", http.max_concurrent_streams.is_some()),
+    ] {
+        unread.note(field, there);
+    }
+    let timeout =
+        tcp.connect_timeout.map(|text| positive(&text, || path.clone().key("tcp").key("connectTimeout")));
+    // 0 is the default, which is unlimited.
+    let limit = |limit: Option<u32>| limit.filter(|limit| *limit > 0);
+    Ok(ConnectionPool {
+        connect_timeout: timeout.transpose()?,
+        max_requests: limit(http.http2_max_requests),
+        max_retries: limit(http.max_retries),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn everything_the_waypoint_reads_is_carried_over() {
+        let rule = rule(json!({
+            "host": "Reviews",
+            "exportTo": ["."],
+            "trafficPolicy": {
+                "loadBalancer": {"simple": "ROUND_ROBIN"},
+                "outlierDetection": {"consecutive5xxErrors": 3, "interval": "1s", "maxEjectionPercent": 50},
+                "connectionPool": {"http": {"http2MaxRequests": 7, "maxRetries": 0}, "tcp": {"connectTimeout": "2s"}},
+                "portLevelSettings": [{"port": {"number": 80}, "loadBalancer": {"simple": "RANDOM"}}],
+                "tls": {"mode": "ISTIO_MUTUAL"},
+            },
+            "subsets": [{"name": "v2", "labels": {"version": "v2"}, "trafficPolicy": {
+                "loadBalancer": {"consistentHash": {"httpCookie": {"name": "user", "ttl": "0s"}}},
+            }}],
+        }))
+        .unwrap();
+        assert_eq!((rule.host.as_str(), rule.unread), ("reviews", vec!["trafficPolicy.tls".to_owned()]));
+        assert_eq!(rule.policy.balancer, Some(Balancer::RoundRobin));
+        let outlier = rule.policy.outlier.unwrap();
+        assert_eq!((outlier.server_errors, outlier.max_percent), (3, 50));
+        assert_eq!((outlier.interval, outlier.base), (Duration::from_secs(1), Duration::from_secs(30)));
+        let pool = rule.policy.pool.unwrap();
+        assert_eq!((pool.max_requests, pool.max_retries), (Some(7), None));
+        assert_eq!(rule.policy.ports[0].1.balancer, Some(Balancer::Random));
+        let cookie = HashOn::Cookie { name: "user".to_owned(), path: None, ttl: Some(Duration::ZERO) };
+        assert_eq!(rule.subsets[0].policy.balancer, Some(Balancer::Hash(cookie)));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_field() {
+        for (spec, path) in [
+            (json!({"host": ""}), "spec.host"),
+            (json!({"host": "a", "subsets": [{}]}), "spec.subsets[0].name"),
+            (
+                json!({"host": "a", "trafficPolicy": {"loadBalancer": {"simple": "BEST"}}}),
+                "spec.trafficPolicy.loadBalancer.simple",
+            ),
+            (
+                json!({"host": "a", "trafficPolicy": {"outlierDetection": {"interval": "fast"}}}),
+                "spec.trafficPolicy.outlierDetection.interval",
+            ),
+            (
+                json!({"host": "a", "trafficPolicy": {"loadBalancer": {"consistentHash": {}}}}),
+                "spec.trafficPolicy.loadBalancer.consistentHash",
+            ),
+            (
+                json!({"host": "a", "trafficPolicy": {"portLevelSettings": [{}]}}),
+                "spec.trafficPolicy.portLevelSettings[0].port.number",
+            ),
+        ] {
+            assert_eq!(rule(spec).unwrap_err().path.to_string(), path);
+        }
+    }
+
+    fn rule(spec: Value) -> Result<DestinationRule, FieldError> {
+        let object = json!({"metadata": {"name": "r", "namespace": "shop"}, "spec": spec});
+        convert(serde_json::from_value(object).unwrap())
+    }
+}

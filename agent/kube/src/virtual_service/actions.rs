@@ -1,0 +1,309 @@
+//! What a rule does besides choosing a destination.
+
+use orlop_model::world::routing::{
+    Abort, Cors, DirectResponse, Fault, Mirror, Percent, Redirect, RedirectPort, Retries, RetryOn,
+};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::{DestinationObject, StringObject, destination, header_name};
+use crate::duration::positive;
+use crate::field::{FieldError, FieldPath, port};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RedirectObject {
+    uri: Option<String>,
+    authority: Option<String>,
+    port: Option<i32>,
+    derive_port: Option<String>,
+    scheme: Option<String>,
+    redirect_code: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DirectObject {
+    status: u16,
+    body: Option<BodyObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BodyObject {
+    string: Option<String>,
+    bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RetriesObject {
+    attempts: Option<i64>,
+    per_try_timeout: Option<String>,
+    retry_on: Option<String>,
+    backoff: Option<String>,
+    #[serde(rename = "retryRemoteLocalities")]
+    _retry_remote_localities: Option<IgnoredAny>,
+    #[serde(rename = "retryIgnorePreviousHosts")]
+    _retry_ignore_previous_hosts: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FaultObject {
+    delay: Option<DelayObject>,
+    abort: Option<AbortObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DelayObject {
+    fixed_delay: Option<String>,
+    percentage: Option<PercentObject>,
+    percent: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct AbortObject {
+    http_status: Option<u16>,
+    grpc_status: Option<String>,
+    percentage: Option<PercentObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PercentObject {
+    value: f64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MirrorObject {
+    destination: DestinationObject,
+    percentage: Option<PercentObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct CorsObject {
+    allow_origins: Vec<StringObject>,
+    allow_origin: Vec<String>,
+    allow_methods: Vec<String>,
+    allow_headers: Vec<String>,
+    expose_headers: Vec<String>,
+    max_age: Option<String>,
+    allow_credentials: Option<bool>,
+    #[serde(rename = "unmatchedPreflights")]
+    _unmatched_preflights: Option<IgnoredAny>,
+}
+
+impl RedirectObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<Redirect, FieldError> {
+        let at = |field: &str| path.clone().key(field);
+        let code = self.redirect_code.unwrap_or(301);
+        if !matches!(code, 301 | 302 | 303 | 307 | 308) {
+            return Err(FieldError::new(
+                at("redirectCode"),
+                format!("{code} is not 301, 302, 303, 307 or 308"),
+            ));
+        }
+        let port = match (self.port, self.derive_port.as_deref()) {
+            (None, None) => RedirectPort::FromAuthority,
+            (Some(number), None) => RedirectPort::Number(port(number, || at("port"))?),
+            (None, Some("FROM_PROTOCOL_DEFAULT")) => RedirectPort::OfScheme,
+            (None, Some("FROM_REQUEST_PORT")) => RedirectPort::OfRequest,
+            (_, Some(other)) => {
+                let problem =
+                    format!("{other:?} is neither FROM_PROTOCOL_DEFAULT nor FROM_REQUEST_PORT alone");
+                return Err(FieldError::new(at("derivePort"), problem));
+            }
+        };
+        if let Some(scheme) = &self.scheme
+            && !matches!(scheme.as_str(), "http" | "https")
+        {
+            return Err(FieldError::new(at("scheme"), format!("{scheme:?} is neither http nor https")));
+        }
+        Ok(Redirect { uri: self.uri, authority: self.authority, port, scheme: self.scheme, code })
+    }
+}
+
+impl DirectObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<DirectResponse, FieldError> {
+        if !(200..=599).contains(&self.status) {
+            let problem = format!("{} is no status of an answer; write 200 to 599", self.status);
+            return Err(FieldError::new(path.clone().key("status"), problem));
+        }
+        let body = self.body.unwrap_or_default();
+        if body.bytes.is_some() {
+            let problem = "is not read; write the answer as string";
+            return Err(FieldError::new(path.clone().key("body").key("bytes"), problem));
+        }
+        Ok(DirectResponse { status: self.status, body: body.string.unwrap_or_default().into_bytes() })
+    }
+}
+
+impl RetriesObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<Retries, FieldError> {
+        let at = |field: &str| path.clone().key(field);
+        let default = Retries::default();
+        let attempts = self.attempts.map_or(Ok(default.attempts), u32::try_from).ok();
+        let attempts = attempts.ok_or_else(|| FieldError::new(at("attempts"), "is no number of retries"))?;
+        let time =
+            |text: Option<String>, field: &str| text.map(|text| positive(&text, || at(field))).transpose();
+        let words = self.retry_on.unwrap_or_default();
+        let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let mut on = Vec::new();
+        for word in words {
+            on.extend(retry_on(word).ok_or_else(|| {
+                FieldError::new(at("retryOn"), format!("{word:?} is no condition and no status"))
+            })?);
+        }
+        Ok(Retries {
+            attempts,
+            per_try: time(self.per_try_timeout, "perTryTimeout")?,
+            on,
+            backoff: time(self.backoff, "backoff")?.unwrap_or(default.backoff),
+        })
+    }
+}
+
+/// Envoy's words, and statuses. Those for conditions that there are not here are good, and mean none.
+fn retry_on(word: &str) -> Option<Vec<RetryOn>> {
+    Some(match word {
+        "connect-failure" => vec![RetryOn::ConnectFailure],
+        "refused-stream" => vec![RetryOn::RefusedStream],
+        "reset" | "reset-before-request" => vec![RetryOn::Reset],
+        "5xx" => vec![RetryOn::ServerError],
+        "gateway-error" => vec![RetryOn::GatewayError],
+        "retriable-4xx" => vec![RetryOn::Conflict],
+        "cancelled" => vec![RetryOn::Grpc(1)],
+        "deadline-exceeded" => vec![RetryOn::Grpc(4)],
+        "resource-exhausted" => vec![RetryOn::Grpc(8)],
+        "internal" => vec![RetryOn::Grpc(13)],
+        "unavailable" => vec![RetryOn::Grpc(14)],
+        "retriable-status-codes"
+        | "retriable-headers"
+        | "envoy-ratelimited"
+        | "http3-post-connect-failure" => Vec::new(),
+        code => vec![RetryOn::Status(code.parse().ok().filter(|code| (100..=599).contains(code))?)],
+    })
+}
+
+impl FaultObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<Fault, FieldError> {
+        let delay = self.delay.map(|of| {
+            let path = path.clone().key("delay");
+            let text = of.fixed_delay.ok_or_else(|| {
+                FieldError::new(path.clone().key("fixedDelay"), "is missing; say how long to wait")
+            })?;
+            let delay = positive(&text, || path.clone().key("fixedDelay"))?;
+            let whole = of.percent.map(|percent| PercentObject { value: percent.into() });
+            Ok::<_, FieldError>((delay, percent(of.percentage.or(whole), &path.key("percentage"))?))
+        });
+        let abort = self.abort.map(|of| {
+            let path = path.clone().key("abort");
+            let abort = match (of.http_status, of.grpc_status.as_deref()) {
+                (Some(status), None) if (200..=599).contains(&status) => Abort::Http(status),
+                (None, Some(status)) => Abort::Grpc(grpc_status(status).ok_or_else(|| {
+                    FieldError::new(path.clone().key("grpcStatus"), format!("{status:?} is no gRPC status"))
+                })?),
+                _ => {
+                    let problem = "needs httpStatus, 200 to 599, or grpcStatus";
+                    return Err(FieldError::new(path, problem));
+                }
+            };
+            Ok((abort, percent(of.percentage, &path.key("percentage"))?))
+        });
+        Ok(Fault { delay: delay.transpose()?, abort: abort.transpose()? })
+    }
+}
+
+/// By name or by number.
+fn grpc_status(text: &str) -> Option<u8> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    let by_name = NAMES.iter().position(|name| *name == text).and_then(|at| u8::try_from(at).ok());
+    by_name.or_else(|| text.parse().ok().filter(|status| *status <= 16))
+}
+
+/// All of them where nothing is said.
+fn percent(of: Option<PercentObject>, path: &FieldPath) -> Result<Percent, FieldError> {
+    let Some(PercentObject { value }) = of else { return Ok(Percent::ALL) };
+    if !(0.0..=100.0).contains(&value) {
+        let problem = format!("{value} is no percentage; write 0 to 100");
+        return Err(FieldError::new(path.clone().key("value"), problem));
+    }
+    Ok(Percent((value * 10_000.0).round() as u32))
+}
+
+/// `mirror` with its percentages, or `mirrors`.
+pub(super) fn mirrors(
+    (mirror, percentage, whole): (Option<DestinationObject>, Option<PercentObject>, Option<u32>),
+    mirrors: Vec<MirrorObject>,
+    path: &FieldPath,
+) -> Result<Vec<Mirror>, FieldError> {
+    let at = |field: &str| path.clone().key(field);
+    if mirror.is_some() && !mirrors.is_empty() {
+        return Err(FieldError::new(at("mirror"), "is beside mirrors; keep one of them"));
+    }
+    let whole = whole.map(|percent| PercentObject { value: percent.into() });
+    if let Some(mirror) = mirror {
+        let percent = percent(percentage.or(whole), &at("mirrorPercentage"))?;
+        return Ok(vec![Mirror { destination: destination(mirror, &at("mirror"))?, percent }]);
+    }
+    let mirrors = mirrors.into_iter().enumerate().map(|(index, of)| {
+        let path = at("mirrors").index(index);
+        Ok(Mirror {
+            destination: destination(of.destination, &path.clone().key("destination"))?,
+            percent: percent(of.percentage, &path.key("percentage"))?,
+        })
+    });
+    mirrors.collect()
+}
+
+impl CorsObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<Cors, FieldError> {
+        let at = |field: &str| path.clone().key(field);
+        let origins = self.allow_origins.into_iter().enumerate();
+        let origins = origins.map(|(index, of)| of.convert(&at("allowOrigins").index(index), false));
+        let mut origins = origins.collect::<Result<Vec<_>, _>>()?;
+        origins.extend(self.allow_origin.into_iter().map(orlop_model::world::routing::StringMatch::Exact));
+        let names = |names: Vec<String>, field: &str| {
+            let names = names.iter().enumerate();
+            let names = names.map(|(index, name)| match name.as_str() {
+                "*" => Ok("*".to_owned()),
+                name => header_name(name, || at(field).index(index)),
+            });
+            names.collect::<Result<Vec<_>, FieldError>>()
+        };
+        Ok(Cors {
+            origins,
+            methods: self.allow_methods,
+            headers: names(self.allow_headers, "allowHeaders")?,
+            expose: names(self.expose_headers, "exposeHeaders")?,
+            max_age: self
+                .max_age
+                .map(|text| crate::duration::duration(&text, || at("maxAge")))
+                .transpose()?,
+            credentials: self.allow_credentials.unwrap_or(false),
+        })
+    }
+}

@@ -1,0 +1,133 @@
+use std::time::Duration;
+
+use orlop_model::world::routing::{Abort, Percent, RedirectPort, RetryOn};
+use serde_json::{Value, json};
+
+use super::*;
+
+#[test]
+fn everything_the_waypoint_reads_is_carried_over() {
+    let found = service(json!({
+        "hosts": ["Web", "*.example.com", "*"],
+        "gateways": ["mesh", "istio-system/in"],
+        "exportTo": ["."],
+        "tcp": [],
+        "http": [{
+            "name": "canary",
+            "match": [{
+                "uri": {"prefix": "/v1"}, "ignoreUriCase": true, "method": {"exact": "GET"},
+                "headers": {"X-Beta": {"exact": "true"}, "x-any": {}}, "withoutHeaders": {"x-no": {"regex": "a+"}},
+                "queryParams": {"Q": {"exact": "1"}}, "port": 80, "sourceLabels": {"app": "a"},
+                "sourceNamespace": "shop", "gateways": ["mesh"],
+            }],
+            "route": [
+                {"destination": {"host": "web", "subset": "v1", "port": {"number": 8080}}, "weight": 90},
+                {"destination": {"host": "web"}, "weight": 10, "headers": {"response": {"add": {"X-From": "v2"}}}},
+            ],
+            "rewrite": {"uri": "/", "authority": "inner"},
+            "timeout": "1.5s",
+            "retries": {"attempts": 3, "perTryTimeout": "2s", "retryOn": "5xx,unavailable, 429", "backoff": "10ms"},
+            "fault": {
+                "delay": {"fixedDelay": "5s", "percentage": {"value": 0.1}},
+                "abort": {"grpcStatus": "UNAVAILABLE"},
+            },
+            "mirrors": [{"destination": {"host": "shadow"}, "percentage": {"value": 50}}],
+            "corsPolicy": {"allowOrigins": [{"exact": "https://a"}], "allowMethods": ["GET"], "maxAge": "24h"},
+            "headers": {"request": {"set": {"X-A": "1"}, "remove": ["x-b"]}},
+        }],
+    }))
+    .unwrap();
+    assert_eq!(found.hosts, ["web", "*.example.com", "*"]);
+    assert_eq!(found.unread, ["tcp"]);
+    let rule = &found.http[0];
+    let of = &rule.matches[0];
+    assert_eq!(of.uri, Some(StringMatch::Prefix("/v1".to_owned())));
+    assert_eq!(of.headers[0], ("x-beta".to_owned(), StringMatch::Exact("true".to_owned())));
+    assert_eq!(of.headers[1].1, StringMatch::Present);
+    assert_eq!(of.query[0].0, "Q");
+    let RuleAction::Route(route) = &rule.action else { panic!("{:?}", rule.action) };
+    assert_eq!((route[0].weight, route[0].destination.port), (90, Some(8080)));
+    assert_eq!(route[1].headers.response.add, [("x-from".to_owned(), "v2".to_owned())]);
+    assert_eq!(rule.timeout, Some(Duration::from_millis(1500)));
+    let retries = rule.retries.as_ref().unwrap();
+    assert_eq!(retries.on, [RetryOn::ServerError, RetryOn::Grpc(14), RetryOn::Status(429)]);
+    assert_eq!((retries.attempts, retries.backoff), (3, Duration::from_millis(10)));
+    assert_eq!(rule.fault.delay, Some((Duration::from_secs(5), Percent(1000))));
+    assert_eq!(rule.fault.abort, Some((Abort::Grpc(14), Percent::ALL)));
+    assert_eq!(rule.mirrors[0].percent, Percent(500_000));
+}
+
+#[test]
+fn a_redirect_is_permanent_unless_it_says_otherwise() {
+    let action = |redirect: Value| {
+        let found = service(json!({"hosts": ["a"], "http": [{"redirect": redirect}]})).unwrap();
+        found.http.into_iter().next().unwrap().action
+    };
+    let RuleAction::Redirect(found) = action(json!({"uri": "/x"})) else { panic!() };
+    assert_eq!((found.code, found.port), (301, RedirectPort::FromAuthority));
+    let RuleAction::Redirect(found) = action(json!({"redirectCode": 307, "derivePort": "FROM_REQUEST_PORT"}))
+    else {
+        panic!()
+    };
+    assert_eq!((found.code, found.port), (307, RedirectPort::OfRequest));
+}
+
+#[test]
+fn mirrors_without_a_percentage_get_everything_and_zero_is_off() {
+    let percent = |rule: Value| {
+        let mut rule = rule;
+        rule["route"] = json!([{"destination": {"host": "a"}}]);
+        service(json!({"hosts": ["a"], "http": [rule]})).unwrap().http[0].mirrors[0].percent
+    };
+    assert_eq!(percent(json!({"mirror": {"host": "b"}})), Percent::ALL);
+    assert_eq!(percent(json!({"mirror": {"host": "b"}, "mirrorPercentage": {"value": 0}})), Percent(0));
+    assert_eq!(percent(json!({"mirrors": [{"destination": {"host": "b"}}]})), Percent::ALL);
+}
+
+#[test]
+fn mistakes_are_told_with_their_field() {
+    let route = json!([{"destination": {"host": "a"}}]);
+    for (rule, path, says) in [
+        (json!({}), "spec.http[0]", "nothing to do"),
+        (json!({"route": route, "redirect": {}}), "spec.http[0]", "route and redirect"),
+        (json!({"route": [{"destination": {}}]}), "spec.http[0].route[0].destination.host", "missing"),
+        (
+            json!({"route": [{"destination": {"host": "a"}, "weight": 0}, {"destination": {"host": "b"}}]}),
+            "spec.http[0].route",
+            "no weight but 0",
+        ),
+        (
+            json!({"route": route, "match": [{"uri": {"regex": "("}}]}),
+            "spec.http[0].match[0].uri.regex",
+            "regular expression",
+        ),
+        (json!({"route": route, "match": [{"uri": {}}]}), "spec.http[0].match[0].uri", "one of exact"),
+        (json!({"route": route, "match": [{"port": 0}]}), "spec.http[0].match[0].port", "not a port"),
+        (json!({"route": route, "timeout": "5"}), "spec.http[0].timeout", "no duration"),
+        (json!({"route": route, "retries": {"retryOn": "often"}}), "spec.http[0].retries.retryOn", "often"),
+        (json!({"route": route, "fault": {"delay": {}}}), "spec.http[0].fault.delay.fixedDelay", "missing"),
+        (json!({"route": route, "fault": {"abort": {}}}), "spec.http[0].fault.abort", "httpStatus"),
+        (
+            json!({"route": route, "mirror": {"host": "b"}, "mirrors": [{"destination": {"host": "c"}}]}),
+            "spec.http[0].mirror",
+            "beside mirrors",
+        ),
+        (json!({"directResponse": {"status": 99}}), "spec.http[0].directResponse.status", "99"),
+        (json!({"redirect": {"redirectCode": 200}}), "spec.http[0].redirect.redirectCode", "200"),
+        (
+            json!({"route": route, "headers": {"request": {"set": {"a b": "c"}}}}),
+            "spec.http[0].headers.request.set.a b",
+            "not the name",
+        ),
+    ] {
+        let error = service(json!({"hosts": ["a"], "http": [rule]})).unwrap_err();
+        assert_eq!(error.path.to_string(), path);
+        assert!(error.problem.contains(says), "{path}: {}", error.problem);
+    }
+    assert_eq!(service(json!({"hosts": ["a b"]})).unwrap_err().path.to_string(), "spec.hosts[0]");
+}
+
+fn service(spec: Value) -> Result<VirtualService, FieldError> {
+    let object = json!({"metadata": {"name": "r", "namespace": "shop"}, "spec": spec});
+    convert(serde_json::from_value(object).unwrap())
+}

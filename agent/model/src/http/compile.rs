@@ -1,0 +1,270 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::Routes;
+use super::destination::Destinations;
+use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
+use super::table::Table;
+use crate::compile::Settings;
+use crate::name::NamespacedName;
+use crate::policy::{Finding, Severity};
+use crate::service::Service;
+use crate::snapshot::Snapshot;
+use crate::world::World;
+use crate::world::routing::{
+    Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, RuleAction, VirtualService,
+};
+
+/// What stands for all sidecars and waypoints among gateways.
+const MESH: &str = "mesh";
+
+impl Snapshot {
+    /// Makes ready the routes of the services behind this waypoint, as the world has them.
+    pub fn with_routes(mut self, waypoint: &NamespacedName, world: &World, settings: &Settings) -> Self {
+        let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
+        let all = self.services.iter().chain(&self.service_entries);
+        let compiler = Compiler { world, settings, snapshot: &self, namespace: &waypoint.namespace };
+        let mut findings = Vec::new();
+        let mut tables = HashMap::new();
+        for service in all.clone().filter(behind) {
+            if let Some(table) = compiler.table(service, &mut findings) {
+                tables.insert(service.hostname.clone(), Arc::new(table));
+            }
+        }
+        compiler.unread(&mut findings);
+        let labels = tables
+            .values()
+            .any(|table| table.asks_for_labels())
+            .then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
+        let destinations = Destinations::new(world, settings, &waypoint.namespace, all);
+        self.routes = Arc::new(Routes { tables, destinations, labels: labels.unwrap_or_default() });
+        self.findings.extend(findings);
+        self.findings.sort();
+        self.findings.dedup();
+        self
+    }
+
+    /// The routes of the services behind the waypoint that this is the snapshot of; none for a node.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+}
+
+struct Compiler<'a> {
+    world: &'a World,
+    settings: &'a Settings,
+    snapshot: &'a Snapshot,
+    /// The waypoint's.
+    namespace: &'a str,
+}
+
+impl Compiler<'_> {
+    /// The rules for a service, of all VirtualServices of its most specific host, the oldest first.
+    fn table(&self, service: &Service, findings: &mut Vec<Finding>) -> Option<Table> {
+        let mut best = (Specificity::default(), Vec::new());
+        for of in self.world.virtual_services.values().filter(|of| of.exports.include(self.namespace)) {
+            let hosts = of.hosts.iter().map(|host| full_host(host, &of.name.namespace, self.settings));
+            let Some(found) = hosts.filter_map(|host| specificity(&host, &service.hostname)).max() else {
+                continue;
+            };
+            if best.1.is_empty() || found > best.0 {
+                best = (found, vec![of]);
+            } else if found == best.0 {
+                best.1.push(of);
+            }
+        }
+        let (_, mut found) = best;
+        found.retain(|of| of.http.iter().any(|rule| !meshed(&of.gateways, rule).is_empty()));
+        found.sort_by_key(|of| (of.created, &of.name));
+        if let [first, others @ ..] = &found[..]
+            && !others.is_empty()
+        {
+            for other in others {
+                let message =
+                    format!("is for the same host as the older {}, whose rules come first", first.name);
+                tell(findings, &other.name, Severity::Warning, message);
+            }
+        }
+        let rules: Vec<_> = found.iter().flat_map(|of| self.rules(of, findings)).collect();
+        // A VirtualService without HTTP rules says nothing of HTTP.
+        (!rules.is_empty()).then(|| Table::new(rules))
+    }
+
+    fn rules(&self, of: &VirtualService, findings: &mut Vec<Finding>) -> Vec<(Rule, Vec<Vec<HttpMatch>>)> {
+        let mut found = Vec::new();
+        for (number, rule) in of.http.iter().enumerate() {
+            let alternatives = meshed(&of.gateways, rule);
+            if alternatives.is_empty() {
+                continue;
+            }
+            let RuleAction::Delegate(name) = &rule.action else {
+                let alternatives = alternatives.into_iter().map(|of| vec![of]).collect();
+                found.push((self.rule(of, rule, None, number, findings), alternatives));
+                continue;
+            };
+            let delegate = self.world.virtual_services.get(name);
+            let Some(delegate) = delegate.filter(|delegate| delegate.exports.include(&of.name.namespace))
+            else {
+                let message = format!("http[{number}] delegates to {name}, which is not there");
+                tell(findings, &of.name, Severity::Error, message);
+                continue;
+            };
+            if !delegate.hosts.is_empty() {
+                let message = format!("http[{number}] delegates to {name}, which has hosts of its own");
+                tell(findings, &of.name, Severity::Error, message);
+                continue;
+            }
+            for (inner, sub) in delegate.http.iter().enumerate() {
+                if let RuleAction::Delegate(_) = sub.action {
+                    let message = format!("http[{inner}] delegates again, which a delegate must not");
+                    tell(findings, &delegate.name, Severity::Error, message);
+                    continue;
+                }
+                let own =
+                    if sub.matches.is_empty() { vec![HttpMatch::default()] } else { sub.matches.clone() };
+                let pairs = alternatives
+                    .iter()
+                    .flat_map(|outer| own.iter().map(|own| vec![outer.clone(), own.clone()]));
+                let pairs = pairs.collect();
+                found.push((self.rule(delegate, sub, Some(rule), inner, findings), pairs));
+            }
+        }
+        found
+    }
+
+    /// A rule; what a delegate's does not say, the one that delegates does.
+    fn rule(
+        &self,
+        of: &VirtualService,
+        rule: &HttpRule,
+        outer: Option<&HttpRule>,
+        number: usize,
+        findings: &mut Vec<Finding>,
+    ) -> Rule {
+        let mut cluster = |destination: &Destination, field: &str| {
+            let (cluster, problem) = self.cluster(destination, &of.name.namespace);
+            if let Some(problem) = problem {
+                tell(findings, &of.name, Severity::Error, format!("http[{number}].{field} {problem}"));
+            }
+            cluster
+        };
+        let action = match &rule.action {
+            RuleAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
+            RuleAction::Direct(answer) => Action::Direct(answer.clone()),
+            RuleAction::Route(route) => Action::Route(Split::new(route.iter().map(|of| {
+                let cluster = cluster(&of.destination, "route");
+                (of.weight, Choice { cluster, headers: of.headers.clone() })
+            }))),
+            RuleAction::Delegate(_) => Action::Route(Split::new([])),
+        };
+        let outer_mirrors = outer.map_or(&[][..], |outer| &outer.mirrors[..]);
+        let mirrors = if rule.mirrors.is_empty() { outer_mirrors } else { &rule.mirrors };
+        let mirrors = mirrors.iter().map(|mirror| MirrorTo {
+            cluster: cluster(&mirror.destination, "mirror"),
+            percent: mirror.percent,
+        });
+        let mirrors = mirrors.collect();
+        let retries = rule.retries.clone().or_else(|| outer.and_then(|outer| outer.retries.clone()));
+        let mut fault = rule.fault.clone();
+        if let Some(outer) = outer {
+            fault.delay = fault.delay.or(outer.fault.delay);
+            fault.abort = fault.abort.or(outer.fault.abort);
+        }
+        Rule {
+            name: rule.name.clone(),
+            resource: Arc::new(of.name.clone()),
+            action,
+            rewrite: rule.rewrite.clone().or_else(|| outer.and_then(|outer| outer.rewrite.clone())),
+            timeout: rule.timeout.or_else(|| outer.and_then(|outer| outer.timeout)),
+            retries: retries.unwrap_or_default(),
+            fault,
+            mirrors,
+            cors: rule.cors.clone().or_else(|| outer.and_then(|outer| outer.cors.clone())),
+            headers: outer
+                .map_or_else(|| rule.headers.clone(), |outer| merged(&outer.headers, &rule.headers)),
+        }
+    }
+
+    fn cluster(&self, destination: &Destination, namespace: &str) -> (Cluster, Option<String>) {
+        let host = full_host(&destination.host, namespace, self.settings);
+        let service = self.snapshot.service_index.named(namespace, &host).cloned();
+        let problem = match (&service, destination.port) {
+            (None, _) => Some(format!("leads to {host}, which is no service: 503")),
+            (Some(service), Some(port)) if service.port(port).is_none() => {
+                Some(format!("leads to port {port} of {host}, which has none: 503"))
+            }
+            _ => None,
+        };
+        let subset = destination.subset.clone();
+        (Cluster { host, service, port: destination.port, subset }, problem)
+    }
+
+    /// What is written and has no effect.
+    fn unread(&self, findings: &mut Vec<Finding>) {
+        for of in self.world.virtual_services.values().filter(|of| !of.unread.is_empty()) {
+            let message = format!("{} is not read yet and has no effect", of.unread.join(", "));
+            tell(findings, &of.name, Severity::Warning, message);
+        }
+        for of in self.world.destination_rules.values().filter(|of| !of.unread.is_empty()) {
+            let message = format!("{} is not read yet and has no effect", of.unread.join(", "));
+            let (kind, name) = ("DestinationRule", of.name.clone());
+            findings.push(Finding { kind, name, severity: Severity::Warning, message });
+        }
+    }
+}
+
+fn tell(findings: &mut Vec<Finding>, name: &NamespacedName, severity: Severity, message: String) {
+    findings.push(Finding { kind: "VirtualService", name: name.clone(), severity, message });
+}
+
+/// The alternatives of a rule that count for waypoints: a match's own gateways count before the VirtualService's.
+fn meshed(gateways: &[String], rule: &HttpRule) -> Vec<HttpMatch> {
+    let is_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|name| name == MESH);
+    let of = |of: &&HttpMatch| is_mesh(if of.gateways.is_empty() { gateways } else { &of.gateways });
+    match &rule.matches[..] {
+        [] if is_mesh(gateways) => vec![HttpMatch::default()],
+        [] => Vec::new(),
+        matches => matches.iter().filter(of).cloned().collect(),
+    }
+}
+
+/// The inner changes come after the outer ones, and so win.
+fn merged(outer: &HeaderChanges, inner: &HeaderChanges) -> HeaderChanges {
+    let merge = |outer: &HeaderChange, inner: &HeaderChange| {
+        let mut set: BTreeMap<_, _> = outer.set.iter().cloned().collect();
+        set.extend(inner.set.iter().cloned());
+        let remove: BTreeSet<_> = outer.remove.iter().chain(&inner.remove).cloned().collect();
+        HeaderChange {
+            set: set.into_iter().collect(),
+            add: outer.add.iter().chain(&inner.add).cloned().collect(),
+            remove: remove.into_iter().collect(),
+        }
+    };
+    HeaderChanges {
+        request: merge(&outer.request, &inner.request),
+        response: merge(&outer.response, &inner.response),
+    }
+}
+
+/// How closely a host names another: itself before wildcards, the longer of those first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Specificity(usize);
+
+/// Whether `host`, which may be `*` or begin with `*.`, names this one, and how closely.
+pub(super) fn specificity(host: &str, named: &str) -> Option<Specificity> {
+    match host.strip_prefix('*') {
+        None => (host == named).then_some(Specificity(usize::MAX)),
+        Some(suffix) => {
+            let longer = named.len() > suffix.len();
+            (longer && named.ends_with(suffix)).then_some(Specificity(suffix.len()))
+        }
+    }
+}
+
+/// A name without dots is that of a service of the namespace.
+pub(super) fn full_host(host: &str, namespace: &str, settings: &Settings) -> String {
+    if host.contains('.') || host.starts_with('*') {
+        return host.to_owned();
+    }
+    format!("{host}.{namespace}.svc.{}", settings.cluster_domain)
+}

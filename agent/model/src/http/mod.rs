@@ -1,0 +1,111 @@
+//! Which rule a request follows, and where that leads: VirtualServices and DestinationRules, made ready to be asked.
+
+mod compile;
+mod destination;
+mod index;
+mod matching;
+mod path;
+mod rule;
+mod table;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use destination::Target;
+pub use path::{PathError, normalised};
+pub use rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
+
+use crate::name::NamespacedName;
+use crate::reason::Reason;
+use crate::service::Service;
+use crate::world::Labels;
+use destination::Destinations;
+use table::Table;
+
+/// A request, as far as routing asks about it.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Such as `GET`.
+    pub method: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// As the client wrote it, with the port if there is one.
+    pub authority: &'a str,
+    /// Normalised: see [`normalised`].
+    pub path: &'a str,
+    /// What follows the `?`.
+    pub query: Option<&'a str>,
+    /// All headers.
+    pub headers: &'a dyn Headers,
+    /// The service's port that was dialled.
+    pub port: u16,
+    /// The client, where it is known.
+    pub source: Option<&'a NamespacedName>,
+    /// The client's namespace.
+    pub source_namespace: &'a str,
+}
+
+/// The headers of a request.
+pub trait Headers {
+    /// The value of the header of this name, in lower case; of several, all, joined by commas.
+    fn value(&self, name: &str) -> Option<Cow<'_, str>>;
+}
+
+/// A rule that a request follows.
+#[derive(Clone, Copy, Debug)]
+pub struct Selected<'t> {
+    /// The rule.
+    pub rule: &'t Rule,
+    /// The prefix of the path that matched, where one was asked for.
+    pub prefix: Option<&'t str>,
+}
+
+/// The routes of all services behind a waypoint.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    /// By the service's host name.
+    tables: HashMap<String, Arc<Table>>,
+    destinations: Destinations,
+    /// Of pods, where some rule asks for them.
+    labels: HashMap<NamespacedName, Labels>,
+}
+
+impl Routes {
+    /// The rule that a request to this service follows: the first that matches. `None` where no VirtualService speaks
+    /// of the service, which is then reached itself; [`Reason::NoRoute`] where none of the rules matches.
+    pub fn select(&self, service: &Service, request: &Request<'_>) -> Result<Option<Selected<'_>>, Reason> {
+        let Some(table) = self.tables.get(&service.hostname) else { return Ok(None) };
+        let labels = request.source.and_then(|source| self.labels.get(source));
+        table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
+    }
+
+    /// Where a rule's destination is for clients of this namespace: its endpoints, and how they are to be treated.
+    pub fn target<'t>(
+        &'t self,
+        cluster: &'t Cluster,
+        dialled: u16,
+        namespace: &str,
+    ) -> Result<Target<'t>, Reason> {
+        let service = cluster.service.as_ref().ok_or(Reason::NoSuchDestination)?;
+        let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
+        self.destinations.target(service, cluster.subset.as_deref(), port, namespace)
+    }
+
+    /// Where a service itself is, without any rule.
+    pub fn target_of<'t>(
+        &'t self,
+        service: &'t Arc<Service>,
+        port: u16,
+        namespace: &str,
+    ) -> Result<Target<'t>, Reason> {
+        self.destinations.target(service, None, port, namespace)
+    }
+}
+
+fn only_port(service: &Service) -> Option<u16> {
+    match &service.ports[..] {
+        [port] => Some(port.number),
+        _ => None,
+    }
+}

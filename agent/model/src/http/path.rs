@@ -1,0 +1,149 @@
+use std::borrow::Cow;
+
+/// Why a path can't be brought into its normal form. Such a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// Not `/` at its beginning, nor `*` alone.
+    #[error("does not begin with a slash")]
+    Relative,
+    /// `%` without two hexadecimal digits.
+    #[error("has a % that encodes nothing")]
+    Encoding,
+    /// A control character, encoded or not, or a byte that is not ASCII.
+    #[error("has a control character or a byte that is not ASCII")]
+    Character,
+    /// More `..` than there are segments.
+    #[error("leads above the root")]
+    AboveRoot,
+}
+
+/// Brings a path (without its query) into the one form that policies and routes are asked about and that the server
+/// gets, so that all three mean the same: what need not be encoded is not (RFC 3986, section 6.2.2), the rest in upper
+/// case; `\` is `/`; several slashes are one; `.` and `..` are resolved. An encoded slash stays encoded, since it is
+/// part of a segment.
+pub fn normalised(path: &str) -> Result<Cow<'_, str>, PathError> {
+    if path == "*" {
+        return Ok(Cow::Borrowed(path));
+    }
+    if !path.starts_with(['/', '\\']) {
+        return Err(PathError::Relative);
+    }
+    if is_normal(path) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let decoded = decoded(path)?;
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop().ok_or(PathError::AboveRoot)?),
+            segment => segments.push(segment),
+        }
+    }
+    let mut normal = String::with_capacity(decoded.len());
+    for segment in &segments {
+        normal.push('/');
+        normal.push_str(segment);
+    }
+    let last = decoded.rsplit('/').next().unwrap_or_default();
+    if segments.is_empty() || matches!(last, "" | "." | "..") {
+        normal.push('/');
+    }
+    Ok(Cow::Owned(normal))
+}
+
+/// Whether there is nothing to do, which is so for nearly every request.
+fn is_normal(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'%' | b'\\');
+    let bytes = path.as_bytes();
+    // A segment that is empty or begins with a dot needs another look.
+    let odd = |pair: &[u8]| pair[0] == b'/' && matches!(pair[1], b'/' | b'.');
+    bytes.iter().all(|&byte| plain(byte)) && !bytes.windows(2).any(odd)
+}
+
+fn decoded(path: &str) -> Result<String, PathError> {
+    let mut found = String::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let (high, low) = (bytes.next().and_then(digit), bytes.next().and_then(digit));
+                let (Some(high), Some(low)) = (high, low) else { return Err(PathError::Encoding) };
+                let byte = (high << 4) | low;
+                match byte {
+                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                        found.push(byte.into())
+                    }
+                    0..0x20 | 0x7f => return Err(PathError::Character),
+                    _ => found.push_str(&format!("%{byte:02X}")),
+                }
+            }
+            b'\\' => found.push('/'),
+            byte if byte.is_ascii_graphic() => found.push(byte.into()),
+            _ => return Err(PathError::Character),
+        }
+    }
+    Ok(found)
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_path_has_one_form() {
+        for (path, normal) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("//a///b", "/a/b"),
+            ("/a/./b/", "/a/b/"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/.", "/a/"),
+            ("/%61dmin", "/admin"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/%2e%2E/x", ""),
+            ("/x/%2e%2e/admin", "/admin"),
+            ("/x\\..\\admin", "/admin"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a;b=1/c", "/a;b=1/c"),
+            ("*", "*"),
+        ] {
+            match normalised(path) {
+                Ok(found) => assert_eq!(found, normal, "{path}"),
+                Err(error) => assert_eq!((error, normal), (PathError::AboveRoot, ""), "{path}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_normal_form_is_its_own() {
+        for path in ["/a//b/../c", "/%41%2f%3F/..//.", "\\a", "/a/%7e/é"] {
+            let Ok(once) = normalised(path) else { continue };
+            assert_eq!(normalised(&once), Ok(once.clone()), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_could_mean_two_things_is_refused() {
+        for (path, error) in [
+            ("", PathError::Relative),
+            ("a", PathError::Relative),
+            ("/%", PathError::Encoding),
+            ("/%4", PathError::Encoding),
+            ("/%zz", PathError::Encoding),
+            ("/%00", PathError::Character),
+            ("/%0d%0a", PathError::Character),
+            ("/é", PathError::Character),
+            ("/a b", PathError::Character),
+            ("/..", PathError::AboveRoot),
+            ("/a/../../b", PathError::AboveRoot),
+        ] {
+            assert_eq!(normalised(path), Err(error), "{path}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+use super::index::Index;
+use super::matching::holds;
+use super::{Request, Rule, Selected};
+use crate::world::Labels;
+use crate::world::routing::{HttpMatch, StringMatch};
+
+#[cfg(test)]
+thread_local! {
+    /// How many entries have been asked, for tests of the index.
+    pub(super) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The rules for one host, in the order in which they count.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    rules: Vec<Rule>,
+    entries: Vec<Entry>,
+    index: Index,
+}
+
+/// One alternative of a rule.
+#[derive(Clone, Debug)]
+struct Entry {
+    rule: usize,
+    /// All of these must hold: a delegate's own, and that of the rule that delegates.
+    matches: Vec<HttpMatch>,
+}
+
+impl Table {
+    /// Each rule comes with its alternatives.
+    pub fn new(rules: Vec<(Rule, Vec<Vec<HttpMatch>>)>) -> Self {
+        let mut table = Self::default();
+        for (rule, alternatives) in rules {
+            let number = table.rules.len();
+            table.rules.push(rule);
+            table.entries.extend(alternatives.into_iter().map(|matches| Entry { rule: number, matches }));
+        }
+        table.index = Index::new(table.entries.iter().map(|entry| &entry.matches[..]));
+        table
+    }
+
+    pub fn select(&self, request: &Request<'_>, labels: Option<&Labels>) -> Option<Selected<'_>> {
+        let first = self.index.first(request, |number| {
+            #[cfg(test)]
+            LOOKED_AT.set(LOOKED_AT.get() + 1);
+            let entry = &self.entries[number as usize];
+            entry.matches.iter().all(|of| holds(of, request, labels))
+        })?;
+        let entry = self.entries.get(first as usize)?;
+        let prefix = entry.matches.iter().rev().find_map(|of| match &of.uri {
+            Some(StringMatch::Prefix(prefix)) => Some(prefix.as_str()),
+            _ => None,
+        });
+        Some(Selected { rule: self.rules.get(entry.rule)?, prefix })
+    }
+
+    /// Whether some entry asks for the client's labels.
+    pub fn asks_for_labels(&self) -> bool {
+        self.entries.iter().flat_map(|entry| &entry.matches).any(|of| !of.source_labels.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::sync::Arc;
+
+    use super::super::{Action, Headers, Split};
+    use super::*;
+    use crate::world::routing::{Fault, HeaderChanges, Retries};
+
+    struct User(String);
+
+    impl Headers for User {
+        fn value(&self, name: &str) -> Option<Cow<'_, str>> {
+            (name == "x-user").then_some(Cow::Borrowed(&self.0))
+        }
+    }
+
+    fn rule(number: usize) -> Rule {
+        Rule {
+            name: number.to_string(),
+            resource: Arc::default(),
+            action: Action::Route(Split::new([])),
+            rewrite: None,
+            timeout: None,
+            retries: Retries::default(),
+            fault: Fault::default(),
+            mirrors: Vec::new(),
+            cors: None,
+            headers: HeaderChanges::default(),
+        }
+    }
+
+    #[test]
+    fn of_a_thousand_rules_few_are_asked() {
+        let uri = |uri| HttpMatch { uri: Some(uri), ..HttpMatch::default() };
+        let of = |kind: usize, number: usize| match kind {
+            0 => uri(StringMatch::Exact(format!("/path/{number}"))),
+            1 => uri(StringMatch::Prefix(format!("/path/{number}/"))),
+            _ => HttpMatch {
+                headers: vec![("x-user".to_owned(), StringMatch::Exact(number.to_string()))],
+                ..HttpMatch::default()
+            },
+        };
+        for (kind, path) in [(0, "/path/777"), (1, "/path/777/x"), (2, "/")] {
+            let table = Table::new((0..1000).map(|n| (rule(n), vec![vec![of(kind, n)]])).collect());
+            let headers = User("777".to_owned());
+            let request = Request {
+                method: "GET",
+                scheme: "http",
+                authority: "web",
+                path,
+                query: None,
+                headers: &headers,
+                port: 80,
+                source: None,
+                source_namespace: "shop",
+            };
+            LOOKED_AT.set(0);
+            assert_eq!(table.select(&request, None).unwrap().rule.name, "777");
+            assert_eq!(LOOKED_AT.get(), 1, "{path}");
+        }
+    }
+}

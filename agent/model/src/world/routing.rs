@@ -1,0 +1,557 @@
+//! How requests are routed: `networking.istio.io` VirtualService and DestinationRule.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{Exports, Labels};
+use crate::name::NamespacedName;
+
+/// A VirtualService.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VirtualService {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.creationTimestamp` in seconds since 1970; of several for one host the oldest comes first, and one
+    /// without a time is older than all others.
+    pub created: Option<i64>,
+    /// `spec.hosts` in lower case, as written: a short name is one of the same namespace. Empty in a delegate.
+    pub hosts: Vec<String>,
+    /// `spec.gateways`; empty means `mesh`.
+    pub gateways: Vec<String>,
+    /// `spec.exportTo`
+    pub exports: Exports,
+    /// `spec.http`
+    pub http: Vec<HttpRule>,
+    /// Fields of `spec` that are there and are not read.
+    pub unread: Vec<String>,
+}
+
+/// An entry of `spec.http`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpRule {
+    /// `name`
+    pub name: String,
+    /// `match`; empty matches every request.
+    pub matches: Vec<HttpMatch>,
+    /// What becomes of the request.
+    pub action: RuleAction,
+    /// `rewrite`
+    pub rewrite: Option<Rewrite>,
+    /// `timeout`
+    pub timeout: Option<Duration>,
+    /// `retries`
+    pub retries: Option<Retries>,
+    /// `fault`
+    pub fault: Fault,
+    /// `mirror` and `mirrors`
+    pub mirrors: Vec<Mirror>,
+    /// `corsPolicy`
+    pub cors: Option<Cors>,
+    /// `headers`
+    pub headers: HeaderChanges,
+}
+
+/// What becomes of a request that matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleAction {
+    /// `route`: never empty, and not all weights 0.
+    Route(Vec<WeightedDestination>),
+    /// `redirect`
+    Redirect(Redirect),
+    /// `directResponse`
+    Direct(DirectResponse),
+    /// `delegate`
+    Delegate(NamespacedName),
+}
+
+impl Default for RuleAction {
+    fn default() -> Self {
+        Self::Route(Vec::new())
+    }
+}
+
+/// An entry of `match`: all that it says must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpMatch {
+    /// `uri`: of the path.
+    pub uri: Option<StringMatch>,
+    /// `ignoreUriCase`; not for regular expressions.
+    pub ignore_uri_case: bool,
+    /// `scheme`
+    pub scheme: Option<StringMatch>,
+    /// `method`
+    pub method: Option<StringMatch>,
+    /// `authority`
+    pub authority: Option<StringMatch>,
+    /// `headers`, by names in lower case.
+    pub headers: Vec<(String, StringMatch)>,
+    /// `withoutHeaders`, by names in lower case: none of these may hold.
+    pub without_headers: Vec<(String, StringMatch)>,
+    /// `queryParams`
+    pub query: Vec<(String, StringMatch)>,
+    /// `port`: of the service.
+    pub port: Option<u16>,
+    /// `sourceLabels`
+    pub source_labels: Labels,
+    /// `sourceNamespace`
+    pub source_namespace: Option<String>,
+    /// `gateways`: instead of the VirtualService's, where there are any.
+    pub gateways: Vec<String>,
+}
+
+/// What a text must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StringMatch {
+    /// `exact`
+    Exact(String),
+    /// `prefix`
+    Prefix(String),
+    /// `regex`: the whole text.
+    Regex(Regex),
+    /// Anything, as long as it is there.
+    Present,
+}
+
+/// A regular expression of RE2's syntax that has to match a whole text, in linear time.
+#[derive(Clone)]
+pub struct Regex {
+    text: String,
+    part: regex::Regex,
+    whole: regex::Regex,
+}
+
+/// The compiled size of one expression: far above what people write, far below what would exhaust memory.
+const MAX_REGEX: usize = 256 << 10;
+/// What is written may be this long.
+const MAX_REGEX_TEXT: usize = 4096;
+
+impl Regex {
+    /// Whether it matches all of the text.
+    pub fn matches(&self, text: &str) -> bool {
+        self.whole.is_match(text)
+    }
+
+    /// Replaces every part that the expression matches; `\1` stands for a group.
+    pub fn replaced(&self, text: &str, replacement: &str) -> String {
+        self.part.replace_all(text, rewritten(replacement).as_str()).into_owned()
+    }
+}
+
+/// RE2 writes `\1` where the crate writes `${1}`.
+fn rewritten(replacement: &str) -> String {
+    let mut found = String::with_capacity(replacement.len());
+    let mut characters = replacement.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '$' => found.push_str("$$"),
+            '\\' => match characters.next() {
+                Some(digit @ '0'..='9') => found.extend(["${", digit.encode_utf8(&mut [0; 4]), "}"]),
+                Some(other) => found.push(other),
+                None => {}
+            },
+            c => found.push(c),
+        }
+    }
+    found
+}
+
+fn builder(text: &str) -> regex::RegexBuilder {
+    let mut builder = regex::RegexBuilder::new(text);
+    builder.size_limit(MAX_REGEX).dfa_size_limit(MAX_REGEX);
+    builder
+}
+
+impl FromStr for Regex {
+    type Err = RegexError;
+
+    fn from_str(text: &str) -> Result<Self, RegexError> {
+        if text.len() > MAX_REGEX_TEXT {
+            return Err(RegexError(format!("is longer than {MAX_REGEX_TEXT} bytes")));
+        }
+        let wrong = |error: regex::Error| {
+            let error = error.to_string();
+            let last = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            RegexError(format!("is no regular expression that RE2 takes: {last}"))
+        };
+        // By itself first: a parenthesis too many must not pair with ours.
+        let part = builder(text).build().map_err(wrong)?;
+        let whole = builder(&format!(r"\A(?:{text})\z")).build().map_err(wrong)?;
+        Ok(Self { text: text.to_owned(), part, whole })
+    }
+}
+
+impl PartialEq for Regex {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Regex {}
+
+impl fmt::Debug for Regex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text)
+    }
+}
+
+impl fmt::Display for Regex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The text is no regular expression.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RegexError(String);
+
+/// `destination`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// `host` in lower case, as written: a short name is one of the rule's namespace.
+    pub host: String,
+    /// `subset`
+    pub subset: Option<String>,
+    /// `port.number`; without it, the service's only port, or that which was dialled.
+    pub port: Option<u16>,
+}
+
+/// An entry of `route`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightedDestination {
+    /// `destination`
+    pub destination: Destination,
+    /// `weight`; that of a single entry is 1.
+    pub weight: u32,
+    /// `headers`
+    pub headers: HeaderChanges,
+}
+
+/// `redirect`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redirect {
+    /// `uri`: the whole path instead.
+    pub uri: Option<String>,
+    /// `authority`
+    pub authority: Option<String>,
+    /// `port` or `derivePort`
+    pub port: RedirectPort,
+    /// `scheme`
+    pub scheme: Option<String>,
+    /// `redirectCode`; 301 where absent.
+    pub code: u16,
+}
+
+/// Which port a redirect leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RedirectPort {
+    /// That of the authority, or none.
+    #[default]
+    FromAuthority,
+    /// This.
+    Number(u16),
+    /// `FROM_PROTOCOL_DEFAULT`: the scheme's.
+    OfScheme,
+    /// `FROM_REQUEST_PORT`: that which was dialled.
+    OfRequest,
+}
+
+/// `directResponse`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// `status`
+    pub status: u16,
+    /// `body.string` or `body.bytes`
+    pub body: Vec<u8>,
+}
+
+/// `rewrite`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// `uri`: instead of the prefix that matched, or else of the whole path.
+    pub uri: Option<String>,
+    /// `uriRegexRewrite`: an expression, and what every part that it matches becomes.
+    pub regex: Option<(Regex, String)>,
+    /// `authority`
+    pub authority: Option<String>,
+}
+
+/// `retries`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// `attempts`: after the first.
+    pub attempts: u32,
+    /// `perTryTimeout`; without it, the rule's.
+    pub per_try: Option<Duration>,
+    /// `retryOn`; empty means the default conditions.
+    pub on: Vec<RetryOn>,
+    /// `backoff`: the pause before the first retry.
+    pub backoff: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { attempts: 2, per_try: None, on: Vec::new(), backoff: Duration::from_millis(25) }
+    }
+}
+
+/// What is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryOn {
+    /// `connect-failure`
+    ConnectFailure,
+    /// `refused-stream`
+    RefusedStream,
+    /// `reset`, `reset-before-request`: no answer at all.
+    Reset,
+    /// `5xx`: that, or no answer.
+    ServerError,
+    /// `gateway-error`: 502, 503, 504, or no answer.
+    GatewayError,
+    /// `retriable-4xx`: 409.
+    Conflict,
+    /// A status that a server answered.
+    Status(u16),
+    /// A status that a gRPC server answered in the head of its answer.
+    Grpc(u8),
+}
+
+/// `fault`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// `delay`
+    pub delay: Option<(Duration, Percent)>,
+    /// `abort`
+    pub abort: Option<(Abort, Percent)>,
+}
+
+/// How a request is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// `httpStatus`
+    Http(u16),
+    /// `grpcStatus`
+    Grpc(u8),
+}
+
+/// Of a million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(pub u32);
+
+impl Percent {
+    /// Always.
+    pub const ALL: Self = Self(1_000_000);
+
+    /// Whether it happens, for a number that is spread evenly over all of them.
+    pub fn hits(self, random: u64) -> bool {
+        (u128::from(random) * 1_000_000) >> 64 < u128::from(self.0)
+    }
+}
+
+/// `mirror` with `mirrorPercentage`, or an entry of `mirrors`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where a copy of the request goes.
+    pub destination: Destination,
+    /// Of how many; all where absent.
+    pub percent: Percent,
+}
+
+/// `corsPolicy`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// `allowOrigins`; `allowOrigin`
+    pub origins: Vec<StringMatch>,
+    /// `allowMethods`
+    pub methods: Vec<String>,
+    /// `allowHeaders`
+    pub headers: Vec<String>,
+    /// `exposeHeaders`
+    pub expose: Vec<String>,
+    /// `maxAge`
+    pub max_age: Option<Duration>,
+    /// `allowCredentials`
+    pub credentials: bool,
+}
+
+/// `headers` of a rule or of one of its destinations. Names are in lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderChanges {
+    /// `request`
+    pub request: HeaderChange,
+    /// `response`
+    pub response: HeaderChange,
+}
+
+/// What is done to a message's headers: set, add, remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderChange {
+    /// `set`
+    pub set: Vec<(String, String)>,
+    /// `add`
+    pub add: Vec<(String, String)>,
+    /// `remove`
+    pub remove: Vec<String>,
+}
+
+impl HeaderChange {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// A DestinationRule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DestinationRule {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.creationTimestamp`, as of a VirtualService.
+    pub created: Option<i64>,
+    /// `spec.host` in lower case, as written.
+    pub host: String,
+    /// `spec.exportTo`
+    pub exports: Exports,
+    /// `spec.trafficPolicy`
+    pub policy: TrafficPolicy,
+    /// `spec.subsets`
+    pub subsets: Vec<Subset>,
+    /// Fields that are there and are not read.
+    pub unread: Vec<String>,
+}
+
+/// An entry of `spec.subsets`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subset {
+    /// `name`
+    pub name: String,
+    /// `labels` of its endpoints.
+    pub labels: Labels,
+    /// `trafficPolicy`
+    pub policy: TrafficPolicy,
+}
+
+/// `trafficPolicy`, block by block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrafficPolicy {
+    /// `loadBalancer`
+    pub balancer: Option<Balancer>,
+    /// `outlierDetection`
+    pub outlier: Option<Outlier>,
+    /// `connectionPool`
+    pub pool: Option<ConnectionPool>,
+    /// `portLevelSettings`: instead of all the above, by port of the service.
+    pub ports: Vec<(u16, TrafficPolicy)>,
+}
+
+/// `loadBalancer`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Balancer {
+    /// `LEAST_REQUEST`, and nothing said.
+    #[default]
+    LeastRequest,
+    /// `ROUND_ROBIN`
+    RoundRobin,
+    /// `RANDOM`
+    Random,
+    /// `consistentHash`
+    Hash(HashOn),
+}
+
+/// What is hashed, so that what is alike goes to one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    /// `httpHeaderName`, in lower case.
+    Header(String),
+    /// `httpQueryParameterName`
+    Query(String),
+    /// `useSourceIp`
+    Source,
+    /// `httpCookie`: its name and path; where there is none and it has a time to live, one is made.
+    Cookie {
+        /// `name`
+        name: String,
+        /// `path`
+        path: Option<String>,
+        /// `ttl`
+        ttl: Option<Duration>,
+    },
+}
+
+/// `outlierDetection`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlier {
+    /// `consecutive5xxErrors`; 0 is off.
+    pub server_errors: u32,
+    /// `consecutiveGatewayErrors`; 0 is off.
+    pub gateway_errors: u32,
+    /// `interval`
+    pub interval: Duration,
+    /// `baseEjectionTime`
+    pub base: Duration,
+    /// `maxEjectionPercent`
+    pub max_percent: u32,
+    /// `minHealthPercent`
+    pub min_health: u32,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            server_errors: 5,
+            gateway_errors: 0,
+            interval: Duration::from_secs(10),
+            base: Duration::from_secs(30),
+            max_percent: 10,
+            min_health: 0,
+        }
+    }
+}
+
+/// `connectionPool`; `None` is unlimited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionPool {
+    /// `tcp.connectTimeout`
+    pub connect_timeout: Option<Duration>,
+    /// `http.http2MaxRequests`: for all of a service's endpoints.
+    pub max_requests: Option<u32>,
+    /// `http.maxRetries`: at one time.
+    pub max_retries: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_regular_expression_matches_the_whole_text_in_linear_time() {
+        let regex: Regex = "/a|/b.*".parse().unwrap();
+        assert!(regex.matches("/a") && regex.matches("/bc"));
+        assert!(!regex.matches("/ab") && !regex.matches("x/a") && !regex.matches("/a\n"));
+        let long = "a".repeat(10_000) + "!";
+        assert!(!"(a+)+".parse::<Regex>().unwrap().matches(&long));
+    }
+
+    #[test]
+    fn what_re2_does_not_take_or_is_too_large_is_refused() {
+        for text in ["(", "a)|(b", r"(?=a)", r"(a)\1", "((a{1000}){1000}){1000}", &"a".repeat(5000)] {
+            assert!(text.parse::<Regex>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn groups_are_written_with_a_backslash() {
+        let regex: Regex = r"^/v1/(.*)/(\d+)$".parse().unwrap();
+        assert_eq!(regex.replaced("/v1/users/7", r"/\2/\1$1"), "/7/users$1");
+    }
+
+    #[test]
+    fn percentages_are_exact() {
+        assert!(Percent(1).hits(0) && !Percent(0).hits(0));
+        assert!(Percent::ALL.hits(u64::MAX) && !Percent(999_999).hits(u64::MAX));
+        let spread = |n: &u64| (2 * n + 1) * (u64::MAX / 2000);
+        let hits = (0..1000).filter(|n| Percent(250_000).hits(spread(n))).count();
+        assert_eq!(hits, 250);
+    }
+}

@@ -1,0 +1,8 @@
+//! Routes: the semantics that people rely on, each by name, and a slow and obvious reference.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod destinations;
+mod reference;
+mod semantics;
+mod support;

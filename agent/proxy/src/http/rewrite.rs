@@ -1,0 +1,230 @@
+//! What a rule does to heads: paths, hosts, headers, and answers of its own.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{HOST, LOCATION},
+    request,
+    uri::{Authority, PathAndQuery},
+};
+use orlop_model::{
+    Reason,
+    http::Selected,
+    world::routing::{HeaderChange, HeaderChanges, Redirect, RedirectPort, Rewrite},
+};
+
+use crate::refusal::Refusal;
+
+const AUTHORITY: &str = ":authority";
+
+/// The path of a request and the host it is for, as the server gets them.
+#[derive(Clone)]
+pub(super) struct Destined {
+    pub(super) authority: Authority,
+    pub(super) path: PathAndQuery,
+}
+
+/// Rewrites what the rule wants otherwise.
+pub(super) fn rewritten(
+    rewrite: Option<&Rewrite>,
+    prefix: Option<&str>,
+    mut destined: Destined,
+) -> Result<Destined, Refusal> {
+    let Some(rewrite) = rewrite else { return Ok(destined) };
+    let path = destined.path.path();
+    let path = match (&rewrite.uri, &rewrite.regex) {
+        (Some(uri), _) => Some(match prefix.and_then(|prefix| path.strip_prefix(prefix)) {
+            Some(rest) => joined(uri, rest),
+            None => uri.clone(),
+        }),
+        (None, Some((regex, replacement))) => Some(regex.replaced(path, replacement)),
+        (None, None) => None,
+    };
+    if let Some(path) = path {
+        destined.path = with_query(&path, destined.path.query())?;
+    }
+    if let Some(authority) = &rewrite.authority {
+        destined.authority = authority.parse().map_err(|error| unfit(authority, error))?;
+    }
+    Ok(destined)
+}
+
+/// A prefix and the rest of a path; where both have a slash between them, one is enough.
+fn joined(prefix: &str, rest: &str) -> String {
+    match (prefix.ends_with('/'), rest.starts_with('/')) {
+        (true, true) => format!("{prefix}{}", rest.trim_start_matches('/')),
+        _ => format!("{prefix}{rest}"),
+    }
+}
+
+fn with_query(path: &str, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
+    let text = match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let text = if text.starts_with('/') || text == "*" { text } else { format!("/{text}") };
+    PathAndQuery::try_from(text.as_str()).map_err(|error| unfit(&text, error))
+}
+
+fn unfit(text: &str, error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::BadRequest, format!("{text:?} of a rule: {error}"))
+}
+
+/// Does to a request's head what the rule and then its destination want. To set or add the host is to rewrite it.
+pub(super) fn change_request(
+    changes: &[&HeaderChanges],
+    headers: &mut HeaderMap,
+    destined: &mut Destined,
+) -> Result<(), Refusal> {
+    for change in changes {
+        let change = &change.request;
+        for (name, value) in change.set.iter().chain(&change.add) {
+            if name == AUTHORITY || name == HOST.as_str() {
+                destined.authority = value.parse().map_err(|error| unfit(value, error))?;
+            }
+        }
+        apply(change, headers);
+    }
+    Ok(())
+}
+
+/// Does to an answer's head what the rule and then its destination want.
+pub(super) fn change_response(changes: &[&HeaderChanges], headers: &mut HeaderMap) {
+    changes.iter().for_each(|change| apply(&change.response, headers));
+}
+
+fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
+    if change.is_empty() {
+        return;
+    }
+    // Kubernetes objects are checked when they are read: what is no header there would be skipped here.
+    let pair = |(name, value): &(String, String)| {
+        let name = HeaderName::try_from(name).ok().filter(|name| *name != HOST)?;
+        Some((name, HeaderValue::from_str(value).ok()?))
+    };
+    for (name, value) in change.set.iter().filter_map(pair) {
+        headers.insert(name, value);
+    }
+    for (name, value) in change.add.iter().filter_map(pair) {
+        headers.append(name, value);
+    }
+    for name in &change.remove {
+        headers.remove(name);
+    }
+}
+
+/// Where a redirect leads.
+pub(super) fn redirect(
+    redirect: &Redirect,
+    request: &request::Parts,
+    authority: &Authority,
+    port: u16,
+) -> Result<Response<()>, Refusal> {
+    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let host = match &redirect.authority {
+        Some(host) => host.clone(),
+        None => authority.to_string(),
+    };
+    let of_scheme = if scheme == "https" { 443 } else { 80 };
+    let bare = match host.rsplit_once(':') {
+        Some((bare, digits)) if digits.bytes().all(|b| b.is_ascii_digit()) => bare,
+        _ => &host,
+    };
+    let host = match redirect.port {
+        // The port of another scheme means nothing in this one.
+        RedirectPort::FromAuthority if redirect.scheme.is_some() && redirect.authority.is_none() => {
+            bare.to_owned()
+        }
+        RedirectPort::FromAuthority => host.clone(),
+        RedirectPort::Number(number) if number == of_scheme => bare.to_owned(),
+        RedirectPort::Number(number) => format!("{bare}:{number}"),
+        RedirectPort::OfScheme => bare.to_owned(),
+        RedirectPort::OfRequest if port == of_scheme => bare.to_owned(),
+        RedirectPort::OfRequest => format!("{bare}:{port}"),
+    };
+    let path = match &redirect.uri {
+        Some(uri) => uri.clone(),
+        None => request.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
+    };
+    let location = format!("{scheme}://{host}{path}");
+    let location = HeaderValue::from_str(&location).map_err(|error| unfit(&location, error))?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(redirect.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+/// The prefix of a path that a rule has matched.
+pub(super) fn prefix<'t>(selected: Option<&Selected<'t>>) -> Option<&'t str> {
+    selected.and_then(|selected| selected.prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn destined(path: &str) -> Destined {
+        Destined { authority: Authority::from_static("web:80"), path: path.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_prefix_or_the_whole_path_is_rewritten() {
+        let rewrite = |uri: &str| Rewrite { uri: Some(uri.to_owned()), ..Rewrite::default() };
+        for (path, prefix, uri, wanted) in [
+            ("/old/x?q=1", Some("/old"), "/new", "/new/x?q=1"),
+            ("/old/x", Some("/old/"), "/", "/x"),
+            ("/old", Some("/old"), "/", "/"),
+            ("/foobar", Some("/foo"), "/x", "/xbar"),
+            ("/exact?q", None, "/other", "/other?q"),
+        ] {
+            let found = rewritten(Some(&rewrite(uri)), prefix, destined(path)).map(|of| of.path.to_string());
+            assert_eq!(found.ok().as_deref(), Some(wanted), "{path}");
+        }
+        let regex = Some(("/v(\\d+)/(.*)".parse().unwrap(), r"/\2/v\1".to_owned()));
+        let rewrite = Rewrite { regex, authority: Some("other".to_owned()), ..Rewrite::default() };
+        let found = rewritten(Some(&rewrite), None, destined("/v2/users?a=b")).ok().unwrap();
+        assert_eq!((found.path.as_str(), found.authority.as_str()), ("/users/v2?a=b", "other"));
+    }
+
+    #[test]
+    fn headers_are_set_added_and_removed_and_a_host_is_rewritten() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let request = HeaderChange {
+            set: vec![pair("a", "1"), pair(":authority", "new")],
+            add: vec![pair("b", "2")],
+            remove: vec!["c".to_owned()],
+        };
+        let changes = HeaderChanges { request, ..HeaderChanges::default() };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("a", "0"), ("b", "0"), ("c", "0")] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let mut destined = destined("/");
+        assert!(change_request(&[&changes], &mut headers, &mut destined).is_ok());
+        assert_eq!((headers["a"].to_str().unwrap(), headers.get_all("b").iter().count()), ("1", 2));
+        assert!(!headers.contains_key("c"));
+        assert_eq!(destined.authority.as_str(), "new");
+    }
+
+    #[test]
+    fn a_redirect_leads_there() {
+        let parts = http::Request::get("/x?y=1").body(()).unwrap().into_parts().0;
+        for (redirect, wanted) in [
+            (Redirect { code: 301, ..Redirect::default() }, "http://web:8080/x?y=1"),
+            (Redirect { uri: Some("/z".into()), ..Redirect::default() }, "http://web:8080/z"),
+            (Redirect { scheme: Some("https".into()), ..Redirect::default() }, "https://web/x?y=1"),
+            (
+                Redirect {
+                    authority: Some("a".into()),
+                    port: RedirectPort::Number(81),
+                    ..Redirect::default()
+                },
+                "http://a:81/x?y=1",
+            ),
+            (Redirect { port: RedirectPort::OfRequest, ..Redirect::default() }, "http://web:9000/x?y=1"),
+            (Redirect { port: RedirectPort::OfScheme, ..Redirect::default() }, "http://web/x?y=1"),
+        ] {
+            let answer = super::redirect(&redirect, &parts, &Authority::from_static("web:8080"), 9000);
+            assert_eq!(answer.ok().unwrap().headers()[LOCATION], wanted);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! VirtualServices and DestinationRules on real requests.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use orlop_tests::traffic::request;
+use orlop_tests::{Pod, PodSpec};
+
+use super::scripted::{Reply, Scripted};
+use super::{Stage, web};
+use crate::mesh::{NAMESPACE, TIMEOUT};
+
+const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, namespace: shop}\n\
+    spec:\n  host: web\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v2, labels: {version: v2}}\n";
+
+/// A stage with two versions of the service, `v1` and `v2`, each a pod of its own.
+pub struct Versions {
+    pub stage: Stage,
+    pub pods: [Pod; 2],
+}
+
+impl Versions {
+    pub fn new() -> Self {
+        let stage = Stage::new();
+        let pods = ["v1", "v2"].map(|version| {
+            let spec = PodSpec::new().service_account(version).label("version", version);
+            stage.mesh.nodes[1].pod(NAMESPACE, version, spec).unwrap()
+        });
+        let all = [&stage.mesh.server, &pods[0], &pods[1]];
+        stage.mesh.server_agent().wait_enrolled(all).unwrap();
+        stage.change(|| {
+            let world = stage.mesh.testbed.world();
+            world.service(&web(&stage.vip).endpoints([&pods[0], &pods[1]])).unwrap();
+            world.write("subsets.yaml", SUBSETS).unwrap();
+        });
+        Self { stage, pods }
+    }
+
+    /// Puts these rules in force, as YAML of `spec.http`.
+    pub fn route(&self, http: &str) {
+        self.stage.change(|| self.stage.mesh.testbed.world().write("routes.yaml", &routes(http)).unwrap());
+    }
+}
+
+/// A VirtualService of the service with these rules.
+pub fn routes(http: &str) -> String {
+    let indented: String = http.lines().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web, namespace: shop}}\n\
+         spec:\n  hosts: [web]\n  http:\n{indented}"
+    )
+}
+
+fn split(v1: u32, v2: u32) -> String {
+    format!(
+        "- route:\n  - {{destination: {{host: web, subset: v1}}, weight: {v1}}}\n  \
+         - {{destination: {{host: web, subset: v2}}, weight: {v2}}}"
+    )
+}
+
+#[test]
+fn a_canary_gets_its_share_and_more_without_a_failed_request() {
+    const CONNECTIONS: usize = 8;
+    const EACH: usize = 1250;
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
+    versions.route(&split(90, 10));
+    let count = || {
+        let mut v2 = 0;
+        thread::scope(|scope| {
+            let counting = [(); CONNECTIONS].map(|()| {
+                let mut stream = stage.connect();
+                scope.spawn(move || {
+                    let ask = || request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+                    let pods = std::iter::repeat_with(ask).take(EACH).map(|answer| {
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        answer.field("pod").unwrap()
+                    });
+                    pods.filter(|pod| pod == "shop/v2").count()
+                })
+            });
+            v2 = counting.into_iter().map(|thread| thread.join().unwrap()).sum();
+        });
+        v2
+    };
+    let tenth = count();
+    assert!(tenth.abs_diff(1000) <= 100, "{tenth} of 10000 went to v2, not a tenth within 1 %");
+    // Moved while requests are under way, none of which may fail.
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut stream = stage.connect();
+            let mut asked = 0;
+            while !stop.load(Ordering::SeqCst) {
+                let answer = request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                asked += 1;
+            }
+            asked
+        });
+        versions.route(&split(50, 50));
+        stop.store(true, Ordering::SeqCst);
+        assert!(asking.join().unwrap() > 0);
+    });
+    let half = count();
+    assert!(half.abs_diff(5000) <= 100, "{half} of 10000 went to v2, not half within 1 %");
+}
+
+#[test]
+fn a_header_chooses_the_version() {
+    let versions = Versions::new();
+    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
+    versions.route(
+        "- name: beta\n  match: [{headers: {beta: {exact: \"true\"}}}]\n  route: [{destination: {host: web, subset: v2}}]\n\
+         - name: rest\n  route: [{destination: {host: web, subset: v1}}]",
+    );
+    let mut stream = versions.stage.connect();
+    for round in 0..50 {
+        for (header, pod) in [("beta: true\r\n", "shop/v2"), ("beta: false\r\n", "shop/v1"), ("", "shop/v1")]
+        {
+            let ask = format!("GET /{round} HTTP/1.1\r\nhost: web\r\n{header}\r\n");
+            assert_eq!(request(&mut stream, &ask).unwrap().field("pod").as_deref(), Some(pod));
+        }
+    }
+    let record = versions.stage.record(|record| record["rule_name"] == "beta");
+    assert_eq!((&record["rule"], &record["dst_workload"]), (&"shop/web".into(), &"shop/v2".into()));
+}
+
+#[test]
+fn rules_redirect_answer_rewrite_and_change_headers() {
+    let versions = Versions::new();
+    let server = Scripted::start(&versions.pods[0], |_| Reply::Answer(200, "here\n".to_owned()));
+    versions.route(
+        "- match: [{uri: {exact: /old}}]\n  redirect: {uri: /new, redirectCode: 302}\n\
+         - match: [{uri: {exact: /teapot}}]\n  directResponse: {status: 418, body: {string: short and stout}}\n\
+         - match: [{uri: {prefix: /api/}}]\n  rewrite: {uri: /, authority: inner}\n\
+         \x20 headers: {request: {set: {x-set: new}, remove: [x-gone]}, response: {add: {x-added: added}}}\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]\n\
+         - match: [{uri: {prefix: /missing}}]\n  route: [{destination: {host: web, subset: v9}}]\n\
+         - match: [{uri: {prefix: /nobody}}]\n  route: [{destination: {host: nobody}}]",
+    );
+    let mut stream = versions.stage.connect();
+    let mut ask = |path: &str| {
+        let ask = format!("GET {path} HTTP/1.1\r\nhost: web\r\nx-set: old\r\nx-gone: 1\r\n\r\n");
+        request(&mut stream, &ask).unwrap()
+    };
+    let answer = ask("/old?x=1");
+    assert_eq!((answer.status, answer.header("location")), (302, Some("http://web/new")));
+    let answer = ask("/teapot");
+    assert_eq!((answer.status, answer.text().as_str()), (418, "short and stout"));
+    let answer = ask("/api/users?id=7");
+    assert_eq!((answer.status, answer.header("x-added")), (200, Some("added")));
+    let asked = server.asked().pop().unwrap();
+    assert_eq!(asked.line, "GET /users?id=7 HTTP/1.1");
+    assert_eq!((&*asked.headers["host"], &*asked.headers["x-set"]), ("inner", "new"));
+    assert!(!asked.headers.contains_key("x-gone"));
+    for (path, status, flags) in [("/missing", 503, "NC"), ("/nobody", 503, "NC"), ("/none", 404, "NR")] {
+        assert_eq!(ask(path).status, status, "{path}");
+        versions.stage.record(|record| record["path"] == path && record["flags"] == flags);
+    }
+}
+
+#[test]
+fn faults_delays_and_cors() {
+    let versions = Versions::new();
+    let server = Scripted::status(&versions.pods[0], 200);
+    versions.route(
+        "- match: [{uri: {exact: /abort}}]\n  fault: {abort: {httpStatus: 555, percentage: {value: 50}}}\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]\n\
+         - match: [{uri: {exact: /slow}}]\n  fault: {delay: {fixedDelay: 300ms}}\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]\n\
+         - corsPolicy: {allowOrigins: [{regex: \"https://.*[.]example[.]com\"}], allowMethods: [GET, PUT], maxAge: 1h}\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]",
+    );
+    let mut stream = versions.stage.connect();
+    let mut ask = |line: &str, headers: &str| {
+        request(&mut stream, &format!("{line} HTTP/1.1\r\nhost: web\r\n{headers}\r\n")).unwrap()
+    };
+    let aborted = (0..200).filter(|_| ask("GET /abort", "").status == 555).count();
+    assert!(aborted.abs_diff(100) <= 2, "{aborted} of 200 were aborted, not half");
+    assert_eq!(server.count(), 200 - aborted);
+    versions.stage.record(|record| record["code"] == 555 && record["flags"] == "FI");
+    assert_eq!(ask("GET /slow", "").status, 200);
+    let record = versions.stage.record(|record| record["path"] == "/slow");
+    assert!(record["duration_us"].as_u64().unwrap() >= 300_000, "{record}");
+    let before = server.count();
+    let origin = "origin: https://a.example.com\r\n";
+    let answer = ask("OPTIONS /x", &format!("{origin}access-control-request-method: PUT\r\n"));
+    assert_eq!((answer.status, server.count()), (200, before));
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example.com"));
+    assert_eq!(answer.header("access-control-allow-methods"), Some("GET,PUT"));
+    assert_eq!(answer.header("access-control-max-age"), Some("3600"));
+    assert_eq!(ask("GET /x", origin).header("access-control-allow-origin"), Some("https://a.example.com"));
+    assert_eq!(ask("GET /x", "origin: https://evil.com\r\n").header("access-control-allow-origin"), None);
+}
+
+#[test]
+fn a_world_with_a_bad_rule_keeps_the_last_good_one() {
+    let versions = Versions::new();
+    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
+    versions.route("- route: [{destination: {host: web, subset: v1}}]");
+    versions.route("- match: [{uri: {regex: \"(\"}}]\n  route: [{destination: {host: web, subset: v2}}]");
+    assert_eq!(versions.stage.get("/").field("pod").as_deref(), Some("shop/v1"));
+    let log = versions.stage.waypoint.log().unwrap();
+    assert!(log.contains("spec.http[0].match[0].uri.regex"), "{log}");
+    assert!(versions.stage.mesh.client.http_get(versions.stage.web(), "/", TIMEOUT).is_ok());
+}
