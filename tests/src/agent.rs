@@ -29,6 +29,8 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct AgentOptions {
     /// The program; by default `$ORLOP_BIN`, or `orlop` in cargo's directory that this program is in.
     pub binary: Option<PathBuf>,
+    /// Watch the cluster of this kubeconfig instead of the world directory.
+    pub kubeconfig: Option<PathBuf>,
     /// `--drain-timeout`; by default the agent's own.
     pub drain_timeout: Option<Duration>,
     /// More arguments, after the others.
@@ -43,6 +45,7 @@ impl Default for AgentOptions {
     fn default() -> Self {
         Self {
             binary: None,
+            kubeconfig: None,
             drain_timeout: None,
             args: Vec::new(),
             env: Vec::new(),
@@ -285,7 +288,11 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
         .open(log)
         .with_context(|| format!("opening {}", log.display()))?;
     let mut command = node.command(&binary.to_string_lossy())?;
-    command.arg("node").arg("--world").arg(node.lab().world.dir()).arg("--node").arg(node.name());
+    command.arg("node").arg("--node").arg(node.name());
+    match &options.kubeconfig {
+        Some(kubeconfig) => command.arg("--kube").arg("--kubeconfig").arg(kubeconfig),
+        None => command.arg("--world").arg(node.lab().world.dir()),
+    };
     if !options.args.iter().any(|arg| arg == "--ca-address") {
         command.arg("--ca-dir").arg(node.lab().ca_dir());
     }

@@ -30,6 +30,21 @@ pub(crate) fn create(dir: &Path) -> Result<()> {
     })
 }
 
+/// Kills every process in `dir` and under it, and waits until they are gone.
+pub(crate) fn kill(dir: &Path) -> Result<()> {
+    kill_all(dir)?;
+    let populated =
+        || fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|text| text.contains("populated 1"));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while populated() {
+        if Instant::now() > deadline {
+            bail!("processes in {} do not end", dir.display());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 /// Kills every process in `dir` and under it, waits until they are gone, and removes it.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     if !dir.exists() {

@@ -47,7 +47,8 @@ impl fmt::Display for Id {
     }
 }
 
-fn start_time(pid: u32) -> Option<u64> {
+/// When a process started, in clock ticks since boot; `None` once it has ended.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name may hold spaces and parentheses: count fields from the last one. proc(5): field 22.
     let (_, fields) = stat.rsplit_once(')')?;

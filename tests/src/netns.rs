@@ -1,5 +1,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -72,6 +75,21 @@ impl Netns {
     pub(crate) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.enter(|| sysctl(key, value))?
     }
+}
+
+/// `SO_NETNS_COOKIE` of the calling thread's network namespace.
+pub(crate) fn cookie() -> Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).context("making a socket")?;
+    let mut cookie = 0_u64;
+    let mut length = 8;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which has as many.
+    let result = unsafe {
+        let (cookie, length) = ((&raw mut cookie).cast(), &raw mut length);
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, cookie, length)
+    };
+    Errno::result(result).context("asking for the network namespace's cookie")?;
+    Ok(cookie)
 }
 
 /// Removes a name; the namespace goes once the last process and socket in it does.

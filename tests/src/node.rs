@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::netns::Netns;
 use crate::process::command_in;
 use crate::testbed::Lab;
-use crate::{Agent, AgentOptions, Pod, PodSpec, cgroup, traffic};
+use crate::{Agent, AgentOptions, Pod, PodCgroups, PodSpec, cgroup, traffic};
 
 /// A node: a network namespace with a bridge for its pods and a link to the wire. Routes, never NATs.
 ///
@@ -36,8 +36,7 @@ impl Node {
     pub(crate) fn create(lab: &Arc<Lab>, name: &str) -> Result<Self> {
         // Held until the end: a node added at the same time must see this one's routes.
         let mut nodes = lab.nodes();
-        let number = u8::try_from(nodes.len() + 1).ok().filter(|number| *number <= 200);
-        let number = number.context("a testbed has at most 200 nodes")?;
+        let number = lab.next_number(&nodes)?;
         let cgroup = lab.cgroup.join(format!("n-{name}"));
         if cgroup.exists() {
             bail!("there is a node {name} already");
@@ -70,6 +69,17 @@ impl Node {
     /// Its Kubernetes namespace is added to the world without labels if nobody did so before.
     pub fn pod(&self, namespace: &str, name: &str, spec: PodSpec) -> Result<Pod> {
         Pod::create(self, namespace, name, spec)
+    }
+
+    /// Adds a pod as kubelet does: with the cgroups that it would make, and without an object in the world.
+    pub fn pod_as_kubelet(&self, namespace: &str, name: &str, uid: &str, cgroups: PodCgroups) -> Result<Pod> {
+        Pod::create_as_kubelet(self, namespace, name, uid, cgroups)
+    }
+
+    /// The cgroup that all pods are below which kubelet has made so.
+    pub fn pods_cgroup(&self, cgroups: PodCgroups) -> Result<PathBuf> {
+        let root = cgroups.root(&self.lab().kubelet_cgroup(self.name()));
+        cgroup::create(&root).map(|()| root)
     }
 
     /// Starts this node's agent and waits until it is ready.

@@ -3,11 +3,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubelet::{PodCgroups, Sandbox};
 use crate::netns::Netns;
 use crate::objects::{MESH_LABEL, PodObject};
 use crate::process::command_in;
@@ -71,11 +73,21 @@ struct Inner {
     node: Node,
     netns: Netns,
     cgroup: PathBuf,
+    /// Where its processes run: in `cgroup`, or below.
+    container: PathBuf,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
     object: Mutex<PodObject>,
     namespace: String,
     name: String,
+    _sandbox: Option<Sandbox>,
+}
+
+/// How a pod is joined to its node.
+struct Wired {
+    link: String,
+    ipv4: Ipv4Addr,
+    ipv6: Ipv6Addr,
 }
 
 impl Pod {
@@ -88,45 +100,58 @@ impl Pod {
         }
         cgroup::create(&cgroup)?;
         let netns = Netns::create(format!("{}-{own_name}", lab.id))?;
-        let (link, ipv4, ipv6) = node.next_port();
-        let [gateway4, gateway6] = node.gateways();
-        netns.ip(&format!(
-            "link set lo up\n\
-             link add eth0 type veth peer name {link} netns {}\n\
-             addr add {ipv4}/16 dev eth0\n\
-             addr add {ipv6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add 0.0.0.0/0 via {gateway4}\n\
-             route add ::/0 via {gateway6}\n",
-            node.netns().name(),
-        ))?;
-        node.netns().ip(&format!("link set {link} master br0 up\n"))?;
-        let object = PodObject {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: format!("{}-{link}", node.name()),
-            labels: spec.labels.into_iter().collect(),
-            service_account: spec.service_account,
-            ports: spec.ports,
-            node: node.name().to_owned(),
-            host_ip: IpAddr::V4(node.ipv4()),
-            netns: netns.path(),
-            ips: vec![IpAddr::V4(ipv4), IpAddr::V6(ipv6)],
-            ready: true,
-        };
+        let wired = wire(node, &netns)?;
+        let object = object(node, namespace, name, spec, &netns, &wired);
         lab.world.namespace_if_missing(namespace)?;
         lab.world.put_pod(&object)?;
-        let inner = Inner {
-            node: node.clone(),
-            netns,
-            cgroup,
-            ipv4,
-            ipv6,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            object: Mutex::new(object),
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::new(node, netns, cgroup.clone(), cgroup, wired, object, None))
+    }
+
+    /// A pod with the cgroups that kubelet would make, and without an object in the world.
+    pub(crate) fn create_as_kubelet(
+        node: &Node,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        cgroups: PodCgroups,
+    ) -> Result<Self> {
+        let lab = node.lab();
+        let (netns, wired) = new_sandbox(node, namespace, name)?;
+        let mut object = object(node, namespace, name, PodSpec::new(), &netns, &wired);
+        uid.clone_into(&mut object.uid);
+        let cgroup = cgroups.pod(&lab.kubelet_cgroup(node.name()), uid);
+        cgroup::create(&cgroup)?;
+        let sandbox = Sandbox::start(cgroups, &cgroup, &netns, node.netns())?;
+        let container = sandbox.container.clone();
+        Ok(Self::new(node, netns, cgroup, container, wired, object, Some(sandbox)))
+    }
+
+    /// Ends everything in the pod and starts it anew, with the same UID in another network namespace, as kubelet
+    /// does when a sandbox has died. The pod before is of no use any more.
+    pub fn restart_as_kubelet(self, cgroups: PodCgroups) -> Result<Self> {
+        let (node, uid) = (self.inner.node.clone(), self.uid());
+        let (namespace, name) = (self.namespace().to_owned(), self.name().to_owned());
+        cgroup::kill(&self.inner.cgroup)?;
+        crate::netns::remove(&self.netns_path())?;
+        drop(self);
+        Self::create_as_kubelet(&node, &namespace, &name, &uid, cgroups)
+    }
+
+    fn new(
+        node: &Node,
+        netns: Netns,
+        cgroup: PathBuf,
+        container: PathBuf,
+        wired: Wired,
+        object: PodObject,
+        sandbox: Option<Sandbox>,
+    ) -> Self {
+        let Wired { ipv4, ipv6, .. } = wired;
+        let (namespace, name) = (object.namespace.clone(), object.name.clone());
+        let (node, object) = (node.clone(), Mutex::new(object));
+        let inner =
+            Inner { node, netns, cgroup, container, ipv4, ipv6, object, namespace, name, _sandbox: sandbox };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The Kubernetes namespace.
@@ -137,6 +162,11 @@ impl Pod {
     /// The pod's name.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// The pod's UID.
+    pub fn uid(&self) -> String {
+        self.inner.object.lock().unwrap_or_else(PoisonError::into_inner).uid.clone()
     }
 
     /// The Kubernetes service account.
@@ -179,6 +209,11 @@ impl Pod {
         self.inner.netns.path()
     }
 
+    /// What the kernel tells its network namespace by, for as long as the machine runs.
+    pub fn netns_cookie(&self) -> Result<u64> {
+        self.run(crate::netns::cookie)?
+    }
+
     /// The directory of the pod's cgroup.
     pub fn cgroup(&self) -> &Path {
         &self.inner.cgroup
@@ -186,12 +221,12 @@ impl Pod {
 
     /// A command that runs in the pod: in its network namespace and its cgroup.
     pub fn command(&self, program: &str) -> Result<Command> {
-        command_in(program, &self.inner.netns, &self.inner.cgroup)
+        command_in(program, &self.inner.netns, &self.inner.container)
     }
 
     /// A command in the node's network namespace and in the pod's cgroup, as a pod with `hostNetwork` has it.
     pub fn host_network_command(&self, program: &str) -> Result<Command> {
-        command_in(program, self.inner.node.netns(), &self.inner.cgroup)
+        command_in(program, self.inner.node.netns(), &self.inner.container)
     }
 
     /// Starts a command in the pod, without input, killed when the guard is dropped.
@@ -314,6 +349,55 @@ impl Pod {
         let mut object = self.inner.object.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut object);
         self.inner.node.lab().world.put_pod(&object)
+    }
+}
+
+/// A network namespace of a name that no other sandbox of the pod had, joined to its node.
+fn new_sandbox(node: &Node, namespace: &str, name: &str) -> Result<(Netns, Wired)> {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let netns = Netns::create(format!("{}-p{number}-{namespace}.{name}", node.lab().id))?;
+    let wired = wire(node, &netns)?;
+    Ok((netns, wired))
+}
+
+fn wire(node: &Node, netns: &Netns) -> Result<Wired> {
+    let (link, ipv4, ipv6) = node.next_port();
+    let [gateway4, gateway6] = node.gateways();
+    netns.ip(&format!(
+        "link set lo up\n\
+         link add eth0 type veth peer name {link} netns {}\n\
+         addr add {ipv4}/16 dev eth0\n\
+         addr add {ipv6}/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add 0.0.0.0/0 via {gateway4}\n\
+         route add ::/0 via {gateway6}\n",
+        node.netns().name(),
+    ))?;
+    node.netns().ip(&format!("link set {link} master br0 up\n"))?;
+    Ok(Wired { link, ipv4, ipv6 })
+}
+
+fn object(
+    node: &Node,
+    namespace: &str,
+    name: &str,
+    spec: PodSpec,
+    netns: &Netns,
+    wired: &Wired,
+) -> PodObject {
+    PodObject {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: format!("{}-{}", node.name(), wired.link),
+        labels: spec.labels.into_iter().collect(),
+        service_account: spec.service_account,
+        ports: spec.ports,
+        node: node.name().to_owned(),
+        host_ip: IpAddr::V4(node.ipv4()),
+        netns: netns.path(),
+        ips: vec![IpAddr::V4(wired.ipv4), IpAddr::V6(wired.ipv6)],
+        ready: true,
     }
 }
 

@@ -35,12 +35,24 @@ pub(crate) struct Lab {
     pub(crate) world: World,
     /// The nodes' numbers and namespaces.
     nodes: Mutex<Vec<(u8, Netns)>>,
+    /// Whether other testbeds are in the same cluster.
+    shared: bool,
     next_vip: AtomicU16,
 }
 
 impl Testbed {
     /// An empty testbed: a wire without nodes, a world without objects.
     pub fn new() -> Result<Self> {
+        Self::make(false)
+    }
+
+    /// One whose nodes and pods have addresses that those of no other such testbed of this process have, so that
+    /// they can be in one cluster. There are 200 such nodes.
+    pub fn in_shared_cluster() -> Result<Self> {
+        Self::make(true)
+    }
+
+    fn make(shared: bool) -> Result<Self> {
         if !Uid::effective().is_root() {
             bail!("the testbed makes network namespaces and loads eBPF: run this as root");
         }
@@ -57,6 +69,7 @@ impl Testbed {
             bpffs: Path::new(BPFFS).join(id.to_string()),
             world: World::create(&dir)?,
             nodes: Mutex::new(Vec::new()),
+            shared,
             next_vip: AtomicU16::new(1),
             id,
             dir,
@@ -118,6 +131,21 @@ impl Testbed {
 impl Lab {
     pub(crate) fn ca_dir(&self) -> PathBuf {
         self.dir.join("ca")
+    }
+
+    /// What kubelet of a node has for its cgroups.
+    pub(crate) fn kubelet_cgroup(&self, node: &str) -> PathBuf {
+        self.cgroup.join(format!("k-{node}"))
+    }
+
+    /// The number of the next node, while `nodes` is locked.
+    pub(crate) fn next_number(&self, nodes: &[(u8, Netns)]) -> Result<u8> {
+        static NEXT: AtomicU16 = AtomicU16::new(1);
+        let number = match self.shared {
+            true => usize::from(NEXT.fetch_add(1, Ordering::Relaxed)),
+            false => nodes.len() + 1,
+        };
+        u8::try_from(number).ok().filter(|number| *number <= 200).context("a testbed has at most 200 nodes")
     }
 
     pub(crate) fn nodes(&self) -> std::sync::MutexGuard<'_, Vec<(u8, Netns)>> {

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cargo;
+mod cluster;
 mod demo;
 mod fuzz;
 mod image;
@@ -40,6 +41,8 @@ enum Command {
     Kernels(kernels::Args),
     /// Feed the parsers of foreign input with what nobody would write.
     Fuzz(fuzz::Args),
+    /// Run a Kubernetes control plane on this machine: no node, only the API and its controllers.
+    Cluster(cluster::Args),
     /// Build `orlop` with its eBPF programs.
     Build(cargo::BuildArgs),
     /// Write an OCI image with one static `orlop` in it, and what that is made of (SPDX).
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Integrity(args) => integrity::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
         Command::Image(args) => setup::ensure(setup::For::Build).and_then(|()| image::run(&args)),
         Command::Setup(args) => setup::run(&args),

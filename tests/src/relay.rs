@@ -1,0 +1,90 @@
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+
+use crate::Node;
+
+/// Leads a port of a node's loopback to a server on the loopback of the machine, such as an API server, for as long
+/// as it is not [cut](Self::cut).
+#[derive(Debug)]
+pub struct Relay {
+    node: Node,
+    port: u16,
+    to: SocketAddr,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    listener: TcpListener,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts it.
+    pub fn start(node: &Node, port: u16, to: SocketAddr) -> Result<Self> {
+        let mut relay = Self { node: node.clone(), port, to, running: None };
+        relay.mend()?;
+        Ok(relay)
+    }
+
+    /// Resets all connections and refuses new ones, as if the server had died.
+    pub fn cut(&mut self) {
+        self.running = None;
+    }
+
+    /// Undoes [`cut`](Self::cut).
+    pub fn mend(&mut self) -> Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let (port, to) = (self.port, self.to);
+        let listener = self.node.run(|| TcpListener::bind(("127.0.0.1", port)))?;
+        let listener =
+            listener.with_context(|| format!("listening at port {port} of {}", self.node.name()))?;
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (accepting, tracked) = (listener.try_clone().context("sharing the listener")?, Arc::clone(&open));
+        let thread = thread::spawn(move || {
+            // Ends once the listener is shut down.
+            while let Ok((client, _)) = accepting.accept() {
+                let _ = relay(client, to, &tracked);
+            }
+        });
+        self.running = Some(Running { listener, open, thread: Some(thread) });
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        use std::os::fd::AsRawFd as _;
+        // Wakes the thread that accepts.
+        let _ = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        for stream in lock(&self.open).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn relay(client: TcpStream, to: SocketAddr, open: &Mutex<Vec<TcpStream>>) -> io::Result<()> {
+    let server = TcpStream::connect(to)?;
+    lock(open).extend([client.try_clone()?, server.try_clone()?]);
+    for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+        thread::spawn(move || {
+            let _ = io::copy(&mut &from, &mut &to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
+    Ok(())
+}
+
+fn lock(open: &Mutex<Vec<TcpStream>>) -> MutexGuard<'_, Vec<TcpStream>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
