@@ -62,8 +62,14 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct NodeArguments {
     /// Directory of Kubernetes objects as YAML; watched for changes.
-    #[arg(long, value_name = "DIR")]
-    pub world: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+    pub world: Option<PathBuf>,
+    /// Watch the objects in a Kubernetes cluster: the one that this pod runs in, or that $KUBECONFIG names.
+    #[arg(long)]
+    pub kube: bool,
+    /// The cluster to watch.
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub kubeconfig: Option<PathBuf>,
     /// Name of this node, as pods have it in spec.nodeName.
     #[arg(long, env = "NODE_NAME")]
     pub node: String,

@@ -21,6 +21,7 @@ pub fn config(
     let enrolled =
         status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
+    let waiting = status.waiting.iter().map(|name| (name.clone(), json!("nothing of it runs yet")));
     let trust = identities.trust().borrow().clone();
     let dump = json!({
         "node": node,
@@ -28,7 +29,7 @@ pub fn config(
         "applied_generation": status.generation,
         "draining": status.draining,
         "enrolled": by_name(&enrolled.collect()),
-        "not_enrolled": by_name(&failed.collect()),
+        "not_enrolled": by_name(&failed.chain(waiting).collect()),
         "certificates": identities.dump().iter().map(certificate).collect::<Vec<_>>(),
         "trust": { "roots": trust.root_serials(), "revoked": trust.revoked() },
         "snapshot": snapshot,

@@ -1,9 +1,9 @@
 //! Keeps kernel and proxy in step with the pods that the snapshot enrols on this node.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    os::fd::AsFd as _,
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +15,8 @@ use orlop_model::{LocalPod, NamespacedName, Snapshot};
 use orlop_proxy::{Inherited, Netns, Pod, Proxy};
 use tokio::task::spawn_blocking;
 
+use crate::sandboxes::{NetnsId, Sandbox, Sandboxes};
+
 /// What is in force, for readiness and for people.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -24,6 +26,8 @@ pub struct Status {
     pub enrolled: BTreeMap<NamespacedName, NetnsCookie>,
     /// Pods that could not be enrolled, and why.
     pub failed: BTreeMap<NamespacedName, String>,
+    /// Pods of which nothing runs yet.
+    pub waiting: BTreeSet<NamespacedName>,
     /// The agent takes no new connections.
     pub draining: bool,
 }
@@ -34,6 +38,7 @@ impl Status {
         self.generation = generation;
         self.enrolled = applied.enrolled;
         self.failed = applied.failed;
+        self.waiting = applied.waiting;
     }
 }
 
@@ -44,6 +49,8 @@ pub struct Applied {
     pub enrolled: BTreeMap<NamespacedName, NetnsCookie>,
     /// Pods that could not be enrolled, and why.
     pub failed: BTreeMap<NamespacedName, String>,
+    /// Pods of which nothing runs yet.
+    pub waiting: BTreeSet<NamespacedName>,
 }
 
 /// The pods of this node that are enrolled.
@@ -51,6 +58,7 @@ pub struct Enrolment {
     datapath: Arc<Datapath>,
     proxy: Arc<Proxy>,
     identities: Identities,
+    sandboxes: Sandboxes,
     /// Whether pods of this node may do without the proxy.
     same_node: bool,
     /// Pairs whose connections could not be closed.
@@ -62,7 +70,7 @@ pub struct Enrolment {
 }
 
 struct Enrolled {
-    netns: PathBuf,
+    place: Place,
     /// As the snapshot had it.
     local: LocalPod,
     pod: Arc<Pod>,
@@ -70,20 +78,40 @@ struct Enrolled {
     strict: Option<BTreeMap<u16, bool>>,
 }
 
+/// Where a pod's netns was when it was enrolled.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// Where its object says.
+    Named(PathBuf),
+    /// Where its processes are.
+    Found(NetnsId),
+}
+
+/// Where a pod's netns is.
+enum Located {
+    Named(PathBuf),
+    Found(Sandbox),
+    /// Nothing of it runs.
+    Nowhere,
+}
+
 impl Enrolment {
     /// Between two attempts to enrol what could not be.
     pub const RETRY: Duration = Duration::from_millis(200);
+    /// Between two looks for pods of which nothing runs yet, where the kernel tells of no process that starts.
+    pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
     /// With the sockets of an earlier agent, if there is one.
     pub fn new(
         datapath: Arc<Datapath>,
         proxy: Arc<Proxy>,
         identities: Identities,
+        sandboxes: Sandboxes,
         same_node: bool,
         inherited: Option<Inherited>,
     ) -> Self {
         let (unclosed, pods, failed) = (Vec::new(), HashMap::new(), BTreeMap::new());
-        Self { datapath, proxy, identities, same_node, unclosed, pods, failed, inherited }
+        Self { datapath, proxy, identities, sandboxes, same_node, unclosed, pods, failed, inherited }
     }
 
     /// The earlier agent has left. Its sockets that no pod had use for are closed.
@@ -134,10 +162,17 @@ impl Enrolment {
     fn reconcile(&mut self, snapshot: &Snapshot) -> Applied {
         let wanted: HashMap<_, _> =
             snapshot.local_pods().iter().map(|local| (&local.workload.name, local)).collect();
+        let places: HashMap<_, _> = wanted.iter().map(|(name, local)| (*name, self.locate(local))).collect();
+        let uids: HashSet<_> = wanted.values().map(|local| local.workload.uid.as_str()).collect();
+        self.sandboxes.retain(|uid| uids.contains(uid));
+        let serves = |name: &NamespacedName, enrolled: &Enrolled| {
+            let (Some(local), Some(place)) = (wanted.get(name), places.get(name)) else { return false };
+            enrolled.serves(local, place)
+        };
         let gone: Vec<_> = self
             .pods
             .iter()
-            .filter(|(name, enrolled)| wanted.get(name).is_none_or(|local| !enrolled.serves(local)))
+            .filter(|(name, enrolled)| !serves(name, enrolled))
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
@@ -147,10 +182,18 @@ impl Enrolment {
         }
 
         let mut applied = Applied::default();
+        let mut places = places;
         for local in snapshot.local_pods() {
             let name = &local.workload.name;
-            if let Err(error) = self.enrol(local) {
-                applied.failed.insert(name.clone(), format!("{error:#}"));
+            match places.remove(name).unwrap_or(Ok(Located::Nowhere)) {
+                Ok(Located::Nowhere) if !self.pods.contains_key(name) => {
+                    applied.waiting.insert(name.clone());
+                }
+                place => {
+                    if let Err(error) = place.and_then(|place| self.enrol(local, &place)) {
+                        applied.failed.insert(name.clone(), format!("{error:#}"));
+                    }
+                }
             }
         }
         self.refuse_plaintext(snapshot);
@@ -159,6 +202,7 @@ impl Enrolment {
         // Nor is one of them this agent's to open before it has taken over.
         if self.inherited.is_none()
             && applied.failed.is_empty()
+            && applied.waiting.is_empty()
             && let Err(error) = self.withdraw_strays()
         {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
@@ -171,7 +215,19 @@ impl Enrolment {
         applied
     }
 
-    fn enrol(&mut self, local: &LocalPod) -> anyhow::Result<()> {
+    fn locate(&mut self, local: &LocalPod) -> anyhow::Result<Located> {
+        if let Some(path) = &local.netns {
+            return Ok(Located::Named(path.clone()));
+        }
+        let uid = local.workload.uid.as_str();
+        anyhow::ensure!(
+            !uid.is_empty(),
+            "neither a UID nor an annotation orlop.dev/netns says where its netns is"
+        );
+        Ok(self.sandboxes.find(uid)?.map_or(Located::Nowhere, Located::Found))
+    }
+
+    fn enrol(&mut self, local: &LocalPod, place: &Located) -> anyhow::Result<()> {
         let workload = &local.workload;
         if let Some(enrolled) = self.pods.get_mut(&workload.name) {
             let renewed = enrolled.local.workload.identity == workload.identity;
@@ -182,8 +238,21 @@ impl Enrolment {
                 self.identities.ensure(&workload.identity).map_err(Into::into)
             };
         }
-        let path = local.netns.as_ref().context("no annotation orlop.dev/netns says where its netns is")?;
-        let netns = Netns::open(path).with_context(|| format!("cannot open its netns {}", path.display()))?;
+        let (netns, place) = match place {
+            Located::Named(path) => {
+                let netns = Netns::open(path);
+                (
+                    netns.with_context(|| format!("cannot open its netns {}", path.display()))?,
+                    Place::Named(path.clone()),
+                )
+            }
+            Located::Found(sandbox) => {
+                let path = format!("/proc/self/fd/{}", sandbox.netns.as_raw_fd());
+                let netns = Netns::open(Path::new(&path)).context("cannot open its netns")?;
+                (netns, Place::Found(sandbox.id))
+            }
+            Located::Nowhere => return Ok(()),
+        };
         let mut none = Inherited::default();
         match self.identities.ensure(&workload.identity) {
             Err(error) if self.inherited.is_some() => return Err(error.into()),
@@ -199,10 +268,7 @@ impl Enrolment {
             self.proxy.add(workload.name.clone(), netns, inherited).context("cannot listen in its netns")?;
         self.lead_to(&pod, local).inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
-        self.pods.insert(
-            workload.name.clone(),
-            Enrolled { netns: path.clone(), local: local.clone(), pod, strict: None },
-        );
+        self.pods.insert(workload.name.clone(), Enrolled { place, local: local.clone(), pod, strict: None });
         Ok(())
     }
 
@@ -313,8 +379,15 @@ impl Enrolment {
 
 impl Enrolled {
     /// Whether nothing that the kernel side holds has changed.
-    fn serves(&self, local: &LocalPod) -> bool {
-        local.netns.as_ref() == Some(&self.netns)
+    fn serves(&self, local: &LocalPod, located: &anyhow::Result<Located>) -> bool {
+        let same_place = match (located, &self.place) {
+            (Ok(Located::Named(path)), Place::Named(enrolled)) => path == enrolled,
+            (Ok(Located::Found(sandbox)), Place::Found(enrolled)) => sandbox.id == *enrolled,
+            // It stays refused to outsiders until it is known where it is now.
+            (Ok(Located::Nowhere) | Err(_), Place::Found(_)) => true,
+            _ => false,
+        };
+        same_place
             && local.workload.uid == self.local.workload.uid
             && local.workload.addresses == self.local.workload.addresses
     }

@@ -20,6 +20,7 @@ mod limits;
 mod logging;
 mod node;
 mod replay;
+mod sandboxes;
 mod udp;
 mod waypoint;
 mod worlds;

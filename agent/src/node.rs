@@ -1,7 +1,7 @@
 //! `orlop node`: world → snapshot → kernel and proxy.
 
 use std::{
-    future, io, mem,
+    fs, future, io, mem,
     net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
     path::Path,
@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts};
 use orlop_identity::{DEFAULT_LIFETIME, Identities, Trust};
-use orlop_kube::WorldDirectory;
-use orlop_model::{Choice, Snapshot};
+use orlop_kube::{ClusterWorld, WorldDirectory};
+use orlop_model::{Choice, Snapshot, World};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -32,7 +32,9 @@ use crate::{
     events,
     handover::{Door, Estate, Predecessor, ServerSockets, Successor},
     hosts::Names,
-    limits, logging, udp,
+    limits, logging,
+    sandboxes::{Changes, Sandboxes},
+    udp,
     worlds::Worlds,
 };
 
@@ -55,7 +57,7 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
-    let world = WorldDirectory::open(&arguments.world)?;
+    let world = Source::open(&arguments).await?;
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
@@ -122,16 +124,32 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     tokio::spawn(authority.upkeep);
     tokio::spawn(judge_again(Arc::clone(&proxy), identities.trust()));
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
-    let enrolment =
-        Enrolment::new(Arc::clone(&datapath), Arc::clone(&proxy), identities, same_node, inherited);
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    let sandboxes = Sandboxes::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
+    let sandbox_changes = sandboxes.watch().context("cannot watch pods' cgroups")?;
+    let enrolment = Enrolment::new(
+        Arc::clone(&datapath),
+        Arc::clone(&proxy),
+        identities,
+        sandboxes,
+        same_node,
+        inherited,
+    );
     let settings = arguments.names.settings(&arguments.node);
     let names = Names::start(arguments.host_resolver);
     let publisher = Arc::clone(&proxy);
     let publish = move |snapshot| publisher.publish(snapshot);
     let mut worlds = Worlds::new(world.watch(), names, settings, Box::new(publish));
     worlds.resolve().await;
-    let mut agent =
-        Agent { node: arguments.node.clone(), datapath, proxy: Arc::clone(&proxy), admin, servers, status };
+    let mut agent = Agent {
+        node: arguments.node.clone(),
+        datapath,
+        proxy: Arc::clone(&proxy),
+        admin,
+        servers,
+        status,
+        sandbox_changes,
+    };
     let successor = tokio::select! {
         result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
         _ = terminate.recv() => None,
@@ -189,6 +207,7 @@ struct Agent {
     admin: Admin,
     servers: Servers,
     status: watch::Sender<Status>,
+    sandbox_changes: Changes,
 }
 
 impl Agent {
@@ -217,13 +236,15 @@ impl Agent {
                     // Only now is it this agent's to withdraw and to cut what its world does not hold.
                     (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
                 }
-                let complete = applied.failed.is_empty();
+                let (complete, waiting) = (applied.failed.is_empty(), !applied.waiting.is_empty());
                 self.status.send_modify(|status| status.applied(snapshot.generation(), applied));
                 let door = door.as_mut().context("nobody listens in --run-dir")?;
                 // A pod whose netns is not there yet will have one soon.
                 tokio::select! {
                     changed = worlds.changed() => break changed?,
+                    changed = self.sandbox_changes.next() => changed.context("cannot watch pods' cgroups")?,
                     () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
+                    () = tokio::time::sleep(Enrolment::LOOK_AGAIN), if waiting => {}
                     successor = door.knock() => match self.give(worlds, &mut enrolment, door, successor).await? {
                         Some(successor) => return Ok(successor),
                         None => break,
@@ -277,6 +298,28 @@ impl Agent {
                 enrolment.restore()?;
                 Ok(None)
             }
+        }
+    }
+}
+
+/// Where the world comes from.
+enum Source {
+    Directory(WorldDirectory),
+    Cluster(ClusterWorld),
+}
+
+impl Source {
+    async fn open(arguments: &NodeArguments) -> anyhow::Result<Self> {
+        match &arguments.world {
+            Some(directory) => Ok(Self::Directory(WorldDirectory::open(directory)?)),
+            None => Ok(Self::Cluster(ClusterWorld::open(arguments.kubeconfig.as_deref()).await?)),
+        }
+    }
+
+    fn watch(self) -> watch::Receiver<Arc<World>> {
+        match self {
+            Self::Directory(directory) => directory.watch(),
+            Self::Cluster(cluster) => cluster.watch(),
         }
     }
 }

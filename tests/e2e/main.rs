@@ -10,6 +10,7 @@ mod fairness;
 mod flows;
 mod hbone;
 mod integrity;
+mod kubernetes;
 mod l7;
 mod limits;
 mod mesh;

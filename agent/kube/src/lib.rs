@@ -1,10 +1,11 @@
 //! Where the [`World`](orlop_model::World) comes from: Kubernetes objects, converted once, here.
 //!
-//! One file per kind holds its conversion. [`WorldDirectory`] reads the objects from files and watches them.
+//! One file per kind holds its conversion. [`ClusterWorld`] watches them in an API server, [`WorldDirectory`] in files.
 
 #![forbid(unsafe_code)]
 
 mod authorization_policy;
+mod cluster;
 pub mod controller;
 mod destination_rule;
 mod directory;
@@ -15,6 +16,7 @@ mod field;
 mod metadata;
 mod namespace;
 mod node;
+mod object;
 mod peer_authentication;
 mod pod;
 mod selector;
@@ -23,6 +25,7 @@ mod service_entry;
 mod virtual_service;
 mod workload_entry;
 
+pub use cluster::{ClusterError, ClusterWorld};
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};
 pub use field::{FieldError, FieldPath};

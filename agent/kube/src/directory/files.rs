@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use orlop_model::{NamespacedName, World};
 
-use super::objects::{Key, Object, Objects, read};
+use super::objects::{Objects, read};
 use crate::error::{Place, WorldError};
+use crate::object::Key;
 
 const MAX_FILE: u64 = 64 << 20;
 const MAX_DEPTH: usize = 16;
@@ -66,31 +67,7 @@ impl Files {
     pub fn world(&mut self) -> World {
         let mut world = World::default();
         for (object, _) in self.files.values().flat_map(|file| file.in_force.0.values()) {
-            match object.clone() {
-                Object::Namespace(name, namespace) => drop(world.namespaces.insert(name, namespace)),
-                Object::Pod(pod) => drop(world.pods.insert(pod.name.clone(), *pod)),
-                Object::Service(service) => drop(world.services.insert(service.name.clone(), service)),
-                Object::EndpointSlice(slice) => drop(world.endpoint_slices.insert(slice.name.clone(), slice)),
-                Object::Node(name, node) => drop(world.nodes.insert(name, node)),
-                Object::ServiceEntry(entry) => {
-                    world.service_entries.insert(entry.name.clone(), *entry);
-                }
-                Object::WorkloadEntry(entry) => {
-                    world.workload_entries.insert(entry.name.clone(), *entry);
-                }
-                Object::AuthorizationPolicy(policy) => {
-                    world.authorization_policies.insert(policy.name.clone(), policy);
-                }
-                Object::PeerAuthentication(policy) => {
-                    world.peer_authentications.insert(policy.name.clone(), policy);
-                }
-                Object::VirtualService(of) => {
-                    world.virtual_services.insert(of.name.clone(), of);
-                }
-                Object::DestinationRule(of) => {
-                    world.destination_rules.insert(of.name.clone(), of);
-                }
-            }
+            object.clone().put(&mut world);
         }
         self.warn_of_shared_addresses(&world);
         world

@@ -1,96 +1,15 @@
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use orlop_model::NamespacedName;
-use orlop_model::world::routing::{DestinationRule, VirtualService};
-use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
-use orlop_model::world::{
-    EndpointSlice, Namespace, Node as ClusterNode, Pod, Service, ServiceEntry, WorkloadEntry,
-};
-use serde::de::DeserializeOwned;
-use serde_path_to_error::Segment;
-
 use super::node::{Node, parse};
 use crate::error::{Place, WorldError};
-use crate::field::{FieldError, FieldPath};
-use crate::{
-    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod,
-    service, service_entry, virtual_service, workload_entry,
-};
+use crate::field::FieldError;
+use crate::object::{Key, Kind, Object, Source};
 
 /// What one file holds, with the line of each object.
 #[derive(Debug, Default)]
 pub(super) struct Objects(pub BTreeMap<Key, (Object, u64)>);
-
-/// Kind and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Namespace(String),
-    Node(String),
-    Pod(NamespacedName),
-    Service(NamespacedName),
-    EndpointSlice(NamespacedName),
-    ServiceEntry(NamespacedName),
-    WorkloadEntry(NamespacedName),
-    AuthorizationPolicy(NamespacedName),
-    PeerAuthentication(NamespacedName),
-    VirtualService(NamespacedName),
-    DestinationRule(NamespacedName),
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Object {
-    Namespace(String, Namespace),
-    Node(String, ClusterNode),
-    Pod(Box<Pod>),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    ServiceEntry(Box<ServiceEntry>),
-    WorkloadEntry(Box<WorkloadEntry>),
-    /// At the same place in every world for as long as its file doesn't change.
-    AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    PeerAuthentication(PeerAuthentication),
-    VirtualService(Arc<VirtualService>),
-    DestinationRule(Arc<DestinationRule>),
-}
-
-impl Object {
-    fn key(&self) -> Key {
-        match self {
-            Object::Namespace(name, _) => Key::Namespace(name.clone()),
-            Object::Node(name, _) => Key::Node(name.clone()),
-            Object::Pod(pod) => Key::Pod(pod.name.clone()),
-            Object::Service(service) => Key::Service(service.name.clone()),
-            Object::EndpointSlice(slice) => Key::EndpointSlice(slice.name.clone()),
-            Object::ServiceEntry(entry) => Key::ServiceEntry(entry.name.clone()),
-            Object::WorkloadEntry(entry) => Key::WorkloadEntry(entry.name.clone()),
-            Object::AuthorizationPolicy(policy) => Key::AuthorizationPolicy(policy.name.clone()),
-            Object::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
-            Object::VirtualService(of) => Key::VirtualService(of.name.clone()),
-            Object::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
-        }
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Key::Namespace(name) => write!(f, "Namespace {name}"),
-            Key::Node(name) => write!(f, "Node {name}"),
-            Key::Pod(name) => write!(f, "Pod {name}"),
-            Key::Service(name) => write!(f, "Service {name}"),
-            Key::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
-            Key::ServiceEntry(name) => write!(f, "ServiceEntry {name}"),
-            Key::WorkloadEntry(name) => write!(f, "WorkloadEntry {name}"),
-            Key::AuthorizationPolicy(name) => write!(f, "AuthorizationPolicy {name}"),
-            Key::PeerAuthentication(name) => write!(f, "PeerAuthentication {name}"),
-            Key::VirtualService(name) => write!(f, "VirtualService {name}"),
-            Key::DestinationRule(name) => write!(f, "DestinationRule {name}"),
-        }
-    }
-}
 
 /// Parses a file's text. One bad object spoils the file, so that nobody acts on half of a change.
 pub(super) fn read(path: &Arc<PathBuf>, text: &str) -> Result<Objects, WorldError> {
@@ -135,18 +54,8 @@ impl File {
 
     fn object(&mut self, node: &Node, kind: &str, version: &str) -> Result<(), WorldError> {
         let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
-        let known: &[&str] = match kind {
-            "AuthorizationPolicy" | "PeerAuthentication" => {
-                &["security.istio.io/v1", "security.istio.io/v1beta1"]
-            }
-            "ServiceEntry" | "WorkloadEntry" => &["networking.istio.io/v1", "networking.istio.io/v1beta1"],
-            "VirtualService" | "DestinationRule" => {
-                &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
-            }
-            "EndpointSlice" => &["discovery.k8s.io/v1"],
-            "Namespace" | "Node" | "Pod" | "Service" => &["v1"],
-            _ => return self.ignore(node, kind, version),
-        };
+        let Some(of) = Kind::named(kind) else { return self.ignore(node, kind, version) };
+        let known = of.api_versions();
         let want = known[0];
         if !known.contains(&version) {
             // Someone else's kind of the same name, such as Knative's Service.
@@ -157,41 +66,10 @@ impl File {
             let problem = format!("{version:?} has no {kind} that Orlop reads; write {want}");
             return Err(self.wrong(node, kind, FieldError::new("apiVersion", problem)));
         }
-        let object = match kind {
-            "Namespace" => {
-                let (name, namespace) = self.convert(node, kind, want, namespace::convert)?;
-                Object::Namespace(name, namespace)
-            }
-            "Pod" => Object::Pod(Box::new(self.convert(node, kind, want, pod::convert_trusted)?)),
-            "Node" => {
-                let (name, of) = self.convert(node, kind, want, node::convert)?;
-                Object::Node(name, of)
-            }
-            "ServiceEntry" => {
-                Object::ServiceEntry(Box::new(self.convert(node, kind, want, service_entry::convert)?))
-            }
-            "WorkloadEntry" => {
-                Object::WorkloadEntry(Box::new(self.convert(node, kind, want, workload_entry::convert)?))
-            }
-            "Service" => Object::Service(self.convert(node, kind, want, service::convert)?),
-            "AuthorizationPolicy" => {
-                let policy = self.convert(node, kind, want, authorization_policy::convert)?;
-                Object::AuthorizationPolicy(Arc::new(policy))
-            }
-            "PeerAuthentication" => {
-                Object::PeerAuthentication(self.convert(node, kind, want, peer_authentication::convert)?)
-            }
-            "VirtualService" => {
-                Object::VirtualService(Arc::new(self.convert(node, kind, want, virtual_service::convert)?))
-            }
-            "DestinationRule" => Object::DestinationRule(Arc::new(self.convert(
-                node,
-                kind,
-                want,
-                destination_rule::convert,
-            )?)),
-            _ => Object::EndpointSlice(self.convert(node, kind, want, endpoint_slice::convert)?),
-        };
+        let mut value = node.to_value();
+        value["kind"] = kind.into();
+        value["apiVersion"] = want.into();
+        let object = of.convert(value, Source::Directory).map_err(|source| self.wrong(node, kind, source))?;
         let key = object.key();
         if let Some((_, line)) = self.objects.0.get(&key) {
             let place = Place { path: self.path.clone(), line: node.line() };
@@ -206,23 +84,6 @@ impl File {
         let place = Place { path: self.path.clone(), line: node.line() };
         tracing::debug!(%place, kind, version, "ignoring an object of a kind Orlop doesn't read");
         Ok(())
-    }
-
-    fn convert<T: DeserializeOwned, U>(
-        &self,
-        node: &Node,
-        kind: &str,
-        version: &str,
-        convert: impl FnOnce(T) -> Result<U, FieldError>,
-    ) -> Result<U, WorldError> {
-        let mut value = node.to_value();
-        value["kind"] = kind.into();
-        value["apiVersion"] = version.into();
-        let object = serde_path_to_error::deserialize(value).map_err(|error| {
-            let path = field_path(error.path());
-            FieldError::new(path, type_problem(error.inner()))
-        });
-        object.and_then(convert).map_err(|source| self.wrong(node, kind, source))
     }
 
     fn wrong(&self, node: &Node, kind: &str, source: FieldError) -> WorldError {
@@ -242,20 +103,4 @@ fn syntax_problem(error: &serde_saphyr::Error) -> String {
     // The place is said already, in the form that editors and terminals can jump to.
     let text = text.split(" at line ").next().unwrap_or(&text);
     format!("not valid YAML: {}", text.lines().next().unwrap_or_default().trim_end())
-}
-
-fn type_problem(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let scalar = ["integer", "floating point", "boolean"];
-    let unquoted = text.ends_with("expected a string") && scalar.iter().any(|kind| text.contains(kind));
-    if unquoted { format!("{text}; put it in quotes") } else { text }
-}
-
-fn field_path(path: &serde_path_to_error::Path) -> FieldPath {
-    path.iter().fold(FieldPath::default(), |found, segment| match segment {
-        Segment::Seq { index } => found.index(*index),
-        Segment::Map { key } => found.key(key),
-        Segment::Enum { variant } => found.key(variant),
-        Segment::Unknown => found,
-    })
 }

@@ -1,0 +1,155 @@
+//! A Kubernetes API server as the source of the world.
+
+mod item;
+mod stand_in;
+mod store;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use orlop_model::World;
+use tokio::sync::{mpsc, watch as channel};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::object::Kind;
+use store::{Store, Update};
+use watch::{watch_definitions, watch_kind};
+
+/// How long it must be quiet before a change is seen, so that one of many objects is seen as one.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// How long to wait at most for that.
+const MAX_SETTLE: Duration = Duration::from_millis(200);
+/// How long a TCP connection to the API server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Updates on their way to the keeper.
+const QUEUE: usize = 1024;
+
+/// The objects of a Kubernetes cluster, watched from now on.
+#[derive(Debug)]
+pub struct ClusterWorld {
+    keeper: Keeper,
+    world: World,
+}
+
+/// Why a cluster can't be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No kubeconfig that can be read.
+    #[error("{}: can't use the kubeconfig: {source}", .path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: kube::config::KubeconfigError,
+    },
+    /// Neither in a cluster nor told of one.
+    #[error(
+        "can't tell which cluster to watch: {0}; run in a pod with a service account, or name a kubeconfig"
+    )]
+    Unknown(#[source] kube::config::InferConfigError),
+    /// The credentials are of no use.
+    #[error("can't make a client of the Kubernetes API: {0}")]
+    Client(#[source] kube::Error),
+    /// The watches ended, which they never should.
+    #[error("the watches of the Kubernetes API have ended")]
+    Ended,
+}
+
+impl ClusterWorld {
+    /// Lists everything once. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
+    /// names. Waits for an API server that does not answer; nothing is known before it has.
+    pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
+        let client = client(kubeconfig).await?;
+        let (sender, updates) = mpsc::channel(QUEUE);
+        let (definitions, known) = channel::channel(None);
+        let mut watches = JoinSet::new();
+        watches.spawn(watch_definitions(client.clone(), definitions));
+        for kind in Kind::OF_NODES {
+            let watch = watch_kind(kind, client.clone(), known.clone(), sender.clone());
+            watches.spawn(async move { drop(watch.await) });
+        }
+        let mut keeper = Keeper { store: Store::default(), updates, _watches: watches };
+        let mut world = World::default();
+        while !keeper.store.is_complete() {
+            let update = keeper.updates.recv().await.ok_or(ClusterError::Ended)?;
+            keeper.store.apply(&mut world, update);
+        }
+        Ok(Self { keeper, world })
+    }
+
+    /// The world as it was listed.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Watches it until the receiver and all its clones are dropped.
+    ///
+    /// A change is there within some 10 ms. An object that can't be understood is logged with its field, and its
+    /// last good state stays in force; a policy that never was good stands for one that lets nothing pass. While
+    /// the API server is away, everything stays in force.
+    pub fn watch(self) -> channel::Receiver<Arc<World>> {
+        let (sender, receiver) = channel::channel(Arc::new(self.world));
+        let mut keeper = self.keeper;
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = keeper.run(&sender) => {}
+            }
+        });
+        receiver
+    }
+}
+
+#[derive(Debug)]
+struct Keeper {
+    store: Store,
+    updates: mpsc::Receiver<Update>,
+    // They end with this.
+    _watches: JoinSet<()>,
+}
+
+impl Keeper {
+    async fn run(&mut self, sender: &channel::Sender<Arc<World>>) {
+        let mut batch = Vec::new();
+        while self.gather(&mut batch).await {
+            sender.send_if_modified(|world| {
+                // In place, unless somebody still works with it.
+                let world = Arc::make_mut(world);
+                batch.drain(..).fold(false, |changed, update| self.store.apply(world, update) | changed)
+            });
+        }
+    }
+
+    /// Waits for an update and for those that come with it. False if none will.
+    async fn gather(&mut self, batch: &mut Vec<Update>) -> bool {
+        if self.updates.recv_many(batch, QUEUE).await == 0 {
+            return false;
+        }
+        let limit = Instant::now() + MAX_SETTLE;
+        loop {
+            let quiet = (Instant::now() + DEBOUNCE).min(limit);
+            match timeout_at(quiet, self.updates.recv_many(batch, QUEUE)).await {
+                Ok(1..) if Instant::now() < limit => {}
+                _ => return true,
+            }
+        }
+    }
+}
+
+async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let failed = |source| ClusterError::Kubeconfig { path: path.to_owned(), source };
+            let read = Kubeconfig::read_from(path).map_err(failed)?;
+            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)?
+        }
+        None => Config::infer().await.map_err(ClusterError::Unknown)?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(ClusterError::Client)
+}

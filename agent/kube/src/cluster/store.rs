@@ -1,0 +1,257 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use orlop_model::World;
+
+use super::stand_in::stand_in;
+use crate::field::FieldError;
+use crate::object::{Key, Kind, Object};
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// This is what the object is now.
+    Apply(Object),
+    /// The object is there, and can't be understood; its text may say whom it is for.
+    Malformed(Key, FieldError, String),
+    /// The object is gone.
+    Delete(Key),
+    /// These are all objects of the kind.
+    Listed(Kind, BTreeSet<Key>),
+    /// The kind can't be asked for.
+    Failing(Kind, String),
+    /// It can again.
+    Works(Kind),
+}
+
+/// Keeps a world in step with what watches tell.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    /// Objects that can't be understood, and what was said of them.
+    malformed: BTreeMap<Key, FieldError>,
+    listed: BTreeSet<Kind>,
+    failing: BTreeMap<Kind, String>,
+}
+
+impl Store {
+    /// Whether every kind was listed once.
+    pub fn is_complete(&self) -> bool {
+        self.listed.len() == Kind::OF_NODES.len()
+    }
+
+    /// Takes an update over into the world. Says whether that has changed.
+    pub fn apply(&mut self, world: &mut World, update: Update) -> bool {
+        match update {
+            Update::Apply(object) => {
+                let key = object.key();
+                if self.malformed.remove(&key).is_some() {
+                    tracing::info!("{key}: good again");
+                }
+                put(world, object)
+            }
+            Update::Malformed(key, error, text) => self.malformed(world, key, error, &text),
+            Update::Delete(key) => {
+                self.malformed.remove(&key);
+                remove(world, &key)
+            }
+            Update::Listed(kind, there) => {
+                self.listed.insert(kind);
+                let gone: Vec<_> = keys(world, kind).into_iter().filter(|key| !there.contains(key)).collect();
+                self.malformed.retain(|key, _| key.kind() != kind || there.contains(key));
+                gone.iter().filter(|key| remove(world, key)).count() > 0
+            }
+            Update::Failing(kind, problem) => {
+                self.fails(kind, problem);
+                false
+            }
+            Update::Works(kind) => {
+                if self.failing.remove(&kind).is_some() && self.failing.is_empty() {
+                    tracing::info!("the Kubernetes API can be asked again");
+                }
+                false
+            }
+        }
+    }
+
+    /// What was good before stays. A policy that never was must not be taken for none.
+    fn malformed(&mut self, world: &mut World, key: Key, error: FieldError, text: &str) -> bool {
+        let before = get(world, &key);
+        let stand_in = if before { None } else { stand_in(&key, text) };
+        if self.malformed.get(&key) != Some(&error) {
+            let meanwhile = match (before, &stand_in) {
+                (true, _) => "what it was before stays in force",
+                (false, Some(_)) => "until it can be understood nothing passes where it is for",
+                (false, None) => "it is left out",
+            };
+            tracing::error!("{key}: {error} ({meanwhile})");
+        }
+        self.malformed.insert(key, error);
+        stand_in.is_some_and(|object| put(world, object))
+    }
+
+    /// Of an API server that is away one line is enough; what it forbids is said of each kind.
+    fn fails(&mut self, kind: Kind, problem: String) {
+        let (first, kind_name) = (self.failing.is_empty(), kind.name());
+        if self.failing.get(&kind) == Some(&problem) {
+            return;
+        }
+        if first || problem.contains("orbidden") {
+            tracing::warn!(
+                kind = kind_name,
+                problem,
+                "the Kubernetes API can't be asked; what is in force stays"
+            );
+        } else {
+            tracing::debug!(kind = kind_name, problem, "the Kubernetes API can't be asked");
+        }
+        self.failing.insert(kind, problem);
+    }
+}
+
+/// Whether there is such an object.
+fn get(world: &World, key: &Key) -> bool {
+    match key {
+        Key::Namespace(name) => world.namespaces.contains_key(name),
+        Key::Node(name) => world.nodes.contains_key(name),
+        Key::Pod(name) => world.pods.contains_key(name),
+        Key::Service(name) => world.services.contains_key(name),
+        Key::EndpointSlice(name) => world.endpoint_slices.contains_key(name),
+        Key::ServiceEntry(name) => world.service_entries.contains_key(name),
+        Key::WorkloadEntry(name) => world.workload_entries.contains_key(name),
+        Key::AuthorizationPolicy(name) => world.authorization_policies.contains_key(name),
+        Key::PeerAuthentication(name) => world.peer_authentications.contains_key(name),
+        Key::VirtualService(name) => world.virtual_services.contains_key(name),
+        Key::DestinationRule(name) => world.destination_rules.contains_key(name),
+    }
+}
+
+/// Most updates tell of fields that nobody reads. Says whether this one does not.
+fn put(world: &mut World, object: Object) -> bool {
+    let same = match &object {
+        Object::Namespace(name, new) => world.namespaces.get(name) == Some(new),
+        Object::Node(name, new) => world.nodes.get(name) == Some(new),
+        Object::Pod(new) => world.pods.get(&new.name) == Some(new),
+        Object::Service(new) => world.services.get(&new.name) == Some(new),
+        Object::EndpointSlice(new) => world.endpoint_slices.get(&new.name) == Some(new),
+        Object::ServiceEntry(new) => world.service_entries.get(&new.name) == Some(new),
+        Object::WorkloadEntry(new) => world.workload_entries.get(&new.name) == Some(new),
+        Object::AuthorizationPolicy(new) => world.authorization_policies.get(&new.name) == Some(new),
+        Object::PeerAuthentication(new) => world.peer_authentications.get(&new.name) == Some(new),
+        Object::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
+        Object::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
+    };
+    if !same {
+        object.put(world);
+    }
+    !same
+}
+
+/// Says whether it was there.
+fn remove(world: &mut World, key: &Key) -> bool {
+    match key {
+        Key::Namespace(name) => world.namespaces.remove(name).is_some(),
+        Key::Node(name) => world.nodes.remove(name).is_some(),
+        Key::Pod(name) => world.pods.remove(name).is_some(),
+        Key::Service(name) => world.services.remove(name).is_some(),
+        Key::EndpointSlice(name) => world.endpoint_slices.remove(name).is_some(),
+        Key::ServiceEntry(name) => world.service_entries.remove(name).is_some(),
+        Key::WorkloadEntry(name) => world.workload_entries.remove(name).is_some(),
+        Key::AuthorizationPolicy(name) => world.authorization_policies.remove(name).is_some(),
+        Key::PeerAuthentication(name) => world.peer_authentications.remove(name).is_some(),
+        Key::VirtualService(name) => world.virtual_services.remove(name).is_some(),
+        Key::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
+    }
+}
+
+fn keys(world: &World, kind: Kind) -> Vec<Key> {
+    match kind {
+        Kind::Namespace => world.namespaces.keys().cloned().map(Key::Namespace).collect(),
+        Kind::Node => world.nodes.keys().cloned().map(Key::Node).collect(),
+        Kind::Pod => world.pods.keys().cloned().map(Key::Pod).collect(),
+        Kind::Service => world.services.keys().cloned().map(Key::Service).collect(),
+        Kind::EndpointSlice => world.endpoint_slices.keys().cloned().map(Key::EndpointSlice).collect(),
+        Kind::ServiceEntry => world.service_entries.keys().cloned().map(Key::ServiceEntry).collect(),
+        Kind::WorkloadEntry => world.workload_entries.keys().cloned().map(Key::WorkloadEntry).collect(),
+        Kind::AuthorizationPolicy => {
+            world.authorization_policies.keys().cloned().map(Key::AuthorizationPolicy).collect()
+        }
+        Kind::PeerAuthentication => {
+            world.peer_authentications.keys().cloned().map(Key::PeerAuthentication).collect()
+        }
+        Kind::VirtualService => world.virtual_services.keys().cloned().map(Key::VirtualService).collect(),
+        Kind::DestinationRule => world.destination_rules.keys().cloned().map(Key::DestinationRule).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_model::world::security::{Action, Mode};
+    use serde_json::json;
+
+    use super::*;
+    use crate::object::Source;
+
+    #[test]
+    fn what_a_list_does_not_hold_is_gone() {
+        let (mut store, mut world) = (Store::default(), World::default());
+        for name in ["a", "b"] {
+            assert!(store.apply(&mut world, Update::Apply(pod(name, "10.0.0.1"))));
+        }
+        let there = BTreeSet::from([Key::new(Kind::Pod, "shop", "b")]);
+        assert!(store.apply(&mut world, Update::Listed(Kind::Pod, there.clone())));
+        assert_eq!(keys(&world, Kind::Pod), there.iter().cloned().collect::<Vec<_>>());
+        assert!(!store.apply(&mut world, Update::Listed(Kind::Pod, there)));
+    }
+
+    #[test]
+    fn an_update_that_says_nothing_new_changes_nothing() {
+        let (mut store, mut world) = (Store::default(), World::default());
+        assert!(store.apply(&mut world, Update::Apply(pod("a", "10.0.0.1"))));
+        assert!(!store.apply(&mut world, Update::Apply(pod("a", "10.0.0.1"))));
+        assert!(store.apply(&mut world, Update::Apply(pod("a", "10.0.0.2"))));
+    }
+
+    #[test]
+    fn a_malformed_object_stays_as_it_was() {
+        let (mut store, mut world) = (Store::default(), World::default());
+        store.apply(&mut world, Update::Apply(pod("a", "10.0.0.1")));
+        let before = world.clone();
+        assert!(!store.apply(&mut world, malformed(Key::new(Kind::Pod, "shop", "a"), "{}")));
+        assert!(!store.apply(&mut world, malformed(Key::new(Kind::Pod, "shop", "b"), "{}")));
+        assert_eq!(world, before);
+    }
+
+    #[test]
+    fn a_policy_that_was_never_understood_lets_nothing_pass() {
+        let (mut store, mut world) = (Store::default(), World::default());
+        let text = r#"{"spec": {"selector": {"matchLabels": {"app": "web"}}, "rules": 7}}"#;
+        assert!(store.apply(&mut world, malformed(Key::new(Kind::AuthorizationPolicy, "shop", "a"), text)));
+        let policy = world.authorization_policies.values().next().unwrap();
+        assert_eq!((policy.action, policy.rules.len()), (Action::Deny, 1));
+        assert_eq!(policy.selector.get("app").map(String::as_str), Some("web"));
+        assert!(store.apply(&mut world, malformed(Key::new(Kind::PeerAuthentication, "shop", "a"), "{}")));
+        let policy = world.peer_authentications.values().next().unwrap();
+        assert_eq!(policy.mode, Some(Mode::Strict));
+    }
+
+    #[test]
+    fn every_kind_must_be_listed_once() {
+        let (mut store, mut world) = (Store::default(), World::default());
+        for kind in Kind::OF_NODES {
+            assert!(!store.is_complete());
+            store.apply(&mut world, Update::Listed(kind, BTreeSet::new()));
+        }
+        assert!(store.is_complete());
+    }
+
+    fn pod(name: &str, address: &str) -> Object {
+        let object = json!({
+            "metadata": {"name": name, "namespace": "shop", "resourceVersion": "1"},
+            "status": {"podIP": address},
+        });
+        Kind::Pod.convert(object, Source::Cluster).unwrap()
+    }
+
+    fn malformed(key: Key, text: &str) -> Update {
+        Update::Malformed(key, FieldError::new("spec", "is wrong"), text.to_owned())
+    }
+}

@@ -1,0 +1,248 @@
+//! One watch for each kind: a list in pages, and from then on events, resumed where they broke off.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::item::Item;
+use super::store::Update;
+use crate::object::Kind;
+
+/// The keeper of the world has ended.
+#[derive(Debug)]
+pub(super) struct Ended;
+
+/// Names of the custom kinds that the API server knows, such as `peerauthentications.security.istio.io`; `None`
+/// until it was asked.
+pub(super) type Definitions = Option<BTreeSet<String>>;
+
+/// Between two attempts to watch a kind whose definition is there and which is not, as just after it came.
+const NOT_YET: Duration = Duration::from_millis(300);
+
+/// Keeps `definitions` in step with the custom kinds. Only their names are asked for.
+pub(super) async fn watch_definitions(client: Client, definitions: watch::Sender<Definitions>) {
+    let api = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client);
+    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
+    pin_mut!(events);
+    let mut listed = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        let known = |definitions: &mut Definitions| definitions.clone().unwrap_or_default();
+        match event {
+            Ok(Event::Init) => listed = BTreeSet::new(),
+            Ok(Event::InitApply(definition)) => listed.extend(definition.metadata.name),
+            Ok(Event::InitDone) => drop(definitions.send_replace(Some(std::mem::take(&mut listed)))),
+            Ok(Event::Apply(definition)) => definitions.send_modify(|definitions| {
+                let mut names = known(definitions);
+                names.extend(definition.metadata.name);
+                *definitions = Some(names);
+            }),
+            Ok(Event::Delete(definition)) => definitions.send_modify(|definitions| {
+                let mut names = known(definitions);
+                definition.metadata.name.map(|name| names.remove(&name));
+                *definitions = Some(names);
+            }),
+            Err(error) => {
+                let error = describe(&error);
+                tracing::debug!(error, "can't watch the definitions of custom kinds");
+            }
+        }
+    }
+}
+
+/// Tells of all objects of a kind for as long as somebody listens.
+pub(super) async fn watch_kind(
+    kind: Kind,
+    client: Client,
+    mut definitions: watch::Receiver<Definitions>,
+    updates: mpsc::Sender<Update>,
+) -> Result<(), Ended> {
+    let versions = kind.api_versions();
+    if !is_custom(kind) {
+        loop {
+            watch_version(kind, versions[0], &client, &updates).await?;
+            // It can't be absent; an API server that starts may say so.
+            sleep(NOT_YET).await;
+        }
+    }
+    let name = format!("{}.{}", plural(kind), group(versions[0]));
+    let there = |definitions: &Definitions| definitions.as_ref().map(|names| names.contains(&name));
+    let mut version = versions.iter().cycle();
+    loop {
+        let known = definitions.wait_for(|definitions| there(definitions).is_some()).await;
+        if known.map_err(|_| Ended)?.as_ref().is_none_or(|names| !names.contains(&name)) {
+            send(&updates, Update::Listed(kind, BTreeSet::new())).await?;
+            definitions.wait_for(|definitions| there(definitions) == Some(true)).await.map_err(|_| Ended)?;
+        }
+        let Some(version) = version.next() else { return Ok(()) };
+        tokio::select! {
+            watched = watch_version(kind, version, &client, &updates) => watched?,
+            gone = definitions.wait_for(|definitions| there(definitions) == Some(false)) => {
+                drop(gone.map_err(|_| Ended)?);
+                continue;
+            }
+        }
+        sleep(NOT_YET).await;
+    }
+}
+
+/// Watches a kind in one version of its group; returns if the API server has no such kind.
+async fn watch_version(
+    kind: Kind,
+    api_version: &str,
+    client: &Client,
+    updates: &mpsc::Sender<Update>,
+) -> Result<(), Ended> {
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    let named = GroupVersionKind::gvk(group(api_version), version, kind.name());
+    let resource = ApiResource::from_gvk_with_plural(&named, &plural(kind));
+    let api = Api::<Item>::all_with(client.clone(), &resource);
+    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
+    pin_mut!(events);
+    let mut listed = BTreeSet::new();
+    let mut failing = false;
+    while let Some(event) = events.next().await {
+        if event.is_ok() && failing {
+            failing = false;
+            send(updates, Update::Works(kind)).await?;
+        }
+        match event {
+            Ok(Event::Init) => listed = BTreeSet::new(),
+            Ok(Event::InitApply(item)) => {
+                listed.insert(item.key(kind));
+                send(updates, update(kind, &item)).await?;
+            }
+            Ok(Event::InitDone) => {
+                send(updates, Update::Listed(kind, std::mem::take(&mut listed))).await?;
+            }
+            Ok(Event::Apply(item)) => send(updates, update(kind, &item)).await?,
+            Ok(Event::Delete(item)) => send(updates, Update::Delete(item.key(kind))).await?,
+            Err(error) => {
+                failing = true;
+                send(updates, Update::Failing(kind, describe(&error))).await?;
+                if is_absent(&error) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn update(kind: Kind, item: &Item) -> Update {
+    match item.convert(kind) {
+        Ok(object) => Update::Apply(object),
+        Err(error) => Update::Malformed(item.key(kind), error, item.text().to_owned()),
+    }
+}
+
+async fn send(updates: &mpsc::Sender<Update>, update: Update) -> Result<(), Ended> {
+    updates.send(update).await.map_err(|_| Ended)
+}
+
+/// How long to wait after each failure in a row: longer each time, and at random, since many agents lose one API
+/// server at the same moment.
+struct Pauses(Duration);
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(10);
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Self::FIRST)
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (2 * pause).min(Self::LONGEST);
+        Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+fn is_absent(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        _ => return false,
+    };
+    status.code == 404
+}
+
+/// With all that it comes from.
+fn describe(error: &watcher::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let also = error.to_string();
+        if !text.contains(&also) {
+            text = format!("{text}: {also}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+fn is_custom(kind: Kind) -> bool {
+    group(kind.api_versions()[0]).contains("istio.io")
+}
+
+fn group(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
+}
+
+fn plural(kind: Kind) -> String {
+    let name = kind.name().to_lowercase();
+    name.strip_suffix('y').map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_are_named_as_the_api_has_them() {
+        let plurals: Vec<_> = Kind::OF_NODES.map(plural).into();
+        let wanted = [
+            "namespaces",
+            "nodes",
+            "pods",
+            "services",
+            "endpointslices",
+            "serviceentries",
+            "workloadentries",
+            "authorizationpolicies",
+            "peerauthentications",
+        ];
+        assert_eq!(plurals, wanted);
+        assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        let pauses: Vec<_> = Pauses::default().take(20).collect();
+        assert!(pauses[0] <= Pauses::FIRST && pauses[0] >= Pauses::FIRST / 2);
+        assert!(pauses[19] <= Pauses::LONGEST && pauses[19] >= Pauses::LONGEST / 2);
+    }
+}

@@ -1,0 +1,289 @@
+//! The kinds that Orlop reads, and what becomes of an object of one.
+
+use std::fmt;
+use std::sync::Arc;
+
+use orlop_model::NamespacedName;
+use orlop_model::World;
+use orlop_model::world::routing::{DestinationRule, VirtualService};
+use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
+use orlop_model::world::{
+    EndpointSlice, Namespace, Node as ClusterNode, Pod, Service, ServiceEntry, WorkloadEntry,
+};
+use serde::de::{DeserializeOwned, Deserializer};
+use serde_path_to_error::Segment;
+
+use crate::field::{FieldError, FieldPath};
+use crate::{
+    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod, service,
+    service_entry, virtual_service, workload_entry,
+};
+
+/// A kind that Orlop reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    ServiceEntry,
+    WorkloadEntry,
+    AuthorizationPolicy,
+    PeerAuthentication,
+    VirtualService,
+    DestinationRule,
+}
+
+impl Kind {
+    /// What a node reads of a cluster: routes are for waypoints.
+    pub const OF_NODES: [Self; 9] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
+    ];
+    const OF_WAYPOINTS: [Self; 2] = [Self::VirtualService, Self::DestinationRule];
+
+    /// The kind that is called this.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::OF_NODES.into_iter().chain(Self::OF_WAYPOINTS).find(|kind| kind.name() == name)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+        }
+    }
+
+    /// Group and versions in which it is read, the best first.
+    pub fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::AuthorizationPolicy | Self::PeerAuthentication => {
+                &["security.istio.io/v1", "security.istio.io/v1beta1"]
+            }
+            Self::ServiceEntry | Self::WorkloadEntry => {
+                &["networking.istio.io/v1", "networking.istio.io/v1beta1"]
+            }
+            Self::VirtualService | Self::DestinationRule => {
+                &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
+            }
+            Self::EndpointSlice => &["discovery.k8s.io/v1"],
+            Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
+        }
+    }
+
+    /// Converts an object of this kind, whose text or tree the deserializer holds.
+    pub fn convert<'de, D: Deserializer<'de>>(self, object: D, source: Source) -> Result<Object, FieldError> {
+        match self {
+            Self::Namespace => {
+                let (name, namespace) = namespace::convert(typed(object)?)?;
+                Ok(Object::Namespace(name, namespace))
+            }
+            Self::Node => {
+                let (name, node) = node::convert(typed(object)?)?;
+                Ok(Object::Node(name, node))
+            }
+            Self::Pod => {
+                let pod = typed(object)?;
+                let pod = match source {
+                    Source::Directory => pod::convert_trusted(pod)?,
+                    Source::Cluster => pod::convert(pod)?,
+                };
+                Ok(Object::Pod(Box::new(pod)))
+            }
+            Self::Service => Ok(Object::Service(service::convert(typed(object)?)?)),
+            Self::EndpointSlice => Ok(Object::EndpointSlice(endpoint_slice::convert(typed(object)?)?)),
+            Self::ServiceEntry => Ok(Object::ServiceEntry(Box::new(service_entry::convert(typed(object)?)?))),
+            Self::WorkloadEntry => {
+                Ok(Object::WorkloadEntry(Box::new(workload_entry::convert(typed(object)?)?)))
+            }
+            Self::AuthorizationPolicy => {
+                Ok(Object::AuthorizationPolicy(Arc::new(authorization_policy::convert(typed(object)?)?)))
+            }
+            Self::PeerAuthentication => {
+                Ok(Object::PeerAuthentication(peer_authentication::convert(typed(object)?)?))
+            }
+            Self::VirtualService => {
+                Ok(Object::VirtualService(Arc::new(virtual_service::convert(typed(object)?)?)))
+            }
+            Self::DestinationRule => {
+                Ok(Object::DestinationRule(Arc::new(destination_rule::convert(typed(object)?)?)))
+            }
+        }
+    }
+}
+
+/// Who wrote an object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source {
+    /// Somebody who also runs the node.
+    Directory,
+    /// Anybody whom the API server lets.
+    Cluster,
+}
+
+/// Kind and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    Namespace(String),
+    Node(String),
+    Pod(NamespacedName),
+    Service(NamespacedName),
+    EndpointSlice(NamespacedName),
+    ServiceEntry(NamespacedName),
+    WorkloadEntry(NamespacedName),
+    AuthorizationPolicy(NamespacedName),
+    PeerAuthentication(NamespacedName),
+    VirtualService(NamespacedName),
+    DestinationRule(NamespacedName),
+}
+
+impl Key {
+    /// Of a kind that has no namespaces, `namespace` is not read.
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        let namespaced = || NamespacedName::new(namespace, name);
+        match kind {
+            Kind::Namespace => Self::Namespace(name.to_owned()),
+            Kind::Node => Self::Node(name.to_owned()),
+            Kind::Pod => Self::Pod(namespaced()),
+            Kind::Service => Self::Service(namespaced()),
+            Kind::EndpointSlice => Self::EndpointSlice(namespaced()),
+            Kind::ServiceEntry => Self::ServiceEntry(namespaced()),
+            Kind::WorkloadEntry => Self::WorkloadEntry(namespaced()),
+            Kind::AuthorizationPolicy => Self::AuthorizationPolicy(namespaced()),
+            Kind::PeerAuthentication => Self::PeerAuthentication(namespaced()),
+            Kind::VirtualService => Self::VirtualService(namespaced()),
+            Kind::DestinationRule => Self::DestinationRule(namespaced()),
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::VirtualService(_) => Kind::VirtualService,
+            Self::DestinationRule(_) => Kind::DestinationRule,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind().name();
+        match self {
+            Self::Namespace(name) | Self::Node(name) => write!(f, "{kind} {name}"),
+            Self::Pod(name)
+            | Self::Service(name)
+            | Self::EndpointSlice(name)
+            | Self::ServiceEntry(name)
+            | Self::WorkloadEntry(name)
+            | Self::AuthorizationPolicy(name)
+            | Self::PeerAuthentication(name)
+            | Self::VirtualService(name)
+            | Self::DestinationRule(name) => write!(f, "{kind} {name}"),
+        }
+    }
+}
+
+/// A converted object.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    Namespace(String, Namespace),
+    Node(String, ClusterNode),
+    Pod(Box<Pod>),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    ServiceEntry(Box<ServiceEntry>),
+    WorkloadEntry(Box<WorkloadEntry>),
+    /// At the same place in every world for as long as it doesn't change.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    PeerAuthentication(PeerAuthentication),
+    VirtualService(Arc<VirtualService>),
+    DestinationRule(Arc<DestinationRule>),
+}
+
+impl Object {
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Namespace(name, _) => Key::Namespace(name.clone()),
+            Self::Node(name, _) => Key::Node(name.clone()),
+            Self::Pod(pod) => Key::Pod(pod.name.clone()),
+            Self::Service(service) => Key::Service(service.name.clone()),
+            Self::EndpointSlice(slice) => Key::EndpointSlice(slice.name.clone()),
+            Self::ServiceEntry(entry) => Key::ServiceEntry(entry.name.clone()),
+            Self::WorkloadEntry(entry) => Key::WorkloadEntry(entry.name.clone()),
+            Self::AuthorizationPolicy(policy) => Key::AuthorizationPolicy(policy.name.clone()),
+            Self::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
+            Self::VirtualService(of) => Key::VirtualService(of.name.clone()),
+            Self::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
+        }
+    }
+
+    /// Adds it to the world, or puts it in the place of the one that has its name.
+    pub fn put(self, world: &mut World) {
+        match self {
+            Self::Namespace(name, namespace) => drop(world.namespaces.insert(name, namespace)),
+            Self::Node(name, node) => drop(world.nodes.insert(name, node)),
+            Self::Pod(pod) => drop(world.pods.insert(pod.name.clone(), *pod)),
+            Self::Service(service) => drop(world.services.insert(service.name.clone(), service)),
+            Self::EndpointSlice(slice) => drop(world.endpoint_slices.insert(slice.name.clone(), slice)),
+            Self::ServiceEntry(entry) => drop(world.service_entries.insert(entry.name.clone(), *entry)),
+            Self::WorkloadEntry(entry) => drop(world.workload_entries.insert(entry.name.clone(), *entry)),
+            Self::AuthorizationPolicy(policy) => {
+                drop(world.authorization_policies.insert(policy.name.clone(), policy));
+            }
+            Self::PeerAuthentication(policy) => {
+                drop(world.peer_authentications.insert(policy.name.clone(), policy));
+            }
+            Self::VirtualService(of) => drop(world.virtual_services.insert(of.name.clone(), of)),
+            Self::DestinationRule(of) => drop(world.destination_rules.insert(of.name.clone(), of)),
+        }
+    }
+}
+
+fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(object).map_err(|error| {
+        let path = field_path(error.path());
+        FieldError::new(path, type_problem(&error.inner().to_string()))
+    })
+}
+
+fn type_problem(text: &str) -> String {
+    // The place in a text that nobody sees.
+    let text = text.split(" at line ").next().unwrap_or(text);
+    let scalar = ["integer", "floating point", "boolean"];
+    let unquoted = text.ends_with("expected a string") && scalar.iter().any(|kind| text.contains(kind));
+    if unquoted { format!("{text}; put it in quotes") } else { text.to_owned() }
+}
+
+fn field_path(path: &serde_path_to_error::Path) -> FieldPath {
+    path.iter().fold(FieldPath::default(), |found, segment| match segment {
+        Segment::Seq { index } => found.index(*index),
+        Segment::Map { key } => found.key(key),
+        Segment::Enum { variant } => found.key(variant),
+        Segment::Unknown => found,
+    })
+}

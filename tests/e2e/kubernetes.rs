@@ -1,0 +1,9 @@
+//! Orlop and a real Kubernetes control plane.
+//!
+//! All tests of a run share one, so each keeps to namespaces of its own.
+
+mod api;
+mod control_plane;
+mod enrolment;
+mod kubelet;
+mod source;

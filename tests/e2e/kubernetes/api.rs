@@ -1,0 +1,184 @@
+//! The Kubernetes API for tests.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client, Config, Resource};
+use orlop_tests::ControlPlane;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::time::{sleep, timeout};
+
+/// For whatever a control plane on a busy machine should do at once.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A control plane and a client that may do everything.
+pub struct Kubernetes {
+    pub plane: &'static ControlPlane,
+    pub client: Client,
+    runtime: Runtime,
+}
+
+impl Kubernetes {
+    /// The one that all tests share.
+    pub fn shared() -> Self {
+        let plane = ControlPlane::shared().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client = runtime.block_on(client(&plane.kubeconfig()));
+        Self { plane, client, runtime }
+    }
+
+    /// Waits for an answer of the API.
+    #[track_caller]
+    pub fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.runtime
+            .block_on(async { timeout(TIMEOUT, answer).await.expect("no answer of the Kubernetes API") })
+    }
+
+    /// Makes a namespace that no other test has, and waits until pods can be made in it. Gives its name.
+    pub fn namespace(&self, prefix: &str, labels: &[(&str, &str)]) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("{prefix}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let labels: serde_json::Map<_, _> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+        let object = json!({"metadata": {"name": name, "labels": labels}});
+        let object: Namespace = serde_json::from_value(object).unwrap();
+        self.wait(async {
+            Api::all(self.client.clone()).create(&PostParams::default(), &object).await.unwrap();
+            let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), &name);
+            while accounts.get_opt("default").await.unwrap().is_none() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        name
+    }
+
+    /// Server-side apply of any object, with its status if it has a subresource for that.
+    #[track_caller]
+    pub fn apply(&self, object: &Value) {
+        self.wait(apply(&self.client, object)).unwrap();
+    }
+
+    /// What the API answers.
+    pub async fn get(&self, path: &str) -> Value {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        self.client.request(request).await.unwrap()
+    }
+
+    /// Gives a service account the rights that `orlop node --kube` needs, and no more.
+    pub fn authorize_agents(&self, namespace: &str, account: &str) {
+        let read = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
+        self.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": account, "namespace": namespace},
+        }));
+        self.apply(&json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": account},
+            "rules": [
+                read("", &["namespaces", "nodes", "pods", "services"]),
+                read("discovery.k8s.io", &["endpointslices"]),
+                read("security.istio.io", &["authorizationpolicies", "peerauthentications"]),
+                read("networking.istio.io", &["serviceentries", "workloadentries"]),
+                read("apiextensions.k8s.io", &["customresourcedefinitions"]),
+            ],
+        }));
+        self.apply(&json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": account},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+        }));
+    }
+
+    /// Makes the kinds of Istio that Orlop reads, without a schema: an API server takes anything as one.
+    pub fn define_istio(&self) {
+        for (group, kind, plural) in [
+            ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies"),
+            ("security.istio.io", "PeerAuthentication", "peerauthentications"),
+            ("networking.istio.io", "ServiceEntry", "serviceentries"),
+            ("networking.istio.io", "WorkloadEntry", "workloadentries"),
+        ] {
+            self.define(group, kind, plural);
+        }
+    }
+
+    /// Makes a kind without a schema, and waits until there can be objects of it.
+    pub fn define(&self, group: &str, kind: &str, plural: &str) {
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let name = format!("{plural}.{group}");
+        self.apply(&json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": name},
+            "spec": {
+                "group": group, "scope": "Namespaced",
+                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")},
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything},
+                }],
+            },
+        }));
+        let path = format!("/apis/{group}/v1/{plural}");
+        self.wait(async {
+            let request = || http::Request::get(&path).body(Vec::new()).unwrap();
+            while self.client.request::<Value>(request()).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+    }
+
+    /// A client with a token of a service account, made as kubelet asks for it.
+    pub fn client_of(&self, namespace: &str, account: &str) -> Client {
+        let token = self.token(namespace, account);
+        let authority = self.plane.authority().unwrap();
+        let url = format!("https://{}", self.plane.address());
+        self.wait(async {
+            let mut config = Config::new(url.parse().unwrap());
+            config.root_cert = Some(vec![pem::parse(authority).unwrap().into_contents()]);
+            config.auth_info.token = Some(token.into());
+            Client::try_from(config).unwrap()
+        })
+    }
+
+    /// A token of a service account.
+    pub fn token(&self, namespace: &str, account: &str) -> String {
+        let request = TokenRequest {
+            spec: TokenRequestSpec { expiration_seconds: Some(3600), ..TokenRequestSpec::default() },
+            ..TokenRequest::default()
+        };
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let made = self.wait(accounts.create_token_request(account, &PostParams::default(), &request));
+        made.unwrap().status.unwrap().token
+    }
+}
+
+async fn client(kubeconfig: &Path) -> Client {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
+async fn apply(client: &Client, object: &Value) -> kube::Result<()> {
+    let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+    let types = object.types.clone().unwrap_or_default();
+    let kind = GroupVersionKind::try_from(&types).unwrap();
+    let resource = ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> = match &object.meta().namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let name = object.meta().name.clone().unwrap_or_default();
+    let parameters = PatchParams::apply("tests").force();
+    api.patch(&name, &parameters, &Patch::Apply(&object)).await?;
+    if object.data.get("status").is_some() {
+        api.patch_status(&name, &parameters, &Patch::Apply(&object)).await?;
+    }
+    Ok(())
+}

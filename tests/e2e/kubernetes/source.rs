@@ -1,0 +1,146 @@
+use std::fs;
+
+use orlop_kube::{ClusterWorld, read_world};
+use orlop_model::{Settings, World, compile};
+use orlop_tests::Testbed;
+use serde_json::{Value, json};
+
+use super::api::Kubernetes;
+use super::kubelet::Kubelet;
+use crate::mesh::TIMEOUT;
+
+#[test]
+#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
+fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
+    let kubernetes = Kubernetes::shared();
+    kubernetes.define_istio();
+    let namespace = kubernetes.namespace("same", &[("orlop.dev/mesh", "enabled")]);
+    let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": {"app": "web"}});
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"),
+        "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata("web-0"),
+        "spec": {"containers": [{"name": "web", "image": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},
+        "status": {"phase": "Running", "podIP": "10.210.0.1", "podIPs": [{"ip": "10.210.0.1"}]},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": metadata("buyers"),
+        "spec": {"rules": [{"from": [{"source": {"serviceAccounts": ["buyer"]}}]}]},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": metadata("strict"),
+        "spec": {"mtls": {"mode": "STRICT"}},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": metadata("outside"),
+        "spec": {
+            "hosts": ["outside.example"], "addresses": ["10.211.0.1"], "resolution": "STATIC",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+            "workloadSelector": {"labels": {"app": "vm"}},
+        },
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry", "metadata": metadata("vm"),
+        "spec": {"address": "10.212.0.1", "labels": {"app": "vm"}},
+    }));
+    let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
+    // The controller's.
+    kubernetes.wait(async {
+        while kubernetes.get(&slices).await["items"][0]["endpoints"][0]["addresses"].is_null() {}
+    });
+
+    let testbed = Testbed::new().unwrap();
+    let directory = testbed.dir().join("objects");
+    fs::create_dir(&directory).unwrap();
+    for (path, kind, version) in [
+        (format!("/api/v1/namespaces/{namespace}/services"), "Service", "v1"),
+        (format!("/api/v1/namespaces/{namespace}/pods"), "Pod", "v1"),
+        (slices, "EndpointSlice", "discovery.k8s.io/v1"),
+        (
+            istio("security", &namespace, "authorizationpolicies"),
+            "AuthorizationPolicy",
+            "security.istio.io/v1",
+        ),
+        (istio("security", &namespace, "peerauthentications"), "PeerAuthentication", "security.istio.io/v1"),
+        (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
+        (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
+        (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
+    ] {
+        let mut list = kubernetes.wait(kubernetes.get(&path));
+        assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{kind}");
+        list["kind"] = format!("{kind}List").into();
+        list["apiVersion"] = version.into();
+        fs::write(directory.join(format!("{kind}.json")), list.to_string()).unwrap();
+    }
+    let from_directory = read_world(&directory).unwrap();
+
+    let kubeconfig = kubernetes.plane.kubeconfig();
+    let cluster = kubernetes.wait(ClusterWorld::open(Some(&kubeconfig))).unwrap();
+    let mut from_api = cluster.world().clone();
+    only(&mut from_api, &namespace);
+    assert_eq!(from_api, from_directory);
+    let snapshot = |world: &World| serde_json::to_value(compile(world, &settings(), 1)).unwrap();
+    assert_eq!(snapshot(&from_api), snapshot(&from_directory));
+}
+
+#[test]
+#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
+fn a_policy_that_makes_no_sense_lets_nothing_pass_and_is_named() {
+    let kubernetes = Kubernetes::shared();
+    kubernetes.define_istio();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("malformed", &[("orlop.dev/mesh", "enabled")]);
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let pods = ["client", "server"].map(|name| node.run(&namespace, name, &[("app", name)]));
+    let agent = node.agent(&[]);
+    agent.wait_enrolled(&pods).unwrap();
+    let _http = pods[1].serve_http(8080).unwrap();
+    let answers = || pods[0].http_get(pods[1].addr(8080), "/", TIMEOUT).is_ok();
+    assert!(answers());
+    let policy = |spec: Value| {
+        kubernetes.apply(&json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "odd", "namespace": namespace}, "spec": spec,
+        }));
+    };
+    policy(json!({"selector": {"matchLabels": {"app": "server"}}, "rules": [{"whom": "nobody"}]}));
+    let named = format!("AuthorizationPolicy {namespace}/odd: spec.rules[0]");
+    agent.wait_log(|log| log.contains(&named), TIMEOUT).unwrap();
+    assert!(orlop_tests::wait_for(TIMEOUT, || !answers()), "{}", agent.log().unwrap());
+    policy(json!({"selector": {"matchLabels": {"app": "server"}}, "rules": [{}]}));
+    assert!(orlop_tests::wait_for(TIMEOUT, answers), "{}", agent.log().unwrap());
+    // It was good once: that stays.
+    policy(json!({"selector": {"matchLabels": {"app": "server"}}, "rules": [{}], "when": "never"}));
+    agent.wait_log(|log| log.contains("what it was before stays in force"), TIMEOUT).unwrap();
+    assert!(answers());
+}
+
+fn istio(group: &str, namespace: &str, plural: &str) -> String {
+    format!("/apis/{group}.istio.io/v1/namespaces/{namespace}/{plural}")
+}
+
+/// Leaves what is of one namespace.
+fn only(world: &mut World, namespace: &str) {
+    world.nodes.clear();
+    world.namespaces.retain(|name, _| name == namespace);
+    world.pods.retain(|name, _| name.namespace == namespace);
+    world.services.retain(|name, _| name.namespace == namespace);
+    world.endpoint_slices.retain(|name, _| name.namespace == namespace);
+    world.service_entries.retain(|name, _| name.namespace == namespace);
+    world.workload_entries.retain(|name, _| name.namespace == namespace);
+    world.authorization_policies.retain(|name, _| name.namespace == namespace);
+    world.peer_authentications.retain(|name, _| name.namespace == namespace);
+}
+
+fn settings() -> Settings {
+    Settings {
+        node: "n1".to_owned(),
+        trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
+        root_namespace: "istio-system".to_owned(),
+        cluster: "Kubernetes".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+    }
+}
