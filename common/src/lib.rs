@@ -10,7 +10,9 @@
 
 use core::ops::Range;
 
-/// Version of the layout below; part of the pin path, so that two layouts never meet in one map.
+/// Version of the layout below and of the maps; part of the pin path, so that two layouts never meet in one map.
+///
+/// A change of either takes the next number, and a line in `common/layouts`: `cargo xtask tidy` knows.
 pub const ABI_VERSION: u32 = 2;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
@@ -168,7 +170,7 @@ pub struct ListenerKey {
     pub protocol: u32,
 }
 
-/// Key of `STRICT`: a port of an enrolled pod.
+/// Key of `STRICT` and `PROBES`: a port of an enrolled pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PodPort {
@@ -289,7 +291,7 @@ impl Traffic {
     pub const NONE: Self = Self { sent_packets: 0, sent_bytes: 0, received_packets: 0, received_bytes: 0 };
 }
 
-/// So many refusals a CPU tells of in a second; further ones are counted alone.
+/// So many refusals are told of a pod in a second; further ones are counted alone.
 pub const REFUSALS_PER_SECOND: u64 = 100;
 
 /// Room in the ring buffer `EVENTS`, in bytes: a power of two.

@@ -10,8 +10,9 @@ use crate::{
 };
 
 const SECOND: u64 = 1_000_000_000;
+const BPF_ANY: u64 = 0;
 
-/// Refusals that one CPU has told of lately.
+/// Refusals that have been told of one pod lately.
 #[repr(C)]
 pub struct Pace {
     /// When this second began, by the monotonic clock.
@@ -23,7 +24,7 @@ pub struct Pace {
 #[inline(always)]
 pub fn refused(kind: EventKind, refusal: Refusal, netns: u64, source: Endpoint, destination: Endpoint) {
     maps::count(refusal);
-    if keeps_pace() {
+    if keeps_pace(netns) {
         let about = Event { refusal: refusal as u32, ..connection(kind, netns, source, destination) };
         tell(&about);
     } else {
@@ -58,25 +59,28 @@ pub fn tell(event: &Event) {
     }
 }
 
-/// A flood of refusals would crowd out everything else.
+/// A flood of one pod's refusals would crowd out everything else.
 #[inline(always)]
-fn keeps_pace() -> bool {
-    let Some(pace) = PACE.get_ptr_mut(0) else { return false };
+fn keeps_pace(netns: u64) -> bool {
     let now = now();
-    // SAFETY: the slot belongs to this CPU; a hook that interrupts another here miscounts at worst.
-    let pace = unsafe { &mut *pace };
-    if now - pace.since > SECOND {
-        pace.since = now;
-        pace.told = 0;
+    let Some(pace) = PACE.get_ptr_mut(netns) else {
+        return PACE.insert(netns, Pace { since: now, told: 1 }, BPF_ANY).is_ok();
+    };
+    // SAFETY: words of a live entry; CPUs that write at once miscount at worst.
+    unsafe {
+        if now - (*pace).since > SECOND {
+            (*pace).since = now;
+            (*pace).told = 0;
+        }
+        (*pace).told += 1;
+        (*pace).told <= REFUSALS_PER_SECOND
     }
-    pace.told += 1;
-    pace.told <= REFUSALS_PER_SECOND
 }
 
 #[inline(always)]
 fn lose() {
     if let Some(count) = LOST.get_ptr_mut(0) {
-        // SAFETY: as above.
+        // SAFETY: the slot belongs to this CPU; a hook that interrupts another here miscounts at worst.
         unsafe { *count += 1 }
     }
 }

@@ -58,6 +58,10 @@ pub static POD_ADDRESSES: HashMap<Address, u64, 16384> = HashMap::new();
 #[btf_map]
 pub static STRICT: HashMap<PodPort, u32, 16384> = HashMap::new();
 
+/// The ports of enrolled pods that the node's own probes may come to. Written by the agent, read by `connect`.
+#[btf_map]
+pub static PROBES: HashMap<PodPort, u32, 16384> = HashMap::new();
+
 /// Pods of this node that may talk without the proxy: what policy has said when the proxy asked. Written by the
 /// agent, read by `connect` and `inbound`.
 #[btf_map]
@@ -111,9 +115,9 @@ pub static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 #[btf_map]
 pub static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// How many refusals each CPU has told of lately.
+/// How many refusals have been told of each pod lately.
 #[btf_map]
-pub static PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
+pub static PACE: LruHashMap<u64, Pace, 4096> = LruHashMap::new();
 
 /// How often a hook refused by itself, by [`Refusal`].
 #[btf_map]

@@ -8,14 +8,16 @@
 //! That goes for the node's own probes, and for two pods that policy lets talk without the proxy.
 
 use aya_ebpf::bindings::bpf_sock;
-use orlop_common::{Address, Endpoint, Event, EventKind, NO_ENDPOINT, Pair, Trust, Verdict, Vouched};
+use orlop_common::{
+    Address, Endpoint, Event, EventKind, NO_ENDPOINT, Pair, PodPort, Trust, Verdict, Vouched,
+};
 
 use crate::{
     context::{
         SockAddr, SockOps, ancestor_cgroup, constant, forget, now, same, store_with, stored, trusted_flow,
     },
     events,
-    maps::{EPOCH, POD_ADDRESSES, TRUSTED, VERDICTS, VOUCHED},
+    maps::{EPOCH, POD_ADDRESSES, PROBES, TRUSTED, VERDICTS, VOUCHED},
     services,
 };
 
@@ -31,8 +33,8 @@ static PODS_CGROUP: u64 = 0;
 const DEPTH: i32 = 8;
 const BPF_ANY: u64 = 0;
 
-/// A socket of no enrolled pod dials. If it is the node's own, such as kubelet's for a probe, and not that of
-/// a pod on the node's network, it is vouched for.
+/// A socket of no enrolled pod dials. If it is the node's own, such as kubelet's, and not that of a pod on the
+/// node's network, and what it dials is where the pod's probes come, it is vouched for.
 #[inline(always)]
 pub fn node_dials<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64) {
     if netns != constant(&NODE_NETNS) || !ctx.is_tcp() {
@@ -40,7 +42,7 @@ pub fn node_dials<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64) {
     }
     let destination = ctx.endpoint();
     match pod_at(&destination.address) {
-        Some(pod) if !of_a_pod() => {
+        Some(pod) if is_probed(pod, destination.port) && !of_a_pod() => {
             vouch(ctx, pod, &[0; 16], &destination, &NO_ENDPOINT);
         }
         _ => forget(&VOUCHED, ctx.socket()),
@@ -110,6 +112,13 @@ fn verdict(source: u64, destination: &Endpoint) -> Option<Verdict> {
 fn pod_at(address: &Address) -> Option<u64> {
     // SAFETY: copied at once; a value replaced meanwhile names a pod that has the address, or had it.
     unsafe { POD_ADDRESSES.get(address) }.copied()
+}
+
+/// Whether the node's probes may come to this port of a pod: of one whose probes nobody knows, to every port.
+#[inline(always)]
+fn is_probed(pod: u64, port: u16) -> bool {
+    let is_known = |port| PROBES.get_ptr(PodPort { netns: pod, port: u32::from(port), reserved: 0 }).is_some();
+    is_known(port) || is_known(0)
 }
 
 /// Whether the caller is in a pod's cgroup.

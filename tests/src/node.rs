@@ -1,3 +1,4 @@
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -110,6 +111,17 @@ impl Node {
     /// Where this node's agent pins its maps and links.
     pub fn bpffs_dir(&self) -> PathBuf {
         self.lab().bpffs.join(self.name())
+    }
+
+    /// Where in it those of the layout that is in force are.
+    pub fn pins_dir(&self) -> Result<PathBuf> {
+        let directory = self.bpffs_dir();
+        let entries = fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))?;
+        let mut layouts: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        match (layouts.pop(), layouts.is_empty()) {
+            (Some(layout), true) => Ok(layout),
+            found => bail!("not one layout in {}: {found:?}", directory.display()),
+        }
     }
 
     /// Where this node's agent hands over to its next one.

@@ -1,5 +1,6 @@
 //! The rules of the house that neither rustc nor clippy checks.
 
+mod layout;
 mod manifest;
 mod source;
 mod text;
@@ -30,6 +31,7 @@ pub(crate) fn run() -> Result<()> {
 type Rule = fn(&Tree) -> Vec<Problem>;
 
 const RULES: &[Rule] = &[
+    layout::versions,
     manifest::imports,
     manifest::lints,
     manifest::licences,

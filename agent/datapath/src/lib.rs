@@ -4,10 +4,13 @@
 //! Everything is pinned below one directory and outlives the agent:
 //!
 //! ```text
-//! BPFFS/v2/maps/PODS …            the maps
-//! BPFFS/v2/links/orlop_connect4 … links at the cgroup2 root
-//! BPFFS/v2/pods/<netns cookie>    one sk_lookup link a pod
+//! BPFFS/vN/maps/PODS …            the maps
+//! BPFFS/vN/links/orlop_connect4 … links at the cgroup2 root
+//! BPFFS/vN/pods/<netns cookie>    one sk_lookup link a pod
 //! ```
+//!
+//! `N` is the version of the layout: what an agent of another one has pinned is in force until this one has
+//! enrolled the same pods, and never read.
 
 mod diag;
 mod error;
@@ -15,6 +18,7 @@ mod events;
 mod features;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod layouts;
 mod links;
 mod maps;
 mod object;
@@ -26,7 +30,7 @@ mod udp;
 mod verdicts;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     net::IpAddr,
@@ -106,6 +110,7 @@ pub struct Datapath {
     addresses: Map<Address, NetnsCookie>,
     listeners: Map<ListenerKey, u32>,
     strict: Map<PodPort, u32>,
+    probes: Map<PodPort, u32>,
     refused: OwnedFd,
     lost: OwnedFd,
     udp: Udp,
@@ -117,7 +122,7 @@ pub struct Datapath {
 impl Datapath {
     /// Adopts the maps that are pinned and makes those that are not.
     pub fn open(place: &Place<'_>) -> Result<Self, DatapathError> {
-        let directory = place.bpffs.join(format!("v{ABI_VERSION}"));
+        let directory = layouts::own(place.bpffs);
         for part in ["maps", "links", "pods"] {
             make_directory(&directory.join(part))?;
         }
@@ -126,7 +131,11 @@ impl Datapath {
             Some(path) => path.to_owned(),
             None => cgroup2_mount()?,
         };
-        let pods_cgroup = pods_cgroup(&cgroup, place.pods_cgroup)?;
+        let pods_cgroup = match pods_cgroup(&cgroup, place.pods_cgroup) {
+            // Its inode's number is its id (5.5).
+            Some(path) => fs::metadata(&path).map_err(file("look at", &path))?.ino(),
+            None => 0,
+        };
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
         let constants = Constants { pod: 0, node: place.node, pods_cgroup };
         let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
@@ -140,6 +149,7 @@ impl Datapath {
             addresses: Map::new(addresses),
             listeners: Map::new(loaded.take_map("LISTENERS")?),
             strict: Map::new(loaded.take_map("STRICT")?),
+            probes: Map::new(loaded.take_map("PROBES")?),
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
@@ -166,7 +176,7 @@ impl Datapath {
     }
 
     /// Hands a pod's sockets to the proxy, from the next connection on. Doing it again replaces the
-    /// listeners and the program.
+    /// listeners, the program and the addresses, with the pod enrolled all the while.
     ///
     /// The listeners come first, so that nothing is refused on the way; an error in between leaves the
     /// pod refused or as it was, never half in clear.
@@ -193,7 +203,16 @@ impl Datapath {
             address.map_or([0; 16], |address| sockets::address(*address))
         };
         let pod = Pod { ipv4: first(true), ipv6: first(false), dns: enrolment.dns.is_some().into() };
-        self.pods.insert(enrolment.cookie, pod).map_err(map_error("write", "PODS"))
+        self.pods.insert(enrolment.cookie, pod).map_err(map_error("write", "PODS"))?;
+        let has = |address: Address| enrolment.addresses.iter().any(|own| sockets::address(*own) == address);
+        self.forget_addresses(enrolment.cookie, has).map_err(map_error("write", "POD_ADDRESSES"))?;
+        layouts::leave_pod(&self.directory, enrolment.cookie)
+    }
+
+    /// Removes what agents of other layouts have left, once everything that they served is enrolled here. Returns
+    /// which layouts these were.
+    pub fn remove_other_layouts(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        layouts::remove_others(&self.directory)
     }
 
     /// Leaves a pod's next connections alone.
@@ -205,23 +224,30 @@ impl Datapath {
             self.listeners.remove(key).map_err(map_error("write", "LISTENERS"))?;
         }
         self.udp.forget(cookie).map_err(map_error("write", "UDP_PEERS"))?;
-        self.forget_addresses(cookie).map_err(map_error("write", "POD_ADDRESSES"))?;
-        self.set_strict(cookie, &BTreeMap::new())
+        self.forget_addresses(cookie, |_| false).map_err(map_error("write", "POD_ADDRESSES"))?;
+        self.set_strict(cookie, &BTreeMap::new())?;
+        self.set_probes(cookie, Some(&BTreeSet::new()))
     }
 
     /// Refuses in the kernel what comes to a pod without mutual TLS, on the ports that `strict` says; what it
     /// says of port 0 is for all others. What it says nothing of is the proxy's to decide.
     pub fn set_strict(&self, cookie: NetnsCookie, strict: &BTreeMap<u16, bool>) -> Result<(), DatapathError> {
-        let key = |port: u16| PodPort { netns: cookie, port: u32::from(port), reserved: 0 };
-        for (&port, &strict) in strict {
-            self.strict.insert(key(port), u32::from(strict)).map_err(map_error("write", "STRICT"))?;
-        }
-        let known = self.strict.keys().map_err(map_error("list", "STRICT"))?;
-        let wanted = |known: &PodPort| strict.keys().any(|&port| key(port) == *known);
-        for stale in known.into_iter().filter(|known| known.netns == cookie && !wanted(known)) {
-            self.strict.remove(stale).map_err(map_error("write", "STRICT"))?;
-        }
-        Ok(())
+        let strict = strict.iter().map(|(&port, &strict)| (port, u32::from(strict))).collect();
+        set_ports(&self.strict, cookie, &strict).map_err(map_error("write", "STRICT"))
+    }
+
+    /// Lets the node's own probes come to these ports of a pod, whatever its policy; where nobody says which they
+    /// are, to every port.
+    pub fn set_probes(
+        &self,
+        cookie: NetnsCookie,
+        ports: Option<&BTreeSet<u16>>,
+    ) -> Result<(), DatapathError> {
+        let ports = match ports {
+            Some(ports) => ports.iter().map(|&port| (port, 1)).collect(),
+            None => [(0, 1)].into(),
+        };
+        set_ports(&self.probes, cookie, &ports).map_err(map_error("write", "PROBES"))
     }
 
     /// Which pods of this node may talk without the proxy.
@@ -276,8 +302,9 @@ impl Datapath {
         self.udp.exchanges().map_err(map_error("read", "UDP_PEERS"))
     }
 
-    fn forget_addresses(&self, cookie: NetnsCookie) -> io::Result<()> {
-        for address in self.addresses.keys()? {
+    /// Those that the pod has no longer.
+    fn forget_addresses(&self, cookie: NetnsCookie, has: impl Fn(Address) -> bool) -> io::Result<()> {
+        for address in self.addresses.keys()?.into_iter().filter(|address| !has(*address)) {
             // Another pod may have it by now.
             if self.addresses.get(address)? == Some(cookie) {
                 self.addresses.remove(address)?;
@@ -322,19 +349,19 @@ impl Datapath {
 /// Removes everything below `bpffs`: the kernel detaches every hook, and pods talk in clear again.
 pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
     require_bpffs(bpffs)?;
-    for layout in list(bpffs)? {
-        for part in ["links", "pods"].map(|part| layout.join(part)) {
-            if part.is_dir() {
-                list(&part)?.iter().try_for_each(|pin| links::detach(pin))?;
-            }
-        }
-    }
+    layouts::list(bpffs)?.iter().try_for_each(|layout| layouts::remove(layout))?;
     fs::remove_dir_all(bpffs).map_err(file("remove", bpffs))
 }
 
-fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
-    let entries = fs::read_dir(directory).map_err(file("list", directory))?;
-    Ok(entries.flatten().map(|entry| entry.path()).collect())
+/// Has exactly these ports of a pod in a map.
+fn set_ports(map: &Map<PodPort, u32>, cookie: NetnsCookie, ports: &BTreeMap<u16, u32>) -> io::Result<()> {
+    let key = |port: u16| PodPort { netns: cookie, port: u32::from(port), reserved: 0 };
+    for (&port, &value) in ports {
+        map.insert(key(port), value)?;
+    }
+    let wanted = |known: &PodPort| ports.keys().any(|&port| key(port) == *known);
+    let stale = map.keys()?.into_iter().filter(|known| known.netns == cookie && !wanted(known));
+    stale.into_iter().try_for_each(|stale| map.remove(stale))
 }
 
 fn listener_key(netns: NetnsCookie, protocol: u32, port: u16) -> ListenerKey {
@@ -367,12 +394,11 @@ pub fn cgroup2_mount() -> Result<PathBuf, DatapathError> {
         .ok_or(DatapathError::NoCgroup)
 }
 
-/// Id of the cgroup that every pod's is below, which is its inode's number (5.5); 0 if there is none.
-fn pods_cgroup(root: &Path, named: Option<&Path>) -> Result<u64, DatapathError> {
+/// The cgroup that every pod's is below: the one `named`, else what kubelet calls it, if `root` has it.
+pub fn pods_cgroup(root: &Path, named: Option<&Path>) -> Option<PathBuf> {
     let usual =
         || ["kubepods.slice", "kubepods"].map(|name| root.join(name)).into_iter().find(|p| p.is_dir());
-    let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(0) };
-    Ok(fs::metadata(&path).map_err(file("look at", &path))?.ino())
+    named.map(Path::to_owned).or_else(usual)
 }
 
 /// Highest possible CPU plus one, as per-CPU maps count them.

@@ -139,6 +139,13 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 }
 
+/// Removes an entry of a map whose values may be of any size; that there was nothing to remove is no error.
+pub fn remove(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+    // SAFETY: the caller has a map with keys of eight bytes, and the command takes no value.
+    found(unsafe { sys::element(BPF_MAP_DELETE_ELEM, map, ptr::from_ref(&key).cast(), ptr::null_mut()) })
+        .map(drop)
+}
+
 /// Values of one slot of a per-CPU array of u64: one for each possible CPU.
 pub fn per_cpu(map: BorrowedFd<'_>, index: u32, cpus: usize) -> io::Result<Vec<u64>> {
     let mut values = vec![0u64; cpus];

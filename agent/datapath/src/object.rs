@@ -155,12 +155,26 @@ fn made(name: &str, map: &aya_obj::Map, btf: BorrowedFd<'_>, pins: Option<&Path>
     let make = || sys::map_create(&definition(name, map, Some(btf)));
     let Some(pin) = pins.map(|pins| pins.join(name)) else { return make() };
     match sys::object_get(&pin) {
+        Ok(pinned) => return same_shape(pinned, &definition(name, map, None)),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        result => return result,
+        Err(error) => return Err(error),
     }
     let fd = make()?;
     sys::object_pin(fd.as_fd(), &pin)?;
     Ok(fd)
+}
+
+/// A map whose keys or values are of other sizes than ours would have us read past their ends.
+fn same_shape(pinned: OwnedFd, definition: &MapDefinition<'_>) -> io::Result<OwnedFd> {
+    let shape = sys::map_shape(pinned.as_fd())?;
+    let same = shape.map_type == definition.map_type
+        && shape.key_size == definition.key_size
+        && shape.value_size == definition.value_size;
+    if same {
+        Ok(pinned)
+    } else {
+        Err(io::Error::other("what is pinned has another layout; run `orlop clean`"))
+    }
 }
 
 /// The read-only globals, with the values that they have in `map`.

@@ -20,6 +20,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_MAP_FREEZE: libc::c_int = 22;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -206,6 +207,26 @@ struct Object {
 }
 
 #[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_map_info`: what must be the same on both sides of a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapShape {
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    id: u32,
+    /// In bytes.
+    pub key_size: u32,
+    /// In bytes.
+    pub value_size: u32,
+}
+
+#[repr(C)]
 struct LinkCreate {
     prog_fd: u32,
     target_fd: u32,
@@ -253,6 +274,19 @@ pub fn map_create(definition: &MapDefinition<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the command reads numbers only.
     unsafe { bpf_fd(BPF_MAP_CREATE, &attributes) }
+}
+
+/// What a map holds.
+pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
+    let mut shape = MapShape::default();
+    let attributes = GetInfo {
+        bpf_fd: map.as_raw_fd().cast_unsigned(),
+        info_len: length(size_of::<MapShape>())?,
+        info: ptr::from_mut(&mut shape) as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes at `info`, and the shape takes any.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes) }?;
+    Ok(shape)
 }
 
 /// Writes the one entry of an array map, whose value has the size of `value`.

@@ -1,0 +1,77 @@
+//! Pins of other layouts than this agent's: left by an agent of another version, and in force until this one has
+//! the same pods.
+//!
+//! Every layout has, and will have, `BPFFS/vN/maps/PODS` with the netns cookie as its key, links below
+//! `BPFFS/vN/links`, and a pod's below `BPFFS/vN/pods`. Nothing else of another layout is touched.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use orlop_common::ABI_VERSION;
+
+use crate::{DatapathError, NetnsCookie, file, links, maps, sys};
+
+/// Where this build's layout is pinned.
+pub fn own(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+/// Takes a pod that this layout serves out of the others. With both in force it is refused.
+pub fn leave_pod(own: &Path, cookie: NetnsCookie) -> Result<(), DatapathError> {
+    for other in others(own)? {
+        match forget(&other.join("maps/PODS"), cookie) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(DatapathError::Map { action: "write", map: "PODS", source: error });
+            }
+            _ => links::detach(&other.join("pods").join(cookie.to_string()))?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes the others, and with them what they still have in force. Returns which these were.
+pub fn remove_others(own: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let others = others(own)?;
+    for other in &others {
+        remove(other)?;
+        fs::remove_dir_all(other).map_err(file("remove", other))?;
+    }
+    Ok(others)
+}
+
+/// Takes a layout's links out of force.
+pub fn remove(layout: &Path) -> Result<(), DatapathError> {
+    for part in ["links", "pods"].map(|part| layout.join(part)) {
+        if part.is_dir() {
+            list(&part)?.iter().try_for_each(|pin| links::detach(pin))?;
+        }
+    }
+    Ok(())
+}
+
+pub fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = fs::read_dir(directory).map_err(file("list", directory))?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
+fn others(own: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let Some(bpffs) = own.parent() else { return Ok(Vec::new()) };
+    Ok(list(bpffs)?.into_iter().filter(|path| path != own && is_layout(path)).collect())
+}
+
+fn is_layout(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix('v')).is_some_and(|version| version.parse::<u32>().is_ok())
+}
+
+fn forget(pods: &Path, cookie: NetnsCookie) -> io::Result<()> {
+    let map = sys::object_get(pods)?;
+    if sys::map_shape(map.as_fd())?.key_size != size_of::<NetnsCookie>() as u32 {
+        return Err(io::Error::other("its key is no netns cookie"));
+    }
+    maps::remove(map.as_fd(), cookie)
+}
