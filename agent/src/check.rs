@@ -15,6 +15,10 @@ pub fn run(arguments: &CheckArguments) -> ExitCode {
     match missing(&features) {
         None => {
             println!("orlop node runs here: nothing of {} features is missing", features.len());
+            if let Some(note) = no_pods_cgroup(arguments.cgroup.as_deref(), arguments.pods_cgroup.as_deref())
+            {
+                println!("note: {note}");
+            }
             ExitCode::SUCCESS
         }
         Some(missing) => {
@@ -30,6 +34,19 @@ pub fn explain(error: DatapathError, bpffs: &Path, cgroup: Option<&Path>) -> any
         Some(missing) => anyhow::anyhow!(missing),
         None => error.into(),
     }
+}
+
+/// What it means that nobody can tell pods on the node's network from the node, if so it is.
+pub fn no_pods_cgroup(cgroup: Option<&Path>, pods_cgroup: Option<&Path>) -> Option<String> {
+    let root = cgroup.map(Path::to_owned).or_else(|| orlop_datapath::cgroup2_mount().ok())?;
+    if orlop_datapath::pods_cgroup(&root, pods_cgroup).is_some() {
+        return None;
+    }
+    Some(format!(
+        "{} has no kubepods.slice or kubepods, so pods on the node's network pass for the node: they reach the ports \
+         of pods' probes whatever policy says; name the cgroup of all pods with --pods-cgroup",
+        root.display()
+    ))
 }
 
 fn table(features: &[Feature]) -> String {

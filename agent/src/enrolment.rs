@@ -76,6 +76,8 @@ struct Enrolled {
     pod: Arc<Pod>,
     /// The ports where the kernel refuses plaintext, once it has been told.
     strict: Option<BTreeMap<u16, bool>>,
+    /// It is no longer to be enrolled, and something of it may be left in the kernel: why.
+    leaving: Option<String>,
 }
 
 /// Where a pod's netns was when it was enrolled.
@@ -100,6 +102,8 @@ impl Enrolment {
     pub const RETRY: Duration = Duration::from_millis(200);
     /// Between two looks for pods of which nothing runs yet, where the kernel tells of no process that starts.
     pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+    /// Between two attempts to answer the DNS of pods where somebody has the port.
+    pub const RETRY_DNS: Duration = Duration::from_secs(2);
 
     /// With the sockets of an earlier agent, if there is one.
     pub fn new(
@@ -121,12 +125,21 @@ impl Enrolment {
 
     /// The pods that are enrolled.
     pub fn pods(&self) -> impl Iterator<Item = (&NamespacedName, &Pod)> {
-        self.pods.iter().map(|(name, enrolled)| (name, &*enrolled.pod))
+        self.enrolled().map(|(name, enrolled)| (name, &*enrolled.pod))
+    }
+
+    fn enrolled(&self) -> impl Iterator<Item = (&NamespacedName, &Enrolled)> {
+        self.pods.iter().filter(|(_, enrolled)| enrolled.leaving.is_none())
+    }
+
+    /// Whether the DNS of a pod is left alone although it should not be.
+    pub fn lacks_dns(&self) -> bool {
+        self.pods().any(|(_, pod)| self.proxy.lacks_dns(pod))
     }
 
     /// Puts this agent's sockets and programs in force again, which another agent may have replaced.
     pub fn restore(&mut self) -> anyhow::Result<()> {
-        for Enrolled { local, pod, .. } in self.pods.values() {
+        for (_, Enrolled { local, pod, .. }) in self.enrolled() {
             self.lead_to(pod, local)?;
         }
         self.pods.values_mut().for_each(|enrolled| enrolled.strict = None);
@@ -165,23 +178,23 @@ impl Enrolment {
         let places: HashMap<_, _> = wanted.iter().map(|(name, local)| (*name, self.locate(local))).collect();
         let uids: HashSet<_> = wanted.values().map(|local| local.workload.uid.as_str()).collect();
         self.sandboxes.retain(|uid| uids.contains(uid));
-        let serves = |name: &NamespacedName, enrolled: &Enrolled| {
+        let is_at = |name: &NamespacedName, enrolled: &Enrolled| {
             let (Some(local), Some(place)) = (wanted.get(name), places.get(name)) else { return false };
-            enrolled.serves(local, place)
+            enrolled.is_at(local, place)
         };
         let gone: Vec<_> = self
             .pods
             .iter()
-            .filter(|(name, enrolled)| !serves(name, enrolled))
+            .filter(|(name, enrolled)| !is_at(name, enrolled))
             .map(|(name, _)| name.clone())
             .collect();
+        let mut applied = Applied::default();
         for name in gone {
             if let Err(error) = self.withdraw(&name) {
-                tracing::error!(pod = %name, error = format!("{error:#}"), "cannot withdraw");
+                applied.failed.insert(name, error);
             }
         }
 
-        let mut applied = Applied::default();
         let mut places = places;
         for local in snapshot.local_pods() {
             let name = &local.workload.name;
@@ -210,8 +223,7 @@ impl Enrolment {
         let identities: HashSet<_> =
             snapshot.local_pods().iter().map(|local| local.workload.identity.clone()).collect();
         self.identities.retain(&identities);
-        applied.enrolled =
-            self.pods.iter().map(|(name, enrolled)| (name.clone(), enrolled.pod.netns().cookie())).collect();
+        applied.enrolled = self.pods().map(|(name, pod)| (name.clone(), pod.netns().cookie())).collect();
         applied
     }
 
@@ -229,14 +241,11 @@ impl Enrolment {
 
     fn enrol(&mut self, local: &LocalPod, place: &Located) -> anyhow::Result<()> {
         let workload = &local.workload;
-        if let Some(enrolled) = self.pods.get_mut(&workload.name) {
-            let renewed = enrolled.local.workload.identity == workload.identity;
-            enrolled.local = local.clone();
-            return if renewed {
-                Ok(())
-            } else {
-                self.identities.ensure(&workload.identity).map_err(Into::into)
-            };
+        if let Some(enrolled) = self.pods.get(&workload.name) {
+            if let Some(left) = &enrolled.leaving {
+                bail!("{left}");
+            }
+            return self.change(local);
         }
         let (netns, place) = match place {
             Located::Named(path) => {
@@ -268,12 +277,38 @@ impl Enrolment {
             self.proxy.add(workload.name.clone(), netns, inherited).context("cannot listen in its netns")?;
         self.lead_to(&pod, local).inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
-        self.pods.insert(workload.name.clone(), Enrolled { place, local: local.clone(), pod, strict: None });
+        self.pods.insert(
+            workload.name.clone(),
+            Enrolled { place, local: local.clone(), pod, strict: None, leaving: None },
+        );
+        Ok(())
+    }
+
+    /// Takes over what has changed of a pod that is enrolled, which it is all the while.
+    fn change(&mut self, local: &LocalPod) -> anyhow::Result<()> {
+        let name = &local.workload.name;
+        let Some(enrolled) = self.pods.get(name) else { return Ok(()) };
+        let before = &enrolled.local;
+        if before.workload.identity != local.workload.identity {
+            self.identities.ensure(&local.workload.identity)?;
+        }
+        let differs = before.workload.addresses != local.workload.addresses || before.probed != local.probed;
+        // Most likely an agent that drains has had the port until now.
+        let dns = self.proxy.lacks_dns(&enrolled.pod) && self.proxy.open_dns(&enrolled.pod)?;
+        if differs || dns {
+            self.lead_to(&enrolled.pod, local)?;
+            self.proxy.readdressed(&enrolled.pod);
+            tracing::info!(pod = %name, addresses = ?local.workload.addresses, dns, "changed");
+        }
+        if let Some(enrolled) = self.pods.get_mut(name) {
+            enrolled.local = local.clone();
+        }
         Ok(())
     }
 
     fn lead_to(&self, pod: &Pod, local: &LocalPod) -> anyhow::Result<()> {
         let listeners: Vec<_> = pod.listeners().collect();
+        self.datapath.set_probes(pod.netns().cookie(), local.probed.as_ref())?;
         Ok(self.datapath.enrol(&orlop_datapath::Enrolment {
             netns: pod.netns().as_fd(),
             cookie: pod.netns().cookie(),
@@ -283,9 +318,13 @@ impl Enrolment {
         })?)
     }
 
-    fn withdraw(&mut self, name: &NamespacedName) -> anyhow::Result<()> {
-        let Some(enrolled) = self.pods.get(name) else { return Ok(()) };
-        self.datapath.withdraw(enrolled.pod.netns().cookie())?;
+    /// What is left when this fails is refused or served as before, and is tried again. Says why it failed.
+    fn withdraw(&mut self, name: &NamespacedName) -> Result<(), String> {
+        let Some(enrolled) = self.pods.get_mut(name) else { return Ok(()) };
+        if let Err(error) = self.datapath.withdraw(enrolled.pod.netns().cookie()) {
+            let error = format!("cannot withdraw it: {:#}", anyhow::Error::from(error));
+            return Err(enrolled.leaving.insert(error).clone());
+        }
         self.proxy.remove(&enrolled.pod);
         self.pods.remove(name);
         tracing::info!(pod = %name, "withdrawn");
@@ -305,7 +344,7 @@ impl Enrolment {
             let same = found.is_some_and(|found| {
                 found.source == pair.source_ip && found.destination.name == pod.local.workload.name
             });
-            self.same_node && same
+            self.same_node && same && source.leaving.is_none() && pod.leaving.is_none()
         };
         let mut revoked = self.datapath.renew_verdicts(snapshot.generation(), allowed)?;
         revoked.append(&mut self.unclosed);
@@ -339,7 +378,7 @@ impl Enrolment {
 
     /// Lets the kernel refuse what the proxy would refuse for want of mutual TLS. If that fails the proxy does.
     fn refuse_plaintext(&mut self, snapshot: &Snapshot) {
-        for enrolled in self.pods.values_mut() {
+        for enrolled in self.pods.values_mut().filter(|enrolled| enrolled.leaving.is_none()) {
             let strict = snapshot.strict_ports(&enrolled.local.workload);
             if enrolled.strict.as_ref() == Some(&strict) {
                 continue;
@@ -363,6 +402,9 @@ impl Enrolment {
                 tracing::info!(netns = cookie, "withdrawn, as no pod of this node has it any more");
             }
         }
+        for layout in self.datapath.remove_other_layouts()? {
+            tracing::info!(layout = %layout.display(), "removed what an agent of another version had pinned");
+        }
         Ok(())
     }
 
@@ -370,7 +412,7 @@ impl Enrolment {
     fn report(&mut self, failed: &BTreeMap<NamespacedName, String>) {
         for (name, error) in failed {
             if self.failed.get(name) != Some(error) {
-                tracing::warn!(pod = %name, error, "cannot enrol; its connections stay as they are; trying again");
+                tracing::warn!(pod = %name, error, "not as it should be; its connections stay as they are; trying again");
             }
         }
         self.failed.clone_from(failed);
@@ -378,17 +420,20 @@ impl Enrolment {
 }
 
 impl Enrolled {
-    /// Whether nothing that the kernel side holds has changed.
-    fn serves(&self, local: &LocalPod, located: &anyhow::Result<Located>) -> bool {
-        let same_place = match (located, &self.place) {
-            (Ok(Located::Named(path)), Place::Named(enrolled)) => path == enrolled,
+    /// Whether it is this pod, in the same netns, and nothing of it has been withdrawn.
+    fn is_at(&self, local: &LocalPod, located: &anyhow::Result<Located>) -> bool {
+        let same_pod = local.workload.uid == self.local.workload.uid;
+        let is_netns =
+            |path| Netns::open(path).is_ok_and(|netns| netns.cookie() == self.pod.netns().cookie());
+        let is_here = match (located, &self.place) {
+            (Ok(Located::Named(path)), Place::Named(enrolled)) => {
+                path == enrolled && (same_pod || is_netns(path))
+            }
             (Ok(Located::Found(sandbox)), Place::Found(enrolled)) => sandbox.id == *enrolled,
             // It stays refused to outsiders until it is known where it is now.
-            (Ok(Located::Nowhere) | Err(_), Place::Found(_)) => true,
+            (Ok(Located::Nowhere) | Err(_), Place::Found(_)) => same_pod,
             _ => false,
         };
-        same_place
-            && local.workload.uid == self.local.workload.uid
-            && local.workload.addresses == self.local.workload.addresses
+        self.leaving.is_none() && is_here
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use orlop_tests::{Testbed, binary};
+use orlop_tests::{AgentOptions, PodSpec, Testbed, binary};
 
 #[test]
 fn this_kernel_has_everything_and_nothing_stays_behind() {
@@ -12,6 +12,25 @@ fn this_kernel_has_everything_and_nothing_stays_behind() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("ok       program orlop_inbound"), "{text}");
     assert!(!std::path::Path::new(&bpffs).exists(), "a check pins nothing");
+}
+
+#[test]
+fn that_pods_on_the_nodes_network_pass_for_the_node_is_said() {
+    let testbed = Testbed::new().unwrap();
+    let said = "pods on the node's network pass for the node";
+    let node = testbed.node("n1").unwrap();
+    // A hierarchy without one for all pods.
+    let pod = node.pod("shop", "a", PodSpec::new()).unwrap();
+    let cgroup = pod.cgroup().to_str().unwrap();
+    let check = ["check", "--bpffs", "/sys/fs/bpf", "--cgroup", cgroup];
+    let (code, text) = run(&check);
+    assert!(code == Some(0) && text.contains(said), "{text}");
+    let (code, text) = run(&[&check[..], &["--pods-cgroup", cgroup]].concat());
+    assert!(code == Some(0) && !text.contains(said), "{text}");
+
+    let args = ["--cgroup", cgroup].map(str::to_owned).into();
+    let agent = node.agent(AgentOptions { args, ..AgentOptions::default() }).unwrap();
+    assert!(agent.log().unwrap().contains(said));
 }
 
 #[test]

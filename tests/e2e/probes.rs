@@ -13,7 +13,7 @@ use orlop_tests::{AgentOptions, Node, Pod, wait_for};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::os::fd::AsRawFd;
 
-use crate::pair::{Pair, TIMEOUT, apply, assert_refused, ping, remove, wait_enrolled};
+use crate::pair::{Pair, TIMEOUT, apply, assert_refused, ping, record, remove, wait_enrolled};
 use crate::strict::{peer_authentication, refused};
 
 const STRICT: &str = "{mtls: {mode: STRICT}}";
@@ -24,9 +24,10 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
 /// What a packet that is not answered may take.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// A pair under STRICT, and a server there.
+/// A pair under STRICT, and a server there whose port is probed; and so is the next.
 fn strict() -> (Pair, EchoServer) {
     let pair = Pair::new();
+    pair.server.set_probes(Some(&[80, 81])).unwrap();
     let server = pair.server.serve_echo(80).unwrap();
     apply(&pair, "strict.yaml", &peer_authentication(STRICT));
     (pair, server)
@@ -79,6 +80,33 @@ fn a_port_where_nobody_listens_refuses_the_probe() {
 }
 
 #[test]
+fn the_node_reaches_no_port_but_those_of_probes() {
+    let (pair, server) = strict();
+    let other = pair.server.serve_echo(82).unwrap();
+    for to in [other.addr(), other.addr6()] {
+        let error = probe(pair.far.node(), to).expect_err("was served");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
+    }
+    assert_eq!(refused(&pair.far), 2.0);
+    let log = record(&pair.far, |record| record["dst"] == *other.addr().to_string());
+    assert_eq!((&log["reason"], &log["result"]), (&"plaintext_refused".into(), &"refused".into()));
+
+    pair.change(|_| pair.server.set_probes(Some(&[82])));
+    probe(pair.far.node(), other.addr()).unwrap();
+    probe(pair.far.node(), server.addr()).expect_err("was served");
+}
+
+#[test]
+fn without_a_word_about_probes_the_node_reaches_every_port() {
+    let (pair, server) = strict();
+    pair.change(|_| pair.server.set_probes(Some(&[])));
+    probe(pair.far.node(), server.addr()).expect_err("was served");
+    pair.change(|_| pair.server.set_probes(None));
+    probe(pair.far.node(), server.addr()).unwrap();
+    probe(pair.far.node(), server.addr6()).unwrap();
+}
+
+#[test]
 fn the_other_nodes_probes_are_plaintext() {
     let (pair, server) = strict();
     for to in [server.addr(), server.addr6()] {
@@ -91,6 +119,7 @@ fn the_other_nodes_probes_are_plaintext() {
 #[test]
 fn a_pod_on_the_nodes_network_is_no_probe() {
     let pair = Pair::new();
+    pair.server.set_probes(Some(&[80])).unwrap();
     let server = pair.server.serve_echo(80).unwrap();
     let pod = pair.outsider(pair.far.node(), "on-host");
     apply(&pair, "strict.yaml", &peer_authentication(STRICT));

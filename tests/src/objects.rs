@@ -20,6 +20,8 @@ pub(crate) struct PodObject {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) service_account: String,
     pub(crate) ports: Vec<(String, u16)>,
+    /// Ports that kubelet probes; `None` leaves the containers out.
+    pub(crate) probes: Option<Vec<u16>>,
     pub(crate) node: String,
     pub(crate) host_ip: IpAddr,
     pub(crate) netns: PathBuf,
@@ -160,15 +162,22 @@ pub(crate) fn pod_yaml(pod: &PodObject) -> String {
         map("  ", "annotations", &annotations),
     );
     yaml += &format!(
-        "spec:\n  nodeName: {}\n  serviceAccountName: {}\n  containers:\n  - name: app\n    image: none\n",
+        "spec:\n  nodeName: {}\n  serviceAccountName: {}\n",
         quoted(&pod.node),
         quoted(&pod.service_account),
     );
-    if !pod.ports.is_empty() {
-        yaml += "    ports:\n";
-    }
-    for (name, port) in &pod.ports {
-        yaml += &format!("    - name: {}\n      containerPort: {port}\n", quoted(name));
+    if let Some(probes) = &pod.probes {
+        yaml += "  containers:\n  - name: app\n    image: none\n";
+        if !pod.ports.is_empty() {
+            yaml += "    ports:\n";
+        }
+        for (name, port) in &pod.ports {
+            yaml += &format!("    - name: {}\n      containerPort: {port}\n", quoted(name));
+        }
+        for port in probes {
+            let probe = format!("readinessProbe:\n      tcpSocket:\n        port: {port}\n");
+            yaml += &format!("  - name: probed-{port}\n    image: none\n    {probe}");
+        }
     }
     let ready = if pod.ready { "True" } else { "False" };
     yaml += &format!(

@@ -310,6 +310,11 @@ impl Pod {
         self.update(|object| object.ready = ready)
     }
 
+    /// Sets the ports that kubelet probes; `None` leaves the pod's containers out, so that nobody knows.
+    pub fn set_probes(&self, ports: Option<&[u16]>) -> Result<()> {
+        self.update(|object| object.probes = ports.map(<[u16]>::to_vec))
+    }
+
     /// Removes the pod's object, kills its processes and removes its namespace.
     pub fn delete(&self) -> Result<()> {
         self.inner.node.lab().world.remove_pod(self.namespace(), self.name())?;
@@ -393,6 +398,7 @@ fn object(
         labels: spec.labels.into_iter().collect(),
         service_account: spec.service_account,
         ports: spec.ports,
+        probes: Some(Vec::new()),
         node: node.name().to_owned(),
         host_ip: IpAddr::V4(node.ipv4()),
         netns: netns.path(),

@@ -19,6 +19,7 @@ mod node;
 mod object;
 mod peer_authentication;
 mod pod;
+mod probes;
 mod selector;
 mod service;
 mod service_entry;

@@ -7,6 +7,7 @@ use orlop_model::world::{Labels, Owner, Phase, Pod, Port, Protocol};
 
 use crate::field::{FieldError, FieldPath, address, port, protocol};
 use crate::metadata::{namespaced, subdomain};
+use crate::probes;
 
 const NETNS: &str = "orlop.dev/netns";
 
@@ -52,6 +53,7 @@ pub(crate) fn convert(pod: api::Pod) -> Result<Pod, FieldError> {
         terminating: metadata.deletion_timestamp.is_some(),
         owner: owner(metadata.owner_references),
         container_ports: container_ports(&spec)?,
+        probed: probes::ports(&spec),
     })
 }
 
