@@ -2,7 +2,7 @@ use std::{
     io,
     net::{TcpListener, UdpSocket},
     os::fd::{AsFd as _, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use orlop_model::{
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::{
     inherited::{Inherited, Protocol, SocketName},
     shared::Live,
-    socket::{self, Netns},
+    socket::Netns,
 };
 
 /// A pod of this node that the proxy serves. Dropping it stops the listening, not the connections.
@@ -26,7 +26,7 @@ pub struct Pod {
     /// Where they are, which differs where the pod had taken the port.
     ports: [u16; 4],
     /// For DNS over UDP; none where that is left alone.
-    dns: Option<UdpSocket>,
+    dns: OnceLock<UdpSocket>,
     open: watch::Sender<bool>,
     live: Live,
 }
@@ -46,10 +46,6 @@ impl Pod {
                 Some(socket) => TcpListener::from(socket),
                 None => netns.listen(port)?,
             };
-            socket::send_at_once(&listener);
-            if port != HBONE_PORT {
-                socket::reset_unless_whole(&listener);
-            }
             Ok::<_, io::Error>((port, Arc::new(listener)))
         };
         let listeners =
@@ -59,19 +55,30 @@ impl Pod {
             *port = listener.local_addr()?.port();
         }
         let name_of_dns = SocketName { netns: netns.cookie(), port: DNS_PORT, protocol: Protocol::Udp };
-        let mut bind = || match inherited.take(name_of_dns) {
-            Some(socket) => Ok(UdpSocket::from(socket)),
-            None => netns.udp_server(DNS_PORT),
-        };
-        let dns = match dns.then(&mut bind).transpose() {
-            // The answers must come from the port that was asked.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                tracing::warn!(pod = %name, port = DNS_PORT, "the pod has taken the port; its DNS is left alone");
-                None
+        let (open, live) = (watch::Sender::new(true), Live::new());
+        let pod = Self { name, netns, listeners, ports, dns: OnceLock::new(), open, live };
+        match inherited.take(name_of_dns) {
+            Some(socket) if dns => drop(pod.dns.set(UdpSocket::from(socket))),
+            None if dns && !pod.open_dns()? => {
+                let name = &pod.name;
+                tracing::warn!(pod = %name, port = DNS_PORT, "somebody has taken the port; its DNS is left alone meanwhile");
             }
-            dns => dns?,
-        };
-        Ok(Self { name, netns, listeners, ports, dns, open: watch::Sender::new(true), live: Live::new() })
+            _ => {}
+        }
+        Ok(pod)
+    }
+
+    /// Opens its socket for DNS, if it has none, unless somebody has taken the port: the answers must come from the
+    /// one that was asked. Whether it has one now.
+    pub(crate) fn open_dns(&self) -> io::Result<bool> {
+        if self.dns.get().is_some() {
+            return Ok(true);
+        }
+        match self.netns.udp_server(DNS_PORT) {
+            Ok(socket) => Ok(self.dns.set(socket).is_ok()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Namespace and name.
@@ -91,7 +98,7 @@ impl Pod {
 
     /// Its UDP socket for DNS, if it has one.
     pub fn dns(&self) -> Option<BorrowedFd<'_>> {
-        self.dns.as_ref().map(|socket| socket.as_fd())
+        self.dns.get().map(|socket| socket.as_fd())
     }
 
     /// All of its sockets that another agent can take over.
@@ -102,7 +109,7 @@ impl Pod {
     }
 
     pub(crate) fn clone_dns(&self) -> io::Result<Option<UdpSocket>> {
-        self.dns.as_ref().map(UdpSocket::try_clone).transpose()
+        self.dns.get().map(UdpSocket::try_clone).transpose()
     }
 
     /// Whether the proxy itself is at this port of the pod: what it led there would come back to it, for ever.

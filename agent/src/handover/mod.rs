@@ -5,13 +5,15 @@
 //! ```text
 //! new → old   Hello
 //! old → new   Refused, or a Socket for each listening socket and then Enrolled; from here on it enrols nobody
+//! new → old   Preparing, every second
 //! new → old   Ready, with every pod enrolled and its own programs behind the links
 //! old → new   Yours; now the new one serves, and the old one accepts nothing more
 //! old → new   a Passthrough for each connection that can be moved, until its last connection has ended
 //! ```
 //!
 //! Both hold the same listening sockets meanwhile, so that no connection finds none. Whatever goes wrong before
-//! `Yours` ends the new agent, and the old one puts its own programs back and serves on.
+//! `Yours` ends the new agent, and the old one puts its own programs back and serves on: at once, and again when the
+//! new one has ended, which may not have heard of it. One that says nothing for a while is given up.
 
 mod new;
 mod old;
@@ -24,15 +26,17 @@ use std::{
 
 pub use self::{
     new::{Predecessor, ServerSockets},
-    old::{Door, Estate, Successor},
+    old::{Door, Estate, Leaving, Successor},
 };
 
 /// Of the messages. Agents of different versions don't hand over to each other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// For the other agent's next word, where it has nothing to do before it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For a new agent to get ready.
 const PREPARATION: Duration = Duration::from_secs(60);
+/// How often it says that it is at work.
+const BEAT: Duration = Duration::from_secs(1);
 
 fn door(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")

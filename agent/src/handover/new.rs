@@ -4,15 +4,17 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     path::Path,
+    sync::Arc,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use orlop_model::NamespacedName;
 use orlop_proxy::{Inherited, Passthrough, Proxy};
+use tokio::{spawn, task::JoinHandle, time::sleep};
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::{
-    PATIENCE, VERSION,
+    BEAT, PATIENCE, VERSION,
     wire::{Message, Packet, Peer, Socket},
 };
 
@@ -22,7 +24,9 @@ pub type ServerSockets = HashMap<SocketAddr, OwnedFd>;
 /// The agent that runs, which has given its sockets and serves until [`Predecessor::take_over`].
 #[derive(Debug)]
 pub struct Predecessor {
-    peer: Peer,
+    peer: Arc<Peer>,
+    /// Says every second that this agent is at work.
+    heart: AbortOnDrop,
     enrolled: HashSet<String>,
     /// The sockets of its pods.
     pub pods: Inherited,
@@ -65,7 +69,9 @@ impl Predecessor {
                 }
                 Message::Enrolled(enrolled) => {
                     let door = door.context("it has not given its socket in --run-dir")?;
-                    return Ok(Self { peer, enrolled: enrolled.into_iter().collect(), pods, servers, door });
+                    let (peer, enrolled) = (Arc::new(peer), enrolled.into_iter().collect());
+                    let heart = AbortOnDrop(spawn(beat(Arc::clone(&peer))));
+                    return Ok(Self { peer, heart, enrolled, pods, servers, door });
                 }
                 Message::Refused { reason } => bail!(reason),
                 other => bail!("it says {other:?} instead of handing over"),
@@ -79,8 +85,20 @@ impl Predecessor {
         Some(format!("{name}: {error}"))
     }
 
+    /// Until it has given this agent up, and serves on: says why. May be dropped while it waits.
+    pub async fn gives_up(&self) -> anyhow::Error {
+        let why = match self.peer.receive().await {
+            Ok(Some(Packet { message: Message::Refused { reason }, .. })) => reason,
+            Ok(Some(Packet { message, .. })) => format!("it says {message:?}"),
+            Ok(None) => "it has gone".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        anyhow!("the agent that runs does not hand over: {why}")
+    }
+
     /// Has it leave everything to this agent, which must serve at once.
     pub async fn take_over(&self) -> anyhow::Result<()> {
+        self.heart.0.abort();
         self.peer.send(&Message::Ready).await?;
         match self.peer.hear(PATIENCE).await?.message {
             Message::Yours => Ok(()),
@@ -108,6 +126,22 @@ impl Predecessor {
                 tracing::error!(moved, error = format!("{error:#}"), "cannot take more connections")
             }
         }
+    }
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn beat(peer: Arc<Peer>) {
+    // Who is gone is noticed elsewhere.
+    while peer.send(&Message::Preparing).await.is_ok() {
+        sleep(BEAT).await;
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use orlop_model::NamespacedName;
 use orlop_proxy::{Passthrough, Pod, Proxy};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 use tokio_seqpacket::UnixSeqpacketListener;
 
 use super::{
@@ -66,6 +66,20 @@ impl Door {
 #[derive(Debug)]
 pub struct Successor(Peer);
 
+/// The connections that go to it.
+#[derive(Debug)]
+pub struct Leaving {
+    waiting: UnboundedReceiver<Passthrough>,
+    /// On its way, so that it is not lost if the sending is broken off: a message is sent whole or not at all.
+    next: Option<Passthrough>,
+}
+
+impl Leaving {
+    pub fn new(waiting: UnboundedReceiver<Passthrough>) -> Self {
+        Self { waiting, next: None }
+    }
+}
+
 /// What it is given.
 pub struct Estate<'a> {
     pub node: &'a str,
@@ -90,41 +104,70 @@ impl Successor {
         self.send(&Message::Socket(Socket::Door), estate.door.0.as_fd()).await?;
         let enrolled = estate.pods.iter().map(|(name, _)| name.to_string()).collect();
         self.0.send(&Message::Enrolled(enrolled)).await?;
-        match self.0.hear(PREPARATION).await?.message {
-            Message::Ready => Ok(self.0.send(&Message::Yours).await?),
-            other => bail!("it says {other:?} instead of being ready"),
-        }
+        let ready = async {
+            loop {
+                match self.0.hear(PATIENCE).await?.message {
+                    Message::Preparing => {}
+                    Message::Ready => return Ok(()),
+                    other => bail!("it says {other:?} instead of being ready"),
+                }
+            }
+        };
+        timeout(PREPARATION, ready)
+            .await
+            .with_context(|| format!("it is not ready after {PREPARATION:?}"))??;
+        Ok(self.0.send(&Message::Yours).await?)
     }
 
-    /// Moves connections for as long as there are some to move. If the new agent takes no more, `proxy` keeps
-    /// them.
-    pub async fn move_all(&self, leaving: &mut UnboundedReceiver<Passthrough>, proxy: &Proxy) {
-        while let Some(passthrough) = leaving.recv().await {
-            self.move_one(passthrough, leaving, proxy).await;
+    /// Tells a new agent that this one goes on. It may hear of it late, or never.
+    pub async fn give_up(&self, reason: &str) {
+        let refused = Message::Refused { reason: reason.to_owned() };
+        let _ = timeout(PATIENCE, self.0.send(&refused)).await;
+    }
+
+    /// Until the new agent has ended.
+    pub async fn ended(&self) {
+        while let Ok(Some(_)) = self.0.receive().await {}
+    }
+
+    /// Moves connections for as long as there are some to move. May be dropped meanwhile.
+    pub async fn move_all(&self, leaving: &mut Leaving, proxy: &Proxy) {
+        loop {
+            if leaving.next.is_none() {
+                leaving.next = leaving.waiting.recv().await;
+            }
+            if leaving.next.is_none() {
+                return;
+            }
+            self.move_next(leaving, proxy).await;
         }
     }
 
     /// Moves those that wait to be moved.
-    pub async fn move_rest(&self, leaving: &mut UnboundedReceiver<Passthrough>, proxy: &Proxy) {
-        while let Ok(passthrough) = leaving.try_recv() {
-            self.move_one(passthrough, leaving, proxy).await;
+    pub async fn move_rest(&self, leaving: &mut Leaving, proxy: &Proxy) {
+        loop {
+            if leaving.next.is_none() {
+                leaving.next = leaving.waiting.try_recv().ok();
+            }
+            if leaving.next.is_none() {
+                return;
+            }
+            self.move_next(leaving, proxy).await;
         }
     }
 
-    async fn move_one(
-        &self,
-        passthrough: Passthrough,
-        leaving: &mut UnboundedReceiver<Passthrough>,
-        proxy: &Proxy,
-    ) {
-        let Passthrough { state, sockets, rest } = &passthrough;
+    /// If the new agent takes no more, `proxy` keeps it, and those after it.
+    async fn move_next(&self, leaving: &mut Leaving, proxy: &Proxy) {
+        let Some(Passthrough { state, sockets, rest }) = &leaving.next else { return };
         let message = Message::Passthrough { state: state.clone(), to_server: rest[0].len() };
         let sockets = sockets.each_ref().map(|socket| socket.as_fd());
-        if let Err(error) = self.0.send_with(&message, rest, &sockets).await {
+        let sent = self.0.send_with(&message, rest, &sockets).await;
+        let passthrough = leaving.next.take();
+        if let Err(error) = sent {
             tracing::warn!(%error, "the new agent takes no more connections; they stay here");
-            leaving.close();
-            proxy.resume(passthrough);
-            while let Ok(passthrough) = leaving.try_recv() {
+            leaving.waiting.close();
+            passthrough.into_iter().for_each(|passthrough| proxy.resume(passthrough));
+            while let Ok(passthrough) = leaving.waiting.try_recv() {
                 proxy.resume(passthrough);
             }
         }

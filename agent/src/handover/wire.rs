@@ -36,6 +36,8 @@ pub(super) enum Message {
     Socket(Socket),
     /// The pods that are enrolled, as `namespace/name`. All sockets have been sent.
     Enrolled(Vec<String>),
+    /// It is at work, and not hung.
+    Preparing,
     Ready,
     Yours,
     /// With the descriptors of client and server, and what is to be written to the server and to the client.
