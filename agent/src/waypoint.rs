@@ -74,15 +74,9 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let (renewal, judging) = (identities.clone(), Arc::clone(&waypoint));
+    let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(authority.upkeep);
-    tokio::spawn(async move {
-        let mut trust = identities.trust();
-        while trust.changed().await.is_ok() {
-            judging.judge_again();
-        }
-    });
     let names = Names::start(arguments.host_resolver);
     let settings = arguments.names.settings(&arguments.node);
     let publisher = Arc::clone(&waypoint);

@@ -53,6 +53,7 @@ fn the_root_is_rotated_under_load_and_no_connection_fails() {
     // In tunnels of their own, as they come from another pod.
     let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("buyer"));
     let kept = to.map(|to| dial(&other, to).unwrap());
+    let mut renewed = Vec::new();
     let (first, before) = (roots(&pair.near), [&pair.near, &pair.far].map(serial));
     assert_eq!(first.len(), 1);
 
@@ -79,6 +80,9 @@ fn the_root_is_rotated_under_load_and_no_connection_fails() {
             assert_eq!(roots(agent).len(), 2);
         }
         more(made.load(Ordering::Relaxed));
+        // The tunnel of the kept ones is open, and takes no more.
+        pair.near.wait_log(|log| log.contains("open no more streams"), 4 * TIMEOUT).unwrap();
+        renewed.extend(to.map(|to| dial(&other, to).unwrap()));
         ca(&pair, "rotate", &["--finish", "--wait", "3s"]);
         for agent in [&pair.near, &pair.far] {
             assert!(wait_for(TIMEOUT, || roots(agent).len() == 1), "{:?}", roots(agent));
@@ -90,7 +94,14 @@ fn the_root_is_rotated_under_load_and_no_connection_fails() {
     });
     println!("{} connections made, {} failed", made.load(Ordering::Relaxed), failures.len());
     assert_eq!(failures, [""; 0]);
-    kept.iter().for_each(|stream| ping(stream, "still here?\n").unwrap());
+    renewed.iter().for_each(|stream| ping(stream, "still here?\n").unwrap());
+    // These were opened with certificates of a root that is gone.
+    for mut stream in &kept {
+        let end = stream.read(&mut [0; 1]);
+        assert!(end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
+    }
+    let reasons = [&pair.near, &pair.far].map(|agent| record(agent, |record| record["result"] == "cut"));
+    assert!(reasons.iter().any(|record| record["reason"] == "untrusted_certificate"), "{reasons:#?}");
 }
 
 #[test]

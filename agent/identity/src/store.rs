@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use orlop_model::{Identity, TrustDomain};
-use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
 
@@ -165,11 +164,6 @@ impl Identities {
                 Ok(()) = trust.changed() => trust.mark_changed(),
             }
         }
-    }
-
-    /// Whether this certificate of a peer's was revoked, which may have been good when it was verified.
-    pub fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
-        self.0.trust.borrow().is_revoked(certificate)
     }
 
     /// Whom to trust: now, and whenever it changes.

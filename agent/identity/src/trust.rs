@@ -30,7 +30,7 @@ pub struct Trust {
 
 impl Trust {
     /// Trusts `issuer`, which signs this authority's certificates, and `others`; of two alike one is kept. Each of
-    /// `lists` (RFC 5280 CRLs) counts for certificates of the root that signed it.
+    /// `lists` (RFC 5280 CRLs) counts for certificates of the root, or intermediate authority, that signed it.
     ///
     /// A root that is not an authority's certificate, or a list that can't be read, is an error.
     pub fn new(
@@ -85,7 +85,7 @@ impl Trust {
     }
 
     /// Whether the issuer of a certificate has revoked it. Says nothing else about it.
-    pub fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
+    pub(crate) fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
         if self.revocations.is_empty() {
             return false;
         }
@@ -95,7 +95,13 @@ impl Trust {
         lists.map(|list| list.find_serial(certificate.serial())).any(|found| !matches!(found, Ok(None)))
     }
 
-    /// Checks that a chain leads to a root and is good for `role` at `now`, and that its leaf is not revoked.
+    /// Whether the same root signs by both.
+    pub fn signs_as(&self, other: &Self) -> bool {
+        self.issuer() == other.issuer()
+    }
+
+    /// Checks that a chain leads to a root and is good for `role` at `now`, and that neither its leaf nor an
+    /// intermediate is revoked.
     pub(crate) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -110,8 +116,8 @@ impl Trust {
         let lists: Vec<_> = self.revocations.iter().collect();
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
             options
-                .with_depth(RevocationCheckDepth::EndEntity)
-                // A root without a list has revoked nothing; what a list that has expired revokes stays revoked.
+                .with_depth(RevocationCheckDepth::Chain)
+                // An authority without a list has revoked nothing; what an expired list revokes stays revoked.
                 .with_status_policy(UnknownStatusPolicy::Allow)
                 .with_expiration_policy(ExpirationPolicy::Ignore)
                 .build()

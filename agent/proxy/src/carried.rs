@@ -38,12 +38,12 @@ impl Carried {
     pub(crate) async fn carry(mut self, worker: &Worker, record: Record) {
         let shared = &worker.shared;
         let _movable = shared.movable.enter(usize::MAX);
-        let Self { pod, sockets: [client, server], halves, arrival } = &mut self;
+        let Self { sockets: [client, server], halves, arrival, .. } = &mut self;
         let (up, down) = (&record.up, &record.down);
         let copy = copy::tcp_and_tcp(client, server, halves, up, down, shared.config.idle_timeout);
         let carry = async {
             match arrival {
-                Some(arrival) => while_admitted(shared, pod, arrival, copy).await,
+                Some(arrival) => while_admitted(worker, arrival, None, copy).await,
                 None => copy.await.map_err(Refusal::from),
             }
         };
@@ -110,13 +110,12 @@ async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
     let _in_flight = (!state.inbound).then(|| shared.in_flight.enter(state.server));
     let arrival = state.inbound.then_some(Arrival {
         identity: None,
-        certificate: None,
-        client: state.client,
+        client: state.client.ip(),
+        pod: pod.clone(),
         address: state.server,
         caller: None,
     });
-    record.judgement =
-        arrival.as_ref().and_then(|arrival| admit(shared, &shared.snapshot.load(), &pod, arrival).ok());
+    record.judgement = arrival.as_ref().and_then(|arrival| admit(&shared.snapshot.load(), arrival).ok());
     let [up, down] = rest;
     let halves = [Half { rest: up, ended: state.ended[0] }, Half { rest: down, ended: state.ended[1] }];
     Carried { pod, sockets: [client, server], halves, arrival }.carry(worker, record).await;

@@ -110,7 +110,7 @@ async fn serve_connect(
             let idle_timeout = worker.shared.config.idle_timeout;
             let (up, down) = (&record.up, &record.down);
             let carry = copy::tcp_and_stream(&server, &mut send, &mut receive, down, up, idle_timeout);
-            while_admitted(&worker.shared, pod.name(), &arrival, carry).await
+            while_admitted(worker, &arrival, Some(&peer.shown), carry).await
         }
         Err(_) => Err(Reason::TunnelClosed.into()),
     };
@@ -149,14 +149,14 @@ async fn connect(
     }
     let arrival = Arrival {
         identity: Some(peer.identity.clone()),
-        certificate: Some(Rc::clone(&peer.certificate)),
-        client: peer.address,
+        client: peer.address.ip(),
+        pod: pod.name().clone(),
         address: request.authority,
-        caller,
+        caller: caller.map(|(identity, address)| (identity, address.ip())),
     };
-    record.judgement = Some(admit(&worker.shared, &snapshot, pod.name(), &arrival)?);
+    record.judgement = Some(admit(&snapshot, &arrival)?);
 
-    let server = tunnel::dial_end(&worker.shared, pod, request.authority, Some(client)).await?;
+    let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
     Ok((arrival, server))
 }
 
@@ -216,14 +216,14 @@ async fn connect_plaintext(
     record.source.workload = snapshot.workload_at(client.peer.ip()).cloned();
     let arrival = Arrival {
         identity: None,
-        certificate: None,
-        client: client.peer,
+        client: client.peer.ip(),
+        pod: pod.name().clone(),
         address: destination,
         caller: None,
     };
-    record.judgement = Some(admit(&worker.shared, &snapshot, pod.name(), &arrival)?);
+    record.judgement = Some(admit(&snapshot, &arrival)?);
 
-    let server = tunnel::dial_end(&worker.shared, pod, destination, Some(client.peer)).await?;
+    let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
     Ok((arrival, server))
 }
 

@@ -1,6 +1,6 @@
 //! The accepting side of a tunnel: mutual TLS, HTTP/2, and the streams that its peer opens.
 
-use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use h2::{
@@ -8,15 +8,14 @@ use h2::{
     server::{self, Connection, SendResponse},
 };
 use http::{Request, Response, StatusCode};
-use orlop_identity::{classify_io, peer_identity, require_h2};
+use orlop_identity::{PeerChain, classify_io, peer_identity, require_h2};
 use orlop_model::{Identity, Reason};
-use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use crate::{
-    admission::revoked,
     refusal::Refusal,
     shared::{Phase, Shared},
+    shown::Shown,
     socket::{self, Accepted},
     tls::{self, TlsStream},
     tunnel::{self, handshake_reason},
@@ -29,8 +28,8 @@ pub(crate) struct Peer {
     pub(crate) local: SocketAddr,
     /// From the verified certificate.
     pub(crate) identity: Identity,
-    /// That certificate.
-    pub(crate) certificate: Rc<CertificateDer<'static>>,
+    /// That certificate, and what vouches for it.
+    pub(crate) shown: Rc<Shown>,
 }
 
 /// Makes a tunnel of a connection, as `own`.
@@ -46,15 +45,17 @@ pub(crate) async fn shake_hands(
         .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error))?;
     let _ = socket::keep_alive(&accepted.tcp);
 
+    let trust = Arc::clone(&shared.identities.trust().borrow());
     let handshake = async {
         shared.identities.attempted(own).await;
         let (tls, session) = tls::accept(accepted.tcp, config)
             .await
             .map_err(|error| Refusal::new(handshake_reason(classify_io(&error)), error))?;
         require_h2(session.alpn.as_deref()).map_err(handshake_reason)?;
-        let certificate = session.certificates.first().ok_or(Reason::NoClientCertificate)?.clone();
         let identity = peer_identity(&session.certificates, shared.identities.trust_domain())
             .map_err(|error| Refusal::new(Reason::UntrustedCertificate, error))?;
+        let chain = PeerChain::of_client(session.certificates).ok_or(Reason::NoClientCertificate)?;
+        let shown = Shown::new(chain, trust, &shared.identities);
         let connection = server::Builder::new()
             .initial_window_size(tunnel::STREAM_WINDOW)
             .initial_connection_window_size(tunnel::CONNECTION_WINDOW)
@@ -64,11 +65,11 @@ pub(crate) async fn shake_hands(
             .handshake(tls)
             .await
             .map_err(|error| Refusal::new(Reason::BadConnectRequest, error))?;
-        Ok::<_, Refusal>((connection, identity, Rc::new(certificate)))
+        Ok::<_, Refusal>((connection, identity, shown))
     };
-    let (connection, identity, certificate) =
+    let (connection, identity, shown) =
         timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| Reason::TlsTimeout)??;
-    Ok((connection, Peer { address: accepted.peer, local, identity, certificate }))
+    Ok((connection, Peer { address: accepted.peer, local, identity, shown }))
 }
 
 /// Starts each stream of a tunnel, until its peer, the drain or a revocation ends it. Of a peer that breaks the
@@ -82,7 +83,7 @@ pub(crate) async fn serve_streams(
 ) {
     let mut phase = shared.phase.subscribe();
     let mut told = false;
-    let mut revoked = pin!(revoked(shared, &peer.certificate));
+    let mut fallen = pin!(peer.shown.fallen());
     loop {
         let stream = tokio::select! {
             stream = connection.accept() => stream,
@@ -92,7 +93,7 @@ pub(crate) async fn serve_streams(
                 continue;
             }
             // Its streams are told too, and end for the same reason.
-            () = &mut revoked => return,
+            _ = &mut fallen => return,
         };
         match stream {
             Some(Ok((request, respond))) => start(request, respond),

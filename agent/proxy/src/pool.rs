@@ -11,10 +11,9 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use orlop_model::Identity;
-use rustls::pki_types::CertificateDer;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{refusal::Refusal, tunnel::Opened};
+use crate::{refusal::Refusal, shown::Shown, tunnel::Opened};
 
 /// Streams in one tunnel; for more, another tunnel is opened. Peers allow 100 by default.
 const MAX_STREAMS: usize = 100;
@@ -58,8 +57,7 @@ struct Tunnel {
 }
 
 struct Usage {
-    /// What the tunnel's other end has shown.
-    certificate: Rc<CertificateDer<'static>>,
+    shown: Rc<Shown>,
     streams: Cell<usize>,
     /// No more streams for it.
     retired: Cell<bool>,
@@ -76,8 +74,8 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// What the tunnel's other end has shown.
-    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.usage.certificate
+    pub(crate) fn shown(&self) -> &Shown {
+        &self.usage.shown
     }
 
     /// The tunnel is of no use for new streams; those that it has may go on.
@@ -119,15 +117,25 @@ impl Pool {
         lane.begun.set(attempts.number);
         let opened = open().await;
         attempts.failure = opened.as_ref().err().cloned();
-        let Opened { send, certificate } = opened?;
+        let Opened { send, shown } = opened?;
         let usage = Rc::new(Usage {
-            certificate,
+            shown,
             streams: Cell::new(0),
             retired: Cell::new(false),
             last: Cell::new(Instant::now()),
         });
         lane.tunnels.borrow_mut().push(Tunnel { send: send.clone(), usage: Rc::clone(&usage) });
         Ok(take(send, usage, false))
+    }
+
+    /// Has new streams of those keys go to tunnels that are opened from now on. Returns how many are open.
+    pub(crate) fn retire(&self, which: impl Fn(&Key) -> bool) -> usize {
+        let retire = |(_, lane): (&Key, &Rc<Lane>)| {
+            let tunnels = lane.tunnels.borrow();
+            tunnels.iter().for_each(|tunnel| tunnel.usage.retired.set(true));
+            tunnels.len()
+        };
+        self.0.borrow().iter().filter(|(key, _)| which(key)).map(retire).sum()
     }
 
     /// Forgets tunnels that have been idle for this long; without a handle they end in good order.

@@ -8,18 +8,14 @@ use h2::{
     client::{self, SendRequest},
 };
 use http::{Request, StatusCode};
-use orlop_identity::{HandshakeFailure, classify_io, require_h2};
+use orlop_identity::{HandshakeFailure, PeerChain, classify_io, require_h2};
 use orlop_model::Reason;
-use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    task::spawn_local,
-    time::timeout,
-};
+use rustls::pki_types::ServerName;
+use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 
 use crate::{
-    admission::revoked, limits, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared,
-    socket, tls, worker::Worker,
+    limits, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, shown::Shown, socket,
+    tls, worker::Worker,
 };
 
 /// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
@@ -38,7 +34,7 @@ pub(crate) const MAX_HEADERS: u32 = 16 << 10;
 pub(crate) struct Opened {
     pub(crate) send: SendRequest<Bytes>,
     /// What the other end has shown.
-    pub(crate) certificate: Rc<CertificateDer<'static>>,
+    pub(crate) shown: Rc<Shown>,
 }
 
 /// Opens a tunnel for `key` from `pod`.
@@ -60,6 +56,7 @@ pub(crate) async fn open_over(
     let _ = socket::keep_alive(&tcp);
 
     let name = ServerName::IpAddress(key.address.ip().into());
+    let trust = Arc::clone(&shared.identities.trust().borrow());
     let handshake = async {
         shared.identities.attempted(&key.source).await;
         let (tls, session) = tls::connect(tcp, config, name).await.map_err(|error| {
@@ -68,8 +65,8 @@ pub(crate) async fn open_over(
         require_h2(session.alpn.as_deref()).map_err(|failure| {
             Refusal::new(handshake_reason(failure), format!("{} does not speak h2", key.address))
         })?;
-        let certificate = session.certificates.first().ok_or(Reason::UntrustedCertificate)?;
-        let certificate = Rc::new(certificate.clone());
+        let chain = PeerChain::of_server(session.certificates).ok_or(Reason::UntrustedCertificate)?;
+        let shown = Shown::new(chain, trust, &shared.identities);
         let (send, connection) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -81,7 +78,7 @@ pub(crate) async fn open_over(
             .map_err(|error| {
                 Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address))
             })?;
-        Ok::<_, Refusal>((Opened { send, certificate }, connection))
+        Ok::<_, Refusal>((Opened { send, shown }, connection))
     };
     let (opened, connection) =
         timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| {
@@ -90,14 +87,14 @@ pub(crate) async fn open_over(
 
     let gauge = shared.metrics.tunnels(Direction::Outbound);
     gauge.inc();
-    let (shared, certificate) = (Arc::clone(shared), Rc::clone(&opened.certificate));
+    let shown = Rc::clone(&opened.shown);
     spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
                 tracing::debug!(%error, "tunnel ended");
             },
             // Without its connection, the tunnel's streams end, and nobody gets another one in it.
-            () = revoked(&shared, &certificate) => {}
+            _ = shown.fallen() => {}
         }
         gauge.dec();
     });
@@ -123,30 +120,17 @@ pub(crate) async fn ask(
 }
 
 /// Dials from the pod's own address, as the agent and not as the pod.
-async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Result<TcpStream, Refusal> {
-    connect(shared, own_socket(shared, pod, address, None)?, address).await
+pub(crate) async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Result<TcpStream, Refusal> {
+    dial_as(shared, pod, address, None).await
 }
 
-/// Like [`dial`], to the end that a connection is carried to; the socket resets unless whole. A server in the pod itself
-/// sees `client` as its peer.
-pub(crate) async fn dial_end(
+/// Like [`dial`], for a server in the pod itself, which sees `client` as its peer.
+pub(crate) async fn dial_as(
     shared: &Shared,
     pod: &Pod,
     address: SocketAddr,
     client: Option<SocketAddr>,
 ) -> Result<TcpStream, Refusal> {
-    let tcp = own_socket(shared, pod, address, client)?;
-    socket::reset_unless_whole(&tcp);
-    connect(shared, tcp, address).await
-}
-
-/// The agent's own socket, and not the pod's, in the pod.
-fn own_socket(
-    shared: &Shared,
-    pod: &Pod,
-    address: SocketAddr,
-    client: Option<SocketAddr>,
-) -> Result<TcpSocket, Refusal> {
     let tcp = pod.netns().tcp_socket(address).map_err(limits::no_socket)?;
     shared.limits.keep_dialled(&tcp)?;
     shared.kernel.claim(tcp.as_fd(), client).map_err(Refusal::internal)?;
@@ -154,10 +138,6 @@ fn own_socket(
         socket::bind_to(&tcp, address.ip())
             .map_err(|error| Refusal::new(Reason::ConnectFailed, format!("{}: {error}", address.ip())))?;
     }
-    Ok(tcp)
-}
-
-async fn connect(shared: &Shared, tcp: TcpSocket, address: SocketAddr) -> Result<TcpStream, Refusal> {
     match timeout(shared.config.connect_timeout, tcp.connect(address)).await {
         Ok(Ok(tcp)) => Ok(tcp),
         Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))),

@@ -19,7 +19,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{handshakes::Handshakes, pool::Pool, series::SeriesCache, shared::Shared};
+use crate::{admission::Docket, handshakes::Handshakes, pool::Pool, series::SeriesCache, shared::Shared};
 
 /// Something to do on a worker, in its runtime.
 pub(crate) type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
@@ -29,6 +29,8 @@ pub(crate) type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
 const SLACK: usize = 2;
 /// However short the tunnels' idle timeout is.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(10);
+/// Once another root signs, every agent has its certificates renewed by then.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// One thread's own state.
 pub(crate) struct Worker {
@@ -36,6 +38,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) crew: Crew,
     pub(crate) pool: Pool,
+    pub(crate) docket: Docket,
     pub(crate) handshakes: Handshakes,
     pub(crate) series: SeriesCache,
 }
@@ -120,6 +123,7 @@ fn spawn(
         let worker = Rc::new(Worker {
             index,
             pool: Pool::default(),
+            docket: Docket::default(),
             handshakes: Handshakes::new(shared.config.max_handshakes),
             series: SeriesCache::default(),
             shared,
@@ -127,11 +131,43 @@ fn spawn(
         });
         LocalSet::new().block_on(&runtime, async {
             spawn_local(sweep(Rc::clone(&worker)));
+            spawn_local(judge(Rc::clone(&worker)));
+            spawn_local(leave_tunnels(Rc::clone(&worker)));
             while let Some(job) = queue.recv().await {
                 job(&worker);
             }
         });
     })
+}
+
+/// Judges connections again whenever the world changes.
+async fn judge(worker: Rc<Worker>) {
+    let mut changes = worker.shared.generation.subscribe();
+    while changes.changed().await.is_ok() {
+        worker.docket.judge(&worker.shared);
+    }
+}
+
+/// Once another root signs, new connections leave the tunnels that were opened before, so that few of them depend on the
+/// old one when it goes.
+async fn leave_tunnels(worker: Rc<Worker>) {
+    let mut changes = worker.shared.identities.trust();
+    let mut before = Arc::clone(&changes.borrow_and_update());
+    while changes.changed().await.is_ok() {
+        let trust = Arc::clone(&changes.borrow_and_update());
+        if !trust.signs_as(&before) {
+            let worker = Rc::clone(&worker);
+            spawn_local(async move {
+                sleep(RENEWAL).await;
+                if worker.pool.retire(|_| true) > 0 {
+                    tracing::info!(
+                        "another root signs: the tunnels that were opened before open no more streams"
+                    );
+                }
+            });
+        }
+        before = trust;
+    }
 }
 
 /// Closes tunnels that nobody has used for long.

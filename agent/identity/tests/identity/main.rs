@@ -5,6 +5,7 @@
 mod authority;
 mod handshake;
 mod hostile;
+mod intermediates;
 mod remote;
 mod renewal;
 mod support;

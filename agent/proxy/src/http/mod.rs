@@ -195,11 +195,6 @@ impl Waypoint {
         self.shared.generation.send_replace(generation);
     }
 
-    /// Judges open tunnels again: the world is the same, but whom to trust has changed.
-    pub fn judge_again(&self) {
-        self.shared.generation.send_modify(|_| {});
-    }
-
     /// Whether new connections are refused, since there is hardly any memory left.
     pub fn set_short_of_memory(&self, short: bool) {
         self.shared.limits.set_short_of_memory(short);

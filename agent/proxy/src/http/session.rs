@@ -54,7 +54,6 @@ pub(super) async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
-    let shared = Arc::clone(&local.worker.shared);
     let (request, receive) = request.into_parts();
     let mut session = match gather(&local, &peer, &request) {
         Ok(session) => session,
@@ -81,7 +80,7 @@ pub(super) async fn serve(
     };
     tokio::select! {
         () = connection => {}
-        () = crate::admission::revoked(&shared, &session.peer.certificate) => {}
+        _ = session.peer.shown.fallen() => {}
     }
 }
 
