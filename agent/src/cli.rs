@@ -127,6 +127,9 @@ pub struct NodeArguments {
     /// Of these, how many may be one pod's [default: half].
     #[arg(long, value_name = "N")]
     pub max_connections_per_pod: Option<usize>,
+    /// Open files; a connection takes up to two [default: as many as fs.nr_open allows, at most 1,048,576].
+    #[arg(long, value_name = "N")]
+    pub max_descriptors: Option<u64>,
     /// Resident memory, such as 512MiB, past which new connections are refused [default: nine tenths of what
     /// the agent's cgroup may have].
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -250,6 +253,10 @@ pub struct NameArguments {
     /// DNS suffix of services.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// The network of this node, as Istio's label `topology.istio.io/network` has it: backends of another one are
+    /// not dialled [default: all can be].
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
 }
 
 impl NameArguments {
@@ -262,6 +269,7 @@ impl NameArguments {
             root_namespace: self.root_namespace.clone(),
             cluster: self.cluster.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            network: self.network.clone(),
         }
     }
 }
@@ -454,6 +462,9 @@ pub struct CheckArguments {
     /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// The cgroup that every pod's is below [default: kubepods.slice or kubepods, if the hierarchy has one].
+    #[arg(long, value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

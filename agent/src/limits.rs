@@ -3,6 +3,7 @@
 use std::{fs, hint, path::Path, time::Duration};
 
 use nix::{
+    errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{SysconfVar, sysconf},
 };
@@ -13,15 +14,34 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What the allocator takes from the kernel's memory, and not from its own.
 const LARGE: usize = 64 << 20;
 
-/// Each connection takes up to two descriptors: takes as many as the system allows, and says how many.
-pub fn raise_descriptors() -> usize {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files; fewer connections will fit");
+/// By default no more open files than this: there is no use for them.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Each connection takes up to two descriptors: takes so many, by default as many as the system allows, and says how
+/// many these are.
+pub fn raise_descriptors(wanted: Option<u64>) -> usize {
+    if let Err(error) = raise(wanted) {
+        tracing::warn!(%error, "cannot set the limit of open files; fewer connections may fit");
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    tracing::info!(limit, "open files that this agent may have");
     usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// The limit that is inherited is one for programs with few files: with CAP_SYS_RESOURCE it may be raised up to
+/// `fs.nr_open` (proc(5)), else it stays.
+fn raise(wanted: Option<u64>) -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if let Some(wanted) = wanted {
+        return setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted);
+    }
+    let possible = fs::read_to_string("/proc/sys/fs/nr_open").ok();
+    let possible = possible.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(hard);
+    let limit = possible.min(DESCRIPTORS).max(hard);
+    match setrlimit(Resource::RLIMIT_NOFILE, limit, limit) {
+        Err(Errno::EPERM) => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        result => result,
+    }
 }
 
 /// Nine tenths of what the agent's cgroup, or one that it is in, may have; `None` if none has a limit.

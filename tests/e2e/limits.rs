@@ -1,14 +1,12 @@
 //! At a limit new work is refused with the reason, what is open goes on, and service resumes by itself.
 
-use std::fs::{self, Permissions};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use orlop_tests::{AgentOptions, PodSpec, wait_for};
 
 use crate::mesh::{await_value, failed};
-use crate::pair::{Pair, assert_refused, dial, ping, program};
+use crate::pair::{Pair, assert_refused, dial, ping};
 use crate::pattern;
 
 /// Service resumes within this.
@@ -51,13 +49,9 @@ fn a_pod_has_its_share_of_connections_and_no_more() {
 
 #[test]
 fn without_descriptors_new_connections_are_refused_until_there_are_some() {
-    let testbed = Pair::new();
-    let orlop = program(&testbed.near);
-    let wrapper = testbed.testbed.dir().join("few-descriptors");
-    fs::write(&wrapper, format!("#!/bin/sh\nulimit -n 400\nexec {} \"$@\"\n", orlop.display())).unwrap();
-    fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
-    let args = ["--max-connections", "10000", "--max-connections-per-pod", "10000"];
-    let pair = Pair::with(AgentOptions { binary: Some(wrapper), ..options(&args) });
+    let args =
+        ["--max-connections", "10000", "--max-connections-per-pod", "10000", "--max-descriptors", "400"];
+    let pair = Pair::with(options(&args));
     let outsider = pair.outsider(pair.far.node(), "outsider");
     let outside = outsider.serve_echo(80).unwrap();
 

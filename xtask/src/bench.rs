@@ -1,6 +1,7 @@
 //! The same loads with no mesh, with Orlop and with the ztunnel that `$ZTUNNEL` names, in turn, so that a noisy
 //! machine is noisy for all. Only the ratios travel to other machines.
 
+mod fairness;
 mod loads;
 mod measure;
 mod nodes;
@@ -29,6 +30,8 @@ enum Bench {
     Nodes(Options),
     /// Two pods of one node, with and without the proxy in the way.
     Samenode(Options),
+    /// A pod that dials all it can, and another one of its node.
+    Fairness(fairness::Options),
 }
 
 #[derive(ClapArgs)]
@@ -41,6 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => nodes::run(&args.options),
         Some(Bench::Nodes(options)) => nodes::run(options),
         Some(Bench::Samenode(options)) => samenode::run(options),
+        Some(Bench::Fairness(options)) => fairness::run(options),
     }
 }
 

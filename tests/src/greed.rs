@@ -1,0 +1,97 @@
+//! One pod that opens as many connections as it can, and what another pod notices of it.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::Pod;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks whether it is over.
+const PAUSE: Duration = Duration::from_millis(10);
+/// After so many dials those that were refused are let go.
+const LOOK: usize = 256;
+
+/// Takes as many open files as this process may: with CAP_SYS_RESOURCE, up to `fs.nr_open`.
+pub fn raise_descriptors() -> Result<()> {
+    let possible = fs::read_to_string("/proc/sys/fs/nr_open").context("reading fs.nr_open")?;
+    let possible: u64 = possible.trim().parse().context("fs.nr_open is no number")?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = possible.min(1 << 20).max(hard);
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    }
+    Ok(())
+}
+
+/// What the calls of one pod took, each on a connection of its own.
+pub fn call_times(pod: &Pod, to: SocketAddr, calls: usize) -> Result<Vec<Duration>> {
+    let mut times = pod.run(|| (0..calls).map(|_| call(to)).collect::<io::Result<Vec<_>>>())??;
+    times.sort_unstable();
+    Ok(times)
+}
+
+fn call(to: SocketAddr) -> io::Result<Duration> {
+    let start = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut [0; 1])?;
+    Ok(start.elapsed())
+}
+
+/// How a greedy pod fares.
+#[derive(Debug, Default)]
+pub struct Greed {
+    stop: AtomicBool,
+    dialled: AtomicUsize,
+}
+
+impl Greed {
+    /// Has the pod dial so often without pause, and keep what it gets until [`Greed::stop`] is called. May run on several
+    /// threads at once.
+    pub fn run(&self, pod: &Pod, to: &[SocketAddr], dials: usize) -> Result<()> {
+        pod.run(|| {
+            let mut open = Vec::new();
+            for (number, to) in to.iter().cycle().take(dials).enumerate() {
+                if self.stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                if let Ok(stream) = TcpStream::connect_timeout(to, PATIENCE)
+                    && stream.set_nonblocking(true).is_ok()
+                {
+                    open.push(stream);
+                }
+                self.dialled.fetch_add(1, Ordering::SeqCst);
+                // A connection that is refused by a proxy was open for a moment.
+                if number % LOOK == 0 {
+                    open.retain(is_open);
+                }
+            }
+            while !self.stop.load(Ordering::SeqCst) {
+                thread::sleep(PAUSE);
+            }
+        })
+    }
+
+    /// Has [`Greed::run`] close everything and return.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// How often it has dialled.
+    pub fn dialled(&self) -> usize {
+        self.dialled.load(Ordering::SeqCst)
+    }
+}
+
+/// Nobody sends anything: there is nothing to be read as long as the connection is open.
+fn is_open(stream: &TcpStream) -> bool {
+    stream.peek(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,165 @@
+//! Whether a pod that opens all it can slows another pod of its node: how long the other one's calls take while it
+//! does, against just before, with no mesh and with Orlop in turn.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use orlop_tests::traffic::EchoServer;
+use orlop_tests::{
+    Agent, AgentOptions, Greed, Pod, PodSpec, Testbed, call_times, raise_descriptors, wait_for,
+};
+
+use super::measure::prepare;
+
+const CALLS: usize = 2000;
+/// What the greedy pod dials; with few descriptors most of these are shed.
+const CONNECTIONS: usize = 50_000;
+/// A listener's queue holds 4096.
+const SINKS: u16 = 16;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A greedy pod and a modest one on one node, and whom they dial on the other.
+struct Case {
+    name: &'static str,
+    agents: Vec<Agent>,
+    greedy: Pod,
+    modest: Pod,
+    sinks: Pod,
+    server: EchoServer,
+}
+
+/// p99 of the modest pod's calls.
+#[derive(Clone, Copy)]
+struct Sample {
+    quiet: Duration,
+    opening: Duration,
+    open: Duration,
+}
+
+impl Sample {
+    fn ratios(self) -> [f64; 2] {
+        [self.opening, self.open].map(|during| during.as_secs_f64() / self.quiet.as_secs_f64())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// How often each case is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+pub(super) fn run(options: &Options) -> Result<()> {
+    let binary = &prepare()?.orlop;
+    raise_descriptors()?;
+    let testbed = Testbed::new()?;
+    testbed.world().namespace("bare", &[])?;
+    testbed.world().enrolled_namespace("mesh")?;
+    let cases = [
+        Case::new(&testbed, "no mesh", "bare", None)?,
+        Case::new(&testbed, "orlop", "mesh", Some(binary.as_path()))?,
+    ];
+    let mut samples = [Vec::new(), Vec::new()];
+    for round in 0..options.rounds {
+        for (case, samples) in cases.iter().zip(&mut samples) {
+            let sample = case.measure().with_context(|| format!("fairness with {}", case.name))?;
+            let [opening, open] = sample.ratios();
+            println!(
+                "  round {} {:8} p99 {:8.3?} quiet, {:8.3?} while another pod dials {CONNECTIONS} times \
+                 ({opening:.2}), {:8.3?} while it has what it got ({open:.2})",
+                round + 1,
+                case.name,
+                sample.quiet,
+                sample.opening,
+                sample.open
+            );
+            samples.push(sample);
+        }
+    }
+    println!("\nratio of p99 to quiet (median)   opening    open");
+    for (case, samples) in cases.iter().zip(samples) {
+        let median = |which: usize| {
+            let mut ratios: Vec<_> = samples.iter().map(|sample| sample.ratios()[which]).collect();
+            ratios.sort_by(f64::total_cmp);
+            ratios.get(ratios.len() / 2).copied().unwrap_or_default()
+        };
+        println!("{:30}  {:8.2}  {:6.2}", case.name, median(0), median(1));
+    }
+    Ok(())
+}
+
+impl Case {
+    fn new(testbed: &Testbed, name: &'static str, namespace: &str, binary: Option<&Path>) -> Result<Self> {
+        let nodes = ["near", "far"].map(|node| testbed.node(&format!("{namespace}-{node}")));
+        let [near, far] = nodes;
+        let (near, far) = (near?, far?);
+        let pod = |name: &str| near.pod(namespace, name, PodSpec::new().service_account(name));
+        let (greedy, modest) = (pod("greedy")?, pod("modest")?);
+        let server = far.pod(namespace, "server", PodSpec::new())?;
+        let sinks = far.pod("street", &format!("sinks-{namespace}"), PodSpec::new())?;
+        let mut agents = Vec::new();
+        if let Some(binary) = binary {
+            let args = ["--log", "warn"].map(str::to_owned).into();
+            let options = AgentOptions { binary: Some(binary.to_owned()), args, ..AgentOptions::default() };
+            for (node, pods) in [(&near, vec![&greedy, &modest]), (&far, vec![&server])] {
+                let agent = node.agent(options.clone())?;
+                agent.wait_enrolled(pods)?;
+                agents.push(agent);
+            }
+        }
+        let server = server.serve_echo(80)?;
+        Ok(Self { name, agents, greedy, modest, sinks, server })
+    }
+
+    fn measure(&self) -> Result<Sample> {
+        // Nobody accepts these, which costs no descriptor.
+        let listeners =
+            (0..SINKS).map(|n| self.sinks.listen(false, 1000 + n)).collect::<Result<Vec<_>, _>>()?;
+        let to: Vec<_> = (0..SINKS).map(|n| self.sinks.addr(1000 + n)).collect();
+        let quiet = self.p99()?;
+        let greed = Greed::default();
+        let sample = thread::scope(|scope| {
+            let greedy = scope.spawn(|| greed.run(&self.greedy, &to, CONNECTIONS));
+            let measured = self.measure_others(&greed, quiet);
+            greed.stop();
+            match greedy.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("the greedy pod's thread panicked"),
+            }
+            measured
+        })?;
+        drop(listeners);
+        // What one round leaves is not the next one's.
+        let gone = || {
+            self.agents
+                .iter()
+                .all(|agent| agent.metric("orlop_connections_active", &[]).is_ok_and(|n| n < 10.0))
+        };
+        if !wait_for(PATIENCE, gone) {
+            bail!("connections are left after a round");
+        }
+        Ok(sample)
+    }
+
+    fn measure_others(&self, greed: &Greed, quiet: Duration) -> Result<Sample> {
+        if !wait_for(PATIENCE, || greed.dialled() > 500) {
+            bail!("the greedy pod opens nothing: {greed:?}");
+        }
+        let opening = self.p99()?;
+        if greed.dialled() == CONNECTIONS {
+            bail!("the greedy pod was done before the calls of the other were");
+        }
+        if !wait_for(PATIENCE, || greed.dialled() == CONNECTIONS) {
+            bail!("the greedy pod does not get its connections: {greed:?}");
+        }
+        Ok(Sample { quiet, opening, open: self.p99()? })
+    }
+
+    fn p99(&self) -> Result<Duration> {
+        let times = call_times(&self.modest, self.server.addr(), CALLS)?;
+        times.get(CALLS * 99 / 100).copied().context("no call was made")
+    }
+}
