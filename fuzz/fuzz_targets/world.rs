@@ -35,6 +35,7 @@ fn settings() -> Settings {
         root_namespace: DEFAULT_ROOT_NAMESPACE.into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod attacks;
+mod changed;
 mod check;
 mod dns;
 mod failclosed;
@@ -12,6 +13,7 @@ mod hbone;
 mod integrity;
 mod kubernetes;
 mod l7;
+mod layouts;
 mod limits;
 mod mesh;
 mod names;
@@ -35,4 +37,3 @@ mod udp;
 mod upgrade;
 mod waypoint;
 mod world;
-mod ztunnel;

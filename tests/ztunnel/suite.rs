@@ -1,5 +1,3 @@
-//! A real ztunnel is the peer, in either place: `ZTUNNEL=/path/to/ztunnel cargo xtask test ztunnel::`.
-
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::thread;
@@ -60,9 +58,7 @@ fn many(mesh: &Mesh) {
     }
 }
 
-#[test]
-#[ignore = "needs a ztunnel: set ZTUNNEL to its path"]
-fn orlop_dials_ztunnel() {
+pub fn orlop_dials_ztunnel() {
     let mesh = Mesh::first_only(&[]);
     let _ztunnel = ztunnel(&mesh, &mesh.server);
     exchange(&mesh);
@@ -72,9 +68,7 @@ fn orlop_dials_ztunnel() {
     assert_eq!(record["dst_identity"], format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/server"));
 }
 
-#[test]
-#[ignore = "needs a ztunnel: set ZTUNNEL to its path"]
-fn ztunnel_dials_orlop() {
+pub fn ztunnel_dials_orlop() {
     let mesh = Mesh::second_only(&[]);
     let _ztunnel = ztunnel(&mesh, &mesh.client);
     exchange(&mesh);
@@ -84,9 +78,7 @@ fn ztunnel_dials_orlop() {
     assert_eq!(record["src_identity"], format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/client"));
 }
 
-#[test]
-#[ignore = "needs a ztunnel: set ZTUNNEL to its path"]
-fn orlop_refuses_ztunnel_by_policy() {
+pub fn orlop_refuses_ztunnel_by_policy() {
     let mesh = Mesh::second_only(&[]);
     let _ztunnel = ztunnel(&mesh, &mesh.client);
     let server = mesh.server.serve_echo(PORT).unwrap();
