@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts};
-use orlop_identity::{DEFAULT_LIFETIME, Identities, Trust};
+use orlop_identity::{DEFAULT_LIFETIME, Identities};
 use orlop_kube::{ClusterWorld, WorldDirectory};
 use orlop_model::{Choice, Snapshot, World};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
 };
 
 use crate::{
@@ -30,7 +31,7 @@ use crate::{
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
     events,
-    handover::{Door, Estate, Predecessor, ServerSockets, Successor},
+    handover::{Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
     hosts::Names,
     limits, logging,
     sandboxes::{Changes, Sandboxes},
@@ -42,7 +43,7 @@ use crate::{
 pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
     logging::start(&arguments.log)?;
     anyhow::ensure!(geteuid().is_root(), "orlop node needs root, to load eBPF and to enter pods' namespaces");
-    let descriptors = limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors(arguments.max_descriptors);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -77,6 +78,9 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         Ok(Arc::new(datapath))
     };
     let datapath = open().map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
+    if let Some(note) = check::no_pods_cgroup(place.cgroup, place.pods_cgroup) {
+        tracing::warn!("{note}");
+    }
     let same_node = spares_the_proxy(arguments.same_node);
 
     let mut registry = Registry::default();
@@ -122,7 +126,6 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(authority.upkeep);
-    tokio::spawn(judge_again(Arc::clone(&proxy), identities.trust()));
     let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let sandboxes = Sandboxes::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
@@ -149,6 +152,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         servers,
         status,
         sandbox_changes,
+        given_up: JoinSet::new(),
     };
     let successor = tokio::select! {
         result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
@@ -186,7 +190,7 @@ async fn leave(
     successor: &Successor,
     timeout: Duration,
 ) -> anyhow::Result<usize> {
-    let mut leaving = proxy.hand_over();
+    let mut leaving = Leaving::new(proxy.hand_over());
     let left = tokio::select! {
         left = proxy.drain(timeout) => left,
         never = worlds.publish_all() => match never? {},
@@ -208,6 +212,8 @@ struct Agent {
     servers: Servers,
     status: watch::Sender<Status>,
     sandbox_changes: Changes,
+    /// New agents that did not get ready, for as long as they run.
+    given_up: JoinSet<()>,
 }
 
 impl Agent {
@@ -229,7 +235,10 @@ impl Agent {
             let snapshot = worlds.publish();
             loop {
                 let mut applied;
-                (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
+                (enrolment, applied) = tokio::select! {
+                    applied = enrolment.apply(Arc::clone(&snapshot)) => applied?,
+                    Some(error) = given_up(predecessor.as_ref()) => return Err(error),
+                };
                 if let Some(predecessor) = predecessor.take() {
                     door = Some(self.take_over(predecessor, &applied).await?);
                     enrolment.taken_over();
@@ -245,6 +254,9 @@ impl Agent {
                     changed = self.sandbox_changes.next() => changed.context("cannot watch pods' cgroups")?,
                     () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
                     () = tokio::time::sleep(Enrolment::LOOK_AGAIN), if waiting => {}
+                    () = tokio::time::sleep(Enrolment::RETRY_DNS), if enrolment.lacks_dns() => {}
+                    // It may have replaced something after it was given up.
+                    Some(_) = self.given_up.join_next() => enrolment.restore()?,
                     successor = door.knock() => match self.give(worlds, &mut enrolment, door, successor).await? {
                         Some(successor) => return Ok(successor),
                         None => break,
@@ -296,6 +308,8 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "not handed over; serving on");
                 enrolment.restore()?;
+                successor.give_up(&format!("{error:#}")).await;
+                self.given_up.spawn(async move { successor.ended().await });
                 Ok(None)
             }
         }
@@ -324,11 +338,9 @@ impl Source {
     }
 }
 
-/// Has open connections judged again whenever it changes whom to trust.
-async fn judge_again(proxy: Arc<Proxy>, mut trust: watch::Receiver<Arc<Trust>>) {
-    while trust.changed().await.is_ok() {
-        proxy.judge_again();
-    }
+/// Until the agent that runs has given this one up, if there is one.
+async fn given_up(predecessor: Option<&Predecessor>) -> Option<anyhow::Error> {
+    Some(predecessor?.gives_up().await)
 }
 
 /// Whether pods of this node talk without the proxy. Where the kernel can't close their connections, policy could

@@ -137,3 +137,30 @@ fn explain(pair: &Pair, from: &str, to: &str) -> (Option<i32>, String) {
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
+
+/// As the API server would refuse to take it: what was in force stays so, and the log says what is wrong.
+#[test]
+fn a_broken_policy_that_appears_takes_nothing_out_of_force_and_is_told_of() {
+    let pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("other"));
+    apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
+    assert_refused(&pair.client, server.addr());
+    let open = dial(&other, server.addr()).unwrap();
+
+    // One file that was good, and one that never was.
+    let bad = authorization_policy("typo", "{action: ALOW, rules: [{}]}");
+    for file in ["policy.yaml", "another.yaml"] {
+        pair.testbed.world().write(file, &bad).unwrap();
+        let said =
+            |log: &str| log.lines().any(|line| line.contains(&format!("{file}:")) && line.contains("ALOW"));
+        pair.far.wait_log(said, TIMEOUT).unwrap();
+    }
+    // Whatever else changes is in force.
+    pair.change(|world| world.namespace("later", &[]));
+    assert_refused(&pair.client, server.addr());
+    ping(&open, "still there?\n").unwrap();
+
+    apply(&pair, "policy.yaml", &authorization_policy("nobody", "{}"));
+    assert_refused(&other, server.addr());
+}

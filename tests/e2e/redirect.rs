@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 use orlop_tests::traffic::EchoServer;
-use orlop_tests::{Agent, Pod, PodSpec, wait_for};
+use orlop_tests::{Agent, AgentOptions, Pod, PodSpec, wait_for};
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -164,9 +164,14 @@ fn the_proxys_ports_of_another_pod_are_out_of_reach_through_the_mesh() {
 
 #[test]
 fn udp_is_left_alone() {
-    let pair = Pair::new();
+    assert_left_alone(&Pair::new(), 5353);
+    let args = ["--log-format", "json", "--dns", "off"].map(str::to_owned).into();
+    assert_left_alone(&Pair::with(AgentOptions { args, ..AgentOptions::default() }), 53);
+}
+
+fn assert_left_alone(pair: &Pair, port: u16) {
     for (from, to) in
-        [(pair.client.addr(0), pair.server.addr(5353)), (pair.client.addr6(0), pair.server.addr6(5353))]
+        [(pair.client.addr(0), pair.server.addr(port)), (pair.client.addr6(0), pair.server.addr6(port))]
     {
         let server = pair.server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
         let client = pair.client.run(|| UdpSocket::bind(from)).unwrap().unwrap();
@@ -384,7 +389,7 @@ fn pinned_maps_can_be_read_by_people() {
 
 /// A pinned map as bpftool shows it with the map's BTF.
 fn dump(agent: &Agent, map: &str) -> Value {
-    let pin = agent.node().bpffs_dir().join("v2/maps").join(map);
+    let pin = agent.node().pins_dir().unwrap().join("maps").join(map);
     // `-j` would show raw bytes beside it.
     let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(pin).output();
     let output = output.expect("bpftool is installed: `cargo xtask setup`");

@@ -270,7 +270,7 @@ fn a_deleted_pod_leaves_no_pin() {
     let pod = pair.pod(&pair.near, "brief", PodSpec::new());
     pod.delete().unwrap();
     pair.near.wait_enrolled([&pair.client]).unwrap();
-    let pins = std::fs::read_dir(pair.near.node().bpffs_dir().join("v2/pods")).unwrap().count();
+    let pins = std::fs::read_dir(pair.near.node().pins_dir().unwrap().join("pods")).unwrap().count();
     assert_eq!(pins, 1, "its link is gone from the pins");
 }
 

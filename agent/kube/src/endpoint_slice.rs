@@ -18,26 +18,33 @@ pub(crate) fn convert(slice: api::EndpointSlice) -> Result<EndpointSlice, FieldE
         .into_iter()
         .enumerate()
         .map(|(index, entry)| endpoint(entry, &name.namespace, &FieldPath::from("endpoints").index(index)));
+    let [ports, udp_ports] = ports(slice.ports.unwrap_or_default())?;
     Ok(EndpointSlice {
         endpoints: endpoints.collect::<Result<_, _>>()?,
         service: slice.metadata.labels.and_then(|mut labels| labels.remove(SERVICE_NAME)),
-        ports: ports(slice.ports.unwrap_or_default())?,
+        ports,
+        udp_ports,
         name,
     })
 }
 
-fn ports(ports: Vec<api::EndpointPort>) -> Result<Vec<Port>, FieldError> {
-    let mut found = Vec::with_capacity(ports.len());
+/// Those of TCP and of UDP.
+fn ports(ports: Vec<api::EndpointPort>) -> Result<[Vec<Port>; 2], FieldError> {
+    let [mut tcp, mut udp] = [Vec::with_capacity(ports.len()), Vec::new()];
     for (index, entry) in ports.into_iter().enumerate() {
         let path = |field: &str| FieldPath::from("ports").index(index).key(field);
-        let tcp = protocol(entry.protocol.as_deref(), || path("protocol"))? == Protocol::Tcp;
+        let found = match protocol(entry.protocol.as_deref(), || path("protocol"))? {
+            Protocol::Tcp => &mut tcp,
+            Protocol::Udp => &mut udp,
+            Protocol::Sctp => continue,
+        };
         // Without a number it stands for any port, which a service's port can't be routed to.
-        if let (true, Some(number)) = (tcp, entry.port) {
+        if let Some(number) = entry.port {
             let number = port(number, || path("port"))?;
             found.push(Port { name: entry.name.unwrap_or_default(), number });
         }
     }
-    Ok(found)
+    Ok([tcp, udp])
 }
 
 fn endpoint(entry: api::Endpoint, namespace: &str, path: &FieldPath) -> Result<SliceEndpoint, FieldError> {
@@ -88,6 +95,7 @@ mod tests {
         assert_eq!(slice.service.as_deref(), Some("web"));
         let ports: Vec<_> = slice.ports.iter().map(|port| (port.name.as_str(), port.number)).collect();
         assert_eq!(ports, [("http", 8080), ("", 9090)]);
+        assert_eq!(slice.udp_ports, [Port { name: "dns".into(), number: 53 }]);
         let flags: Vec<_> = slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
         assert_eq!(flags, [(true, true, false), (false, true, true), (false, false, false)]);
         let targets: Vec<_> =

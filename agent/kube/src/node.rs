@@ -8,5 +8,8 @@ use crate::metadata::{name, subdomain};
 pub(crate) fn convert(node: api::Node) -> Result<(String, Node), FieldError> {
     let name = name(&node.metadata)?.to_owned();
     subdomain(&name, "metadata.name")?;
-    Ok((name, Node { labels: node.metadata.labels.unwrap_or_default() }))
+    // Of the kinds of address, host names are none.
+    let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
+    let addresses = addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect();
+    Ok((name, Node { labels: node.metadata.labels.unwrap_or_default(), addresses }))
 }

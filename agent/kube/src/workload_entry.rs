@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::{Backend, BackendAddress, Labels, Locality, WorkloadEntry};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, address, host, port};
 use crate::metadata::{namespaced, subdomain};
@@ -27,12 +27,8 @@ pub(crate) struct BackendObject {
     labels: Option<Labels>,
     locality: Option<String>,
     service_account: Option<String>,
-    /// Networks are not told apart.
-    #[serde(rename = "network")]
-    _network: Option<IgnoredAny>,
-    /// All endpoints count the same.
-    #[serde(rename = "weight")]
-    _weight: Option<IgnoredAny>,
+    network: Option<String>,
+    weight: Option<u32>,
 }
 
 /// Converts a WorkloadEntry.
@@ -60,6 +56,8 @@ pub(crate) fn backend(object: BackendObject, path: &FieldPath) -> Result<Backend
         labels: object.labels.unwrap_or_default(),
         locality: locality(object.locality.as_deref().unwrap_or_default()),
         service_account,
+        weight: object.weight.and_then(NonZeroU32::new),
+        network: object.network.filter(|network| !network.is_empty()),
     })
 }
 

@@ -148,5 +148,6 @@ fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     }
 }

@@ -77,7 +77,7 @@ impl Snapshot {
         }
         let port = service.port(port).ok_or(Reason::NoServicePort)?;
         let family = dialled.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |dialled| dialled.ip());
-        pick(port.eligible(family), balance).cloned().ok_or(Reason::NoHealthyEndpoint)
+        pick(port, family, balance).cloned().ok_or(Reason::NoHealthyEndpoint)
     }
 
     /// The same service in this snapshot.

@@ -17,7 +17,7 @@ use crate::service_entry;
 use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
 use crate::waypoint::{self, Waypoints};
 use crate::world::security::IpBlock;
-use crate::world::{self, Exports, Labels, Pod, Resolution, World};
+use crate::world::{self, Exports, Labels, Pod, Protocol, Resolution, World};
 
 /// Says where a local pod's network namespace is, for sources that have no container runtime behind them.
 const NETNS: &str = "orlop.dev/netns";
@@ -41,6 +41,9 @@ pub struct Settings {
     pub cluster: String,
     /// The DNS suffix of services, such as `cluster.local`.
     pub cluster_domain: String,
+    /// The network of this node, as Istio's `topology.istio.io/network`; backends of any can be reached where it is
+    /// not known.
+    pub network: Option<String>,
 }
 
 /// Compiles the world as seen from one node, with no name resolved. The same input gives the same snapshot.
@@ -73,7 +76,11 @@ pub fn compile_after(
     let local_pods = live(world)
         .zip(&workloads.pods)
         .filter(|(_, workload)| workload.enrolled && workload.node == settings.node)
-        .map(|(pod, workload)| LocalPod { workload: workload.clone(), netns: netns(pod) })
+        .map(|(pod, workload)| LocalPod {
+            workload: workload.clone(),
+            netns: netns(pod),
+            probed: pod.probed.clone(),
+        })
         .collect();
     let endpoints = Endpoints::new(world, hosts, settings, &workloads);
     let waypoint_names = waypoint::used(world);
@@ -206,7 +213,8 @@ fn service(service: &world::Service, endpoints: &Endpoints<'_>, settings: &Setti
         vips: unicast(&service.cluster_ips),
         aliases: unicast(&service.external_ips).into_iter().map(IpBlock::single).collect(),
         external_name: service.external_name.clone(),
-        ports: endpoints.of(service),
+        ports: endpoints.of(service, Protocol::Tcp),
+        udp_ports: endpoints.of(service, Protocol::Udp),
         resolution: Resolution::Static,
         affinity: service.affinity,
         waypoint: None,

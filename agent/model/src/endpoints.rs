@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::compile::Settings;
@@ -66,16 +67,16 @@ impl<'a> Endpoints<'a> {
         Self { settings, hosts, neighbourhood, workloads, by_name, slices, pods, entries }
     }
 
-    /// The TCP ports of a Kubernetes Service with their endpoints. EndpointSlices say it where there are any, since
+    /// The ports of a Kubernetes Service of this protocol, with their endpoints. EndpointSlices say it where there are any, since
     /// their ports are already resolved; else the service's selector does. WorkloadEntries are in no slice.
-    pub fn of(&self, service: &world::Service) -> Vec<ServicePort> {
+    pub fn of(&self, service: &world::Service, protocol: Protocol) -> Vec<ServicePort> {
         let namespace = service.name.namespace.as_str();
         let slices = self.slices.get(&(namespace, service.name.name.as_str()));
         let wanted = Preference { distribution: service.distribution, node_local: service.node_local };
         let mut ports = Vec::with_capacity(service.ports.len());
-        for port in service.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+        for port in service.ports.iter().filter(|port| port.protocol == protocol) {
             let mut endpoints = match slices {
-                Some(slices) => self.sliced(slices, &port.name, service.publish_not_ready),
+                Some(slices) => self.sliced(slices, port, service.publish_not_ready),
                 None => self.selected_pods(namespace, &service.selector, port, service.publish_not_ready),
             };
             endpoints.extend(self.selected_entries(namespace, &service.selector, port));
@@ -116,10 +117,11 @@ impl<'a> Endpoints<'a> {
         addresses.filter(|&ip| !is_special(ip)).map(endpoint).collect()
     }
 
-    fn sliced(&self, slices: &[&EndpointSlice], port: &str, always: bool) -> Vec<Endpoint> {
+    fn sliced(&self, slices: &[&EndpointSlice], port: &world::ServicePort, always: bool) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in slices {
-            for number in slice.ports.iter().filter(|p| p.name == port).map(|p| p.number) {
+            let ports = if port.protocol == Protocol::Udp { &slice.udp_ports } else { &slice.ports };
+            for number in ports.iter().filter(|p| p.name == port.name).map(|p| p.number) {
                 for endpoint in &slice.endpoints {
                     let resolve = |&ip| self.resolve(endpoint, ip, number, always);
                     found.extend(endpoint.addresses.iter().filter_map(resolve));
@@ -146,6 +148,7 @@ impl<'a> Endpoints<'a> {
             ready: always || (endpoint.ready && !endpoint.terminating),
             draining: endpoint.serving && endpoint.terminating,
             proximity: self.neighbourhood.of_pod(node, endpoint.zone.as_deref()),
+            weight: NonZeroU32::MIN,
         })
     }
 
@@ -177,6 +180,7 @@ impl<'a> Endpoints<'a> {
                     ready: always || (pod.ready && !pod.terminating),
                     draining: pod.ready && pod.terminating,
                     proximity: self.neighbourhood.of_pod(pod.node.as_deref(), None),
+                    weight: NonZeroU32::MIN,
                 });
             }
         }
@@ -207,7 +211,11 @@ impl<'a> Endpoints<'a> {
         workload: Option<Arc<Workload>>,
     ) -> Endpoint {
         let proximity = self.neighbourhood.of_backend(&backend.locality);
-        Endpoint { address, workload, ready: true, draining: false, proximity }
+        let weight = backend.weight.unwrap_or(NonZeroU32::MIN);
+        // What is in another network is behind a gateway that nobody has named.
+        let network = backend.network.as_ref().zip(self.settings.network.as_ref());
+        let ready = network.is_none_or(|(there, here)| there == here);
+        Endpoint { address, workload, ready, draining: false, proximity, weight }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::identity::Identity;
 use crate::local_service::local;
 use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
-use crate::service::{Endpoint, Service, ServiceKind};
+use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Snapshot, Workload};
 use crate::waypoint::Hop;
 use crate::world::Resolution;
@@ -130,7 +130,6 @@ impl Snapshot {
             let workload = self.workload_at(destination.ip());
             return self.route_to(source, destination, workload, Some(service), balance);
         };
-        let eligible = port.eligible(destination.ip());
         let choice = match service.affinity {
             Some(timeout) => {
                 balance.last(service, port.number, timeout).map_or(Choice::Open, Choice::Endpoint)
@@ -138,7 +137,7 @@ impl Snapshot {
             None if follow => balance.choice(),
             None => Choice::Open,
         };
-        let endpoint = choose(eligible, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
+        let endpoint = choose(port, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
         let (address, workload) = (endpoint.address, endpoint.workload.as_ref());
         let route = self.route_to(source, address, workload, Some(service), balance)?;
         let next = self.service_to(&source.name.namespace, address.ip());
@@ -181,27 +180,43 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 fn choose<'a>(
-    eligible: &'a [Endpoint],
+    port: &'a ServicePort,
     choice: Choice,
     dialled: SocketAddr,
     balance: &mut dyn Balance,
 ) -> Option<&'a Endpoint> {
+    let eligible = port.eligible(dialled.ip());
     let chosen = match choice {
         Choice::Open => None,
         Choice::Endpoint(address) => eligible.iter().find(|endpoint| endpoint.address == address),
         Choice::Elsewhere => {
-            let mut local = local(eligible, dialled).peekable();
+            let mut local = local(port, dialled).peekable();
             // Both are in the same order.
             let is_other = |endpoint: &&Endpoint| local.next_if(|local| ptr::eq(*local, *endpoint)).is_none();
             let others: Vec<_> = eligible.iter().filter(is_other).collect();
             pick_of(others.len(), |nth| others.get(nth).copied(), balance)
         }
     };
-    chosen.or_else(|| pick(eligible, balance))
+    chosen.or_else(|| pick(port, dialled.ip(), balance))
 }
 
-pub(crate) fn pick<'a>(endpoints: &'a [Endpoint], balance: &mut dyn Balance) -> Option<&'a Endpoint> {
-    pick_of(endpoints.len(), |nth| endpoints.get(nth), balance)
+/// Of two at random, as often as their weights say, the one that has fewer connections for its weight.
+pub(crate) fn pick<'a>(
+    port: &'a ServicePort,
+    family: IpAddr,
+    balance: &mut dyn Balance,
+) -> Option<&'a Endpoint> {
+    let endpoints = port.eligible(family);
+    if !port.weighted() || endpoints.len() < 2 {
+        return pick_of(endpoints.len(), |nth| endpoints.get(nth), balance);
+    }
+    let one = draw(endpoints, None, balance)?;
+    let other = draw(endpoints, Some(one), balance)?;
+    let (one, other) = (endpoints.get(one)?, endpoints.get(other)?);
+    let load = |of: &Endpoint, against: &Endpoint| {
+        balance.in_flight(of.address) as u128 * u128::from(against.weight.get())
+    };
+    Some(if load(other, one) < load(one, other) { other } else { one })
 }
 
 /// Of two random ones that with fewer connections open.
@@ -221,4 +236,19 @@ fn pick_of<'a>(
     let (one, other) = (nth(one)?, nth(other)?);
     let fewer = balance.in_flight(other.address) < balance.in_flight(one.address);
     Some(if fewer { other } else { one })
+}
+
+/// The index of one that is not `without`, at random by weight.
+fn draw(endpoints: &[Endpoint], without: Option<usize>, balance: &mut dyn Balance) -> Option<usize> {
+    let candidates = || endpoints.iter().enumerate().filter(|(index, _)| Some(*index) != without);
+    let weight = |endpoint: &Endpoint| endpoint.weight.get() as usize;
+    let total = candidates().fold(0usize, |sum, (_, endpoint)| sum.saturating_add(weight(endpoint)));
+    let mut rest = balance.random(total.max(1));
+    for (index, endpoint) in candidates() {
+        if rest < weight(endpoint) {
+            return Some(index);
+        }
+        rest -= weight(endpoint);
+    }
+    None
 }

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Service {
     pub external_name: Option<String>,
     /// The TCP ports, sorted by number.
     pub ports: Vec<ServicePort>,
+    /// The UDP ports of a Kubernetes Service, which DNS has names for and the mesh does not carry.
+    pub udp_ports: Vec<ServicePort>,
     /// Where the endpoints are from; `Static` for a Kubernetes Service.
     pub resolution: Resolution,
     /// For this long after a client's last connection the next one goes to the same endpoint.
@@ -73,6 +76,9 @@ pub struct ServicePort {
     pub endpoints: Vec<Endpoint>,
     #[serde(skip)]
     wanted: Preference,
+    /// Whether the endpoints differ in their weight.
+    #[serde(skip)]
+    weighted: bool,
     /// Those of `endpoints` that new connections go to, IPv4.
     #[serde(skip)]
     v4: Range<usize>,
@@ -94,6 +100,8 @@ pub struct Endpoint {
     pub draining: bool,
     /// How near it is to this node.
     pub proximity: Proximity,
+    /// What share of the connections it gets, against the others'.
+    pub weight: NonZeroU32,
 }
 
 /// How near an endpoint is, by the labels `topology.kubernetes.io/zone` and `…/region` of nodes.
@@ -138,7 +146,12 @@ impl ServicePort {
             first..first + endpoints[first..].iter().take_while(same).count()
         };
         let (v4, v6) = (nearest(true), nearest(false));
-        Self { name, number, endpoints, wanted, v4, v6 }
+        let weighted = endpoints.windows(2).any(|pair| pair[0].weight != pair[1].weight);
+        Self { name, number, endpoints, wanted, weighted, v4, v6 }
+    }
+
+    pub(crate) fn weighted(&self) -> bool {
+        self.weighted
     }
 
     /// The same with some of the endpoints alone.
@@ -173,7 +186,8 @@ enum Condition {
 impl Endpoint {
     /// What is reached as it was dialled.
     pub fn at(address: SocketAddr, workload: Option<Arc<Workload>>) -> Self {
-        Self { address, workload, ready: true, draining: false, proximity: Proximity::Elsewhere }
+        let (proximity, weight) = (Proximity::Elsewhere, NonZeroU32::MIN);
+        Self { address, workload, ready: true, draining: false, proximity, weight }
     }
 
     fn condition(&self, wanted: Preference) -> Condition {

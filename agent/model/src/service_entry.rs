@@ -31,6 +31,7 @@ pub(crate) fn services(
             aliases: aliases.clone(),
             external_name: None,
             ports: ports(entry, host, endpoints),
+            udp_ports: Vec::new(),
             resolution: entry.resolution,
             affinity: None,
             waypoint: waypoint.clone(),

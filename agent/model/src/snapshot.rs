@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -169,4 +169,6 @@ pub struct LocalPod {
     pub workload: Arc<Workload>,
     /// Where its network namespace is, if the source says: annotation `orlop.dev/netns`.
     pub netns: Option<PathBuf>,
+    /// The ports that kubelet dials to see how the pod is; `None` where nobody says which these are.
+    pub probed: Option<BTreeSet<u16>>,
 }

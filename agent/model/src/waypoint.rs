@@ -114,7 +114,7 @@ impl Snapshot {
         balance: &mut dyn Balance,
     ) -> Result<Hop, Reason> {
         let port = self.service(name).and_then(|service| service.port(HBONE_PORT));
-        let endpoint = port.and_then(|port| pick(port.eligible(towards.ip()), balance));
+        let endpoint = port.and_then(|port| pick(port, towards.ip(), balance));
         // Of what is no workload nobody could say whose certificate is the right one.
         let hop = endpoint.and_then(|endpoint| {
             Some(Hop { workload: endpoint.workload.clone()?, address: endpoint.address })

@@ -4,7 +4,7 @@ pub mod routing;
 pub mod security;
 mod service_entry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub struct Namespace {
 /// A `v1` Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
+    /// `status.addresses`, those that are IP addresses.
+    pub addresses: Vec<IpAddr>,
     /// `metadata.labels`
     pub labels: Labels,
 }
@@ -101,6 +103,8 @@ pub struct Pod {
     pub owner: Option<Owner>,
     /// The named and unnamed TCP ports of all containers.
     pub container_ports: Vec<Port>,
+    /// The ports that kubelet dials to see how the pod is; `None` where nobody says which these are.
+    pub probed: Option<BTreeSet<u16>>,
 }
 
 /// `status.phase` of a pod.
@@ -194,6 +198,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port of the pods.
     pub target: TargetPort,
+    /// `nodePort`: the port that stands for it at every node's address.
+    pub node_port: Option<u16>,
 }
 
 /// A transport protocol.
@@ -229,6 +235,8 @@ pub struct EndpointSlice {
     pub service: Option<String>,
     /// The TCP ports, named as the service's are, with the numbers of the pods.
     pub ports: Vec<Port>,
+    /// The UDP ports.
+    pub udp_ports: Vec<Port>,
     /// The endpoints.
     pub endpoints: Vec<SliceEndpoint>,
 }

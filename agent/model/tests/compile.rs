@@ -233,6 +233,7 @@ fn slice(endpoints: &[(&str, bool, Option<&str>)]) -> EndpointSlice {
         service: Some("web".into()),
         ports: vec![Port { name: "http".into(), number: 8080 }],
         endpoints: endpoints.iter().map(endpoint).collect(),
+        ..EndpointSlice::default()
     }
 }
 
@@ -276,6 +277,7 @@ fn snapshot(world: &World) -> Snapshot {
         root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     };
     compile(world, &settings, 1)
 }

@@ -197,7 +197,7 @@ struct Host {
     label: String,
     address: IpAddr,
     ready: bool,
-    ports: Vec<Port>,
+    ports: Vec<(Protocol, Port)>,
 }
 
 impl Zone {
@@ -230,18 +230,19 @@ impl Zone {
                 zone.elsewhere.push(host);
                 continue;
             }
-            zone.elsewhere.push(format!("_udp.{host}"));
             add(host.clone(), None);
             for &vip in &service.cluster_ips {
                 add(host.clone(), Some(RecordData::Address(vip)));
                 pointers.entry(vip).or_insert(host.clone());
             }
             let headless = service.cluster_ips.is_empty();
-            let named =
-                service.ports.iter().filter(|port| port.protocol == Protocol::Tcp && !port.name.is_empty());
+            let named = service.ports.iter().filter(|port| !port.name.is_empty());
             for port in named.clone() {
                 let data = RecordData::Service { port: port.number, target: host.clone() };
-                add(format!("_{}._tcp.{host}", port.name), (!headless).then_some(data));
+                add(
+                    format!("_{}.{}.{host}", port.name, label_of(port.protocol)),
+                    (!headless).then_some(data),
+                );
             }
             let hosts = hosts.unwrap_or_default();
             for one in &hosts {
@@ -256,10 +257,10 @@ impl Zone {
                 add(host.clone(), data);
                 // By whatever name the address is listed with the port.
                 let same = hosts.iter().filter(|other| other.ready && other.address == one.address);
-                for own in same.flat_map(|other| &other.ports) {
-                    if named.clone().any(|port| port.name == own.name) {
+                for (protocol, own) in same.flat_map(|other| &other.ports) {
+                    if named.clone().any(|port| port.name == own.name && port.protocol == *protocol) {
                         let data = RecordData::Service { port: own.number, target: label.clone() };
-                        add(format!("_{}._tcp.{host}", own.name), Some(data));
+                        add(format!("_{}.{}.{host}", own.name, label_of(*protocol)), Some(data));
                     }
                 }
             }
@@ -313,6 +314,10 @@ fn asked_for(data: &RecordData, kind: RecordType) -> bool {
     kind == own || kind == RecordType::Any
 }
 
+fn label_of(protocol: Protocol) -> &'static str {
+    if protocol == Protocol::Udp { "_udp" } else { "_tcp" }
+}
+
 fn hosts(world: &World, service: &Service) -> Option<Vec<Host>> {
     let same = |name: &NamespacedName| name.namespace == service.name.namespace;
     let slices = || {
@@ -331,7 +336,12 @@ fn hosts(world: &World, service: &Service) -> Option<Vec<Host>> {
                         label: endpoint.hostname.clone().unwrap_or_else(|| dashed(address)),
                         address,
                         ready: service.publish_not_ready || (endpoint.ready && !endpoint.terminating),
-                        ports: slice.ports.clone(),
+                        ports: [(Protocol::Tcp, &slice.ports), (Protocol::Udp, &slice.udp_ports)]
+                            .into_iter()
+                            .flat_map(|(protocol, ports)| {
+                                ports.iter().map(move |port| (protocol, port.clone()))
+                            })
+                            .collect(),
                     });
                 }
             }
@@ -347,16 +357,16 @@ fn hosts(world: &World, service: &Service) -> Option<Vec<Host>> {
     let mut hosts = Vec::new();
     for pod in selected {
         let own = pod.hostname.clone().filter(|_| pod.subdomain.as_ref() == Some(&service.name.name));
-        let port = |port: &ServicePort| match &port.target {
-            TargetPort::Number(number) => Port { name: port.name.clone(), number: *number },
-            _ => Port { name: port.name.clone(), number: port.number },
+        let port = |port: &ServicePort| {
+            let number = if let TargetPort::Number(number) = port.target { number } else { port.number };
+            (port.protocol, Port { name: port.name.clone(), number })
         };
         for &address in &pod.addresses {
             hosts.push(Host {
                 label: own.clone().unwrap_or_else(|| dashed(address)),
                 address,
                 ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
-                ports: service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(port).collect(),
+                ports: service.ports.iter().map(port).collect(),
             });
         }
     }
@@ -456,7 +466,13 @@ fn service() -> impl Strategy<Value = Service> {
         let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
         let target = prop::sample::select(vec![TargetPort::Unset, TargetPort::Number(8080)]);
         (prop::sample::select(vec!["http", "metrics", ""]), protocol, target).prop_map(
-            move |(name, protocol, target)| ServicePort { name: name.to_owned(), number, protocol, target },
+            move |(name, protocol, target)| ServicePort {
+                name: name.to_owned(),
+                number,
+                protocol,
+                target,
+                node_port: None,
+            },
         )
     };
     (name, vips, port(80), prop::option::of(port(81)), any::<bool>(), any::<bool>()).prop_map(
@@ -486,11 +502,13 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (prop::sample::select(vec!["http", "metrics"]), prop::sample::select(vec![8080, 9090]))
         .prop_map(|(name, number)| Port { name: name.to_owned(), number });
     let place = (prop::sample::select(&NAMESPACES[..]), service_name());
-    (place, prop::collection::vec(port, 0..3), prop::collection::vec(endpoint, 0..4)).prop_map(
-        |((namespace, service), ports, endpoints)| EndpointSlice {
+    let ports = || prop::collection::vec(port.clone(), 0..3);
+    (place, ports(), ports(), prop::collection::vec(endpoint, 0..4)).prop_map(
+        |((namespace, service), ports, udp_ports, endpoints)| EndpointSlice {
             name: NamespacedName::new(namespace, ""),
             service: Some(service),
             ports,
+            udp_ports,
             endpoints,
         },
     )
@@ -516,6 +534,7 @@ fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: DOMAIN.into(),
+        network: None,
     }
 }
 

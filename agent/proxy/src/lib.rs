@@ -33,6 +33,7 @@ mod record;
 mod refusal;
 mod series;
 mod shared;
+mod shown;
 #[allow(unsafe_code)]
 mod socket;
 mod tls;
@@ -117,11 +118,6 @@ impl Proxy {
         self.shared.generation.send_replace(generation);
     }
 
-    /// Judges open connections and tunnels again: the world is the same, but whom to trust has changed.
-    pub fn judge_again(&self) {
-        self.shared.generation.send_modify(|_| {});
-    }
-
     /// Takes connections from now on.
     pub fn serve(&self) {
         self.shared.phase.send_replace(Phase::Serving);
@@ -138,13 +134,42 @@ impl Proxy {
                 spawn_local(accept::run(Rc::clone(worker), pod, port, listener));
             });
         }
-        if let Some(socket) = pod.clone_dns()? {
-            let pod = Arc::clone(&pod);
-            self.crew.run(self.crew.idlest(), move |worker| {
-                spawn_local(dns::serve_udp(Rc::clone(worker), pod, socket));
+        self.serve_dns(&pod)?;
+        Ok(pod)
+    }
+
+    /// Whether a pod's DNS is left alone although it should not be, since somebody has its port.
+    pub fn lacks_dns(&self, pod: &Pod) -> bool {
+        self.shared.config.dns.enabled && pod.dns().is_none()
+    }
+
+    /// Answers the DNS of a pod that lacks it, if the port is free by now. The kernel side must be told.
+    pub fn open_dns(&self, pod: &Arc<Pod>) -> io::Result<bool> {
+        if !pod.open_dns()? {
+            return Ok(false);
+        }
+        self.serve_dns(pod)?;
+        Ok(true)
+    }
+
+    fn serve_dns(&self, pod: &Arc<Pod>) -> io::Result<()> {
+        let Some(socket) = pod.clone_dns()? else { return Ok(()) };
+        let pod = Arc::clone(pod);
+        self.crew.run(self.crew.idlest(), move |worker| {
+            spawn_local(dns::serve_udp(Rc::clone(worker), pod, socket));
+        });
+        Ok(())
+    }
+
+    /// A pod has other addresses than before: its new connections leave the tunnels that it has open, which may be from
+    /// one that is gone.
+    pub fn readdressed(&self, pod: &Pod) {
+        let netns = pod.netns().cookie();
+        for worker in 0..self.crew.len() {
+            self.crew.run(worker, move |worker| {
+                worker.pool.retire(|key| key.netns == netns);
             });
         }
-        Ok(pod)
     }
 
     /// Stops listening in a pod; its connections go on. What still arrives is refused by the kernel, so

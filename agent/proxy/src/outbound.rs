@@ -23,11 +23,11 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves one connection that a hook sent to the proxy: whatever it dialled, it is carried to `instead`, if given.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, instead: Option<SocketAddr>) {
+/// Serves one connection that a hook sent to the proxy, to `destination`, if somebody knows that already.
+pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, destination: Option<SocketAddr>) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
-    match connect(worker, pod, &client, instead, &mut record).await {
+    match connect(worker, pod, &client, destination, &mut record).await {
         Ok((Way::Plain(server), _in_flight)) => {
             record.opened(&worker.series);
             let sockets = [client.tcp, server];
@@ -43,7 +43,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, inst
             let Stream { send, receive, slot } = &mut stream;
             let (up, down, idle_timeout) = (&record.up, &record.down, worker.shared.config.idle_timeout);
             let carry = copy::tcp_and_stream(&client.tcp, send, receive, up, down, idle_timeout);
-            let result = while_trusted(&worker.shared, slot.certificate(), carry).await;
+            let result = while_trusted(slot.shown(), carry).await;
             if result.is_err() {
                 socket::reset(client.tcp);
             }
@@ -56,6 +56,27 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, inst
     }
 }
 
+/// What the connection was for before a hook sent it to the proxy, and what the kernel has chosen of it. Asked once for
+/// each.
+pub(crate) fn original_destination(
+    worker: &Worker,
+    pod: &Pod,
+    client: &Accepted,
+) -> Result<(SocketAddr, Choice), Refusal> {
+    let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
+    let netns = pod.netns().cookie();
+    let found = worker.shared.kernel.take_original_destination(netns, client.peer, port);
+    found.map_err(Refusal::internal)?.ok_or(Reason::NoOriginalDestination.into())
+}
+
+/// Resets a connection of a pod's own, and records why.
+pub(crate) fn refuse(worker: &Worker, client: Accepted, refusal: Refusal) {
+    let mut record = Record::new(&worker.shared, Direction::Outbound);
+    record.source.address = Some(client.peer);
+    socket::reset(client.tcp);
+    record.finish(Err(refusal));
+}
+
 /// The way to the server, which is connected.
 enum Way {
     Plain(TcpStream),
@@ -66,10 +87,10 @@ async fn connect(
     worker: &Rc<Worker>,
     pod: &Pod,
     client: &Accepted,
-    instead: Option<SocketAddr>,
+    destination: Option<SocketAddr>,
     record: &mut Record,
 ) -> Result<(Way, InFlightGuard), Refusal> {
-    let upstream = resolve(worker, pod, client, instead, record)?;
+    let upstream = resolve(worker, pod, client, destination, record)?;
     let way = match &upstream.tunnel {
         None => Way::Plain(tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?),
         Some(key) => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?),
@@ -99,18 +120,15 @@ fn resolve(
     worker: &Worker,
     pod: &Pod,
     client: &Accepted,
-    instead: Option<SocketAddr>,
+    destination: Option<SocketAddr>,
     record: &mut Record,
 ) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
-    let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
     let netns = pod.netns().cookie();
-    let dialled = shared
-        .kernel
-        .take_original_destination(netns, client.peer, port)
-        .map_err(Refusal::internal)?
-        .ok_or(Reason::NoOriginalDestination)?;
-    let (destination, choice) = instead.map_or(dialled, |instead| (instead, Choice::Open));
+    let (destination, choice) = match destination {
+        Some(destination) => (destination, Choice::Open),
+        None => original_destination(worker, pod, client)?,
+    };
     record.destination.address = Some(destination);
     record.dialled = Some(destination);
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::NamespacedName;
-use crate::service::Service;
+use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::world::Resolution;
 use zone::Host;
@@ -178,12 +178,18 @@ impl Snapshot {
         match *rest {
             [] if service.vips.is_empty() => addresses(ready(hosts).map(|host| host.address), kind),
             [] => addresses(service.vips.iter().copied(), kind),
-            ["_udp" | "_sctp", ..] => Answer::Forward,
-            ["_tcp"] if service.ports.iter().any(|port| !port.name.is_empty()) => Answer::empty(),
-            ["_tcp", port] => match port.strip_prefix('_') {
-                Some(port) if !port.is_empty() => ports(service, hosts, port, kind),
-                _ => Answer::NoSuchName,
-            },
+            ["_sctp", ..] => Answer::Forward,
+            [protocol @ ("_tcp" | "_udp"), ref rest @ ..] => {
+                let all = if protocol == "_udp" { &service.udp_ports } else { &service.ports };
+                match *rest {
+                    [] if all.iter().any(|port| !port.name.is_empty()) => Answer::empty(),
+                    [port] => match port.strip_prefix('_') {
+                        Some(port) if !port.is_empty() => ports(service, all, hosts, port, kind),
+                        _ => Answer::NoSuchName,
+                    },
+                    _ => Answer::NoSuchName,
+                }
+            }
             [label] if hosts.iter().any(|host| host.label == label) => {
                 let named = ready(hosts).filter(|host| host.label == label);
                 addresses(named.map(|host| host.address), kind)
@@ -252,9 +258,9 @@ fn alias(other: String, mut answers: Vec<Record>, additional: Vec<Record>) -> An
     Answer::Records { answers, additional }
 }
 
-/// `_NAME._tcp` of a service: the service's own address and port, or each of its endpoints'.
-fn ports(service: &Service, hosts: &[Host], name: &str, kind: RecordType) -> Answer {
-    let mut named = service.ports.iter().filter(|port| port.name == name).peekable();
+/// `_NAME._tcp` or `_NAME._udp` of a service: the service's own address and port, or each of its endpoints'.
+fn ports(service: &Service, all: &[ServicePort], hosts: &[Host], name: &str, kind: RecordType) -> Answer {
+    let mut named = all.iter().filter(|port| port.name == name).peekable();
     if named.peek().is_none() {
         return Answer::NoSuchName;
     }

@@ -142,6 +142,7 @@ fn snapshot(world: &World) -> Snapshot {
         root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     };
     compile(world, &settings, 1)
 }

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use serde::Serialize;
 
@@ -92,6 +93,10 @@ pub struct Backend {
     pub locality: Locality,
     /// `serviceAccount`; `default` where absent.
     pub service_account: String,
+    /// `weight`, which counts as 1 where it is absent or 0.
+    pub weight: Option<NonZeroU32>,
+    /// `network`
+    pub network: Option<String>,
 }
 
 /// Where a backend is.

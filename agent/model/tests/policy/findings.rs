@@ -77,7 +77,7 @@ fn an_allow_rule_of_negations_alone_is_told_to_admit_plaintext() {
 
 #[test]
 fn udp_ports_are_told_not_to_be_covered() {
-    let port = |number, protocol, target| ServicePort { name: String::new(), number, protocol, target };
+    let port = |number, protocol, target| ServicePort { number, protocol, target, ..ServicePort::default() };
     let mut world = world([
         policy("dns", Action::Deny, [on_ports(&[5353])]),
         AuthorizationPolicy {

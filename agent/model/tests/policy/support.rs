@@ -116,6 +116,7 @@ pub fn settings() -> Settings {
         root_namespace: ROOT.into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     }
 }
 

@@ -37,7 +37,7 @@ pub fn world() -> impl Strategy<Value = World> {
             }
             for (name, region, zone) in NODES.into_iter().filter(|_| labelled) {
                 let at = [("topology.kubernetes.io/region", region), ("topology.kubernetes.io/zone", zone)];
-                world.nodes.insert(name.into(), Node { labels: labels(&at) });
+                world.nodes.insert(name.into(), Node { labels: labels(&at), ..Node::default() });
             }
             for (index, pod) in pods.into_iter().enumerate() {
                 let name = id(&format!("pod-{index}"));
@@ -106,8 +106,9 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
         Just(TargetPort::Name("http".into())),
     ];
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
-    let port = (port_name(), port(), protocol, target)
-        .prop_map(|(name, number, protocol, target)| ServicePort { name, number, protocol, target });
+    let port = (port_name(), port(), protocol, target).prop_map(|(name, number, protocol, target)| {
+        ServicePort { name, number, protocol, target, node_port: None }
+    });
     prop::collection::vec(port, 1..3)
 }
 
@@ -227,6 +228,7 @@ pub fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
+        network: None,
     }
 }
 

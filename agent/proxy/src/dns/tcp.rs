@@ -22,12 +22,15 @@ const LENGTH: usize = 2;
 /// Serves one connection that a hook sent to the DNS port: answers its queries for as long as the snapshot can, and
 /// leaves it to the resolver with the first other one.
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) {
+    let resolver = match outbound::original_destination(worker, pod, &client) {
+        Ok(resolver) => worker.shared.config.dns.upstream.unwrap_or(resolver),
+        Err(refusal) => return outbound::refuse(worker, client, refusal),
+    };
     loop {
         // Not read yet: what is not ours must reach the resolver.
         let Ok(Ok(Some(framed))) = timeout(IDLE, peek(&client.tcp)).await else { return };
-        let shared = &worker.shared;
         let Some(answer) = answer_to(worker, pod, &framed[LENGTH..]) else {
-            return outbound::serve(worker, pod, client, shared.config.dns.upstream).await;
+            return outbound::serve(worker, pod, client, Some(resolver)).await;
         };
         let Ok(Ok(())) = timeout(IDLE, exchange(&mut client.tcp, framed, answer)).await else { return };
     }
