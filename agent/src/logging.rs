@@ -1,11 +1,11 @@
 use anyhow::Context as _;
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::cli::{LogArguments, LogFormat};
 
 /// Logs to standard error from now on.
 pub fn start(arguments: &LogArguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log).with_context(|| {
+    let filter: Targets = arguments.log.parse().with_context(|| {
         format!("--log {:?} is not a filter such as `info` or `warn,access=info`", arguments.log)
     })?;
     let registry = tracing_subscriber::registry().with(filter);

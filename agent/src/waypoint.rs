@@ -38,7 +38,7 @@ const BACKLOG: i32 = 4096;
 /// Runs until SIGTERM or SIGINT, and then until the requests have ended or the drain timeout is over.
 pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
     logging::start(&arguments.log)?;
-    let descriptors = limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors(None);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

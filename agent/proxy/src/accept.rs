@@ -104,10 +104,6 @@ fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
     let load = worker.load();
     let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
     spawn_local(async move {
-        let _ = accepted.tcp.set_nodelay(true);
-        if port != HBONE_PORT {
-            socket::reset_unless_whole(&accepted.tcp);
-        }
         match port {
             OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted, None).await,
             DNS_PORT => dns::serve_tcp(&worker, &pod, accepted).await,

@@ -26,7 +26,8 @@ const MAX_READ: usize = (64 << 10) - 9;
 /// Frames that are written to a socket in one call.
 const MAX_FRAMES: usize = 32;
 
-/// Carries bytes between a socket and a stream of a tunnel. `up` counts from the socket into the tunnel.
+/// Carries bytes between a socket, which resets unless whole, and a stream of a tunnel. `up` counts from the socket
+/// into the tunnel.
 pub(crate) async fn tcp_and_stream(
     tcp: &TcpStream,
     send: &mut SendStream<Bytes>,
@@ -35,7 +36,6 @@ pub(crate) async fn tcp_and_stream(
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
-    socket::reset_unless_whole(tcp);
     let both =
         async { tokio::try_join!(tcp_to_stream(tcp, send, up), stream_to_tcp(receive, tcp, down)).map(drop) };
     let result = unless_idle(both, up, down, idle_timeout).await;
@@ -55,8 +55,9 @@ pub(crate) struct Half {
     pub(crate) ended: bool,
 }
 
-/// Carries bytes between two sockets. `up` counts from `a` to `b`. Nothing is lost if this is dropped at any
-/// moment: called again, perhaps in another process, it goes on from `halves`, which are `up` and `down`.
+/// Carries bytes between two sockets, which reset unless whole. `up` counts from `a` to `b`. Nothing is lost if this
+/// is dropped at any moment: called again, perhaps in another process, it goes on from `halves`, which are `up` and
+/// `down`.
 pub(crate) async fn tcp_and_tcp(
     a: &TcpStream,
     b: &TcpStream,
@@ -65,12 +66,10 @@ pub(crate) async fn tcp_and_tcp(
     down: &Meter,
     idle_timeout: Duration,
 ) -> Result<(), Reason> {
-    let sockets = [a, b];
-    sockets.into_iter().for_each(socket::reset_unless_whole);
     let [to_b, to_a] = halves;
     let both = async { tokio::try_join!(tcp_to_tcp(a, b, to_b, up), tcp_to_tcp(b, a, to_a, down)).map(drop) };
     unless_idle(both, up, down, idle_timeout).await?;
-    sockets.into_iter().for_each(socket::whole);
+    [a, b].into_iter().for_each(socket::whole);
     Ok(())
 }
 

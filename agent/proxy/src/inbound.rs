@@ -156,7 +156,7 @@ async fn connect(
     };
     record.judgement = Some(admit(&snapshot, &arrival)?);
 
-    let server = tunnel::dial_as(&worker.shared, pod, request.authority, Some(client)).await?;
+    let server = tunnel::dial_end(&worker.shared, pod, request.authority, Some(client)).await?;
     Ok((arrival, server))
 }
 
@@ -223,7 +223,7 @@ async fn connect_plaintext(
     };
     record.judgement = Some(admit(&snapshot, &arrival)?);
 
-    let server = tunnel::dial_as(&worker.shared, pod, destination, Some(client.peer)).await?;
+    let server = tunnel::dial_end(&worker.shared, pod, destination, Some(client.peer)).await?;
     Ok((arrival, server))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::{
     inherited::{Inherited, Protocol, SocketName},
     shared::Live,
-    socket::Netns,
+    socket::{self, Netns},
 };
 
 /// A pod of this node that the proxy serves. Dropping it stops the listening, not the connections.
@@ -46,6 +46,10 @@ impl Pod {
                 Some(socket) => TcpListener::from(socket),
                 None => netns.listen(port)?,
             };
+            socket::send_at_once(&listener);
+            if port != HBONE_PORT {
+                socket::reset_unless_whole(&listener);
+            }
             Ok::<_, io::Error>((port, Arc::new(listener)))
         };
         let listeners =

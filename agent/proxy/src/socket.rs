@@ -106,8 +106,14 @@ pub(crate) fn bind_to(socket: &TcpSocket, address: IpAddr) -> io::Result<()> {
 
 /// From now on the socket ends with a reset whenever it is closed, be it by the kernel after a SIGKILL: an
 /// application must not take a connection that was cut for one that has ended. [`whole`] takes it back.
-pub(crate) fn reset_unless_whole(stream: &TcpStream) {
-    let _ = stream.set_zero_linger();
+pub(crate) fn reset_unless_whole(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Sends without delay. What a listener accepts is from the first like the listener: that, and that it is
+/// [reset unless whole](reset_unless_whole).
+pub(crate) fn send_at_once(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_tcp_nodelay(true);
 }
 
 /// Both sides have ended in good order, so that the socket may too.

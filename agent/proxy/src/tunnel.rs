@@ -11,7 +11,11 @@ use http::{Request, StatusCode};
 use orlop_identity::{HandshakeFailure, PeerChain, classify_io, require_h2};
 use orlop_model::Reason;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, task::spawn_local, time::timeout};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::spawn_local,
+    time::timeout,
+};
 
 use crate::{
     limits, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, shown::Shown, socket,
@@ -120,17 +124,30 @@ pub(crate) async fn ask(
 }
 
 /// Dials from the pod's own address, as the agent and not as the pod.
-pub(crate) async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Result<TcpStream, Refusal> {
-    dial_as(shared, pod, address, None).await
+async fn dial(shared: &Shared, pod: &Pod, address: SocketAddr) -> Result<TcpStream, Refusal> {
+    connect(shared, own_socket(shared, pod, address, None)?, address).await
 }
 
-/// Like [`dial`], for a server in the pod itself, which sees `client` as its peer.
-pub(crate) async fn dial_as(
+/// Like [`dial`], to the end that a connection is carried to; the socket resets unless whole. A server in the pod itself
+/// sees `client` as its peer.
+pub(crate) async fn dial_end(
     shared: &Shared,
     pod: &Pod,
     address: SocketAddr,
     client: Option<SocketAddr>,
 ) -> Result<TcpStream, Refusal> {
+    let tcp = own_socket(shared, pod, address, client)?;
+    socket::reset_unless_whole(&tcp);
+    connect(shared, tcp, address).await
+}
+
+/// The agent's own socket, and not the pod's, in the pod.
+fn own_socket(
+    shared: &Shared,
+    pod: &Pod,
+    address: SocketAddr,
+    client: Option<SocketAddr>,
+) -> Result<TcpSocket, Refusal> {
     let tcp = pod.netns().tcp_socket(address).map_err(limits::no_socket)?;
     shared.limits.keep_dialled(&tcp)?;
     shared.kernel.claim(tcp.as_fd(), client).map_err(Refusal::internal)?;
@@ -138,6 +155,10 @@ pub(crate) async fn dial_as(
         socket::bind_to(&tcp, address.ip())
             .map_err(|error| Refusal::new(Reason::ConnectFailed, format!("{}: {error}", address.ip())))?;
     }
+    Ok(tcp)
+}
+
+async fn connect(shared: &Shared, tcp: TcpSocket, address: SocketAddr) -> Result<TcpStream, Refusal> {
     match timeout(shared.config.connect_timeout, tcp.connect(address)).await {
         Ok(Ok(tcp)) => Ok(tcp),
         Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))),

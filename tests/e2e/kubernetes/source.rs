@@ -141,6 +141,7 @@ fn settings() -> Settings {
         trust_domain_aliases: Vec::new(),
         root_namespace: "istio-system".to_owned(),
         cluster: "Kubernetes".to_owned(),
+        network: None,
         cluster_domain: "cluster.local".to_owned(),
     }
 }

@@ -23,7 +23,7 @@ const LENGTH: usize = 2;
 /// leaves it to the resolver with the first other one.
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) {
     let resolver = match outbound::original_destination(worker, pod, &client) {
-        Ok(resolver) => worker.shared.config.dns.upstream.unwrap_or(resolver),
+        Ok((resolver, _)) => worker.shared.config.dns.upstream.unwrap_or(resolver),
         Err(refusal) => return outbound::refuse(worker, client, refusal),
     };
     loop {

@@ -25,6 +25,8 @@ use super::record::{
 
 /// Read from the socket at once: nearly four full records.
 const READ: usize = 64 << 10;
+/// The longest record.
+const RECORD: usize = HEADER + MAX_CIPHERTEXT;
 /// Sealed records beyond this wait for the socket before more is taken.
 const MAX_QUEUED: usize = 64 << 10;
 /// Taken from the writer at once: four full records.
@@ -186,9 +188,10 @@ impl TlsStream {
                 }
                 return Poll::Pending;
             }
-            // A record that has begun fits.
-            if self.incoming.capacity() - self.incoming.len() < HEADER + MAX_CIPHERTEXT {
-                self.incoming.reserve(READ);
+            // What is there is less than a record: with so little room left, it fits in front of where it is, and is
+            // moved there. A larger buffer is never needed.
+            if self.incoming.capacity() - self.incoming.len() < READ - 2 * RECORD {
+                self.incoming.reserve(READ - self.incoming.len());
             }
             // Unlike `try_read_buf`, this knows from a short read that there is no more.
             match pin!(self.tcp.read_buf(&mut self.incoming)).poll(cx)? {
