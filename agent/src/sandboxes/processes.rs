@@ -76,7 +76,7 @@ fn processes(cgroup: &Path, depth: usize, pids: &mut Vec<u32>) -> io::Result<()>
     // A threaded cgroup gives no processes: its threads' are further up.
     let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     // 0 is a process of another PID namespace.
-    pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0));
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
     if depth == 0 {
         return Ok(());
     }

@@ -69,7 +69,12 @@ impl Changes {
 
     fn new(hierarchies: Vec<PathBuf>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        Ok(Self { inotify: AsyncFd::new(Queue(inotify))?, hierarchies, watched: HashMap::new() })
+        #[expect(
+            deprecated,
+            reason = "the other way is unsafe; a queue keeps its descriptor as long as it lives"
+        )]
+        let inotify = AsyncFd::new(Queue(inotify))?;
+        Ok(Self { inotify, hierarchies, watched: HashMap::new() })
     }
 
     /// Waits for a change. Nothing is lost if this is dropped.
