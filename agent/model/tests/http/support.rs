@@ -79,6 +79,7 @@ pub fn world() -> World {
             ..SliceEndpoint::default()
         };
         let slice = EndpointSlice {
+            udp_ports: Vec::new(),
             name: NamespacedName::new("shop", format!("web-{version}")),
             service: Some("web".to_owned()),
             ports: [80, 81].map(|number| Port { name: format!("p{number}"), number: 8000 + number }).into(),
@@ -151,6 +152,7 @@ pub fn host(rule: &Rule) -> &str {
 
 pub fn settings() -> Settings {
     Settings {
+        network: None,
         node: String::new(),
         trust_domain: "cluster.local".parse().unwrap(),
         trust_domain_aliases: Vec::new(),
