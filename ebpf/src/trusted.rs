@@ -117,7 +117,8 @@ fn pod_at(address: &Address) -> Option<u64> {
 /// Whether the node's probes may come to this port of a pod: of one whose probes nobody knows, to every port.
 #[inline(always)]
 fn is_probed(pod: u64, port: u16) -> bool {
-    let is_known = |port| PROBES.get_ptr(PodPort { netns: pod, port: u32::from(port), reserved: 0 }).is_some();
+    let is_known =
+        |port| PROBES.get_ptr(PodPort { netns: pod, port: u32::from(port), reserved: 0 }).is_some();
     is_known(port) || is_known(0)
 }
 

@@ -15,8 +15,8 @@ use serde_path_to_error::Segment;
 
 use crate::field::{FieldError, FieldPath};
 use crate::{
-    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod, service,
-    service_entry, virtual_service, workload_entry,
+    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod,
+    service, service_entry, virtual_service, workload_entry,
 };
 
 /// A kind that Orlop reads.
