@@ -43,7 +43,7 @@ pub(super) fn unsafe_code(tree: &Tree) -> Vec<Problem> {
 pub(super) fn unfinished(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (path, text) in tree.ending_in(".rs") {
-        for (index, line) in code_only(text).lines().enumerate() {
+        for (index, (line, whole)) in code_only(text).lines().zip(text.lines()).enumerate() {
             let packed: String = line.split_whitespace().collect();
             if packed.contains("todo!") || packed.contains("unimplemented!") {
                 problems.push(Problem::new(
@@ -52,7 +52,8 @@ pub(super) fn unfinished(tree: &Tree) -> Vec<Problem> {
                     "finish it, or return an error which says what is missing",
                 ));
             }
-            if packed.contains("#[ignore") {
+            // `cargo xtask test` runs these wherever there is what they need.
+            if packed.contains("#[ignore") && !whole.contains("#[ignore = \"needs ") {
                 problems.push(Problem::new(
                     path,
                     index + 1,
@@ -180,13 +181,7 @@ mod tests {
 
     #[test]
     fn unfinished_code_is_found() {
-        for bad in [
-            "todo!()",
-            "unimplemented!(\"x\")",
-            "#[ignore]",
-            "# [ ignore = \"slow\" ]",
-            "#[ignore = \"needs it\"]",
-        ] {
+        for bad in ["todo!()", "unimplemented!(\"x\")", "#[ignore]", "# [ ignore = \"slow\" ]"] {
             assert_eq!(unfinished(&tree(&[("a.rs", bad)])).len(), 1, "{bad}");
         }
     }
