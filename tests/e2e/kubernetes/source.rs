@@ -20,9 +20,11 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"),
         "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }));
+    // Without a node the controller makes no endpoint.
+    kubernetes.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": namespace}}));
     kubernetes.apply(&json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata("web-0"),
-        "spec": {"containers": [{"name": "web", "image": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},
+        "spec": {"nodeName": namespace, "containers": [{"name": "web", "image": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},
         "status": {"phase": "Running", "podIP": "10.210.0.1", "podIPs": [{"ip": "10.210.0.1"}]},
     }));
     kubernetes.apply(&json!({

@@ -50,9 +50,10 @@ pub(crate) fn findings(
     };
     for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
         let targets = policy.targets.join(", ");
-        let message =
-            format!("is for {targets}: waypoints and gateways enforce it, the node's proxy does not");
-        tell(policy, Severity::Info, message);
+        let message = format!(
+            "is for {targets}, and nobody enforces it: Orlop's waypoints judge no requests yet; select pods instead"
+        );
+        tell(policy, Severity::Error, message);
     }
     let udp = UdpPorts::new(world, settings);
     for (policy, compiled, applies) in scopes.policies() {

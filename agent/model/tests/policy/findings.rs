@@ -34,15 +34,15 @@ fn what_a_connection_does_not_show_is_an_error() {
 }
 
 #[test]
-fn custom_is_an_error_and_targets_are_good_to_know() {
+fn custom_and_targets_are_errors() {
     let custom = told(&world([policy("p", Action::Custom, [on_ports(&[80])])]));
     assert!(custom[0].0 == Severity::Error && custom[0].1.starts_with("has action CUSTOM"), "{custom:?}");
     let targets = vec!["Gateway/waypoint".to_owned(), "Service/web".to_owned()];
     let targeted =
         told(&world([AuthorizationPolicy { targets, ..policy("p", Action::Custom, [to(paths())]) }]));
-    let want =
-        "is for Gateway/waypoint, Service/web: waypoints and gateways enforce it, the node's proxy does not";
-    assert_eq!(targeted, [(Severity::Info, want.into())]);
+    let want = "is for Gateway/waypoint, Service/web, and nobody enforces it: Orlop's waypoints judge no requests \
+                yet; select pods instead";
+    assert_eq!(targeted, [(Severity::Error, want.into())]);
 }
 
 #[test]
