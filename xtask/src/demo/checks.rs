@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use orlop_tests::traffic::{HttpServer, Response};
-use orlop_tests::{Frames, Pod};
+use orlop_tests::{Frames, Pod, wait_for};
 
 use super::milliseconds;
 use super::stage::{PORT, Stage};
@@ -128,8 +128,16 @@ fn seen(stage: &mut Stage) -> Result<String> {
     let opened = |agent: &orlop_tests::Agent| agent.metric("istio_tcp_connections_opened_total", &labels);
     let (before, log_before) = (opened(agent)?, agent.log()?.len());
     get(&client, vip, "/")?;
-    let after = opened(agent)?;
-    ensure!(after - before == 1.0, "istio_tcp_connections_opened_total went from {before} to {after}");
+    // The kernel tells a moment later of a connection that it made without the proxy.
+    let mut after = before;
+    let counted = wait_for(TIMEOUT, || {
+        after = opened(agent).unwrap_or(before);
+        after > before
+    });
+    ensure!(
+        counted && after - before == 1.0,
+        "istio_tcp_connections_opened_total went from {before} to {after}"
+    );
     let new = |log: &str| log.get(log_before..).unwrap_or_default().to_owned();
     let is_it =
         |line: &&str| ["client", "web.shop", "spiffe://", "outbound"].iter().all(|part| line.contains(part));
@@ -163,8 +171,8 @@ fn killed(stage: &mut Stage) -> Result<String> {
     let mut slowest = Duration::ZERO;
     let attempts = [
         ("out of", &stage.client, stage.web_2.addr(PORT)),
-        ("out of", &stage.client, stage.vip),
         ("out of", &stage.client, stage.web_2.addr6(PORT)),
+        ("out of", &stage.client, stage.plain.addr(PORT)),
         ("into", &stage.plain, stage.web_1.addr(PORT)),
         ("into", &stage.plain, stage.web_1.addr6(PORT)),
     ];
@@ -177,6 +185,14 @@ fn killed(stage: &mut Stage) -> Result<String> {
                 Ok(_) => bail!("{way} the pod, {to}: connected without an agent"),
             }
             slowest = slowest.max(start.elapsed());
+        }
+        // Through the service only the pod of this node, with which it was allowed to talk before.
+        for _ in 0..10 {
+            match stage.client.http_get(stage.vip, "/", TIMEOUT) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => bail!("the service: not refused but {error}"),
+                Ok(answer) => expect_from(&answer, &stage.web_1)?,
+            }
         }
         Ok(())
     })?;
