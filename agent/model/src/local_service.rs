@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ports::is_reserved;
-use crate::service::{Endpoint, Proximity, Service, ServiceKind, ServicePort};
-use crate::snapshot::{Snapshot, WorkloadKind};
+use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
+use crate::snapshot::Snapshot;
 
 /// So many endpoints of a service's port on this node may be chosen without the proxy; further ones are its own.
 pub const MAX_LOCAL_ENDPOINTS: usize = 16;
@@ -38,25 +38,29 @@ impl Snapshot {
         vips.flat_map(|vip| service.ports.iter().map(move |port| (vip, port))).filter_map(|(vip, port)| {
             let address = SocketAddr::new(*vip, port.number);
             let eligible = port.eligible(*vip);
-            let local: Vec<_> = local(port, address).map(|endpoint| endpoint.address).collect();
+            let local: Vec<_> = self.local(port, address).map(|endpoint| endpoint.address).collect();
             let service =
                 LocalService { address, eligible: eligible.len(), local, affinity: service.affinity };
             (!service.local.is_empty()).then_some(service)
         })
     }
-}
 
-/// Those of the eligible endpoints of what was dialled that may be reached without the proxy, as far as endpoints
-/// tell. Where they differ in weight there is none: whoever chooses in the proxy's stead takes all alike.
-pub(crate) fn local(port: &ServicePort, dialled: SocketAddr) -> impl Iterator<Item = &Endpoint> {
-    let alike = !port.weighted();
-    let is_local = move |endpoint: &&Endpoint| {
-        let workload = endpoint.workload.as_ref();
-        alike
-            && endpoint.proximity == Proximity::Node
-            && endpoint.address.is_ipv4() == dialled.is_ipv4()
-            && !is_reserved(endpoint.address.port())
-            && workload.is_some_and(|workload| workload.enrolled && workload.kind == WorkloadKind::Pod)
-    };
-    port.eligible(dialled.ip()).iter().filter(is_local).take(MAX_LOCAL_ENDPOINTS)
+    /// Those of the eligible endpoints of what was dialled that may be reached without the proxy, as far as
+    /// endpoints tell. Where they differ in weight there is none: whoever chooses in the proxy's stead takes all alike.
+    pub(crate) fn local<'a>(
+        &'a self,
+        port: &'a ServicePort,
+        dialled: SocketAddr,
+    ) -> impl Iterator<Item = &'a Endpoint> {
+        let alike = !port.weighted();
+        let is_local = move |endpoint: &&Endpoint| {
+            // Not where its EndpointSlice says it is: only what the pod says makes it one of this node's.
+            let workload = endpoint.workload.as_ref();
+            alike
+                && endpoint.address.is_ipv4() == dialled.is_ipv4()
+                && !is_reserved(endpoint.address.port())
+                && workload.is_some_and(|workload| self.is_local(workload))
+        };
+        port.eligible(dialled.ip()).iter().filter(is_local).take(MAX_LOCAL_ENDPOINTS)
+    }
 }

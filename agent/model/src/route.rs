@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::Identity;
-use crate::local_service::local;
 use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
@@ -137,7 +136,7 @@ impl Snapshot {
             None if follow => balance.choice(),
             None => Choice::Open,
         };
-        let endpoint = choose(port, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
+        let endpoint = self.choose(port, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
         let (address, workload) = (endpoint.address, endpoint.workload.as_ref());
         let route = self.route_to(source, address, workload, Some(service), balance)?;
         let next = self.service_to(&source.name.namespace, address.ip());
@@ -149,6 +148,29 @@ impl Snapshot {
             }
             Some(_) => Err(Reason::NoHealthyEndpoint),
         }
+    }
+
+    fn choose<'a>(
+        &'a self,
+        port: &'a ServicePort,
+        choice: Choice,
+        dialled: SocketAddr,
+        balance: &mut dyn Balance,
+    ) -> Option<&'a Endpoint> {
+        let eligible = port.eligible(dialled.ip());
+        let chosen = match choice {
+            Choice::Open => None,
+            Choice::Endpoint(address) => eligible.iter().find(|endpoint| endpoint.address == address),
+            Choice::Elsewhere => {
+                let mut local = self.local(port, dialled).peekable();
+                // Both are in the same order.
+                let is_other =
+                    |endpoint: &&Endpoint| local.next_if(|local| ptr::eq(*local, *endpoint)).is_none();
+                let others: Vec<_> = eligible.iter().filter(is_other).collect();
+                pick_of(others.len(), |nth| others.get(nth).copied(), balance)
+            }
+        };
+        chosen.or_else(|| pick(port, dialled.ip(), balance))
     }
 
     /// To a workload, or to an address that is none.
@@ -177,27 +199,6 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
         // Left alone for its scope.
         IpAddr::V6(_) => address,
     }
-}
-
-fn choose<'a>(
-    port: &'a ServicePort,
-    choice: Choice,
-    dialled: SocketAddr,
-    balance: &mut dyn Balance,
-) -> Option<&'a Endpoint> {
-    let eligible = port.eligible(dialled.ip());
-    let chosen = match choice {
-        Choice::Open => None,
-        Choice::Endpoint(address) => eligible.iter().find(|endpoint| endpoint.address == address),
-        Choice::Elsewhere => {
-            let mut local = local(port, dialled).peekable();
-            // Both are in the same order.
-            let is_other = |endpoint: &&Endpoint| local.next_if(|local| ptr::eq(*local, *endpoint)).is_none();
-            let others: Vec<_> = eligible.iter().filter(is_other).collect();
-            pick_of(others.len(), |nth| others.get(nth).copied(), balance)
-        }
-    };
-    chosen.or_else(|| pick(port, dialled.ip(), balance))
 }
 
 /// Of two at random, as often as their weights say, the one that has fewer connections for its weight.

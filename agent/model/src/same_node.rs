@@ -6,7 +6,7 @@ use crate::authorize::Connection;
 use crate::ports::is_reserved;
 use crate::route::{Balance, Transport};
 use crate::service::Service;
-use crate::snapshot::{Snapshot, Workload};
+use crate::snapshot::{Snapshot, Workload, WorkloadKind};
 
 /// A pod that another of its node may talk to without the proxy.
 #[derive(Clone, Debug)]
@@ -45,8 +45,10 @@ impl Snapshot {
         Some(SameNode { source: source_ip, destination })
     }
 
-    fn is_local(&self, workload: &Workload) -> bool {
-        self.local_pods.binary_search_by(|local| local.workload.name.cmp(&workload.name)).is_ok()
+    /// Whether this is an enrolled pod of this node.
+    pub(crate) fn is_local(&self, workload: &Workload) -> bool {
+        workload.kind == WorkloadKind::Pod
+            && self.local_pods.binary_search_by(|local| local.workload.name.cmp(&workload.name)).is_ok()
     }
 }
 

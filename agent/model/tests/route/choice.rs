@@ -25,7 +25,7 @@ proptest! {
                 let pod = name.as_ref().and_then(|name| world.pods.get(name));
                 let here = pod.is_some_and(|pod| pod.node.as_deref() == Some(HERE) && !pod.host_network);
                 let local = found.local.contains(address);
-                // A slice may say that a pod is elsewhere.
+                // Whatever its slice says.
                 prop_assert!(!local || (here && *transport == Transport::Hbone && address.is_ipv4() == vip.is_ipv4()));
             }
             prop_assert!(found.local.iter().all(|address| eligible.contains_key(address)));
