@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -17,6 +18,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 /// Where `ip netns` looks for named network namespaces.
 pub(crate) const DIR: &str = "/run/netns";
+
+/// The kernel is that late only where something is wrong.
+const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A network namespace with a name that `ip netns` knows.
 #[derive(Clone, Debug)]
@@ -69,6 +73,23 @@ impl Netns {
     /// Runs the lines of `script` as `ip` commands, all in one process, stopping at the first failure.
     pub(crate) fn ip(&self, script: &str) -> Result<()> {
         self.enter(|| ip_batch(script))?.with_context(|| format!("configuring {}", self.name))
+    }
+
+    /// Waits until a link carries frames, and as a bridge's port forwards them. The kernel gets round to that after
+    /// `ip` has returned, and drops frames till then.
+    pub(crate) fn await_link(&self, link: &str) -> Result<()> {
+        let deadline = Instant::now() + LINK_TIMEOUT;
+        loop {
+            let shown = self.enter(|| show_link(link))??;
+            let up = shown.contains(" state UP ");
+            if up && (!shown.contains(" master ") || shown.contains("bridge_slave state forwarding")) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{link} of {} is not up after {LINK_TIMEOUT:?}: {shown}", self.name);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Sets `/proc/sys/KEY` as seen in the namespace.
@@ -143,6 +164,17 @@ fn on_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 
 fn sysctl(key: &str, value: &str) -> Result<()> {
     fs::write(Path::new("/proc/sys").join(key), value).with_context(|| format!("setting {key} to {value}"))
+}
+
+fn show_link(link: &str) -> Result<String> {
+    let output = Command::new("ip")
+        .args(["-d", "-o", "link", "show", "dev", link])
+        .output()
+        .context("running `ip`: is iproute2 installed?")?;
+    if !output.status.success() {
+        bail!("`ip link show dev {link}` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn ip_batch(script: &str) -> Result<()> {

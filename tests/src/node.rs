@@ -53,6 +53,8 @@ impl Node {
         }
         netns.ip(&script)?;
         lab.wire.ip(&format!("link set n{number} master br0 up\n"))?;
+        lab.wire.await_link(&format!("n{number}"))?;
+        netns.await_link("eth0")?;
         nodes.push((number, netns.clone()));
         let inner = Inner {
             lab: Arc::clone(lab),

@@ -380,6 +380,8 @@ fn wire(node: &Node, netns: &Netns) -> Result<Wired> {
         node.netns().name(),
     ))?;
     node.netns().ip(&format!("link set {link} master br0 up\n"))?;
+    node.netns().await_link(&link)?;
+    netns.await_link("eth0")?;
     Ok(Wired { link, ipv4, ipv6 })
 }
 
