@@ -132,13 +132,11 @@ fn ports(ports: Vec<api::ServicePort>) -> Result<Vec<ServicePort>, FieldError> {
     let mut found: Vec<ServicePort> = Vec::with_capacity(ports.len());
     for (index, entry) in ports.into_iter().enumerate() {
         let path = |field: &str| FieldPath::from("spec.ports").index(index).key(field);
-        let node_port = entry.node_port.filter(|&number| number != 0);
         let converted = ServicePort {
             name: entry.name.unwrap_or_default(),
             number: port(entry.port, || path("port"))?,
             protocol: protocol(entry.protocol.as_deref(), || path("protocol"))?,
             target: target_port(entry.target_port, || path("targetPort"))?,
-            node_port: node_port.map(|number| port(number, || path("nodePort"))).transpose()?,
         };
         let same =
             |other: &ServicePort| (other.number, other.protocol) == (converted.number, converted.protocol);

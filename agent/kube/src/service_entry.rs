@@ -1,4 +1,5 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::security::IpBlock;
@@ -19,6 +20,21 @@ pub(crate) struct Object {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: Spec,
+    status: Option<Status>,
+}
+
+/// What others wrote: nothing in it is a mistake of the user's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    addresses: Vec<Allocated>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Allocated {
+    value: String,
+    host: String,
 }
 
 /// A misspelt field would send connections elsewhere, so none is let pass.
@@ -65,6 +81,7 @@ pub(crate) fn convert(object: Object) -> Result<ServiceEntry, FieldError> {
         labels: object.metadata.labels.unwrap_or_default(),
         hosts: hosts(&spec.hosts.unwrap_or_default())?,
         addresses: addresses(&spec.addresses.unwrap_or_default())?,
+        allocated: allocated(object.status.unwrap_or_default()),
         ports: ports(spec.ports.unwrap_or_default())?,
         external: external(spec.location.as_deref())?,
         resolution: resolution(spec.resolution.as_deref())?,
@@ -100,6 +117,20 @@ fn addresses(addresses: &[String]) -> Result<Vec<IpBlock>, FieldError> {
     checked.collect()
 }
 
+/// Addresses without a host were for an entry that has one host, whose name may have changed since.
+fn allocated(status: Status) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for Allocated { value, host } in status.addresses {
+        if let Ok(address) = value.parse::<IpAddr>()
+            && !host.is_empty()
+        {
+            let host = host.trim_end_matches('.').to_ascii_lowercase();
+            found.entry(host).or_default().push(address.to_canonical());
+        }
+    }
+    found
+}
+
 fn ports(ports: Vec<PortObject>) -> Result<Vec<ServicePort>, FieldError> {
     let mut found: Vec<ServicePort> = Vec::with_capacity(ports.len());
     for (index, entry) in ports.into_iter().enumerate() {
@@ -111,7 +142,6 @@ fn ports(ports: Vec<PortObject>) -> Result<Vec<ServicePort>, FieldError> {
             number: port(entry.number, || path("number"))?,
             protocol: protocol(entry.protocol.as_deref(), || path("protocol"))?,
             target: target.map_or(TargetPort::Unset, TargetPort::Number),
-            node_port: None,
         };
         if found.iter().any(|other| other.number == converted.number) {
             return Err(FieldError::new(path("number"), format!("{} is listed twice", converted.number)));
@@ -238,6 +268,18 @@ mod tests {
         assert_eq!((entry.external, entry.resolution), (false, Resolution::Static));
         assert_eq!(entry.exports, Exports::To(["shop".to_owned(), "street".to_owned()].into()));
         assert_eq!(entry.endpoints.len(), 1);
+    }
+
+    #[test]
+    fn what_others_gave_to_hosts_is_read_and_what_makes_no_sense_is_not() {
+        let mut object = object(&json!({"hosts": ["a.com"]}));
+        object["status"] = json!({"addresses": [
+            {"value": "240.240.0.1", "host": "A.com"}, {"value": "2001:2::1", "host": "a.com"},
+            {"value": "ten", "host": "a.com"}, {"value": "240.240.0.2"},
+        ]});
+        let entry = convert(serde_json::from_value(object).unwrap()).unwrap();
+        let given = ["240.240.0.1", "2001:2::1"].map(|address| address.parse().unwrap()).to_vec();
+        assert_eq!(entry.allocated, [("a.com".to_owned(), given)].into());
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::allocation::Allocation;
 use crate::dns::Zone;
 use crate::endpoints::{Endpoints, Workloads};
 use crate::hosts::Hosts;
@@ -92,10 +93,12 @@ pub fn compile_after(
         Arc::new(Service { waypoint, ..service(of, &endpoints, settings) })
     });
     let services: Vec<_> = services.collect();
-    let entries = world.service_entries.values();
-    let service_entries: Vec<_> = entries
-        .flat_map(|entry| service_entry::services(entry, &endpoints, waypoint(&entry.name, &entry.labels)))
-        .collect();
+    let allocation = Allocation::new(world);
+    let of_entry = |entry: &world::ServiceEntry| {
+        let waypoint = waypoint(&entry.name, &entry.labels);
+        service_entry::services(entry, &endpoints, &allocation, waypoint)
+    };
+    let service_entries: Vec<_> = world.service_entries.values().flat_map(of_entry).collect();
     let service_index = ServiceIndex::new(&services, &service_entries);
     let zone =
         Zone::new(world, &settings.cluster_domain, &workloads.pod_by_address, &services, &service_entries);

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admit;
+mod allocation;
 mod authorize;
 mod behind;
 mod compile;

@@ -2,6 +2,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::NamespacedName;
+use crate::allocation::Allocation;
 use crate::compile::Settings;
 use crate::endpoints::Endpoints;
 use crate::hosts::{Hosts, is_own_endpoint};
@@ -18,16 +19,18 @@ const TUNNEL: &str = "networking.istio.io/tunnel";
 pub(crate) fn services(
     entry: &ServiceEntry,
     endpoints: &Endpoints<'_>,
+    allocation: &Allocation<'_>,
     waypoint: Option<NamespacedName>,
 ) -> Vec<Arc<Service>> {
     let addresses = entry.addresses.iter().copied();
     let (vips, aliases): (Vec<_>, Vec<_>) = addresses.partition(|block| block.address().is_some());
+    let own = || vips.iter().filter_map(|block| block.address());
     let service = |host: &String| {
         Arc::new(Service {
             name: entry.name.clone(),
             kind: ServiceKind::ServiceEntry,
             hostname: host.clone(),
-            vips: vips.iter().filter_map(|block| block.address()).collect(),
+            vips: own().chain(allocation.of(&entry.name, host).iter().copied()).collect(),
             aliases: aliases.clone(),
             external_name: None,
             ports: ports(entry, host, endpoints),

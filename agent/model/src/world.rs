@@ -198,8 +198,6 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port of the pods.
     pub target: TargetPort,
-    /// `nodePort`: the port that stands for it at every node's address.
-    pub node_port: Option<u16>,
 }
 
 /// A transport protocol.

@@ -91,6 +91,14 @@ fn the_hosts_of_service_entries_are_answered_to_those_who_may_see_them() {
         ..Backend::default()
     };
     backends.endpoints = vec![listed("192.0.2.8"), listed("192.0.2.9")];
+    let given = ServiceEntry {
+        name: "shop/given".parse().unwrap(),
+        hosts: vec!["given.example".into()],
+        allocated: [("given.example".to_owned(), vec![ip("240.240.0.1")])].into(),
+        ..backends.clone()
+    };
+    let label = ("networking.istio.io/enable-autoallocate-ip", "false");
+    backends.labels = [label].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let dns = ServiceEntry { resolution: Resolution::Dns, ..backends.clone() };
     let dns = ServiceEntry { name: "shop/dns".parse().unwrap(), hosts: vec!["dns.example".into()], ..dns };
     let entries = [
@@ -101,6 +109,7 @@ fn the_hosts_of_service_entries_are_answered_to_those_who_may_see_them() {
         entry("shop/api", &["api.example"], "198.51.100.6", Exports::All),
         backends,
         dns,
+        given,
     ];
     let mut world = World::default();
     world.service_entries.extend(entries.map(|entry| (entry.name.clone(), entry)));
@@ -123,6 +132,7 @@ fn the_hosts_of_service_entries_are_answered_to_those_who_may_see_them() {
     let both = [address("192.0.2.8"), address("192.0.2.9")].concat();
     assert_eq!(resolve("shop", "backends.example"), Some(both), "without an address, those of the endpoints");
     assert_eq!(resolve("shop", "dns.example"), None, "DNS knows");
+    assert_eq!(resolve("shop", "given.example"), Some(address("240.240.0.1")));
 
     // The first form of a search path has the answer already.
     let searched = resolve("shop", "x.wild.example.shop.svc.cluster.local").unwrap();
@@ -466,13 +476,7 @@ fn service() -> impl Strategy<Value = Service> {
         let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
         let target = prop::sample::select(vec![TargetPort::Unset, TargetPort::Number(8080)]);
         (prop::sample::select(vec!["http", "metrics", ""]), protocol, target).prop_map(
-            move |(name, protocol, target)| ServicePort {
-                name: name.to_owned(),
-                number,
-                protocol,
-                target,
-                node_port: None,
-            },
+            move |(name, protocol, target)| ServicePort { name: name.to_owned(), number, protocol, target },
         )
     };
     (name, vips, port(80), prop::option::of(port(81)), any::<bool>(), any::<bool>()).prop_map(

@@ -1,17 +1,18 @@
 //! The dialling side of a tunnel: TCP from the pod, mutual TLS, HTTP/2.
 
-use std::{net::SocketAddr, os::fd::AsFd as _, rc::Rc, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, os::fd::AsFd as _, pin::Pin, rc::Rc, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use h2::{
     RecvStream, SendStream,
-    client::{self, SendRequest},
+    client::{self, Connection, SendRequest},
 };
 use http::{Request, StatusCode};
 use orlop_identity::{HandshakeFailure, PeerChain, classify_io, require_h2};
 use orlop_model::Reason;
 use rustls::pki_types::ServerName;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream},
     task::spawn_local,
     time::timeout,
@@ -33,6 +34,9 @@ pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 pub(crate) const MAX_FRAME: u32 = 128 << 10;
 /// Per request: our own takes a few hundred bytes.
 pub(crate) const MAX_HEADERS: u32 = 16 << 10;
+
+/// So many streams no SETTINGS can allow, and those that name no limit allow more.
+const UNSETTLED: usize = usize::MAX - 1;
 
 /// A tunnel that was opened.
 pub(crate) struct Opened {
@@ -71,17 +75,19 @@ pub(crate) async fn open_over(
         })?;
         let chain = PeerChain::of_server(session.certificates).ok_or(Reason::UntrustedCertificate)?;
         let shown = Shown::new(chain, trust, &shared.identities);
-        let (send, connection) = client::Builder::new()
+        let http =
+            |error| Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address));
+        let (send, mut connection) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADERS)
             .enable_push(false)
+            .initial_max_send_streams(UNSETTLED)
             .handshake(tls)
             .await
-            .map_err(|error| {
-                Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address))
-            })?;
+            .map_err(http)?;
+        settled(&send, &mut connection).await.map_err(http)?;
         Ok::<_, Refusal>((Opened { send, shown }, connection))
     };
     let (opened, connection) =
@@ -103,6 +109,21 @@ pub(crate) async fn open_over(
         gauge.dec();
     });
     Ok(opened)
+}
+
+/// Waits for the peer's SETTINGS, which say how many streams it takes: before that, a burst's would be too many for
+/// some, and the peer refuses these.
+async fn settled<T>(send: &SendRequest<Bytes>, connection: &mut Connection<T>) -> Result<(), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|context| match Pin::new(&mut *connection).poll(context) {
+        Poll::Ready(Ok(())) => Poll::Ready(Err(h2::Reason::NO_ERROR.into())),
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        Poll::Pending if send.current_max_send_streams() == UNSETTLED => Poll::Pending,
+        Poll::Pending => Poll::Ready(Ok(())),
+    })
+    .await
 }
 
 /// Asks through a tunnel for what `request` names, and gives the stream to it.

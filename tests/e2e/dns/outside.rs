@@ -7,7 +7,7 @@ use orlop_tests::{AgentOptions, Pod, wait_for};
 
 use super::ask::{WAYS, Way, addresses, ask, code, extended_error, getent, query, socket};
 use super::resolver::Resolver;
-use crate::pair::{AT_ONCE, Pair, TIMEOUT};
+use crate::pair::{AT_ONCE, Pair, TIMEOUT, assert_refused, dial, record};
 
 const API: &str = "api.example.";
 const STALE: u16 = 3;
@@ -18,6 +18,32 @@ fn with_street() -> (Pair, Pod) {
     let pair = Pair::new();
     let street = pair.outsider(pair.far.node(), "resolver");
     (pair, street)
+}
+
+#[test]
+fn a_service_entry_without_addresses_is_given_some_that_lead_to_it() {
+    let (pair, street) = with_street();
+    let far = pair.outsider(pair.far.node(), "outside");
+    let echo = far.serve_echo(9000).unwrap();
+    let endpoints: Vec<_> =
+        far.ips().iter().map(|ip| format!("{{address: \"{ip}\", ports: {{tcp: 9000}}}}")).collect();
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: bare, namespace: shop}}\n\
+         spec:\n  hosts: [bare.example]\n  resolution: STATIC\n  endpoints: [{}]\n  \
+         ports: [{{number: 80, name: tcp}}]\n",
+        endpoints.join(", ")
+    );
+    pair.change(|world| world.write("bare.yaml", &text));
+    let given = getent(&pair.client, street.ips()[0], "bare.example");
+    assert_eq!(given.len(), 2, "{given:?}");
+    for ip in given {
+        assert!(!far.ips().contains(&ip), "{ip} is the endpoint's own");
+        drop(dial(&pair.client, SocketAddr::new(ip, 80)).unwrap());
+        assert_refused(&pair.client, SocketAddr::new(ip, 81));
+    }
+    assert_eq!(echo.peers().len(), 2);
+    let reached = record(&pair.near, |record| record["dst_service"] == "bare.example");
+    assert_eq!(reached["result"], "ok", "{reached}");
 }
 
 fn with_args(args: &[&str]) -> AgentOptions {

@@ -19,6 +19,8 @@ pub struct ServiceEntry {
     pub hosts: Vec<String>,
     /// `spec.addresses`
     pub addresses: Vec<IpBlock>,
+    /// `status.addresses`: what somebody has given to its hosts, in lower case.
+    pub allocated: BTreeMap<String, Vec<IpAddr>>,
     /// `spec.ports`; a target is a number where there is one.
     pub ports: Vec<ServicePort>,
     /// `spec.location` is MESH_EXTERNAL.

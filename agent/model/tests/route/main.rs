@@ -4,6 +4,7 @@
 
 mod choice;
 mod reference;
+mod weights;
 mod worlds;
 
 use std::collections::BTreeMap;

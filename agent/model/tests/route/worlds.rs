@@ -106,9 +106,8 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
         Just(TargetPort::Name("http".into())),
     ];
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
-    let port = (port_name(), port(), protocol, target).prop_map(|(name, number, protocol, target)| {
-        ServicePort { name, number, protocol, target, node_port: None }
-    });
+    let port = (port_name(), port(), protocol, target)
+        .prop_map(|(name, number, protocol, target)| ServicePort { name, number, protocol, target });
     prop::collection::vec(port, 1..3)
 }
 
