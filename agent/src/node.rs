@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
-use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts};
+use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts, let_go_of_code};
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
 use orlop_kube::{ClusterWorld, WorldDirectory};
 use orlop_model::{Choice, Snapshot, World};
@@ -231,6 +231,7 @@ impl Agent {
             self.proxy.serve();
             self.servers.serve(&self.admin);
         }
+        let mut starting = true;
         loop {
             let snapshot = worlds.publish();
             loop {
@@ -247,6 +248,10 @@ impl Agent {
                 }
                 let (complete, waiting) = (applied.failed.is_empty(), !applied.waiting.is_empty());
                 self.status.send_modify(|status| status.applied(snapshot.generation(), applied));
+                if mem::take(&mut starting) {
+                    // All that it is for is to have less in memory.
+                    let_go_of_code().unwrap_or_else(|error| tracing::debug!(%error, "code stays in memory"));
+                }
                 let door = door.as_mut().context("nobody listens in --run-dir")?;
                 // A pod whose netns is not there yet will have one soon.
                 tokio::select! {

@@ -12,6 +12,7 @@
 //! `N` is the version of the layout: what an agent of another one has pinned is in force until this one has
 //! enrolled the same pods, and never read.
 
+mod code;
 mod diag;
 mod error;
 mod events;
@@ -50,6 +51,7 @@ use orlop_common::{
 use orlop_model::Snapshot;
 
 pub use crate::{
+    code::let_go_of_code,
     diag::{Wanted, can_close},
     error::DatapathError,
     events::{Ending, Event, Events, RefusedConnection, VouchedConnection},

@@ -1,7 +1,6 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
@@ -10,6 +9,7 @@ use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
+use crate::read::Metadata;
 use crate::selector::{self, Selector};
 
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -25,7 +25,7 @@ pub(crate) struct Object {
     _api_version: IgnoredAny,
     #[serde(rename = "kind")]
     _kind: IgnoredAny,
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: NotNull<SpecObject>,
     #[serde(rename = "status")]
@@ -149,7 +149,7 @@ fn action(action: Option<&str>) -> Result<Action, FieldError> {
     }
 }
 
-fn dry_run(metadata: &ObjectMeta) -> Result<bool, FieldError> {
+fn dry_run(metadata: &Metadata) -> Result<bool, FieldError> {
     match metadata.annotations.as_ref().and_then(|annotations| annotations.get(DRY_RUN)).map(String::as_str) {
         Some("true") => Ok(true),
         None | Some("false") => Ok(false),

@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::Labels;
 use orlop_model::world::routing::{
     Balancer, ConnectionPool, DestinationRule, HashOn, Outlier, Subset, TrafficPolicy,
@@ -11,13 +10,14 @@ use serde::de::IgnoredAny;
 use crate::duration::{duration, positive};
 use crate::field::{FieldError, FieldPath, port};
 use crate::metadata::namespaced;
+use crate::read::Metadata;
 use crate::service_entry::exports;
 use crate::virtual_service::any_host;
 
 /// A `networking.istio.io` DestinationRule as it is written.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Object {
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: Spec,
 }

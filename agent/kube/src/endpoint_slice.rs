@@ -3,17 +3,30 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as api;
 use orlop_model::NamespacedName;
 use orlop_model::world::{EndpointSlice, Port, Protocol, SliceEndpoint};
+use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, port, protocol};
 use crate::metadata::namespaced;
+use crate::read::Metadata;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Converts a `discovery.k8s.io/v1` EndpointSlice.
-pub(crate) fn convert(slice: api::EndpointSlice) -> Result<EndpointSlice, FieldError> {
+/// A `discovery.k8s.io/v1` EndpointSlice.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Object {
+    metadata: Metadata,
+    address_type: String,
+    endpoints: Option<Vec<api::Endpoint>>,
+    ports: Option<Vec<api::EndpointPort>>,
+}
+
+/// Converts an EndpointSlice.
+pub(crate) fn convert(slice: Object) -> Result<EndpointSlice, FieldError> {
     let name = namespaced(&slice.metadata)?;
     // Host names instead of addresses: nothing to route to.
-    let endpoints = if slice.address_type == "FQDN" { Vec::new() } else { slice.endpoints };
+    let endpoints =
+        if slice.address_type == "FQDN" { Vec::new() } else { slice.endpoints.unwrap_or_default() };
     let endpoints = endpoints
         .into_iter()
         .enumerate()

@@ -20,6 +20,7 @@ mod object;
 mod peer_authentication;
 mod pod;
 mod probes;
+mod read;
 mod selector;
 mod service;
 mod service_entry;

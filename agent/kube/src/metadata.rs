@@ -1,14 +1,14 @@
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::NamespacedName;
 
 use crate::field::FieldError;
+use crate::read::Metadata;
 
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// The name of an object of a namespaced kind.
 ///
 /// Both parts are checked as Kubernetes does: they go into identities, host names and metrics.
-pub(crate) fn namespaced(metadata: &ObjectMeta) -> Result<NamespacedName, FieldError> {
+pub(crate) fn namespaced(metadata: &Metadata) -> Result<NamespacedName, FieldError> {
     let namespace = metadata.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
     label(namespace, "metadata.namespace")?;
     let name = name(metadata)?;
@@ -17,7 +17,7 @@ pub(crate) fn namespaced(metadata: &ObjectMeta) -> Result<NamespacedName, FieldE
 }
 
 /// The name of an object of any kind, unchecked.
-pub(crate) fn name(metadata: &ObjectMeta) -> Result<&str, FieldError> {
+pub(crate) fn name(metadata: &Metadata) -> Result<&str, FieldError> {
     match metadata.name.as_deref() {
         None | Some("") => Err(FieldError::new("metadata.name", "is missing; give the object a name")),
         Some(name) => Ok(name),
@@ -65,8 +65,8 @@ mod tests {
 
     #[test]
     fn the_namespace_is_default_where_absent() {
-        let metadata = ObjectMeta { name: Some("web".into()), ..ObjectMeta::default() };
+        let metadata = Metadata { name: Some("web".into()), ..Metadata::default() };
         assert_eq!(namespaced(&metadata).unwrap().to_string(), "default/web");
-        assert!(namespaced(&ObjectMeta::default()).is_err());
+        assert!(namespaced(&Metadata::default()).is_err());
     }
 }

@@ -1,11 +1,11 @@
-use k8s_openapi::api::core::v1 as api;
 use orlop_model::world::Node;
 
 use crate::field::FieldError;
 use crate::metadata::{name, subdomain};
+use crate::read;
 
 /// Converts a `v1` Node, with its name.
-pub(crate) fn convert(node: api::Node) -> Result<(String, Node), FieldError> {
+pub(crate) fn convert(node: read::Node) -> Result<(String, Node), FieldError> {
     let name = name(&node.metadata)?.to_owned();
     subdomain(&name, "metadata.name")?;
     // Of the kinds of address, host names are none.

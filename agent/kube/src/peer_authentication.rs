@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::security::{Mode, PeerAuthentication};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::namespaced;
+use crate::read::Metadata;
 use crate::selector::{self, Selector};
 
 /// A `security.istio.io` PeerAuthentication as it is written. A field nobody reads could be the one that makes it
@@ -18,7 +18,7 @@ pub(crate) struct Object {
     _api_version: IgnoredAny,
     #[serde(rename = "kind")]
     _kind: IgnoredAny,
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: NotNull<Spec>,
     #[serde(rename = "status")]

@@ -1,19 +1,18 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1 as api;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use orlop_model::world::{Labels, Owner, Phase, Pod, Port, Protocol};
 
 use crate::field::{FieldError, FieldPath, address, port, protocol};
 use crate::metadata::{namespaced, subdomain};
 use crate::probes;
+use crate::read;
 
 const NETNS: &str = "orlop.dev/netns";
 
 /// Converts a `v1` Pod whose author also runs the node, as in a world directory, and so may say by annotation
 /// where its network namespace is.
-pub(crate) fn convert_trusted(mut pod: api::Pod) -> Result<Pod, FieldError> {
+pub(crate) fn convert_trusted(mut pod: read::Pod) -> Result<Pod, FieldError> {
     let netns = pod.metadata.annotations.as_mut().and_then(|annotations| annotations.remove(NETNS));
     let mut pod = convert(pod)?;
     if let Some(netns) = netns {
@@ -28,7 +27,7 @@ pub(crate) fn convert_trusted(mut pod: api::Pod) -> Result<Pod, FieldError> {
 }
 
 /// Converts a `v1` Pod.
-pub(crate) fn convert(pod: api::Pod) -> Result<Pod, FieldError> {
+pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
     let name = namespaced(&pod.metadata)?;
     let metadata = pod.metadata;
     let spec = pod.spec.unwrap_or_default();
@@ -83,7 +82,7 @@ fn annotations(annotations: Option<Labels>) -> Labels {
     annotations.unwrap_or_default().into_iter().filter(|(key, _)| ours(key) && key != NETNS).collect()
 }
 
-fn addresses(status: &api::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
+fn addresses(status: &read::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
     let listed = status.pod_ips.iter().flatten().enumerate();
     let mut found = listed
         .filter(|(_, entry)| !entry.ip.is_empty())
@@ -96,19 +95,20 @@ fn addresses(status: &api::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
 }
 
 /// The kubelet always writes the condition; whoever writes a pod by hand need not.
-fn ready(status: &api::PodStatus, phase: Phase) -> bool {
-    let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+fn ready(status: &read::PodStatus, phase: Phase) -> bool {
+    let condition = status.conditions.iter().flatten().find(|condition| condition.kind == "Ready");
     condition.map_or(phase == Phase::Running, |condition| condition.status == "True")
 }
 
-fn owner(references: Option<Vec<OwnerReference>>) -> Option<Owner> {
+fn owner(references: Option<Vec<read::OwnerReference>>) -> Option<Owner> {
     let controller = references?.into_iter().find(|owner| owner.controller == Some(true))?;
     Some(Owner { kind: controller.kind, name: controller.name })
 }
 
 /// Those of containers that keep running, so of init containers only the ones restarted always.
-fn container_ports(spec: &api::PodSpec) -> Result<Vec<Port>, FieldError> {
-    let containers = spec.containers.iter().enumerate().map(|(index, c)| ("spec.containers", index, c));
+fn container_ports(spec: &read::PodSpec) -> Result<Vec<Port>, FieldError> {
+    let containers =
+        spec.containers.iter().flatten().enumerate().map(|(index, c)| ("spec.containers", index, c));
     let init = spec.init_containers.iter().flatten().enumerate();
     let sidecars = init
         .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn in_a_cluster_a_pod_cannot_say_where_its_netns_is() {
         let annotations = [(NETNS.to_owned(), "/proc/1/ns/net".to_owned())].into();
-        let mut pod = api::Pod::default();
+        let mut pod = read::Pod::default();
         pod.metadata.name = Some("evil".into());
         pod.metadata.annotations = Some(annotations);
         assert_eq!(convert(pod).unwrap().annotations, Labels::new());

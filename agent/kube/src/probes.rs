@@ -1,19 +1,18 @@
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::read::{Container, PodSpec};
 
 /// The ports of the pod that kubelet dials: for startup, liveness and readiness, and for lifecycle hooks. `None`
 /// where no container is listed, as in a pod by hand: nobody says then which they are.
-pub(crate) fn ports(spec: &api::PodSpec) -> Option<BTreeSet<u16>> {
-    if spec.containers.is_empty() {
-        return None;
-    }
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+pub(crate) fn ports(spec: &PodSpec) -> Option<BTreeSet<u16>> {
+    let containers = spec.containers.as_ref().filter(|containers| !containers.is_empty())?;
+    let containers = containers.iter().chain(spec.init_containers.iter().flatten());
     Some(containers.flat_map(of).collect())
 }
 
-fn of(container: &api::Container) -> impl Iterator<Item = u16> {
+fn of(container: &Container) -> impl Iterator<Item = u16> {
     let probes = [&container.startup_probe, &container.liveness_probe, &container.readiness_probe];
     let probed = probes.into_iter().flatten().flat_map(|probe| {
         let http = probe.http_get.as_ref().map(|http| &http.port);
@@ -31,7 +30,7 @@ fn of(container: &api::Container) -> impl Iterator<Item = u16> {
 }
 
 /// A name is one of the container's own ports. What is no port kubelet can't dial either.
-fn number(container: &api::Container, port: &IntOrString) -> Option<u16> {
+fn number(container: &Container, port: &IntOrString) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {

@@ -3,9 +3,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as api;
 use orlop_model::world::{Distribution, Labels, Service, ServicePort};
+use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, host, port, protocol, target_port};
 use crate::metadata::namespaced;
+use crate::read::Metadata;
 
 /// Istio's annotation for what `spec.trafficDistribution` says; it counts before that.
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -13,8 +15,17 @@ const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 const DEFAULT_AFFINITY: i32 = 10_800;
 const MAX_AFFINITY: i32 = 86_400;
 
-/// Converts a `v1` Service.
-pub(crate) fn convert(service: api::Service) -> Result<Service, FieldError> {
+/// A `v1` Service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Object {
+    metadata: Metadata,
+    spec: Option<api::ServiceSpec>,
+    status: Option<api::ServiceStatus>,
+}
+
+/// Converts a Service.
+pub(crate) fn convert(service: Object) -> Result<Service, FieldError> {
     let name = namespaced(&service.metadata)?;
     let spec = service.spec.unwrap_or_default();
     let annotated = distribution_annotation(service.metadata.annotations.as_ref())?;

@@ -1,7 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::security::IpBlock;
 use orlop_model::world::{
     Backend, BackendAddress, Exports, Labels, Protocol, Resolution, ServiceEntry, ServicePort, TargetPort,
@@ -11,13 +10,14 @@ use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, host, port};
 use crate::metadata::{label, namespaced};
+use crate::read::Metadata;
 use crate::service::distribution_annotation;
 use crate::workload_entry::{BackendObject, backend};
 
 /// A `networking.istio.io` ServiceEntry as it is written.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Object {
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: Spec,
     status: Option<Status>,

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::NamespacedName;
 use orlop_model::world::Labels;
 use orlop_model::world::routing::{
@@ -13,6 +12,7 @@ use serde::de::IgnoredAny;
 use crate::duration::positive;
 use crate::field::{FieldError, FieldPath, host, port};
 use crate::metadata::namespaced;
+use crate::read::Metadata;
 use crate::service_entry::exports;
 
 mod actions;
@@ -24,7 +24,7 @@ use actions::{
 /// A `networking.istio.io` VirtualService as it is written.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Object {
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: Spec,
 }

@@ -2,17 +2,17 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use orlop_model::world::{Backend, BackendAddress, Labels, Locality, WorkloadEntry};
 use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, host, port};
 use crate::metadata::{namespaced, subdomain};
+use crate::read::Metadata;
 
 /// A `networking.istio.io` WorkloadEntry as it is written.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Object {
-    metadata: ObjectMeta,
+    metadata: Metadata,
     #[serde(default)]
     spec: BackendObject,
 }

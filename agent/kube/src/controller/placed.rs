@@ -4,12 +4,30 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::Pod as Whole;
 use kube::api::ListParams;
+use kube::core::{ApiResource, Object};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
+use serde::Deserialize;
 
 use crate::controller::{Backoff, CallError};
+
+/// What is read of a pod.
+type Pod = Object<Spec, Status>;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    node_name: Option<String>,
+    service_account_name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    phase: Option<String>,
+}
 
 /// Which service accounts have pods on which node.
 pub struct PlacedPods {
@@ -38,7 +56,8 @@ impl PlacedPods {
         if self.knows(node, namespace, service_account) {
             return Ok(true);
         }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> =
+            Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<Whole>(&()));
         let there = ListParams::default().fields(&format!("spec.nodeName={node}"));
         let found = pods.list(&there).await.map_err(CallError::new(format!("list the pods of {node}")))?;
         Ok(found.iter().filter_map(placed).any(|(_, _, pod)| pod.service_account == service_account))
@@ -54,7 +73,7 @@ impl PlacedPods {
 
     /// Follows the pods of every node, for ever.
     pub async fn run(&self) {
-        let pods: Api<Pod> = Api::all(self.client.clone());
+        let pods: Api<Pod> = Api::all_with(self.client.clone(), &ApiResource::erase::<Whole>(&()));
         let bound = watcher::Config::default().fields("spec.nodeName!=");
         let mut events = pin!(watcher(pods, bound));
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
@@ -103,7 +122,7 @@ fn insert(nodes: &mut HashMap<String, Node>, pod: &Pod) {
 }
 
 fn remove(nodes: &mut HashMap<String, Node>, pod: &Pod) {
-    let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) else { return };
+    let Some(node) = &pod.spec.node_name else { return };
     if let Some(pods) = nodes.get_mut(node) {
         pods.remove(&(pod.namespace().unwrap_or_default(), pod.name_any()));
         if pods.is_empty() {
@@ -114,7 +133,7 @@ fn remove(nodes: &mut HashMap<String, Node>, pod: &Pod) {
 
 /// The node, namespace and name of a pod that has one and has not ended.
 fn placed(pod: &Pod) -> Option<(String, (String, String), Placed)> {
-    let spec = pod.spec.as_ref()?;
+    let spec = &pod.spec;
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return None;
