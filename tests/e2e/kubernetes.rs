@@ -4,6 +4,9 @@
 
 mod api;
 mod control_plane;
+mod controller;
 mod enrolment;
+mod install;
 mod kubelet;
+mod replica;
 mod source;

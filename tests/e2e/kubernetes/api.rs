@@ -1,11 +1,13 @@
 //! The Kubernetes API for tests.
 
-use std::path::Path;
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -20,19 +22,44 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A control plane and a client that may do everything.
 pub struct Kubernetes {
-    pub plane: &'static ControlPlane,
     pub client: Client,
     runtime: Runtime,
+    pub plane: Plane,
+}
+
+/// A control plane that a test may share with others, or that is its own.
+pub enum Plane {
+    Shared(&'static ControlPlane),
+    Own(Box<ControlPlane>),
+}
+
+impl Deref for Plane {
+    type Target = ControlPlane;
+
+    fn deref(&self) -> &ControlPlane {
+        match self {
+            Self::Shared(plane) => plane,
+            Self::Own(plane) => plane,
+        }
+    }
 }
 
 impl Kubernetes {
     /// The one that all tests share.
     pub fn shared() -> Self {
-        let plane = ControlPlane::shared().unwrap();
+        Self::of(Plane::Shared(ControlPlane::shared().unwrap()))
+    }
+
+    /// One for a test that changes what others rely on.
+    pub fn own() -> Self {
+        Self::of(Plane::Own(Box::new(ControlPlane::start().unwrap())))
+    }
+
+    fn of(plane: Plane) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let client = runtime.block_on(client(&plane.kubeconfig()));
-        Self { plane, client, runtime }
+        Self { client, runtime, plane }
     }
 
     /// Waits for an answer of the API.
@@ -72,30 +99,11 @@ impl Kubernetes {
         self.client.request(request).await.unwrap()
     }
 
-    /// Gives a service account the rights that `orlop node --kube` needs, and no more.
-    pub fn authorize_agents(&self, namespace: &str, account: &str) {
-        let read = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
-        self.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
-        self.apply(&json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": account, "namespace": namespace},
-        }));
-        self.apply(&json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": account},
-            "rules": [
-                read("", &["namespaces", "nodes", "pods", "services"]),
-                read("discovery.k8s.io", &["endpointslices"]),
-                read("security.istio.io", &["authorizationpolicies", "peerauthentications"]),
-                read("networking.istio.io", &["serviceentries", "workloadentries"]),
-                read("apiextensions.k8s.io", &["customresourcedefinitions"]),
-            ],
-        }));
-        self.apply(&json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": account},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": account},
-            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
-        }));
+    /// What the API says about whether somebody may do something, asked as a SubjectAccessReview.
+    pub async fn review(&self, review: &Value) -> Value {
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let request = http::Request::post(path).body(review.to_string().into_bytes()).unwrap();
+        self.client.request(request).await.unwrap()
     }
 
     /// Makes the kinds of Istio that Orlop reads, without a schema: an API server takes anything as one.
@@ -147,12 +155,47 @@ impl Kubernetes {
         })
     }
 
-    /// A token of a service account.
+    /// A kubeconfig in `directory` for a service account, which finds the API server at `address`.
+    pub fn kubeconfig(&self, directory: &Path, namespace: &str, account: &str, address: &str) -> PathBuf {
+        fs::create_dir_all(directory).unwrap();
+        let authority = directory.join("cluster-ca.crt");
+        fs::write(&authority, self.plane.authority().unwrap()).unwrap();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": account}}],
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{address}"), "certificate-authority": authority,
+            }}],
+            "users": [{"name": account, "user": {"token": self.token(namespace, account)}}],
+        });
+        let path = directory.join(format!("{account}.kubeconfig"));
+        fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    /// A token of a service account, for the API server.
     pub fn token(&self, namespace: &str, account: &str) -> String {
-        let request = TokenRequest {
-            spec: TokenRequestSpec { expiration_seconds: Some(3600), ..TokenRequestSpec::default() },
-            ..TokenRequest::default()
+        self.request_token(namespace, account, TokenRequestSpec::default())
+    }
+
+    /// A token for somebody else, bound to a pod, as kubelet asks for it.
+    pub fn bound_token(&self, namespace: &str, account: &str, pod: &str, audience: &str) -> String {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let bound = BoundObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(pod.to_owned()),
+            uid: self.wait(pods.get(pod)).unwrap().metadata.uid,
         };
+        let audiences = vec![audience.to_owned()];
+        let spec =
+            TokenRequestSpec { audiences, bound_object_ref: Some(bound), ..TokenRequestSpec::default() };
+        self.request_token(namespace, account, spec)
+    }
+
+    fn request_token(&self, namespace: &str, account: &str, spec: TokenRequestSpec) -> String {
+        let spec = TokenRequestSpec { expiration_seconds: Some(3600), ..spec };
+        let request = TokenRequest { spec, ..TokenRequest::default() };
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let made = self.wait(accounts.create_token_request(account, &PostParams::default(), &request));
         made.unwrap().status.unwrap().token

@@ -1,6 +1,8 @@
 //! A node of the testbed that is in the cluster, and a stand-in for its kubelet.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod as PodObject;
 use kube::Api;
@@ -9,13 +11,13 @@ use orlop_tests::{Agent, AgentOptions, Node, Pod, PodCgroups, Relay, Testbed};
 use serde_json::{Value, json};
 
 use super::api::Kubernetes;
+use super::install::{AUDIENCE, NODE_ACCOUNT, SYSTEM, install, roots};
 use crate::mesh::options;
 
 /// Where the API server is on the loopback of every node.
 const API_PORT: u16 = 6443;
-/// The namespace of the agents' service account.
-const SYSTEM: &str = "orlop-system";
-const ACCOUNT: &str = "orlop-node";
+/// Where the certificate service is on the loopback of every node.
+const CA_PORT: u16 = 15012;
 
 pub struct Kubelet<'a> {
     kubernetes: &'a Kubernetes,
@@ -34,17 +36,61 @@ impl<'a> Kubelet<'a> {
             "metadata": {"name": node.name(), "labels": {"topology.kubernetes.io/zone": name}},
             "status": {"addresses": [{"type": "InternalIP", "address": node.ipv4().to_string()}]},
         }));
+        install(kubernetes);
         let relay = Relay::start(&node, API_PORT, kubernetes.plane.address()).unwrap();
         Self { kubernetes, node, cgroups: PodCgroups::default(), relay }
     }
 
-    /// The node's agent, with a service account of its own that may do as little as the agent needs.
+    /// The node's agent, with the service account that the manifests give it.
     pub fn agent(&self, args: &[&str]) -> Agent {
+        self.node.agent(self.options(args)).unwrap()
+    }
+
+    /// What [`agent`](Self::agent) starts it with.
+    pub fn options(&self, args: &[&str]) -> AgentOptions {
         let roots = self.node.pods_cgroup(self.cgroups).unwrap();
         let pods = ["--pods-cgroup", &roots.to_string_lossy()].map(str::to_owned);
-        let mut options = AgentOptions { kubeconfig: Some(self.kubeconfig()), ..options(args) };
+        let address = format!("127.0.0.1:{API_PORT}");
+        let kubeconfig = self.kubernetes.kubeconfig(&self.node.run_dir(), SYSTEM, NODE_ACCOUNT, &address);
+        let mut options = AgentOptions { kubeconfig: Some(kubeconfig), ..options(args) };
         options.args.extend(pods);
-        self.node.agent(options).unwrap()
+        options
+    }
+
+    /// The way from this node to a controller.
+    pub fn way_to(&self, controller: SocketAddr) -> Relay {
+        Relay::start(&self.node, CA_PORT, controller).unwrap()
+    }
+
+    /// Mounts what the agent's pod has of Secrets and ConfigMaps, and gives the arguments that name it.
+    pub fn mount_authority(&self) -> [String; 6] {
+        let directory = self.node.run_dir();
+        fs::create_dir_all(&directory).unwrap();
+        let [root, token] = ["root-cert.pem", "token"].map(|name| directory.join(name));
+        fs::write(&root, roots(self.kubernetes, SYSTEM)).unwrap();
+        fs::write(&token, self.agent_token(AUDIENCE)).unwrap();
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        [
+            "--ca-address".to_owned(),
+            authority_url(),
+            "--ca-root".to_owned(),
+            path(&root),
+            "--ca-token".to_owned(),
+            path(&token),
+        ]
+    }
+
+    /// A token of the agent's pod on this node.
+    pub fn agent_token(&self, audience: &str) -> String {
+        let pod = format!("{NODE_ACCOUNT}-{}", self.node.name());
+        self.kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": SYSTEM},
+            "spec": {
+                "nodeName": self.node.name(), "serviceAccountName": NODE_ACCOUNT, "hostNetwork": true,
+                "containers": [{"name": "orlop", "image": "orlop"}],
+            },
+        }));
+        self.kubernetes.bound_token(SYSTEM, NODE_ACCOUNT, &pod, audience)
     }
 
     /// A pod that runs here: its object first, then its processes, then its status.
@@ -96,23 +142,9 @@ impl<'a> Kubelet<'a> {
     fn pods(&self, namespace: &str) -> Api<PodObject> {
         Api::namespaced(self.kubernetes.client.clone(), namespace)
     }
+}
 
-    fn kubeconfig(&self) -> std::path::PathBuf {
-        self.kubernetes.authorize_agents(SYSTEM, ACCOUNT);
-        let directory = self.node.run_dir();
-        fs::create_dir_all(&directory).unwrap();
-        let authority = directory.join("cluster-ca.crt");
-        fs::write(&authority, self.kubernetes.plane.authority().unwrap()).unwrap();
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": ACCOUNT}}],
-            "clusters": [{"name": "test", "cluster": {
-                "server": format!("https://127.0.0.1:{API_PORT}"), "certificate-authority": authority,
-            }}],
-            "users": [{"name": ACCOUNT, "user": {"token": self.kubernetes.token(SYSTEM, ACCOUNT)}}],
-        });
-        let path = directory.join("kubeconfig");
-        fs::write(&path, config.to_string()).unwrap();
-        path
-    }
+/// Of the certificate service, on any node.
+pub fn authority_url() -> String {
+    format!("https://localhost:{CA_PORT}")
 }

@@ -95,6 +95,16 @@ impl ControlPlane {
         fs::read_to_string(self.home.dir.join("ca.crt")).context("reading the cluster's CA certificate")
     }
 
+    /// A command that runs on the machine's own network and ends with the control plane at the latest.
+    pub fn command(&self, program: &Path) -> Result<Command> {
+        command_in_cgroup(&program.to_string_lossy(), &self.home.cgroup)
+    }
+
+    /// The directory of its files, which go with it.
+    pub fn dir(&self) -> &Path {
+        &self.home.dir
+    }
+
     /// Kills the API server.
     pub fn stop_api(&self) {
         *lock(&self.api) = None;
