@@ -6,7 +6,6 @@ use serde_json::json;
 use super::api::Kubernetes;
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     let kubernetes = Kubernetes::shared();
     let namespace = kubernetes.namespace("rbac", &[]);
@@ -39,7 +38,6 @@ fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn its_controllers_run() {
     let kubernetes = Kubernetes::shared();
     let namespace = kubernetes.namespace("controllers", &[]);

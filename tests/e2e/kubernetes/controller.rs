@@ -20,7 +20,6 @@ use crate::mesh::{TIMEOUT, record, records};
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn pods_talk_with_certificates_of_the_controller_whether_it_lives_or_not() {
     let kubernetes = Kubernetes::shared();
     let controller = Replica::shared(&kubernetes);
@@ -71,7 +70,6 @@ fn pods_talk_with_certificates_of_the_controller_whether_it_lives_or_not() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn an_agent_gets_the_identities_of_its_own_nodes_pods_and_no_other() {
     let kubernetes = Kubernetes::shared();
     let controller = Replica::shared(&kubernetes);
@@ -111,7 +109,6 @@ fn an_agent_gets_the_identities_of_its_own_nodes_pods_and_no_other() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn replicas_make_one_root_and_the_one_that_leads_keeps_it_in_every_namespace() {
     let kubernetes = Kubernetes::own();
     install(&kubernetes);

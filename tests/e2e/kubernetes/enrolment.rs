@@ -8,7 +8,6 @@ use crate::mesh::{TIMEOUT, record};
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn pods_of_a_labelled_namespace_talk_with_mutual_tls() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();
@@ -32,7 +31,6 @@ fn pods_of_a_labelled_namespace_talk_with_mutual_tls() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn labels_take_effect_live() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();
@@ -60,7 +58,6 @@ fn labels_take_effect_live() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn a_pod_is_found_whatever_made_its_cgroup() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();
@@ -91,7 +88,6 @@ fn a_pod_is_found_whatever_made_its_cgroup() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn a_pod_that_starts_late_is_enrolled_when_the_kernel_tells_of_it() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();
@@ -107,7 +103,6 @@ fn a_pod_that_starts_late_is_enrolled_when_the_kernel_tells_of_it() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn a_pod_whose_sandbox_is_made_anew_is_enrolled_anew() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();
@@ -125,7 +120,6 @@ fn a_pod_whose_sandbox_is_made_anew_is_enrolled_anew() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn what_is_in_force_stays_while_the_api_server_is_away() {
     let kubernetes = Kubernetes::shared();
     let testbed = Testbed::in_shared_cluster().unwrap();

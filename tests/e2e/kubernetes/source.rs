@@ -10,7 +10,6 @@ use super::kubelet::Kubelet;
 use crate::mesh::TIMEOUT;
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
     let kubernetes = Kubernetes::shared();
     kubernetes.define_istio();
@@ -88,7 +87,6 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
 }
 
 #[test]
-#[ignore = "needs a Kubernetes control plane: run `cargo xtask cluster build`"]
 fn a_policy_that_makes_no_sense_lets_nothing_pass_and_is_named() {
     let kubernetes = Kubernetes::shared();
     kubernetes.define_istio();
