@@ -4,6 +4,7 @@ mod caller;
 mod h2c;
 mod hostile;
 mod leaving;
+mod policy;
 mod resilience;
 mod routes;
 mod scripted;

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 /// After so many dials those that were refused are let go.
 const LOOK: usize = 256;
+/// Descriptors that a greedy pod leaves to the rest of the process.
+const SPARE: usize = 2000;
 
 /// Takes as many open files as this process may: with CAP_SYS_RESOURCE, up to `fs.nr_open`.
 pub fn raise_descriptors() -> Result<()> {
@@ -54,9 +56,11 @@ pub struct Greed {
 }
 
 impl Greed {
-    /// Has the pod dial so often without pause, and keep what it gets until [`Greed::stop`] is called. May run on several
-    /// threads at once.
+    /// Has the pod dial so often without pause, and keep what it gets until [`Greed::stop`] is called, as far as there
+    /// are descriptors. May run on several threads at once.
     pub fn run(&self, pod: &Pod, to: &[SocketAddr], dials: usize) -> Result<()> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let most = usize::try_from(limit)?.saturating_sub(SPARE);
         pod.run(|| {
             let mut open = Vec::new();
             for (number, to) in to.iter().cycle().take(dials).enumerate() {
@@ -65,6 +69,7 @@ impl Greed {
                 }
                 if let Ok(stream) = TcpStream::connect_timeout(to, PATIENCE)
                     && stream.set_nonblocking(true).is_ok()
+                    && open.len() < most
                 {
                     open.push(stream);
                 }

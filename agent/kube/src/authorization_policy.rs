@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
+    Target,
 };
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -45,9 +46,13 @@ struct SpecObject {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TargetObject {
+    #[serde(default)]
+    group: String,
     kind: Option<String>,
     name: Option<String>,
+    namespace: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,10 +118,11 @@ pub(crate) fn convert(object: Object) -> Result<AuthorizationPolicy, FieldError>
     let name = namespaced(&object.metadata)?;
     let spec = object.spec.0.unwrap_or_default();
     let dry_run = dry_run(&object.metadata)?;
-    let mut targets =
-        entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| target(entry, &path))?;
+    let mut targets = entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| {
+        target(entry, &name.namespace, &path)
+    })?;
     if let Some(single) = spec.target_ref.0 {
-        targets.push(target(single, &"spec.targetRef".into())?);
+        targets.push(target(single, &name.namespace, &"spec.targetRef".into())?);
     }
     if !targets.is_empty() && spec.selector.0.is_some() {
         let problem = "can't be together with targetRefs; keep one of them";
@@ -160,10 +166,26 @@ fn dry_run(metadata: &Metadata) -> Result<bool, FieldError> {
     }
 }
 
-fn target(target: TargetObject, path: &FieldPath) -> Result<String, FieldError> {
-    match (target.kind, target.name) {
-        (Some(kind), Some(name)) => Ok(format!("{kind}/{name}")),
-        _ => Err(FieldError::new(path.clone(), "needs a kind and a name")),
+fn target(target: TargetObject, own_namespace: &str, path: &FieldPath) -> Result<Target, FieldError> {
+    let TargetObject { group, kind: Some(kind), name: Some(name), namespace } = target else {
+        return Err(FieldError::new(path.clone(), "needs a kind and a name"));
+    };
+    if namespace.is_some_and(|namespace| namespace != own_namespace) {
+        let problem = format!("must be the policy's own, {own_namespace}, or left out");
+        return Err(FieldError::new(path.clone().key("namespace"), problem));
+    }
+    match (group.as_str(), kind.as_str()) {
+        ("" | "core", "Service") => Ok(Target::Service(name)),
+        ("networking.istio.io", "ServiceEntry") => Ok(Target::ServiceEntry(name)),
+        ("gateway.networking.k8s.io", "Gateway") => Ok(Target::Gateway(name)),
+        ("gateway.networking.k8s.io", "GatewayClass") => Ok(Target::GatewayClass(name)),
+        _ => {
+            let problem = format!(
+                "kind {kind} of group {group:?} has no policies; write Service with group \"\", ServiceEntry with \
+                 networking.istio.io, or Gateway or GatewayClass with gateway.networking.k8s.io"
+            );
+            Err(FieldError::new(path.clone(), problem))
+        }
     }
 }
 
@@ -185,13 +207,11 @@ fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, Fiel
 }
 
 fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Source, FieldError> {
-    let of_requests = named(
+    let unread = named(
         path,
         [
             ("requestPrincipals", source.request_principals),
             ("notRequestPrincipals", source.not_request_principals),
-            ("remoteIpBlocks", source.remote_ip_blocks),
-            ("notRemoteIpBlocks", source.not_remote_ip_blocks),
         ],
     )?;
     let account = |text: &str| service_account(text, namespace);
@@ -206,7 +226,14 @@ fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Sou
             account,
         )?,
         ip_blocks: both(path, "ipBlocks", source.ip_blocks, source.not_ip_blocks, parsed::<IpBlock>)?,
-        of_requests,
+        remote_ip_blocks: both(
+            path,
+            "remoteIpBlocks",
+            source.remote_ip_blocks,
+            source.not_remote_ip_blocks,
+            parsed,
+        )?,
+        unread,
     };
     if found == Source::default() {
         return Err(FieldError::new(path.clone(), "says nothing; fill it, or leave out from to mean anyone"));
@@ -215,19 +242,12 @@ fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Sou
 }
 
 fn operation(operation: OperationObject, path: &FieldPath) -> Result<Operation, FieldError> {
-    let of_requests = named(
-        path,
-        [
-            ("hosts", operation.hosts),
-            ("notHosts", operation.not_hosts),
-            ("methods", operation.methods),
-            ("notMethods", operation.not_methods),
-            ("paths", operation.paths),
-            ("notPaths", operation.not_paths),
-        ],
-    )?;
-    let ports = both(path, "ports", operation.ports, operation.not_ports, port)?;
-    let found = Operation { ports, of_requests };
+    let found = Operation {
+        ports: both(path, "ports", operation.ports, operation.not_ports, port)?,
+        hosts: both(path, "hosts", operation.hosts, operation.not_hosts, host)?,
+        methods: both(path, "methods", operation.methods, operation.not_methods, method)?,
+        paths: both(path, "paths", operation.paths, operation.not_paths, parsed)?,
+    };
     if found == Operation::default() {
         return Err(FieldError::new(path.clone(), "says nothing; fill it, or leave out to to mean anything"));
     }
@@ -251,8 +271,23 @@ fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> R
         }
         "destination.ip" => Condition::DestinationIp(both(path, "values", values, not, parsed)?),
         "destination.port" => Condition::DestinationPort(both(path, "values", values, not, port)?),
-        _ => Condition::OfRequests(key),
+        "remote.ip" => Condition::RemoteIp(both(path, "values", values, not, parsed)?),
+        _ => match header(&key).as_deref() {
+            Some("host" | ":authority") => Condition::Host(both(path, "values", values, not, host)?),
+            Some(":method") => Condition::Method(both(path, "values", values, not, method)?),
+            // What the server gets of this one is not what the client writes.
+            Some(name) if !name.starts_with(':') && name != "x-forwarded-client-cert" => {
+                Condition::Header(name.to_owned(), both(path, "values", values, not, parsed)?)
+            }
+            _ => Condition::Unread(key),
+        },
     })
+}
+
+/// The name of the header that a key is about, in lower case.
+fn header(key: &str) -> Option<String> {
+    let name = key.strip_prefix("request.headers[")?.strip_suffix(']')?;
+    (!name.is_empty()).then(|| name.to_ascii_lowercase())
 }
 
 /// Converts a list that must have entries if it is there: an empty one reads as nobody and would mean anybody.
@@ -309,6 +344,15 @@ fn both<T>(
 
 fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// Host names are the same in either case, and with a dot at their end or without.
+fn host(text: &str) -> Result<Pattern, String> {
+    parsed(text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase().as_str())
+}
+
+fn method(text: &str) -> Result<Pattern, String> {
+    parsed(text.to_ascii_uppercase().as_str())
 }
 
 fn principal(text: &str) -> Result<Pattern, String> {

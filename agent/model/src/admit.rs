@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::authorize::{Connection, DryRun};
+use crate::authorize::{Allowed, Connection, Denied, DryRun};
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
@@ -18,6 +18,23 @@ pub struct Judgement {
     pub audit: bool,
     /// What policies in dry run would have said.
     pub dry_run: Vec<DryRun>,
+}
+
+impl Judgement {
+    /// What came of asking policies; `explain` says why where that was a refusal.
+    pub(crate) fn of(
+        answer: Result<Allowed, Denied>,
+        explain: impl FnOnce(&Denied) -> String,
+    ) -> Result<Self, Refused> {
+        match answer {
+            Ok(Allowed { policy, audit, dry_run }) => Ok(Self { policy, audit, dry_run }),
+            Err(denied) => {
+                let (reason, detail) = (denied.reason(), explain(&denied));
+                let Denied { policy, audit, dry_run, .. } = denied;
+                Err(Refused { reason, detail, judgement: Self { policy, audit, dry_run } })
+            }
+        }
+    }
 }
 
 /// Whom a waypoint says it speaks for.
@@ -93,15 +110,6 @@ impl Snapshot {
     }
 
     fn judge(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
-        match self.authorize(connection) {
-            Ok(allowed) => {
-                Ok(Judgement { policy: allowed.policy, audit: allowed.audit, dry_run: allowed.dry_run })
-            }
-            Err(denied) => Err(Refused {
-                reason: denied.reason(),
-                detail: denied.explain(connection),
-                judgement: Judgement { policy: denied.policy, audit: denied.audit, dry_run: denied.dry_run },
-            }),
-        }
+        Judgement::of(self.authorize(connection), |denied| denied.explain(connection))
     }
 }

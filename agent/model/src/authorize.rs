@@ -107,21 +107,7 @@ impl Snapshot {
             let cause = Cause::UnknownDestination;
             return Err(Denied { policy: None, audit: false, dry_run: Vec::new(), cause });
         };
-        let facts = connection.facts();
-        let matching = policies.matching(&facts);
-        let audit = matching.audit.is_some();
-        let dry_run = policies.dry_run(&matching);
-        let policy = |hit: &Hit| Some(hit.policy.name.clone());
-        match (matching.refuse, matching.allow) {
-            (Some(hit), _) => {
-                Err(Denied { policy: policy(hit), audit, dry_run, cause: Cause::Matched(hit.clone()) })
-            }
-            (None, Some(hit)) => Ok(Allowed { policy: policy(hit), audit, dry_run }),
-            (None, None) if policies.has_allow() => {
-                Err(Denied { policy: None, audit, dry_run, cause: Cause::NoneAllows(policies.clone()) })
-            }
-            (None, None) => Ok(Allowed { policy: None, audit, dry_run }),
-        }
+        policies.judge(&connection.facts())
     }
 }
 

@@ -113,7 +113,8 @@ pub fn compile_after(
     let policies = scopes.index(live(world));
     let peer_authentications = PeerAuthentications::new(world, settings);
     let mutual_tls = MutualTls::new(&peer_authentications, live(world));
-    let findings = findings(world, settings, &scopes, &peer_authentications);
+    let all_services: Vec<_> = services.iter().chain(&service_entries).collect();
+    let findings = findings(world, settings, &scopes, &peer_authentications, &all_services);
     prepared.layers = scopes.into_layers();
     let Workloads { pods, pod_by_address, entry_by_address, .. } = workloads;
     Snapshot {

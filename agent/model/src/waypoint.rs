@@ -17,6 +17,14 @@ const WAYPOINT: &str = "istio.io/use-waypoint";
 /// The Gateway's namespace, where it is not the labelled object's.
 const WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 
+/// The GatewayClasses of waypoints: ours, and that of Istio, whose policies are to go on.
+pub(crate) const CLASSES: [&str; 2] = ["orlop-waypoint", "istio-waypoint"];
+
+/// Whether it is the name of a class of waypoints.
+pub(crate) fn is_class(name: &str) -> bool {
+    CLASSES.contains(&name)
+}
+
 /// Which waypoints stand before workloads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waypoints {

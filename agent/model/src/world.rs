@@ -1,5 +1,6 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+mod path_pattern;
 pub mod routing;
 pub mod security;
 mod service_entry;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::NamespacedName;
+pub use path_pattern::{PathPattern, PathPatternError, Segment};
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};
 pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};

@@ -1,5 +1,7 @@
 use serde_json::{Value, json};
 
+use orlop_model::world::PathPattern;
+
 use super::*;
 
 #[test]
@@ -43,7 +45,7 @@ fn everything_the_mesh_reads_is_carried_over() {
     assert_eq!(format!("{:?}", source.ip_blocks.values), "[10.0.0.0/8, fd00::1]");
     assert_eq!(format!("{:?}", source.ip_blocks.not_values), "[10.1.2.3]");
     let ports = Match { values: vec![80, 443], not_values: vec![8080] };
-    assert_eq!(policy.rules[0].to, [Operation { ports, of_requests: vec![] }]);
+    assert_eq!(policy.rules[0].to, [Operation { ports, ..Operation::default() }]);
     let when = &policy.rules[0].when;
     let block = |text: &str| vec![text.parse::<IpBlock>().unwrap()];
     let ip = Match { values: block("10.0.0.1"), not_values: block("10.0.0.2") };
@@ -60,29 +62,51 @@ fn everything_the_mesh_reads_is_carried_over() {
 }
 
 #[test]
-fn fields_of_requests_are_kept_by_name() {
+fn what_is_asked_of_requests_is_carried_over_and_what_nobody_reads_is_named() {
     let policy = policy(json!({"rules": [{
         "from": [{"source": {
             "requestPrincipals": ["*"], "notRequestPrincipals": ["x"], "remoteIpBlocks": ["10.0.0.1"],
             "notRemoteIpBlocks": ["10.0.0.2"],
         }}],
         "to": [{"operation": {
-            "hosts": ["a"], "notHosts": ["b"], "methods": ["GET"], "notMethods": ["PUT"], "paths": ["/"],
-            "notPaths": ["/admin"],
+            "hosts": ["A.b."], "notHosts": ["*.c"], "methods": ["get"], "notMethods": ["P*"], "paths": ["/"],
+            "notPaths": ["/admin/{*}", "/%61"],
         }}],
         "when": [
-            {"key": "request.headers[x]", "values": ["y"]}, {"key": "remote.ip", "values": ["10.0.0.1"]},
+            {"key": "request.headers[X-Y]", "values": ["y"]}, {"key": "remote.ip", "values": ["10.0.0.1"]},
+            {"key": "request.headers[:authority]", "values": ["A"]}, {"key": "request.headers[:method]", "values": ["get"]},
+            {"key": "request.headers[]", "values": ["y"]}, {"key": "request.headers[:path]", "values": ["/"]},
+            {"key": "request.headers[x-forwarded-client-cert]", "notValues": ["y"]},
             {"key": "connection.sni", "values": ["a"]}, {"key": "experimental.envoy.filters.x", "values": ["a"]},
             {"key": "source.moon", "notValues": ["full"]},
         ],
     }]}))
     .unwrap();
     let rule = &policy.rules[0];
-    let source = ["requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks"];
-    assert_eq!(rule.from[0].of_requests, source);
-    let operation = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"];
-    assert_eq!(rule.to[0].of_requests, operation);
-    assert!(rule.when.iter().all(|when| matches!(when, Condition::OfRequests(_))));
+    let source = &rule.from[0];
+    assert_eq!(source.unread, ["requestPrincipals", "notRequestPrincipals"]);
+    assert_eq!(format!("{:?}", source.remote_ip_blocks.values), "[10.0.0.1]");
+    assert_eq!(format!("{:?}", source.remote_ip_blocks.not_values), "[10.0.0.2]");
+    let exact = |text: &str| vec![Pattern::Exact(text.into())];
+    let operation = &rule.to[0];
+    let hosts = Match { values: exact("a.b"), not_values: vec![Pattern::Suffix(".c".into())] };
+    assert_eq!(operation.hosts, hosts);
+    assert_eq!(
+        operation.methods,
+        Match { values: exact("GET"), not_values: vec![Pattern::Prefix("P".into())] }
+    );
+    let paths = |of: &[PathPattern]| of.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(paths(&operation.paths.values), ["/"]);
+    assert_eq!(paths(&operation.paths.not_values), ["/admin/{*}", "/a"]);
+    let of = |values| Match { values, not_values: vec![] };
+    assert_eq!(rule.when[0], Condition::Header("x-y".into(), of(exact("y"))));
+    assert_eq!(
+        rule.when[1],
+        Condition::RemoteIp(Match { values: vec!["10.0.0.1".parse().unwrap()], not_values: vec![] })
+    );
+    assert_eq!(rule.when[2], Condition::Host(of(exact("a"))));
+    assert_eq!(rule.when[3], Condition::Method(of(exact("GET"))));
+    assert!(rule.when[4..].iter().all(|when| matches!(when, Condition::Unread(_))), "{:?}", rule.when);
 }
 
 #[test]
@@ -94,8 +118,13 @@ fn an_empty_policy_allows_nothing_and_targets_are_kept() {
     let waypoint = json!({"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "waypoint"});
     let service = json!({"kind": "Service", "group": "", "name": "web"});
     let many = policy(json!({"targetRefs": [waypoint, service]})).unwrap();
-    assert_eq!(many.targets, ["Gateway/waypoint", "Service/web"]);
-    assert_eq!(policy(json!({"targetRef": service})).unwrap().targets, ["Service/web"]);
+    assert_eq!(many.targets, [Target::Gateway("waypoint".into()), Target::Service("web".into())]);
+    assert_eq!(policy(json!({"targetRef": service})).unwrap().targets, [Target::Service("web".into())]);
+    let entry =
+        json!({"kind": "ServiceEntry", "group": "networking.istio.io", "name": "a", "namespace": "shop"});
+    let class = json!({"kind": "GatewayClass", "group": "gateway.networking.k8s.io", "name": "b"});
+    let others = policy(json!({"targetRefs": [entry, class]})).unwrap().targets;
+    assert_eq!(others, [Target::ServiceEntry("a".into()), Target::GatewayClass("b".into())]);
 }
 
 #[test]
@@ -129,6 +158,12 @@ fn wrong_fields_are_named() {
         ),
         (json!({"targetRefs": []}), "spec.targetRefs".into()),
         (json!({"targetRefs": [{"kind": "Service"}]}), "spec.targetRefs[0]".into()),
+        (json!({"targetRefs": [{"kind": "Gateway", "name": "a"}]}), "spec.targetRefs[0]".into()),
+        (json!({"targetRef": {"kind": "Pod", "name": "a"}}), "spec.targetRef".into()),
+        (
+            json!({"targetRef": {"kind": "Service", "name": "a", "namespace": "b"}}),
+            "spec.targetRef.namespace".into(),
+        ),
         (json!({"rules": [{"from": []}]}), "spec.rules[0].from".into()),
         (json!({"rules": [{"to": []}]}), "spec.rules[0].to".into()),
         (json!({"rules": [{"when": []}]}), "spec.rules[0].when".into()),
@@ -147,6 +182,9 @@ fn wrong_fields_are_named() {
         (source(json!({"ipBlocks": ["10.0.0.0/33"]})), format!("{in_source}.ipBlocks[0]")),
         (source(json!({"notIpBlocks": ["ten"]})), format!("{in_source}.notIpBlocks[0]")),
         (operation(json!({})), in_operation.into()),
+        (operation(json!({"paths": ["/a", "b"]})), format!("{in_operation}.paths[1]")),
+        (operation(json!({"notPaths": ["/a//b"]})), format!("{in_operation}.notPaths[0]")),
+        (operation(json!({"hosts": [""]})), format!("{in_operation}.hosts[0]")),
         (operation(json!({"ports": ["0"]})), format!("{in_operation}.ports[0]")),
         (operation(json!({"ports": ["80", "http"]})), format!("{in_operation}.ports[1]")),
         (operation(json!({"notPorts": ["65536"]})), format!("{in_operation}.notPorts[0]")),

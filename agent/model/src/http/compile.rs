@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Routes;
+use super::authorize::RequestPolicies;
 use super::destination::Destinations;
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
@@ -36,8 +37,9 @@ impl Snapshot {
             .values()
             .any(|table| table.asks_for_labels())
             .then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
+        let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
         let destinations = Destinations::new(world, settings, &waypoint.namespace, all);
-        self.routes = Arc::new(Routes { tables, destinations, labels: labels.unwrap_or_default() });
+        self.routes = Arc::new(Routes { tables, destinations, policies, labels: labels.unwrap_or_default() });
         self.findings.extend(findings);
         self.findings.sort();
         self.findings.dedup();

@@ -1,5 +1,7 @@
-//! Which rule a request follows, and where that leads: VirtualServices and DestinationRules, made ready to be asked.
+//! Which rule a request follows, where that leads, and whether it may: VirtualServices, DestinationRules and
+//! AuthorizationPolicies, made ready to be asked.
 
+mod authorize;
 mod compile;
 mod destination;
 mod index;
@@ -10,16 +12,22 @@ mod table;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use destination::Target;
+pub(crate) use path::readings;
 pub use path::{PathError, normalised};
 pub use rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 
+use crate::admit::{Judgement, Refused};
+use crate::behind::Behind;
+use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::world::Labels;
+use authorize::RequestPolicies;
 use destination::Destinations;
 use table::Table;
 
@@ -48,8 +56,17 @@ pub struct Request<'a> {
 
 /// The headers of a request.
 pub trait Headers {
-    /// The value of the header of this name, in lower case; of several, all, joined by commas.
-    fn value(&self, name: &str) -> Option<Cow<'_, str>>;
+    /// The value of each header of this name, which is in lower case.
+    fn values(&self, name: &str) -> Vec<Cow<'_, str>>;
+
+    /// The value of the header of this name; of several, all, joined by commas.
+    fn value(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values = self.values(name);
+        if values.len() > 1 {
+            return Some(values.join(",").into());
+        }
+        values.pop()
+    }
 }
 
 /// A rule that a request follows.
@@ -67,6 +84,7 @@ pub struct Routes {
     /// By the service's host name.
     tables: HashMap<String, Arc<Table>>,
     destinations: Destinations,
+    policies: RequestPolicies,
     /// Of pods, where some rule asks for them.
     labels: HashMap<NamespacedName, Labels>,
 }
@@ -78,6 +96,18 @@ impl Routes {
         let Some(table) = self.tables.get(&service.hostname) else { return Ok(None) };
         let labels = request.source.and_then(|source| self.labels.get(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
+    }
+
+    /// Decides by the AuthorizationPolicies for the service or the waypoint whether a client at this address may ask for
+    /// this; without a request, whether it may have a connection in which no HTTP is seen.
+    pub fn authorize(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        request: Option<&Request<'_>>,
+    ) -> Result<Judgement, Refused> {
+        self.policies.judge(target, client, address, request)
     }
 
     /// Where a rule's destination is for clients of this namespace: its endpoints, and how they are to be treated.

@@ -31,25 +31,84 @@ pub fn normalised(path: &str) -> Result<Cow<'_, str>, PathError> {
     if is_normal(path) {
         return Ok(Cow::Borrowed(path));
     }
-    let decoded = decoded(path)?;
+    resolved(&decoded(path)?).map(Cow::Owned)
+}
+
+/// What a server may take a normal path for: decoded, once or twice; with the slashes and dots that were encoded taken
+/// for such; without the parameters of its segments, as which some read what is behind a `;`. `None` where nobody can
+/// tell: if one of these leads above the root, has a control character or is no UTF-8, or if it is encoded once more.
+pub(crate) fn readings(path: &str) -> Option<Vec<Cow<'_, str>>> {
+    if !path.contains(['%', ';']) {
+        return Some(vec![Cow::Borrowed(path)]);
+    }
+    let mut found = Vec::new();
+    read(path, 1, &mut found)?;
+    read(&bare(path), 1, &mut found)?;
+    found.sort_unstable();
+    found.dedup();
+    Some(found.into_iter().map(Cow::Owned).collect())
+}
+
+/// Adds what the text may be taken for once it is decoded, and then so often again.
+fn read(text: &str, again: u8, found: &mut Vec<String>) -> Option<()> {
+    let decoded = meaning(text)?;
+    for text in [bare(&decoded), decoded] {
+        found.push(resolved(&text).ok()?);
+        if meaning(&text)? != text {
+            read(&text, again.checked_sub(1)?, found)?;
+        }
+        found.push(text);
+    }
+    Some(())
+}
+
+/// Without the parameters of its segments.
+fn bare(path: &str) -> String {
+    let segments: Vec<_> =
+        path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect();
+    segments.join("/")
+}
+
+/// The text with all of it decoded, if that is a text.
+fn meaning(text: &str) -> Option<String> {
+    let mut found = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let mut ahead = rest.clone();
+        let encoded =
+            (byte == b'%').then(|| Some(ahead.next().and_then(digit)? << 4 | ahead.next().and_then(digit)?));
+        match encoded.flatten() {
+            Some(byte) => {
+                rest = ahead;
+                found.push(byte);
+            }
+            None => found.push(byte),
+        }
+    }
+    String::from_utf8(found).ok().filter(|text| !text.contains(char::is_control))
+}
+
+/// Without what slashes and dots say of segments.
+fn resolved(path: &str) -> Result<String, PathError> {
+    let is_slash = ['/', '\\'];
     let mut segments: Vec<&str> = Vec::new();
-    for segment in decoded.split('/') {
+    for segment in path.split(is_slash) {
         match segment {
             "" | "." => {}
             ".." => drop(segments.pop().ok_or(PathError::AboveRoot)?),
             segment => segments.push(segment),
         }
     }
-    let mut normal = String::with_capacity(decoded.len());
+    let mut normal = String::with_capacity(path.len());
     for segment in &segments {
         normal.push('/');
         normal.push_str(segment);
     }
-    let last = decoded.rsplit('/').next().unwrap_or_default();
+    let last = path.rsplit(is_slash).next().unwrap_or_default();
     if segments.is_empty() || matches!(last, "" | "." | "..") {
         normal.push('/');
     }
-    Ok(Cow::Owned(normal))
+    Ok(normal)
 }
 
 /// Whether there is nothing to do, which is so for nearly every request.
@@ -78,7 +137,6 @@ fn decoded(path: &str) -> Result<String, PathError> {
                     _ => found.push_str(&format!("%{byte:02X}")),
                 }
             }
-            b'\\' => found.push('/'),
             byte if byte.is_ascii_graphic() => found.push(byte.into()),
             _ => return Err(PathError::Character),
         }
@@ -117,6 +175,29 @@ mod tests {
                 Ok(found) => assert_eq!(found, normal, "{path}"),
                 Err(error) => assert_eq!((error, normal), (PathError::AboveRoot, ""), "{path}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_path_may_be_read_in_several_ways() {
+        for (path, want) in [
+            ("/a/b", &["/a/b"][..]),
+            ("/a%2Bb%20c", &["/a+b c"]),
+            ("/caf%C3%A9", &["/café"]),
+            ("/x%2Fadmin", &["/x/admin"]),
+            ("/x%2F..%2Fadmin", &["/admin", "/x/../admin"]),
+            ("/x%5C..%5Cadmin", &["/admin", "/x\\..\\admin"]),
+            ("/admin;a=1/y", &["/admin/y", "/admin;a=1/y"]),
+            ("/x/..;/admin", &["/admin", "/x/../admin", "/x/..;/admin"]),
+            ("/x/%2E%2E%3Ba/admin", &["/admin", "/x/../admin", "/x/..;a/admin"]),
+            ("/100%25", &["/100%"]),
+            ("/%2561dmin", &["/%61dmin", "/admin"]),
+            ("/x%252F..%252Fadmin", &["/admin", "/x%2F..%2Fadmin", "/x/../admin"]),
+        ] {
+            assert_eq!(readings(path).unwrap(), want, "{path}");
+        }
+        for path in ["/..%2Fadmin", "/%2F..%2Fx", "/x/..;/..;/y", "/%FF", "/%C0%AF", "/%250A", "/%25252561"] {
+            assert_eq!(readings(path), None, "{path}");
         }
     }
 

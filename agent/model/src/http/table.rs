@@ -72,8 +72,8 @@ mod tests {
     struct User(String);
 
     impl Headers for User {
-        fn value(&self, name: &str) -> Option<Cow<'_, str>> {
-            (name == "x-user").then_some(Cow::Borrowed(&self.0))
+        fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
+            (name == "x-user").then_some(Cow::Borrowed(&*self.0)).into_iter().collect()
         }
     }
 

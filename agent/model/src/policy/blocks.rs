@@ -31,6 +31,11 @@ impl Blocks {
         Self { blocks }
     }
 
+    /// The rules of all blocks.
+    pub fn all(&self) -> impl Iterator<Item = &[u32]> {
+        self.blocks.iter().map(|entry| entry.rules.as_slice())
+    }
+
     /// The rules of all blocks around this one.
     pub fn around(&self, inner: IpBlock) -> impl Iterator<Item = &[u32]> {
         // Whatever is around it is also around the last block before it, or is that block.

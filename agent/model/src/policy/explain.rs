@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use super::rule::{Check, CompiledRule};
+use super::rule::{Check, CompiledRule, Sight};
 use super::{CompiledPolicy, Facts, Hit, Policies};
 use crate::authorize::{Cause, Connection, Denied};
 use crate::world::security::Action;
@@ -13,14 +13,21 @@ impl Denied {
     /// Tells in one line which policy denied the connection by which rule; or which ALLOW policies there are, the
     /// rule that came nearest, and what about the connection did not match.
     pub fn explain(&self, connection: &Connection<'_>) -> String {
-        let facts = connection.facts();
         match &self.cause {
-            Cause::Matched(hit) => matched(hit, &facts),
-            Cause::NoneAllows(policies) => none_allows(policies, &facts),
             Cause::UnknownDestination => {
                 let name = &connection.destination.name;
                 format!("pod {name} is not known any more, and so not which policies apply to it")
             }
+            _ => self.explain_by(&connection.facts()),
+        }
+    }
+
+    /// The same, of whatever these are the facts.
+    pub(crate) fn explain_by(&self, facts: &Facts<'_>) -> String {
+        match &self.cause {
+            Cause::Matched(hit) => matched(hit, facts),
+            Cause::NoneAllows(policies) => none_allows(policies, facts),
+            Cause::UnknownDestination => "it is not known any more".to_owned(),
         }
     }
 }
@@ -29,11 +36,17 @@ fn matched(hit: &Hit, facts: &Facts<'_>) -> String {
     let Hit { policy, rule } = hit;
     let compiled = hit.compiled();
     let mut text = match policy.action {
-        Action::Custom => format!(
-            "AuthorizationPolicy {} has action CUSTOM: its provider can't be asked about a connection, so \
-             rules[{rule}] denies what it matches",
-            policy.name
-        ),
+        Action::Custom => {
+            let what = match policy.sight {
+                Sight::Connections => "about a connection",
+                Sight::Requests => "yet",
+            };
+            format!(
+                "AuthorizationPolicy {} has action CUSTOM: its provider can't be asked {what}, so \
+                 rules[{rule}] denies what it matches",
+                policy.name
+            )
+        }
         action => {
             format!(
                 "AuthorizationPolicy {} denies it: {} rules[{rule}] matches",
@@ -42,16 +55,17 @@ fn matched(hit: &Hit, facts: &Facts<'_>) -> String {
             )
         }
     };
-    let holding = |alternative: &&Vec<Check>| alternative.iter().all(|check| check.holds(facts));
+    let holding = |alternative: &&Vec<Check>| alternative.iter().all(|check| compiled.holds(check, facts));
     let checks = compiled.clauses.iter().filter_map(|clause| clause.iter().find(holding)).flatten();
     let because: Vec<_> = checks.map(|check| say(check, facts)).collect();
     match because.as_slice() {
-        [] => text.push_str(" every connection"),
+        [] if policy.sight == Sight::Connections => text.push_str(" every connection"),
+        [] => text.push_str(" everything"),
         because => _ = write!(text, ", since {}", because.join("; ")),
     }
-    if !compiled.of_requests.is_empty() {
-        let fields = compiled.of_requests.join(", ");
-        _ = write!(text, "; its {fields} can't be seen in a connection and were left out");
+    if !compiled.unseen.is_empty() {
+        let fields = compiled.unseen.join(", ");
+        _ = write!(text, "; its {fields} {} and were left out", unseen(policy.sight));
     }
     text
 }
@@ -77,19 +91,26 @@ fn miss(policy: &CompiledPolicy, number: usize, facts: &Facts<'_>) -> String {
     let rule = &policy.rules[number];
     let mut why: Vec<_> = failing(rule, facts).map(|check| say(check, facts)).collect();
     if rule.never {
-        why.push(format!("its {} can't be seen in a connection", rule.of_requests.join(", ")));
+        why.push(format!("its {} {}", rule.unseen.join(", "), unseen(policy.sight)));
     }
     format!("; nearest is {} rules[{number}]: {}", policy.name, why.join("; "))
 }
 
+fn unseen(sight: Sight) -> &'static str {
+    match sight {
+        Sight::Connections => "can't be seen in a connection",
+        Sight::Requests => "can't be judged by waypoints yet",
+    }
+}
+
 /// How many fields don't match.
 fn distance(rule: &CompiledRule, facts: &Facts<'_>) -> usize {
-    failing(rule, facts).count() + rule.of_requests.len()
+    failing(rule, facts).count() + rule.unseen.len()
 }
 
 /// The checks that fail, of each clause in the alternative with the fewest of them.
 fn failing<'a>(rule: &'a CompiledRule, facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Check> {
-    let fails = |check: &&Check| !check.holds(facts);
+    let fails = move |check: &&Check| !rule.holds(check, facts);
     let nearest =
         move |clause: &'a Vec<Vec<Check>>| clause.iter().min_by_key(|a| a.iter().filter(fails).count());
     rule.clauses.iter().filter_map(nearest).flatten().filter(fails)
@@ -97,8 +118,12 @@ fn failing<'a>(rule: &'a CompiledRule, facts: &'a Facts<'_>) -> impl Iterator<It
 
 /// Why a check holds or fails. A field like `notPorts` says by itself what is in it.
 fn say(check: &Check, facts: &Facts<'_>) -> String {
-    let Check { field, negated, test } = check;
-    let is = if check.holds(facts) != *negated { "is" } else { "is not" };
+    let Check { field, test, .. } = check;
+    let is = match test.hits(facts) {
+        Some(true) => "is",
+        Some(false) => "is not",
+        None => "may be or not be",
+    };
     match test.actual(facts) {
         Some(actual) => format!("{actual}, which {is} in {field} ({})", test.values()),
         None => {

@@ -1,9 +1,12 @@
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::http::{Headers, Request, readings};
 use crate::identity::Identity;
 
-/// What rules ask of a connection. The texts are empty where the source has no identity: no value matches that.
-#[derive(Clone, Copy, Debug)]
+/// What rules ask of a connection, or of a request in it. The texts are empty where the source has no identity: no
+/// value matches that.
+#[derive(Clone, Copy)]
 pub(crate) struct Facts<'a> {
     /// `TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`
     pub principal: &'a str,
@@ -11,7 +14,11 @@ pub(crate) struct Facts<'a> {
     pub service_account: &'a str,
     pub namespace: &'a str,
     pub source: IpAddr,
-    pub destination: SocketAddr,
+    /// Unknown where a service was asked for by its name.
+    pub destination: Option<IpAddr>,
+    pub port: u16,
+    /// `None` where no HTTP is seen.
+    pub request: Option<&'a RequestFacts<'a>>,
 }
 
 impl<'a> Facts<'a> {
@@ -23,7 +30,76 @@ impl<'a> Facts<'a> {
             service_account: principal.split_once('/').map_or("", |(_, rest)| rest),
             namespace: principal.split('/').nth(2).unwrap_or_default(),
             source: source.to_canonical(),
-            destination: SocketAddr::new(destination.ip().to_canonical(), destination.port()),
+            destination: Some(destination.ip().to_canonical()),
+            port: destination.port(),
+            request: None,
+        }
+    }
+}
+
+/// What rules ask of a request.
+pub(crate) struct RequestFacts<'a> {
+    /// In upper case.
+    pub method: String,
+    /// As it was written.
+    pub authority: &'a str,
+    /// The host with its port and without, in lower case; none where it could be read in several ways.
+    pub hosts: Vec<String>,
+    /// In its normal form.
+    pub path: &'a str,
+    /// What a server may take it for; `None` where nobody can tell.
+    pub paths: Option<Vec<Cow<'a, str>>>,
+    pub headers: &'a dyn Headers,
+}
+
+impl<'a> RequestFacts<'a> {
+    pub fn new(request: &Request<'a>) -> Self {
+        Self {
+            method: request.method.to_ascii_uppercase(),
+            authority: request.authority,
+            hosts: hosts(request.authority),
+            path: request.path,
+            paths: readings(request.path),
+            headers: request.headers,
+        }
+    }
+}
+
+/// Host names are the same in either case, and with a dot at their end or without (RFC 1034, section 3.1).
+fn hosts(authority: &str) -> Vec<String> {
+    if authority.contains('%') {
+        return Vec::new();
+    }
+    let authority = authority.to_ascii_lowercase();
+    let port = authority.rsplit_once(':').filter(|(host, port)| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))
+    });
+    let (host, port) = port.map_or((authority.as_str(), ""), |(host, port)| (host, port));
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let mut found = vec![host.to_owned()];
+    if !port.is_empty() {
+        found.push(format!("{host}:{port}"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_the_same_in_every_spelling() {
+        for (authority, want) in [
+            ("a.b", &["a.b"][..]),
+            ("A.b.", &["a.b"]),
+            ("a.b:80", &["a.b", "a.b:80"]),
+            ("a.B.:80", &["a.b", "a.b:80"]),
+            ("a.b:", &["a.b"]),
+            ("[fd00::1]", &["[fd00::1]"]),
+            ("[fd00::1]:80", &["[fd00::1]", "[fd00::1]:80"]),
+            ("%61.b", &[]),
+        ] {
+            assert_eq!(hosts(authority), want, "{authority}");
         }
     }
 }

@@ -1,14 +1,17 @@
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::rule::{CompiledRule, Test};
-use super::{Scopes, TrustDomains};
+use super::rule::{CompiledRule, Sight, Test};
+use super::{CompiledPolicy, Scopes, TrustDomains};
 use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::mutual_tls::PeerAuthentications;
 use crate::name::NamespacedName;
-use crate::world::security::{Action, AuthorizationPolicy, Condition, Pattern, Rule};
+use crate::service::{self, ServiceKind};
+use crate::waypoint;
+use crate::world::security::{Action, AuthorizationPolicy, Condition, Pattern, Rule, Target};
 use crate::world::{Labels, Pod, Protocol, Service, TargetPort, World};
 
 /// Something a resource's author should know: it can't be decided here, has no effect, or looks like a mistake.
@@ -42,18 +45,25 @@ pub(crate) fn findings(
     settings: &Settings,
     scopes: &Scopes<'_>,
     peer_authentications: &PeerAuthentications<'_>,
+    services: &[&Arc<service::Service>],
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut tell = |policy: &AuthorizationPolicy, severity, message: String| {
         let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
         found.push(Finding { kind, name, severity, message });
     };
-    for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
-        let targets = policy.targets.join(", ");
-        let message = format!(
-            "is for {targets}, and nobody enforces it: Orlop's waypoints judge no requests yet; select pods instead"
-        );
-        tell(policy, Severity::Error, message);
+    let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
+    let mut targeted = world.authorization_policies.values().filter(|of| !of.targets.is_empty()).peekable();
+    let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services));
+    for policy in targeted {
+        for target in &policy.targets {
+            if let Some(Err(why)) = enforcing.as_ref().map(|enforcing| enforcing.check(policy, target)) {
+                tell(policy, Severity::Error, format!("is for {target}, where nobody enforces it: {why}"));
+            }
+        }
+        for (severity, message) in CompiledPolicy::new(policy, Sight::Requests, &trust).findings {
+            tell(policy, severity, message);
+        }
     }
     let udp = UdpPorts::new(world, settings);
     for (policy, compiled, applies) in scopes.policies() {
@@ -73,30 +83,81 @@ pub(crate) fn findings(
     found
 }
 
-/// What a policy that the node enforces tells of itself.
+/// Who enforces policies for services and waypoints.
+struct Enforcing<'a> {
+    /// Whether a service has a waypoint.
+    services: HashMap<(ServiceKind, &'a NamespacedName), bool>,
+    waypoints: BTreeSet<NamespacedName>,
+    root_namespace: &'a str,
+}
+
+impl<'a> Enforcing<'a> {
+    fn new(world: &World, settings: &'a Settings, all: &[&'a Arc<service::Service>]) -> Self {
+        let mut services = HashMap::with_capacity(all.len());
+        for service in all {
+            *services.entry((service.kind, &service.name)).or_default() |= service.waypoint.is_some();
+        }
+        Self { services, waypoints: waypoint::used(world), root_namespace: &settings.root_namespace }
+    }
+
+    /// Whether a waypoint judges what is for this target; else why not.
+    fn check(&self, policy: &AuthorizationPolicy, target: &Target) -> Result<(), String> {
+        let named = |name: &str| NamespacedName::new(&policy.name.namespace, name);
+        let service = |kind, name: &str| match self.services.get(&(kind, &named(name))) {
+            Some(true) => Ok(()),
+            Some(false) => {
+                Err("it has no waypoint; label it istio.io/use-waypoint, or select pods instead".to_owned())
+            }
+            None => Err("there is none of this name in the policy's namespace".to_owned()),
+        };
+        match target {
+            Target::Service(name) => service(ServiceKind::Service, name),
+            Target::ServiceEntry(name) => service(ServiceKind::ServiceEntry, name),
+            Target::Gateway(name) if self.waypoints.contains(&named(name)) => Ok(()),
+            Target::Gateway(_) => {
+                Err("it is the waypoint of nothing; label what it is for istio.io/use-waypoint".to_owned())
+            }
+            Target::GatewayClass(name) if !waypoint::is_class(name) => {
+                Err(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
+            }
+            Target::GatewayClass(_) if policy.name.namespace == self.root_namespace => Ok(()),
+            Target::GatewayClass(_) => Err(format!(
+                "only a policy of the root namespace, {}, can be for a class",
+                self.root_namespace
+            )),
+        }
+    }
+}
+
+/// What a policy tells of itself to who judges by it.
 pub(super) fn of_policy(
     policy: &AuthorizationPolicy,
+    sight: Sight,
     rules: &[CompiledRule],
     trust: &TrustDomains<'_>,
 ) -> Vec<(Severity, String)> {
     let mut found = Vec::new();
     let mut tell = |severity, message| found.push((severity, message));
-    of_whole(policy, &mut tell);
+    of_whole(policy, sight, &mut tell);
     for (number, rule) in policy.rules.iter().enumerate() {
         of_principals(number, rule, trust, &mut tell);
     }
-    of_rules(policy.action, rules, &mut tell);
+    of_rules(policy.action, sight, rules, &mut tell);
     found
 }
 
-fn of_whole(policy: &AuthorizationPolicy, tell: &mut impl FnMut(Severity, String)) {
+fn of_whole(policy: &AuthorizationPolicy, sight: Sight, tell: &mut impl FnMut(Severity, String)) {
     if policy.dry_run {
         tell(Severity::Info, "is in dry run: what it would say is told, not enforced".to_owned());
     }
     if policy.action == Action::Custom {
-        let message = "has action CUSTOM, whose provider can't be asked about a connection: what its rules match \
-                       is denied; give it targetRefs, so that a waypoint asks";
-        tell(Severity::Error, message.to_owned());
+        let why = match sight {
+            Sight::Connections => "about a connection",
+            Sight::Requests => "yet",
+        };
+        let message =
+            format!("has action CUSTOM, whose provider can't be asked {why}: what its rules match is denied");
+        tell(Severity::Error, message);
     }
     if policy.action != Action::Allow && policy.rules.is_empty() {
         let message = "has no rules, so it matches nothing; write rules: [{}] to match everything";
@@ -104,19 +165,24 @@ fn of_whole(policy: &AuthorizationPolicy, tell: &mut impl FnMut(Severity, String
     }
 }
 
-fn of_rules(action: Action, rules: &[CompiledRule], tell: &mut impl FnMut(Severity, String)) {
+fn of_rules(action: Action, sight: Sight, rules: &[CompiledRule], tell: &mut impl FnMut(Severity, String)) {
     for (number, rule) in rules.iter().enumerate() {
-        if !rule.of_requests.is_empty() {
+        if !rule.unseen.is_empty() {
             let effect = match action {
                 Action::Allow => "so the rule never matches here",
                 Action::Deny | Action::Custom => "so they are left out and the rule denies more than it says",
                 Action::Audit => "so they are left out and the rule audits more than it says",
             };
-            let fields = rule.of_requests.join(", ");
-            let message = format!(
-                "rules[{number}] asks for {fields}, which a connection does not show, {effect}; give the policy \
-                 targetRefs, so that a waypoint decides"
-            );
+            let fields = rule.unseen.join(", ");
+            let message = match sight {
+                Sight::Connections => format!(
+                    "rules[{number}] asks for {fields}, which a connection does not show, {effect}; give the policy \
+                     targetRefs, so that a waypoint decides"
+                ),
+                Sight::Requests => {
+                    format!("rules[{number}] asks for {fields}, which waypoints do not judge yet, {effect}")
+                }
+            };
             tell(Severity::Error, message);
         }
         let asks_who = |negated: bool| {

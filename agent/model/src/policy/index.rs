@@ -101,9 +101,12 @@ impl Index {
         self.service_accounts.get(facts.service_account).into_iter().for_each(|rules| ask(rules));
         self.namespaces.of(facts.namespace, &mut ask);
         self.principals.of(facts.principal, &mut ask);
-        self.ports.get(&facts.destination.port()).into_iter().for_each(|rules| ask(rules));
+        self.ports.get(&facts.port).into_iter().for_each(|rules| ask(rules));
         self.sources.around(IpBlock::single(facts.source)).for_each(&mut ask);
-        self.destinations.around(IpBlock::single(facts.destination.ip())).for_each(&mut ask);
+        match facts.destination {
+            Some(address) => self.destinations.around(IpBlock::single(address)).for_each(&mut ask),
+            None => self.destinations.all().for_each(&mut ask),
+        }
         ask(&self.always);
     }
 }
@@ -138,20 +141,21 @@ enum Text<'a> {
     Other(&'a Pattern),
 }
 
-/// The values of which the connection must have one.
-fn keys<'a>(check: &'a Check) -> Vec<Key<'a>> {
+/// The values of which the connection must have one; `None` where it is not found by them.
+fn keys<'a>(check: &'a Check) -> Option<Vec<Key<'a>>> {
     let texts = |exact: &'a [String], other: &'a [Pattern]| {
         let exact = exact.iter().map(|text| Text::Exact(text));
         exact.chain(other.iter().map(Text::Other))
     };
-    match &check.test {
+    Some(match &check.test {
         Test::Principal(of) => texts(&of.exact, &of.other).map(Key::Principal).collect(),
         Test::Namespace(of) => texts(&of.exact, &of.other).map(Key::Namespace).collect(),
         Test::ServiceAccount(accounts) => accounts.iter().map(|text| Key::ServiceAccount(text)).collect(),
         Test::SourceIp(blocks) => blocks.iter().copied().map(Key::Source).collect(),
         Test::DestinationIp(blocks) => blocks.iter().copied().map(Key::Destination).collect(),
         Test::DestinationPort(ports) => ports.iter().copied().map(Key::Port).collect(),
-    }
+        Test::Host(_) | Test::Method(_) | Test::Path(_) | Test::Header(..) => return None,
+    })
 }
 
 fn positive(alternative: &[Check]) -> impl Iterator<Item = &Check> {
@@ -161,7 +165,7 @@ fn positive(alternative: &[Check]) -> impl Iterator<Item = &Check> {
 fn frequency(rules: &[(Effect, Hit)]) -> HashMap<Key<'_>, u32> {
     let mut frequency = HashMap::with_capacity(rules.len());
     for alternative in rules.iter().flat_map(|(_, hit)| hit.clauses()).flatten() {
-        for key in positive(alternative).flat_map(keys) {
+        for key in positive(alternative).filter_map(keys).flatten() {
             *frequency.entry(key).or_default() += 1;
         }
     }
@@ -175,7 +179,8 @@ fn rarest<'a>(clauses: &'a [Clause], frequency: &HashMap<Key<'_>, u32>) -> Optio
         let counts = keys.iter().map(|key| frequency.get(key).copied().unwrap_or_default());
         (counts.max().unwrap_or_default(), keys.len())
     };
-    let of_alternative = |alternative: &'a Vec<Check>| positive(alternative).map(keys).min_by_key(cost);
+    let of_alternative =
+        |alternative: &'a Vec<Check>| positive(alternative).filter_map(keys).min_by_key(cost);
     let of_clause = |clause: &'a Clause| {
         let keys: Vec<_> = clause.iter().map(of_alternative).collect::<Option<_>>()?;
         Some(keys.into_iter().flatten().collect())

@@ -25,7 +25,7 @@ pub(crate) fn listed(world: &World, root_namespace: &str) -> Vec<ListedPolicy> {
         action: action(policy.action).to_owned() + if policy.dry_run { " (dry run)" } else { "" },
         applies_to: match policy.targets.as_slice() {
             [] => scope(&policy.name, &policy.selector, root_namespace),
-            targets => targets.join(", "),
+            targets => targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         },
     });
     let modes = world.peer_authentications.values().map(|policy| ListedPolicy {

@@ -17,16 +17,17 @@ mod trust;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::authorize::{DryRun, Outcome};
+use crate::authorize::{Allowed, Cause, Denied, DryRun, Outcome};
 use crate::name::NamespacedName;
 use crate::world::security::Action;
-pub(crate) use facts::Facts;
+pub(crate) use facts::{Facts, RequestFacts};
 pub(crate) use findings::findings;
 pub use findings::{Finding, Severity};
 use index::{Effect, Index, Matching};
 pub use listed::ListedPolicy;
 pub(crate) use listed::listed;
 pub(crate) use prepared::Prepared;
+pub(crate) use rule::Sight;
 use rule::{Clause, CompiledRule};
 pub(crate) use scope::Scopes;
 pub(crate) use trust::TrustDomains;
@@ -44,7 +45,8 @@ impl PolicyIndex {
 }
 
 /// The policies that apply to one pod: those that select it, those of its namespace, those of the mesh. Each
-/// layer is shared by all pods that have the same one.
+/// layer is shared by all pods that have the same one. At a waypoint: those of a service, of the waypoint, of its
+/// class.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies([Option<Arc<Layer>>; 3]);
 
@@ -65,6 +67,8 @@ pub(crate) struct CompiledPolicy {
     pub name: Arc<NamespacedName>,
     pub action: Action,
     pub dry_run: bool,
+    /// Who judges by it.
+    pub sight: Sight,
     pub rules: Vec<CompiledRule>,
     /// What its author should know, as far as the policy alone tells.
     pub findings: Vec<(Severity, String)>,
@@ -101,7 +105,7 @@ impl CompiledPolicy {
 }
 
 impl Layer {
-    fn new(policies: Vec<Arc<CompiledPolicy>>) -> Self {
+    pub fn new(policies: Vec<Arc<CompiledPolicy>>) -> Self {
         let allow = |dry_run| {
             move |policy: &&Arc<CompiledPolicy>| policy.action == Action::Allow && policy.dry_run == dry_run
         };
@@ -115,6 +119,29 @@ impl Layer {
 }
 
 impl Policies {
+    /// Policies that apply together.
+    pub fn new(layers: [Option<Arc<Layer>>; 3]) -> Self {
+        Self(layers)
+    }
+
+    /// What a CUSTOM or DENY policy matches is denied; else, where ALLOW policies apply, one of them must match.
+    pub fn judge(&self, facts: &Facts<'_>) -> Result<Allowed, Denied> {
+        let matching = self.matching(facts);
+        let audit = matching.audit.is_some();
+        let dry_run = self.dry_run(&matching);
+        let policy = |hit: &Hit| Some(hit.policy.name.clone());
+        match (matching.refuse, matching.allow) {
+            (Some(hit), _) => {
+                Err(Denied { policy: policy(hit), audit, dry_run, cause: Cause::Matched(hit.clone()) })
+            }
+            (None, Some(hit)) => Ok(Allowed { policy: policy(hit), audit, dry_run }),
+            (None, None) if self.has_allow() => {
+                Err(Denied { policy: None, audit, dry_run, cause: Cause::NoneAllows(self.clone()) })
+            }
+            (None, None) => Ok(Allowed { policy: None, audit, dry_run }),
+        }
+    }
+
     fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.0.iter().flatten().map(|layer| &**layer)
     }
@@ -123,12 +150,12 @@ impl Policies {
         self.layers().flat_map(|layer| &layer.policies)
     }
 
-    pub fn has_allow(&self) -> bool {
+    fn has_allow(&self) -> bool {
         self.layers().any(|layer| layer.has_allow)
     }
 
     /// What matches, of all layers.
-    pub fn matching(&self, facts: &Facts<'_>) -> Matching<'_> {
+    fn matching(&self, facts: &Facts<'_>) -> Matching<'_> {
         let mut matching = Matching::default();
         self.layers().for_each(|layer| layer.index.search(facts, &mut matching));
         matching
@@ -136,7 +163,7 @@ impl Policies {
 
     /// What the policies in dry run say, sorted. If none of all ALLOW policies matches, the first of those in dry
     /// run says no for all of them.
-    pub fn dry_run(&self, matching: &Matching<'_>) -> Vec<DryRun> {
+    fn dry_run(&self, matching: &Matching<'_>) -> Vec<DryRun> {
         let said = |policy: &CompiledPolicy, outcome| DryRun { policy: policy.name.clone(), outcome };
         let hits = matching.dry_run.iter();
         let mut all: Vec<_> = hits.map(|hit| said(&hit.policy, hit.policy.outcome())).collect();

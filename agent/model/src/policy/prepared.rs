@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::rule::CompiledRule;
+use super::rule::{CompiledRule, Sight};
 use super::{CompiledPolicy, Layer, TrustDomains, findings};
 use crate::compile::Settings;
 use crate::identity::TrustDomain;
@@ -35,7 +35,7 @@ impl Prepared {
             while before.next_if(|(old, _)| !Arc::ptr_eq(old, policy) && old.name < policy.name).is_some() {}
             let compiled = match before.next_if(|(old, _)| Arc::ptr_eq(old, policy)) {
                 Some((_, compiled)) => compiled.clone(),
-                None => Arc::new(compiled(policy, &trust)),
+                None => Arc::new(CompiledPolicy::new(policy, Sight::Connections, &trust)),
             };
             policies.push((policy.clone(), compiled));
         }
@@ -72,15 +72,19 @@ impl<'a> Layers<'a> {
     }
 }
 
-fn compiled(policy: &AuthorizationPolicy, trust: &TrustDomains<'_>) -> CompiledPolicy {
-    let rule = |rule| CompiledRule::new(rule, policy.action, trust);
-    let rules: Vec<_> = policy.rules.iter().map(rule).collect();
-    CompiledPolicy {
-        name: Arc::new(policy.name.clone()),
-        action: policy.action,
-        dry_run: policy.dry_run,
-        findings: findings::of_policy(policy, &rules, trust),
-        ports: findings::ports(policy),
-        rules,
+impl CompiledPolicy {
+    /// Makes a policy ready for who judges by it.
+    pub fn new(policy: &AuthorizationPolicy, sight: Sight, trust: &TrustDomains<'_>) -> Self {
+        let rule = |rule| CompiledRule::new(rule, policy.action, sight, trust);
+        let rules: Vec<_> = policy.rules.iter().map(rule).collect();
+        Self {
+            name: Arc::new(policy.name.clone()),
+            action: policy.action,
+            dry_run: policy.dry_run,
+            sight,
+            findings: findings::of_policy(policy, sight, &rules, trust),
+            ports: findings::ports(policy),
+            rules,
+        }
     }
 }

@@ -1,7 +1,8 @@
 use std::fmt;
 
-use super::facts::Facts;
+use super::facts::{Facts, RequestFacts};
 use super::trust::TrustDomains;
+use crate::world::PathPattern;
 use crate::world::security::{
     Action, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
@@ -10,10 +11,21 @@ use crate::world::security::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CompiledRule {
     pub clauses: Vec<Clause>,
-    /// What the rule asks that a connection doesn't show, in the order written.
-    pub of_requests: Vec<String>,
+    /// What the rule asks that nobody sees who judges by it, in the order written.
+    pub unseen: Vec<String>,
     /// It can't match, since it would have to show that.
     pub never: bool,
+    /// Whether a check holds of which nobody can tell: in the rules of ALLOW it does not.
+    pub if_in_doubt: bool,
+}
+
+/// Who judges by a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// A node, which sees connections.
+    Connections,
+    /// A waypoint, which sees the requests in them.
+    Requests,
 }
 
 #[cfg(test)]
@@ -34,7 +46,7 @@ pub(crate) struct Check {
     pub test: Test,
 }
 
-/// One fact of a connection and the values it is compared with.
+/// One fact of a connection or request and the values it is compared with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Test {
     Principal(Patterns),
@@ -45,6 +57,11 @@ pub(crate) enum Test {
     DestinationIp(Vec<IpBlock>),
     /// Sorted.
     DestinationPort(Vec<u16>),
+    Host(Patterns),
+    Method(Patterns),
+    Path(Vec<PathPattern>),
+    /// By the name, in lower case.
+    Header(String, Patterns),
 }
 
 /// Patterns of one field.
@@ -56,90 +73,118 @@ pub(crate) struct Patterns {
 }
 
 impl CompiledRule {
-    /// What a rule asks of requests can't be seen here. It keeps an ALLOW rule from matching; in the rules of
-    /// other actions it is left out, so that they match more.
-    pub fn new(rule: &Rule, action: Action, trust: &TrustDomains<'_>) -> Self {
-        let mut of_requests = Vec::new();
-        let mut clauses = Vec::new();
+    /// What can't be seen keeps an ALLOW rule from matching; in the rules of other actions it is left out, so that
+    /// they match more.
+    pub fn new(rule: &Rule, action: Action, sight: Sight, trust: &TrustDomains<'_>) -> Self {
+        let mut reader = Reader { sight, trust, unseen: Vec::new() };
+        let mut clauses: Vec<Clause> = Vec::new();
         if !rule.from.is_empty() {
-            clauses.push(rule.from.iter().map(|from| source(from, trust)).collect());
-            of_requests.extend(rule.from.iter().flat_map(|from| from.of_requests.iter().cloned()));
+            clauses.push(rule.from.iter().map(|from| reader.source(from)).collect());
         }
         if !rule.to.is_empty() {
-            clauses.push(rule.to.iter().map(operation).collect());
-            of_requests.extend(rule.to.iter().flat_map(|to| to.of_requests.iter().cloned()));
+            clauses.push(rule.to.iter().map(|to| reader.operation(to)).collect());
         }
-        for when in &rule.when {
-            match condition(when, trust) {
-                Ok(checks) => clauses.push(vec![checks]),
-                Err(key) => of_requests.push(key.to_owned()),
-            }
-        }
-        let mut seen = Vec::new();
-        of_requests.retain(|field| {
-            !seen.contains(field) && {
-                seen.push(field.clone());
-                true
-            }
-        });
+        clauses.extend(rule.when.iter().map(|when| vec![reader.condition(when)]));
         // An alternative without checks always holds, and its clause with it.
         clauses.retain(|clause: &Clause| clause.iter().all(|alternative| !alternative.is_empty()));
-        let never = action == Action::Allow && !of_requests.is_empty();
-        Self { clauses, of_requests, never }
+        let (unseen, allows) = (reader.unseen, action == Action::Allow);
+        Self { clauses, never: allows && !unseen.is_empty(), unseen, if_in_doubt: !allows }
     }
 
     /// Whether all of it holds.
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
         #[cfg(test)]
         LOOKED_AT.set(LOOKED_AT.get() + 1);
-        let holds = |alternative: &Vec<Check>| alternative.iter().all(|check| check.holds(facts));
+        let holds = |alternative: &Vec<Check>| alternative.iter().all(|check| self.holds(check, facts));
         !self.never && self.clauses.iter().all(|clause| clause.iter().any(holds))
     }
-}
 
-impl Check {
-    pub fn holds(&self, facts: &Facts<'_>) -> bool {
-        self.test.hits(facts) != self.negated
+    /// Whether one of its checks holds.
+    pub fn holds(&self, check: &Check, facts: &Facts<'_>) -> bool {
+        check.test.hits(facts).map_or(self.if_in_doubt, |hits| hits != check.negated)
     }
 }
 
 impl Test {
-    fn hits(&self, facts: &Facts<'_>) -> bool {
+    /// Whether the fact is one of the values; `None` where nobody can tell: it is not seen, or is there in several
+    /// ways that say different things.
+    pub fn hits(&self, facts: &Facts<'_>) -> Option<bool> {
         match self {
-            Test::Principal(patterns) => patterns.hit(facts.principal),
-            Test::Namespace(patterns) => patterns.hit(facts.namespace),
+            Test::Principal(patterns) => Some(patterns.hit(facts.principal)),
+            Test::Namespace(patterns) => Some(patterns.hit(facts.namespace)),
             Test::ServiceAccount(accounts) => {
-                accounts.binary_search_by(|account| account.as_str().cmp(facts.service_account)).is_ok()
+                let found = accounts.binary_search_by(|account| account.as_str().cmp(facts.service_account));
+                Some(found.is_ok())
             }
-            Test::SourceIp(blocks) => blocks.iter().any(|block| block.contains(facts.source)),
-            Test::DestinationIp(blocks) => blocks.iter().any(|block| block.contains(facts.destination.ip())),
-            Test::DestinationPort(ports) => ports.binary_search(&facts.destination.port()).is_ok(),
+            Test::SourceIp(blocks) => Some(blocks.iter().any(|block| block.contains(facts.source))),
+            Test::DestinationIp(blocks) => {
+                let destination = facts.destination?;
+                Some(blocks.iter().any(|block| block.contains(destination)))
+            }
+            Test::DestinationPort(ports) => Some(ports.binary_search(&facts.port).is_ok()),
+            Test::Host(patterns) => {
+                let hosts = &facts.request?.hosts;
+                (!hosts.is_empty()).then(|| hosts.iter().any(|host| patterns.hit(host)))
+            }
+            Test::Method(patterns) => Some(patterns.hit(&facts.request?.method)),
+            Test::Path(patterns) => {
+                let paths = facts.request?.paths.as_ref()?;
+                alike(paths.iter().map(|path| patterns.iter().any(|pattern| pattern.matches(path))))
+            }
+            Test::Header(name, patterns) => {
+                let headers = facts.request?.headers;
+                let is = |value: &str| patterns.other.contains(&Pattern::Present) || patterns.hit(value);
+                let mut values = headers.values(name);
+                match &values[..] {
+                    [] => return Some(false),
+                    [value] => return Some(is(value)),
+                    // One server takes the first, one the last, one all of them together.
+                    _ => values.push(values.join(",").into()),
+                }
+                alike(values.iter().map(|value| is(value)))
+            }
         }
     }
 
-    /// What the connection has, as people write it; `None` where only an identity would tell.
+    /// What there is, as people write it; `None` where only an identity would tell.
     pub fn actual(&self, facts: &Facts<'_>) -> Option<String> {
         let known = !facts.principal.is_empty();
+        let of_request = |text: &dyn Fn(&RequestFacts<'_>) -> String| {
+            Some(facts.request.map_or_else(|| "no request was seen".to_owned(), text))
+        };
         match self {
             Test::SourceIp(_) => Some(format!("the source's address is {}", facts.source)),
-            Test::DestinationIp(_) => {
-                Some(format!("the destination's address is {}", facts.destination.ip()))
-            }
-            Test::DestinationPort(_) => {
-                Some(format!("the destination's port is {}", facts.destination.port()))
-            }
+            Test::DestinationIp(_) => Some(match facts.destination {
+                Some(address) => format!("the destination's address is {address}"),
+                None => "the destination was asked for by name".to_owned(),
+            }),
+            Test::DestinationPort(_) => Some(format!("the destination's port is {}", facts.port)),
             Test::Principal(_) => known.then(|| format!("the source's principal is {}", facts.principal)),
             Test::Namespace(_) => known.then(|| format!("the source's namespace is {}", facts.namespace)),
             Test::ServiceAccount(_) => {
                 known.then(|| format!("the source's service account is {}", short(facts.service_account)))
             }
+            Test::Host(_) => of_request(&|request| format!("the host is {}", request.authority)),
+            Test::Method(_) => of_request(&|request| format!("the method is {}", request.method)),
+            Test::Path(_) => of_request(&|request| format!("the path is {}", request.path)),
+            Test::Header(name, _) => of_request(&|request| match &request.headers.values(name)[..] {
+                [] => format!("there is no header {name}"),
+                // What a header holds may be a secret.
+                [_] => format!("there is a header {name}"),
+                several => format!("there are {} headers {name}", several.len()),
+            }),
         }
     }
 
     /// The values, a few of them where they are many.
     pub fn values(&self) -> String {
         match self {
-            Test::Principal(patterns) | Test::Namespace(patterns) => {
+            Test::Path(patterns) => few(patterns.iter().map(|pattern| pattern as &dyn fmt::Display)),
+            Test::Principal(patterns)
+            | Test::Namespace(patterns)
+            | Test::Host(patterns)
+            | Test::Method(patterns)
+            | Test::Header(_, patterns) => {
                 let other = patterns.other.iter().map(|pattern| pattern as &dyn fmt::Display);
                 few(patterns.exact.iter().map(|text| text as &dyn fmt::Display).chain(other))
             }
@@ -178,51 +223,117 @@ impl Patterns {
     }
 }
 
-fn source(source: &Source, trust: &TrustDomains<'_>) -> Vec<Check> {
-    let mut checks = Vec::new();
-    add(&mut checks, ["principals", "notPrincipals"], &source.principals, |them| principal(them, trust));
-    add(&mut checks, ["namespaces", "notNamespaces"], &source.namespaces, namespace);
-    add(&mut checks, ["serviceAccounts", "notServiceAccounts"], &source.service_accounts, service_account);
-    add(&mut checks, ["ipBlocks", "notIpBlocks"], &source.ip_blocks, |blocks| {
-        Test::SourceIp(blocks.to_vec())
-    });
-    checks
+/// Whether all say the same, and what.
+fn alike(mut answers: impl Iterator<Item = bool>) -> Option<bool> {
+    let first = answers.next()?;
+    answers.all(|answer| answer == first).then_some(first)
 }
 
-fn operation(operation: &Operation) -> Vec<Check> {
-    let mut checks = Vec::new();
-    add(&mut checks, ["ports", "notPorts"], &operation.ports, port);
-    checks
+/// Makes rules ready, and gathers what can't be seen.
+struct Reader<'a> {
+    sight: Sight,
+    trust: &'a TrustDomains<'a>,
+    unseen: Vec<String>,
 }
 
-/// The checks, or the key that can't be decided.
-fn condition<'a>(condition: &'a Condition, trust: &TrustDomains<'_>) -> Result<Vec<Check>, &'a str> {
-    let mut checks = Vec::new();
-    let to = &mut checks;
-    match condition {
-        Condition::SourceIp(of) => {
-            add(to, ["source.ip", "source.ip notValues"], of, |blocks| Test::SourceIp(blocks.to_vec()))
-        }
-        Condition::SourceNamespace(of) => {
-            add(to, ["source.namespace", "source.namespace notValues"], of, namespace)
-        }
-        Condition::SourcePrincipal(of) => {
-            add(to, ["source.principal", "source.principal notValues"], of, |them| principal(them, trust));
-        }
-        Condition::SourceServiceAccount(of) => {
-            add(to, ["source.serviceAccount", "source.serviceAccount notValues"], of, service_account)
-        }
-        Condition::DestinationIp(of) => {
-            add(to, ["destination.ip", "destination.ip notValues"], of, |blocks| {
-                Test::DestinationIp(blocks.to_vec())
-            });
-        }
-        Condition::DestinationPort(of) => {
-            add(to, ["destination.port", "destination.port notValues"], of, port)
-        }
-        Condition::OfRequests(key) => return Err(key),
+impl Reader<'_> {
+    fn source(&mut self, source: &Source) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let trust = self.trust;
+        add(&mut checks, ["principals", "notPrincipals"], &source.principals, |them| principal(them, trust));
+        add(&mut checks, ["namespaces", "notNamespaces"], &source.namespaces, namespace);
+        add(
+            &mut checks,
+            ["serviceAccounts", "notServiceAccounts"],
+            &source.service_accounts,
+            service_account,
+        );
+        add(&mut checks, ["ipBlocks", "notIpBlocks"], &source.ip_blocks, address);
+        // Whoever stands before the waypoint is the client: nobody is believed who says that he speaks for another.
+        let fields = ["remoteIpBlocks", "notRemoteIpBlocks"];
+        self.of_requests(&mut checks, fields, &source.remote_ip_blocks, address);
+        source.unread.iter().for_each(|field| self.miss(field));
+        checks
     }
-    Ok(checks)
+
+    fn operation(&mut self, operation: &Operation) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let to = &mut checks;
+        self.of_requests(to, ["hosts", "notHosts"], &operation.hosts, |of| Test::Host(patterns(of)));
+        add(to, ["ports", "notPorts"], &operation.ports, port);
+        self.of_requests(to, ["methods", "notMethods"], &operation.methods, |of| Test::Method(patterns(of)));
+        self.of_requests(to, ["paths", "notPaths"], &operation.paths, |of| Test::Path(of.to_vec()));
+        checks
+    }
+
+    fn condition(&mut self, condition: &Condition) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let (to, trust) = (&mut checks, self.trust);
+        match condition {
+            Condition::SourceIp(of) => add(to, ["source.ip", "source.ip notValues"], of, address),
+            Condition::SourceNamespace(of) => {
+                add(to, ["source.namespace", "source.namespace notValues"], of, namespace)
+            }
+            Condition::SourcePrincipal(of) => {
+                let fields = ["source.principal", "source.principal notValues"];
+                add(to, fields, of, |them| principal(them, trust));
+            }
+            Condition::SourceServiceAccount(of) => {
+                add(to, ["source.serviceAccount", "source.serviceAccount notValues"], of, service_account)
+            }
+            Condition::DestinationIp(of) => {
+                add(to, ["destination.ip", "destination.ip notValues"], of, |blocks| {
+                    Test::DestinationIp(blocks.to_vec())
+                });
+            }
+            Condition::DestinationPort(of) => {
+                add(to, ["destination.port", "destination.port notValues"], of, port)
+            }
+            Condition::RemoteIp(of) => {
+                self.of_requests(to, ["remote.ip", "remote.ip notValues"], of, address)
+            }
+            Condition::Host(of) => {
+                let fields = ["request.headers[host]", "request.headers[host] notValues"];
+                self.of_requests(to, fields, of, |of| Test::Host(patterns(of)));
+            }
+            Condition::Method(of) => {
+                let fields = ["request.headers[:method]", "request.headers[:method] notValues"];
+                self.of_requests(to, fields, of, |of| Test::Method(patterns(of)));
+            }
+            Condition::Header(name, _) if self.sight == Sight::Connections => {
+                self.miss(&format!("request.headers[{name}]"));
+            }
+            Condition::Header(name, of) => {
+                let fields = ["request.headers", "request.headers notValues"];
+                add(to, fields, of, |of| Test::Header(name.clone(), patterns(of)));
+            }
+            Condition::Unread(key) => self.miss(key),
+        }
+        checks
+    }
+
+    fn of_requests<T>(
+        &mut self,
+        checks: &mut Vec<Check>,
+        fields: [&'static str; 2],
+        of: &Match<T>,
+        test: impl Fn(&[T]) -> Test,
+    ) {
+        if self.sight == Sight::Requests {
+            return add(checks, fields, of, test);
+        }
+        for (there, field) in [(!of.values.is_empty(), fields[0]), (!of.not_values.is_empty(), fields[1])] {
+            if there {
+                self.miss(field);
+            }
+        }
+    }
+
+    fn miss(&mut self, field: &str) {
+        if !self.unseen.iter().any(|seen| seen == field) {
+            self.unseen.push(field.to_owned());
+        }
+    }
 }
 
 fn add<T>(checks: &mut Vec<Check>, fields: [&'static str; 2], of: &Match<T>, test: impl Fn(&[T]) -> Test) {
@@ -237,8 +348,16 @@ fn principal(patterns: &[Pattern], trust: &TrustDomains<'_>) -> Test {
     Test::Principal(Patterns::new(patterns.iter().flat_map(|pattern| trust.expand(pattern))))
 }
 
-fn namespace(patterns: &[Pattern]) -> Test {
-    Test::Namespace(Patterns::new(patterns.iter().cloned()))
+fn namespace(of: &[Pattern]) -> Test {
+    Test::Namespace(patterns(of))
+}
+
+fn patterns(of: &[Pattern]) -> Patterns {
+    Patterns::new(of.iter().cloned())
+}
+
+fn address(blocks: &[IpBlock]) -> Test {
+    Test::SourceIp(blocks.to_vec())
 }
 
 fn service_account(accounts: &[ServiceAccount]) -> Test {

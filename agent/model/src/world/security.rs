@@ -1,4 +1,4 @@
-//! Istio's `security.istio.io` resources, as far as connections can be judged by them.
+//! Istio's `security.istio.io` resources.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use super::Labels;
+use super::{Labels, PathPattern};
 use crate::name::NamespacedName;
 
 /// A `security.istio.io` AuthorizationPolicy.
@@ -17,14 +17,38 @@ pub struct AuthorizationPolicy {
     pub name: NamespacedName,
     /// `spec.selector.matchLabels`; empty selects every workload of the scope.
     pub selector: Labels,
-    /// `spec.targetRefs`, each as `Kind/name`: with any, the policy is for waypoints and gateways only.
-    pub targets: Vec<String>,
+    /// `spec.targetRefs`: with any, the policy is for requests, and judged by waypoints only.
+    pub targets: Vec<Target>,
     /// `spec.action`
     pub action: Action,
     /// `spec.rules`; without any, nothing matches.
     pub rules: Vec<Rule>,
     /// Annotation `istio.io/dry-run: "true"`: told of, not enforced.
     pub dry_run: bool,
+}
+
+/// One of `spec.targetRefs`, in the policy's namespace where it is of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A `gateway.networking.k8s.io` Gateway: all that is behind it.
+    Gateway(String),
+    /// A `v1` Service.
+    Service(String),
+    /// A `networking.istio.io` ServiceEntry.
+    ServiceEntry(String),
+    /// A `gateway.networking.k8s.io` GatewayClass: all gateways of the class.
+    GatewayClass(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Gateway(name) => write!(f, "Gateway/{name}"),
+            Target::Service(name) => write!(f, "Service/{name}"),
+            Target::ServiceEntry(name) => write!(f, "ServiceEntry/{name}"),
+            Target::GatewayClass(name) => write!(f, "GatewayClass/{name}"),
+        }
+    }
 }
 
 /// `spec.action` of an AuthorizationPolicy.
@@ -75,8 +99,10 @@ pub struct Source {
     pub service_accounts: Match<ServiceAccount>,
     /// `ipBlocks` and `notIpBlocks`
     pub ip_blocks: Match<IpBlock>,
-    /// The names of fields that speak of requests, which a connection doesn't show.
-    pub of_requests: Vec<String>,
+    /// `remoteIpBlocks` and `notRemoteIpBlocks`: of requests.
+    pub remote_ip_blocks: Match<IpBlock>,
+    /// The names of fields that nobody reads.
+    pub unread: Vec<String>,
 }
 
 /// An operation: all its fields must match.
@@ -84,8 +110,12 @@ pub struct Source {
 pub struct Operation {
     /// `ports` and `notPorts`
     pub ports: Match<u16>,
-    /// The names of fields that speak of requests, which a connection doesn't show.
-    pub of_requests: Vec<String>,
+    /// `hosts` and `notHosts` of requests, in lower case.
+    pub hosts: Match<Pattern>,
+    /// `methods` and `notMethods` of requests, in upper case.
+    pub methods: Match<Pattern>,
+    /// `paths` and `notPaths` of requests.
+    pub paths: Match<PathPattern>,
 }
 
 /// An entry of `when`, by its key.
@@ -103,8 +133,16 @@ pub enum Condition {
     DestinationIp(Match<IpBlock>),
     /// `destination.port`
     DestinationPort(Match<u16>),
-    /// A key that a connection doesn't show, or that nobody knows.
-    OfRequests(String),
+    /// `remote.ip`
+    RemoteIp(Match<IpBlock>),
+    /// `request.headers[host]` or `request.headers[:authority]`, in lower case.
+    Host(Match<Pattern>),
+    /// `request.headers[:method]`, in upper case.
+    Method(Match<Pattern>),
+    /// `request.headers[NAME]`, with the name in lower case.
+    Header(String, Match<Pattern>),
+    /// A key that nobody reads.
+    Unread(String),
 }
 
 /// One of `values` where there are any, and none of `not_values`.

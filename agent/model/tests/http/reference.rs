@@ -85,7 +85,7 @@ proptest! {
         add(&mut world, routes("r", rules.clone()));
         let snapshot = compiled(&world);
         for (path, headers) in requests {
-            let headers = Map(headers);
+            let headers = Map(headers.into_iter().map(|(name, value)| (name, vec![value])).collect());
             let request = Request { headers: &headers, ..get(&path) };
             let found = selected(&snapshot, &request).ok().flatten();
             prop_assert_eq!(found, reference(&rules, &request), "{} {:?}", path, headers);

@@ -74,7 +74,7 @@ fn headers_queries_authorities_and_sources_are_asked_about() {
     let text = |text: &str| StringMatch::Exact(text.to_owned());
     let pair = |name: &str, of: StringMatch| vec![(name.to_owned(), of)];
     let any = HttpMatch::default();
-    let headers = Map([("x-beta".to_owned(), "true".to_owned())].into());
+    let headers = Map([("x-beta".to_owned(), vec!["true".to_owned()])].into());
     let mut request = get("/?a=1&b");
     request.headers = &headers;
     request.authority = "WEB:80";

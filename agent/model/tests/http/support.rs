@@ -12,11 +12,11 @@ use orlop_model::{NamespacedName, Reason, Settings, Snapshot, World, compile};
 
 /// Headers of a request, in lower case.
 #[derive(Clone, Debug, Default)]
-pub struct Map(pub BTreeMap<String, String>);
+pub struct Map(pub BTreeMap<String, Vec<String>>);
 
 impl Headers for Map {
-    fn value(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.0.get(name).map(|value| Cow::Borrowed(value.as_str()))
+    fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
+        self.0.get(name).into_iter().flatten().map(|value| Cow::Borrowed(value.as_str())).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every field of a rule, and what the actions make of it.
 
-use orlop_model::world::security::{Action, Condition, Operation, Rule, Source};
+use orlop_model::world::security::{Action, Condition, Match, Operation, Pattern, Rule, Source};
 use orlop_model::{DryRun, Outcome, Reason};
 
 use crate::support::*;
@@ -203,12 +203,13 @@ fn fields_are_anded_and_entries_are_ored() {
 #[test]
 fn an_allow_rule_that_asks_of_requests_never_matches() {
     let mixed = Operation { ports: ports(&[80], &[]), ..paths() };
-    let unknown = Condition::OfRequests("request.headers[x]".into());
+    let unknown = Condition::Unread("request.headers[x]".into());
     for rule in [
         to(paths()),
         to(mixed),
         when(unknown),
-        from(Source { of_requests: vec!["x".into()], ..Source::default() }),
+        when(Condition::Header("x".into(), Match { values: vec![Pattern::Present], not_values: vec![] })),
+        from(Source { unread: vec!["x".into()], ..Source::default() }),
     ] {
         assert!(!call(ANYONE).allowed(&world([policy("p", Action::Allow, [rule.clone()])])), "{rule:?}");
         let other = world([policy("p", Action::Allow, [rule, namespaces(&["dev"])])]);
@@ -226,7 +227,7 @@ fn a_deny_rule_that_asks_of_requests_denies_more() {
             to: vec![paths(), Operation { ports: ports(&[81], &[]), ..Operation::default() }],
             ..Rule::default()
         };
-        let keyed = Rule { when: vec![Condition::OfRequests("x".into())], ..namespaces(&["dev"]) };
+        let keyed = Rule { when: vec![Condition::Unread("x".into())], ..namespaces(&["dev"]) };
         let by_port = world([policy("p", action, [to(mixed)])]);
         assert!(!call(ANYONE).allowed(&by_port));
         assert!(Call { port: 81, ..call(ANYONE) }.allowed(&by_port));

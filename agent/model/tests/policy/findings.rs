@@ -1,7 +1,7 @@
 //! What the authors of policies are told.
 
 use orlop_model::world::security::{
-    Action, AuthorizationPolicy, Condition, Mode, PeerAuthentication, Source,
+    Action, AuthorizationPolicy, Condition, Mode, PeerAuthentication, Source, Target,
 };
 use orlop_model::world::{Protocol, Service, ServicePort, TargetPort};
 use orlop_model::{Severity, World};
@@ -22,7 +22,7 @@ fn what_a_connection_does_not_show_is_an_error() {
         (Action::Audit, "so they are left out and the rule audits more than it says"),
     ] {
         let rule = orlop_model::world::security::Rule {
-            when: vec![Condition::OfRequests("request.headers[x]".into())],
+            when: vec![Condition::Unread("request.headers[x]".into())],
             ..to(paths())
         };
         let want = format!(
@@ -34,15 +34,55 @@ fn what_a_connection_does_not_show_is_an_error() {
 }
 
 #[test]
-fn custom_and_targets_are_errors() {
+fn custom_is_an_error() {
     let custom = told(&world([policy("p", Action::Custom, [on_ports(&[80])])]));
     assert!(custom[0].0 == Severity::Error && custom[0].1.starts_with("has action CUSTOM"), "{custom:?}");
-    let targets = vec!["Gateway/waypoint".to_owned(), "Service/web".to_owned()];
-    let targeted =
-        told(&world([AuthorizationPolicy { targets, ..policy("p", Action::Custom, [to(paths())]) }]));
-    let want = "is for Gateway/waypoint, Service/web, and nobody enforces it: Orlop's waypoints judge no requests \
-                yet; select pods instead";
-    assert_eq!(targeted, [(Severity::Error, want.into())]);
+}
+
+#[test]
+fn targets_that_no_waypoint_judges_are_errors() {
+    let of = |target: Target, action, rule| AuthorizationPolicy {
+        targets: vec![target],
+        ..policy("p", action, [rule])
+    };
+    let service = || Target::Service("web".to_owned());
+    let with = |waypoint: bool, policy| {
+        let mut world = world([policy]);
+        let label = ("istio.io/use-waypoint".to_owned(), "gate".to_owned());
+        let labels = waypoint.then_some(label).into_iter().collect();
+        let name = id("shop", "web");
+        world.services.insert(name.clone(), Service { name, labels, ..Service::default() });
+        told(&world)
+    };
+    let unenforced = |target: &str, why: &str| {
+        [(Severity::Error, format!("is for {target}, where nobody enforces it: {why}"))]
+    };
+    let bare = || of(service(), Action::Deny, to(paths()));
+    let why = "it has no waypoint; label it istio.io/use-waypoint, or select pods instead";
+    assert_eq!(with(false, bare()), unenforced("Service/web", why));
+    assert_eq!(with(true, bare()), []);
+    let why = "there is none of this name in the policy's namespace";
+    let entry = of(Target::ServiceEntry("web".to_owned()), Action::Deny, to(paths()));
+    assert_eq!(with(true, entry), unenforced("ServiceEntry/web", why));
+    let gateway = |name: &str| of(Target::Gateway(name.to_owned()), Action::Deny, to(paths()));
+    assert_eq!(with(true, gateway("gate")), []);
+    let why = "it is the waypoint of nothing; label what it is for istio.io/use-waypoint";
+    assert_eq!(with(true, gateway("other")), unenforced("Gateway/other", why));
+    let class = |name: &str| of(Target::GatewayClass(name.to_owned()), Action::Deny, to(paths()));
+    assert_eq!(
+        with(true, class("istio")),
+        unenforced("GatewayClass/istio", "waypoints are of the class orlop-waypoint or istio-waypoint")
+    );
+    let why = "only a policy of the root namespace, istio-system, can be for a class";
+    assert_eq!(with(true, class("istio-waypoint")), unenforced("GatewayClass/istio-waypoint", why));
+    let mut in_root = class("istio-waypoint");
+    in_root.name.namespace = "istio-system".to_owned();
+    assert_eq!(with(true, in_root), []);
+    let token = Source { unread: vec!["requestPrincipals".to_owned()], ..Source::default() };
+    let want = "rules[0] asks for requestPrincipals, which waypoints do not judge yet, so they are left out and the \
+                rule denies more than it says";
+    let of_token = of(service(), Action::Deny, from(token));
+    assert_eq!(with(true, of_token), [(Severity::Error, want.to_owned())]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use orlop_model::world::Pod;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
+    Target,
 };
 use orlop_model::{Connection, Hosts, NamespacedName, Outcome, World, compile, compile_after};
 use proptest::prelude::*;
@@ -145,9 +146,9 @@ fn reference(world: &World, pod: &Pod, call: &Seen<'_>) -> Answer {
 }
 
 fn rule(action: Action, rule: &Rule, call: &Seen<'_>) -> bool {
-    let asks_of_requests = rule.from.iter().any(|source| !source.of_requests.is_empty())
-        || rule.to.iter().any(|operation| !operation.of_requests.is_empty())
-        || rule.when.iter().any(|when| matches!(when, Condition::OfRequests(_)));
+    let asks_of_requests = rule.from.iter().any(|s| !s.unread.is_empty() || !s.remote_ip_blocks.is_empty())
+        || rule.to.iter().any(|o| !o.hosts.is_empty() || !o.methods.is_empty() || !o.paths.is_empty())
+        || rule.when.iter().any(of_requests);
     if action == Action::Allow && asks_of_requests {
         return false;
     }
@@ -172,11 +173,21 @@ fn rule(action: Action, rule: &Rule, call: &Seen<'_>) -> bool {
         Condition::SourceServiceAccount(of) => accounts(of),
         Condition::DestinationIp(of) => holds(of, |block| block.contains(call.address)),
         Condition::DestinationPort(of) => port(of),
-        Condition::OfRequests(_) => true,
+        // Left out.
+        _ => true,
     };
     (rule.from.is_empty() || rule.from.iter().any(source))
         && (rule.to.is_empty() || rule.to.iter().any(|operation| port(&operation.ports)))
         && rule.when.iter().all(condition)
+}
+
+fn of_requests(when: &Condition) -> bool {
+    match when {
+        Condition::RemoteIp(of) => !of.is_empty(),
+        Condition::Host(of) | Condition::Method(of) => !of.is_empty(),
+        Condition::Header(..) | Condition::Unread(_) => true,
+        _ => false,
+    }
 }
 
 fn holds<T>(of: &Match<T>, is: impl Fn(&T) -> bool) -> bool {
@@ -247,7 +258,7 @@ fn any_policy() -> impl Strategy<Value = AuthorizationPolicy> {
         |((namespace, app), action, rules, (targeted, dry_run))| AuthorizationPolicy {
             name: id(namespace, ""),
             selector: labels(&app.map(|app| ("app", app)).into_iter().collect::<Vec<_>>()),
-            targets: targeted.then(|| "Service/web".to_owned()).into_iter().collect(),
+            targets: targeted.then(|| Target::Service("web".to_owned())).into_iter().collect(),
             action,
             rules,
             dry_run,
@@ -263,22 +274,32 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_source() -> impl Strategy<Value = Source> {
     let sparse = |chance: f64| prop::bool::weighted(chance);
-    let of_requests =
+    let unread =
         sparse(0.05).prop_map(|there| there.then(|| "requestPrincipals".to_owned()).into_iter().collect());
-    (matching(&PRINCIPAL_PATTERNS), matching(&NAMESPACES), any_accounts(), any_blocks(), of_requests)
-        .prop_map(|(principals, namespaces, service_accounts, ip_blocks, of_requests)| Source {
+    (matching(&PRINCIPAL_PATTERNS), matching(&NAMESPACES), any_accounts(), any_blocks(), unread).prop_map(
+        |(principals, namespaces, service_accounts, ip_blocks, unread)| Source {
             principals,
             namespaces,
             service_accounts,
             ip_blocks,
-            of_requests,
-        })
+            unread,
+            ..Source::default()
+        },
+    )
 }
 
 fn any_operation() -> impl Strategy<Value = Operation> {
-    let of_requests =
-        prop::bool::weighted(0.1).prop_map(|there| there.then(|| "paths".to_owned()).into_iter().collect());
-    (any_ports(), of_requests).prop_map(|(ports, of_requests)| Operation { ports, of_requests })
+    let sparse = || prop::bool::weighted(0.1);
+    (any_ports(), sparse(), sparse(), sparse()).prop_map(|(ports, path, host, method)| Operation {
+        ports,
+        paths: some(path.then_some("/a")),
+        hosts: some(host.then_some("*")),
+        methods: some(method.then_some("GET")),
+    })
+}
+
+fn some<T: std::str::FromStr<Err: std::fmt::Debug>>(text: Option<&str>) -> Match<T> {
+    Match { values: text.map(|text| text.parse().unwrap()).into_iter().collect(), not_values: vec![] }
 }
 
 fn any_condition() -> impl Strategy<Value = Condition> {
@@ -289,7 +310,9 @@ fn any_condition() -> impl Strategy<Value = Condition> {
         any_accounts().prop_map(Condition::SourceServiceAccount),
         any_blocks().prop_map(Condition::DestinationIp),
         any_ports().prop_map(Condition::DestinationPort),
-        Just(Condition::OfRequests("request.headers[x]".into())),
+        any_blocks().prop_map(Condition::RemoteIp),
+        matching(&NAMESPACES).prop_map(|of| Condition::Header("x".into(), of)),
+        Just(Condition::Unread("connection.sni".into())),
     ]
 }
 

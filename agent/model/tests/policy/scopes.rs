@@ -1,7 +1,7 @@
 //! Which policies apply to which pod.
 
 use orlop_model::world::Phase;
-use orlop_model::world::security::{Action, AuthorizationPolicy};
+use orlop_model::world::security::{Action, AuthorizationPolicy, Target};
 use orlop_model::{Connection, World};
 
 use crate::support::*;
@@ -62,7 +62,7 @@ fn layers_add_up() {
 
 #[test]
 fn targets_are_for_waypoints() {
-    let targets = vec!["Service/web".to_owned()];
+    let targets = vec![Target::Service("web".to_owned())];
     assert_eq!(denied(&world([AuthorizationPolicy { targets, ..in_namespace("shop") }])), [""; 0]);
 }
 

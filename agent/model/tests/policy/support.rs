@@ -100,7 +100,8 @@ pub fn on_ports(values: &[u16]) -> Rule {
 }
 
 pub fn paths() -> Operation {
-    Operation { of_requests: vec!["paths".into()], ..Operation::default() }
+    let paths = Match { values: vec!["/a".parse().unwrap()], not_values: vec![] };
+    Operation { paths, ..Operation::default() }
 }
 
 pub fn peer_authentication(namespace: &str, name: &str) -> PeerAuthentication {

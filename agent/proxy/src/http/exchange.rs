@@ -1,4 +1,4 @@
-//! One request and its answer: gather, select the rule, answer or forward, respond.
+//! One request and its answer: gather, authorize, select the rule, answer or forward, respond.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -11,12 +11,13 @@ use http::{
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
     Reason, Snapshot,
-    http::{Action, Cluster, Headers, Request as Asked, Rule, Selected, Split, normalised},
+    http::{Action, Cluster, Rule, Selected, Split, normalised},
     world::routing::{Abort, HeaderChanges},
 };
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{
+    authorize::{self, Seen, asked},
     body::{ResponseBody, grpc_status},
     cors, failure, forward, headers,
     io::Io,
@@ -69,8 +70,16 @@ async fn handle(
     let path = normal_path(request.uri())?;
 
     let snapshot = session.local.worker.shared.snapshot.load_full();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    // From here on all see what the server will.
+    headers::for_next_hop(parts.version, &mut parts.headers);
     let destined = Destined { authority, path };
+    record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined)?);
+    if headers::wants_websocket(parts.version, &parts.headers) {
+        let mut asked = parts.clone();
+        asked.extensions.clear();
+        record.goes_on = Some(Box::new((asked, destined.clone())));
+    }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
         let (response, answered) = send(session, plan, destined, parts, body, record).await?;
@@ -114,41 +123,15 @@ fn normal_path(uri: &Uri) -> Result<PathAndQuery, Refusal> {
     PathAndQuery::try_from(text).map_err(|error| Refusal::new(Reason::BadRequest, error))
 }
 
-/// The headers as rules ask about them.
-struct Seen<'a>(&'a http::HeaderMap);
-
-impl Headers for Seen<'_> {
-    fn value(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
-        let mut values = self.0.get_all(name).iter();
-        let first = String::from_utf8_lossy(values.next()?.as_bytes());
-        let mut rest = values.peekable();
-        if rest.peek().is_none() {
-            return Some(first);
-        }
-        let rest = rest.map(|value| String::from_utf8_lossy(value.as_bytes()));
-        Some(std::iter::once(first).chain(rest).collect::<Vec<_>>().join(",").into())
-    }
-}
-
 fn select<'s>(
     session: &Session,
     snapshot: &'s Snapshot,
     parts: &request::Parts,
     destined: &Destined,
 ) -> Result<Option<Selected<'s>>, Refusal> {
-    let Some((service, port)) = session.service_port() else { return Ok(None) };
-    let asked = Asked {
-        method: parts.method.as_str(),
-        // Between a pod and its waypoint the request is in a tunnel, and in clear within.
-        scheme: "http",
-        authority: destined.authority.as_str(),
-        path: destined.path.path(),
-        query: destined.path.query(),
-        headers: &Seen(&parts.headers),
-        port,
-        source: session.source.as_ref().map(|source| &source.name),
-        source_namespace: session.peer.identity.namespace(),
-    };
+    let Some(service) = session.service() else { return Ok(None) };
+    let headers = Seen(&parts.headers);
+    let asked = asked(session, parts, destined, &headers);
     snapshot.routes().select(service, &asked).map_err(Refusal::from)
 }
 
@@ -231,21 +214,19 @@ async fn send(
     body: Incoming,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Answered), Refusal> {
-    let switch = {
-        let mut whole = Request::from_parts(parts, ());
-        let switch = headers::wants_websocket(&whole).then(|| upgrade::on(&mut whole));
-        parts = whole.into_parts().0;
-        switch
-    };
-    headers::strip(&mut parts.headers);
-    if switch.is_some() {
-        headers::upgrade(&mut parts.headers);
-    }
+    // Rules may have added what is for this hop alone.
+    headers::for_next_hop(parts.version, &mut parts.headers);
+    let mut whole = Request::from_parts(parts, ());
+    let switch = headers::wants_websocket(whole.version(), whole.headers()).then(|| upgrade::on(&mut whole));
+    let mut parts = whole.into_parts().0;
     // Who asks, as its certificate has shown: whatever the client says of that is its own words.
     let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
     let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
     parts.headers.insert(hbone::CLIENT_CERT, caller);
     let template = Template { parts, destined };
+    if let Some((service, port)) = plan.service() {
+        authorize::elsewhere(session, plan.snapshot, service, port, &template)?;
+    }
     let replay = Replay::new(body, Rc::clone(&record.sent));
     if switch.is_none() {
         mirror::start(session, &plan, &template, &replay);
@@ -269,6 +250,14 @@ impl Template {
 
     pub(super) fn headers(&self) -> &http::HeaderMap {
         &self.parts.headers
+    }
+
+    pub(super) fn parts(&self) -> &request::Parts {
+        &self.parts
+    }
+
+    pub(super) fn destined(&self) -> &Destined {
+        &self.destined
     }
 
     pub(super) fn query(&self) -> Option<&str> {
@@ -334,15 +323,20 @@ fn switch_protocols(
     let (mut parts, _) = response.into_parts();
     let idle_timeout = session.local.worker.shared.config.idle_timeout;
     let live = session.local.worker.shared.live.enter(usize::MAX);
+    let session = Rc::clone(session);
     spawn_local(async move {
         // All of it, so that it ends with this.
         let mut record = record;
         let (up, down) = (Meter::default(), Meter::default());
         let result = match tokio::try_join!(client, server) {
             Ok((client, server)) => match (taken(client), taken(server)) {
-                (Some(client), Some(server)) => {
-                    opaque::copy(client, server, &up, &down, idle_timeout).await.map_err(Refusal::from)
-                }
+                (Some(client), Some(server)) => tokio::select! {
+                    biased;
+                    refusal = authorize::withdrawn(&session, record.goes_on.as_deref()) => Err(refusal),
+                    result = opaque::copy(client, server, &up, &down, idle_timeout) => {
+                        result.map_err(Refusal::from)
+                    }
+                },
                 _ => Err(Refusal::internal("an upgraded connection is not ours")),
             },
             Err(error) => Err(Refusal::new(Reason::Reset, error)),

@@ -10,7 +10,7 @@ use std::{
 use http::{Method, Response};
 use hyper::body::Incoming;
 use orlop_model::{
-    Behind, Endpoint, Reason, Snapshot,
+    Behind, Endpoint, Reason, Service, Snapshot,
     http::{Cluster, MirrorTo, Rule, Target},
     world::routing::{Balancer, Retries, RetryOn},
 };
@@ -62,6 +62,14 @@ impl<'s> Plan<'s> {
         };
         let retries = Retries::default();
         Ok(Self { destination, retries, timeout: None, mirrors: &[], snapshot })
+    }
+
+    /// The service that it is for, and the port of it; `None` where it goes as it was dialled.
+    pub(super) fn service(&self) -> Option<(&'s Arc<Service>, u16)> {
+        match &self.destination {
+            Destination::Service(target) => Some((target.service, target.port.number)),
+            Destination::Endpoint(_) => None,
+        }
     }
 
     /// For one that follows a rule to this destination.

@@ -30,11 +30,21 @@ pub(super) fn authority<B>(request: &Request<B>) -> Option<Authority> {
 
 /// Whether the client wants to go on with WebSocket. Any other upgrade is for this hop, and declined: one to h2c
 /// would carry requests past whoever reads them here.
-pub(super) fn wants_websocket<B>(request: &Request<B>) -> bool {
-    let upgrade = request.headers().get(UPGRADE);
-    request.version() == Version::HTTP_11
+pub(super) fn wants_websocket(version: Version, headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(UPGRADE);
+    version == Version::HTTP_11
         && upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
-        && names(request.headers(), CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"))
+        && names(headers, CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Makes of a client's headers those that a server gets: without what is between two neighbours alone, and with the wish
+/// for WebSocket if there is one.
+pub(super) fn for_next_hop(version: Version, headers: &mut HeaderMap) {
+    let websocket = wants_websocket(version, headers);
+    strip(headers);
+    if websocket {
+        upgrade(headers);
+    }
 }
 
 /// Takes out what is between two neighbours alone (RFC 9110, section 7.6.1), also what `Connection` names. What is
@@ -135,7 +145,8 @@ mod tests {
     #[test]
     fn only_websocket_is_upgraded_to() {
         let upgrades = |version, connection, upgrade| {
-            wants_websocket(&request(version, "/", &[("connection", connection), ("upgrade", upgrade)]))
+            let request = request(version, "/", &[("connection", connection), ("upgrade", upgrade)]);
+            wants_websocket(version, request.headers())
         };
         assert!(upgrades(Version::HTTP_11, "keep-alive, Upgrade", "WebSocket"));
         assert!(!upgrades(Version::HTTP_11, "close", "websocket"));

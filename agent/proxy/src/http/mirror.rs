@@ -7,6 +7,7 @@ use orlop_model::http::Cluster;
 use tokio::{task::spawn_local, time::timeout};
 
 use super::{
+    authorize,
     exchange::Template,
     forward::{self, Plan},
     replay::{Replay, RequestBody},
@@ -56,6 +57,7 @@ async fn copy(
     body: RequestBody,
 ) -> Result<(), Refusal> {
     let target = forward::target(session, snapshot, cluster)?;
+    authorize::elsewhere(session, snapshot, target.service, target.port.number, template)?;
     let local = &session.local;
     let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
     let endpoint = forward::choosing(session, target, &state, None).choose(&[])?.clone();

@@ -1,8 +1,9 @@
 //! The waypoint: reads the HTTP that comes through its tunnels, and carries each request to an endpoint.
 //!
 //! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
-//! [`exchange`] for each request (which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes through [`opaque`].
+//! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes through [`opaque`].
 
+mod authorize;
 mod balance;
 mod body;
 mod cors;

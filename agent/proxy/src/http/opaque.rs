@@ -5,6 +5,7 @@ use std::{rc::Rc, time::Duration};
 use orlop_model::Reason;
 
 use super::{
+    authorize,
     io::{Io, Sink, Source},
     session::Session,
     upstream,
@@ -23,8 +24,13 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
         }
     };
     record.opened(&session.local.worker.series);
-    let result = copy(client, server, &record.up, &record.down, shared.config.idle_timeout).await;
-    record.finish(result.map_err(Refusal::from));
+    let carry = copy(client, server, &record.up, &record.down, shared.config.idle_timeout);
+    let result = tokio::select! {
+        biased;
+        refusal = authorize::withdrawn(session, None) => Err(refusal),
+        result = carry => result.map_err(Refusal::from),
+    };
+    record.finish(result);
 }
 
 async fn connect(
@@ -33,6 +39,7 @@ async fn connect(
 ) -> Result<(Io, Option<crate::pool::Slot>, crate::shared::InFlightGuard), Refusal> {
     let shared = &session.local.worker.shared;
     let snapshot = shared.snapshot.load_full();
+    record.judgement = Some(authorize::connection(session, &snapshot)?);
     let endpoint = session.endpoint(&snapshot)?;
     record.destination.address = Some(endpoint.address);
     record.destination.workload = endpoint.workload.clone();

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
-use orlop_model::{Endpoint, Identity, NamespacedName, Reason, Service, Workload};
+use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, request, uri::Authority};
+use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload};
 use tracing::field::display;
 
-use super::{failure, metrics::RequestKey, session::Session, upstream::Key};
+use super::{failure, metrics::RequestKey, rewrite::Destined, session::Session, upstream::Key};
 use crate::{refusal::Refusal, series::Place};
 
 /// A request from its head to the end of its answer.
@@ -46,6 +46,10 @@ pub(super) struct RequestRecord {
     pub(super) received: u64,
     /// Until the head of the answer was there.
     pub(super) waited: Option<Duration>,
+    /// What policies said when it was let in.
+    pub(super) judgement: Option<Judgement>,
+    /// What was asked, where that goes on once it is answered, so that it can be judged again.
+    pub(super) goes_on: Option<Box<(request::Parts, Destined)>>,
     /// Why it ended otherwise than both ends wanted.
     pub(super) outcome: Option<Refusal>,
 }
@@ -77,6 +81,8 @@ impl RequestRecord {
             sent: Rc::default(),
             received: 0,
             waited: None,
+            judgement: None,
+            goes_on: None,
             // Unless somebody says otherwise: the client is gone.
             outcome: Some(Reason::Reset.into()),
         }
@@ -101,6 +107,13 @@ impl RequestRecord {
             Some(refusal) => (Some(refusal.reason.as_str()), Some(refusal.detail.as_str())),
             None => (None, None),
         };
+        let judged = self.outcome.as_ref().and_then(|refusal| refusal.judgement.as_ref());
+        let judgement = judged.or(self.judgement.as_ref());
+        let dry_run = judgement.filter(|judgement| !judgement.dry_run.is_empty()).map(|judgement| {
+            let said =
+                judgement.dry_run.iter().map(|said| format!("{}: {}", said.policy, said.outcome.as_str()));
+            said.collect::<Vec<_>>().join(", ")
+        });
         tracing::info!(
             target: "access",
             method = self.method.as_str(),
@@ -126,6 +139,9 @@ impl RequestRecord {
             flags = self.flag(),
             reason,
             detail = detail.filter(|detail| !detail.is_empty()),
+            policy = judgement.and_then(|judgement| judgement.policy.as_ref()).map(display),
+            audit = judgement.is_some_and(|judgement| judgement.audit).then_some(true),
+            dry_run,
             "request"
         );
     }

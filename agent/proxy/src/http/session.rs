@@ -182,6 +182,14 @@ impl Session {
         }
     }
 
+    /// The port that was asked for.
+    pub(super) fn port(&self) -> u16 {
+        match &self.target {
+            Behind::Service { port, .. } => *port,
+            Behind::Workload { address, .. } => address.port(),
+        }
+    }
+
     pub(super) fn service(&self) -> Option<&Arc<Service>> {
         match &self.target {
             Behind::Service { service, .. } => Some(service),

@@ -1,0 +1,114 @@
+//! Asks the policies: about each request, and about what goes on once it has been let in.
+
+use std::{borrow::Cow, sync::Arc};
+
+use http::{HeaderMap, request};
+use orlop_model::{
+    Behind, Judgement, Reason, Service, Snapshot,
+    http::{Headers, Request},
+};
+
+use super::{exchange::Template, rewrite::Destined, session::Session};
+use crate::refusal::Refusal;
+
+/// Whether the client may make this request of what it dialled.
+pub(super) fn request(
+    session: &Session,
+    snapshot: &Snapshot,
+    parts: &request::Parts,
+    destined: &Destined,
+) -> Result<Judgement, Refusal> {
+    let headers = Seen(&parts.headers);
+    judge(session, snapshot, &session.target, Some(&asked(session, parts, destined, &headers)))
+}
+
+/// Whether it may have a connection in which no HTTP is seen.
+pub(super) fn connection(session: &Session, snapshot: &Snapshot) -> Result<Judgement, Refusal> {
+    judge(session, snapshot, &session.target, None)
+}
+
+/// Whether it may reach the service that a rule leads to, if that is another than it dialled.
+pub(super) fn elsewhere(
+    session: &Session,
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    port: u16,
+    template: &Template,
+) -> Result<(), Refusal> {
+    let dialled = session.service();
+    if dialled.is_some_and(|dialled| dialled.name == service.name && dialled.kind == service.kind) {
+        return Ok(());
+    }
+    let target = Behind::Service { service: service.clone(), port, dialled: None };
+    let headers = Seen(template.headers());
+    let asked = Request { port, ..asked(session, template.parts(), template.destined(), &headers) };
+    judge(session, snapshot, &target, Some(&asked)).map(drop)
+}
+
+/// Until the policies no longer allow what they have allowed: this request, or a connection in which none is seen.
+pub(super) async fn withdrawn(session: &Session, of: Option<&(request::Parts, Destined)>) -> Refusal {
+    let shared = &session.local.worker.shared;
+    let mut changes = shared.generation.subscribe();
+    loop {
+        let snapshot = shared.snapshot.load_full();
+        let judged = match of {
+            Some((parts, destined)) => request(session, &snapshot, parts, destined),
+            None => connection(session, &snapshot),
+        };
+        if let Err(refusal) = judged {
+            return refusal;
+        }
+        if changes.changed().await.is_err() {
+            return Reason::Draining.into();
+        }
+    }
+}
+
+fn judge(
+    session: &Session,
+    snapshot: &Snapshot,
+    target: &Behind,
+    request: Option<&Request<'_>>,
+) -> Result<Judgement, Refusal> {
+    let (identity, client) = (&session.peer.identity, session.client.ip());
+    snapshot.routes().authorize(target, identity, client, request).map_err(Refusal::from)
+}
+
+/// The request as rules and policies see it.
+pub(super) fn asked<'a>(
+    session: &'a Session,
+    parts: &'a request::Parts,
+    destined: &'a Destined,
+    headers: &'a Seen<'a>,
+) -> Request<'a> {
+    Request {
+        method: parts.method.as_str(),
+        // Between a pod and its waypoint the request is in a tunnel, and in clear within.
+        scheme: "http",
+        authority: destined.authority.as_str(),
+        path: destined.path.path(),
+        query: destined.path.query(),
+        headers,
+        port: session.port(),
+        source: session.source.as_ref().map(|source| &source.name),
+        source_namespace: session.peer.identity.namespace(),
+    }
+}
+
+/// The headers as rules and policies ask about them.
+pub(super) struct Seen<'a>(pub(super) &'a HeaderMap);
+
+impl Headers for Seen<'_> {
+    fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let values = self.0.get_all(name).iter();
+        values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
+    }
+
+    fn value(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values = self.0.get_all(name).iter();
+        match (values.next()?, values.next()) {
+            (value, None) => Some(String::from_utf8_lossy(value.as_bytes())),
+            _ => Some(self.values(name).join(",").into()),
+        }
+    }
+}
