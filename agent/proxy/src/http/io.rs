@@ -23,7 +23,7 @@ use tokio::{
     },
 };
 
-use crate::copy::{send_all, stream_reason};
+use crate::copy::{is_enough, send_all, stream_reason};
 
 /// Read from a socket at once.
 const READ: usize = 16 << 10;
@@ -185,6 +185,7 @@ fn poll_frame(receive: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result
         match ready!(receive.poll_data(cx)) {
             Some(Ok(frame)) if frame.is_empty() => {}
             Some(Ok(frame)) => return Poll::Ready(Ok(Some(frame))),
+            Some(Err(error)) if is_enough(&error) => return Poll::Ready(Ok(None)),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             None => return Poll::Ready(Ok(None)),
         }
