@@ -1,6 +1,7 @@
 //! Where the [`World`](orlop_model::World) comes from: Kubernetes objects, converted once, here.
 //!
-//! One file per kind holds its conversion. [`ClusterWorld`] watches them in an API server, [`WorldDirectory`] in files.
+//! One file per kind holds its conversion. [`ClusterWorld`] watches them in an API server, [`WorldDirectory`] in files;
+//! [`WorldFile`] keeps what the API server said last.
 
 #![forbid(unsafe_code)]
 
@@ -26,11 +27,13 @@ mod service;
 mod service_entry;
 mod virtual_service;
 mod workload_entry;
+mod world_file;
 
 pub use cluster::{ClusterError, ClusterWorld};
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};
 pub use field::{FieldError, FieldPath};
+pub use world_file::{WorldFile, WorldFileError};
 
 /// What fuzz targets reach.
 #[cfg(fuzzing)]

@@ -119,6 +119,7 @@ pub fn compile_after(
     let Workloads { pods, pod_by_address, entry_by_address, .. } = workloads;
     Snapshot {
         generation,
+        as_of: world.as_of,
         workloads: pods,
         services,
         service_entries,

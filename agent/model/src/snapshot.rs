@@ -2,6 +2,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ use crate::waypoint::Waypoints;
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
     pub(crate) generation: u64,
+    #[serde(skip)]
+    pub(crate) as_of: Option<SystemTime>,
     /// Sorted by name.
     pub(crate) workloads: Vec<Arc<Workload>>,
     /// Sorted by name.
@@ -56,6 +59,11 @@ impl Snapshot {
     /// Which state of the world this is; grows with each change.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// When the world was so, if that is of the past; see [`World::as_of`](crate::World::as_of).
+    pub fn as_of(&self) -> Option<SystemTime> {
+        self.as_of
     }
 
     /// The live pod that has this address, or else the WorkloadEntry. Pods on the host's network are not found:

@@ -8,7 +8,9 @@ mod service_entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
 
 use crate::name::NamespacedName;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
@@ -20,8 +22,14 @@ pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEnt
 pub type Labels = BTreeMap<String, String>;
 
 /// Every object the mesh knows of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Serializes for a node to be kept and read again: without the kinds that nodes don't read, and without [`Self::as_of`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct World {
+    /// When it was as it is here, if that is of the past: its source can't be asked, and it was kept since then. What
+    /// has become of it meanwhile nobody knows.
+    #[serde(skip)]
+    pub as_of: Option<SystemTime>,
     /// Namespaces by name.
     pub namespaces: BTreeMap<String, Namespace>,
     /// Nodes by name.
@@ -42,20 +50,22 @@ pub struct World {
     /// PeerAuthentications by name.
     pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
     /// VirtualServices by name.
+    #[serde(skip)]
     pub virtual_services: BTreeMap<NamespacedName, Arc<VirtualService>>,
     /// DestinationRules by name.
+    #[serde(skip)]
     pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
 }
 
 /// A `v1` Namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// `metadata.labels`
     pub labels: Labels,
 }
 
 /// A `v1` Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `status.addresses`, those that are IP addresses.
     pub addresses: Vec<IpAddr>,
@@ -64,7 +74,7 @@ pub struct Node {
 }
 
 /// Where a node or another backend is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locality {
     /// Label `topology.kubernetes.io/region`; `None` where nobody says.
     pub region: Option<String>,
@@ -73,7 +83,7 @@ pub struct Locality {
 }
 
 /// A `v1` Pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -110,7 +120,7 @@ pub struct Pod {
 }
 
 /// `status.phase` of a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Accepted, not all containers run.
     Pending,
@@ -133,7 +143,7 @@ impl Phase {
 }
 
 /// The controlling entry of `metadata.ownerReferences`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Such as `ReplicaSet`.
     pub kind: String,
@@ -142,7 +152,7 @@ pub struct Owner {
 }
 
 /// A TCP port with its name, empty where it has none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// The name.
     pub name: String,
@@ -151,7 +161,7 @@ pub struct Port {
 }
 
 /// A `v1` Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -178,7 +188,7 @@ pub struct Service {
 }
 
 /// Which endpoints are preferred, as long as one of them is ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Distribution {
     /// None.
     #[default]
@@ -190,7 +200,7 @@ pub enum Distribution {
 }
 
 /// An entry of `spec.ports` of a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// The name; empty where it has none.
     pub name: String,
@@ -203,7 +213,7 @@ pub struct ServicePort {
 }
 
 /// A transport protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP, the only one the mesh carries.
     #[default]
@@ -215,7 +225,7 @@ pub enum Protocol {
 }
 
 /// `targetPort` of a Service's port.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// The same number as the service's port.
     #[default]
@@ -227,7 +237,7 @@ pub enum TargetPort {
 }
 
 /// A `discovery.k8s.io/v1` EndpointSlice.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -242,7 +252,7 @@ pub struct EndpointSlice {
 }
 
 /// An entry of `endpoints` of an EndpointSlice.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// Addresses of the same endpoint.
     pub addresses: Vec<IpAddr>,

@@ -5,6 +5,7 @@ mod stand_in;
 mod store;
 mod watch;
 
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const QUEUE: usize = 1024;
 pub struct ClusterWorld {
     keeper: Keeper,
     world: World,
+    /// What has been listed so far, where the world is another one, of the past.
+    listing: Option<World>,
 }
 
 /// Why a cluster can't be watched.
@@ -64,6 +67,14 @@ impl ClusterWorld {
     /// Lists everything once. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
     /// names. Waits for an API server that does not answer; nothing is known before it has.
     pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
+        Self::open_or(kubeconfig, pending()).await
+    }
+
+    /// Like [`Self::open`], but if `kept` is there first, it is the world until everything has been listed.
+    pub async fn open_or(
+        kubeconfig: Option<&Path>,
+        kept: impl Future<Output = World>,
+    ) -> Result<Self, ClusterError> {
         let client = client(kubeconfig).await?;
         let (sender, updates) = mpsc::channel(QUEUE);
         let (definitions, known) = channel::channel(None);
@@ -74,15 +85,17 @@ impl ClusterWorld {
             watches.spawn(async move { drop(watch.await) });
         }
         let mut keeper = Keeper { store: Store::default(), updates, _watches: watches };
-        let mut world = World::default();
-        while !keeper.store.is_complete() {
-            let update = keeper.updates.recv().await.ok_or(ClusterError::Ended)?;
-            keeper.store.apply(&mut world, update);
+        let mut listed = World::default();
+        tokio::select! {
+            result = keeper.list(&mut listed) => {
+                result?;
+                Ok(Self { keeper, world: listed, listing: None })
+            }
+            world = kept => Ok(Self { keeper, world, listing: Some(listed) }),
         }
-        Ok(Self { keeper, world })
     }
 
-    /// The world as it was listed.
+    /// The world as it was listed, or kept.
     pub fn world(&self) -> &World {
         &self.world
     }
@@ -91,14 +104,15 @@ impl ClusterWorld {
     ///
     /// A change is there within some 10 ms. An object that can't be understood is logged with its field, and its
     /// last good state stays in force; a policy that never was good stands for one that lets nothing pass. While
-    /// the API server is away, everything stays in force.
+    /// the API server is away, everything stays in force. A world that was kept stays until everything has been
+    /// listed, and then gives way to what is, in one step.
     pub fn watch(self) -> channel::Receiver<Arc<World>> {
-        let (sender, receiver) = channel::channel(Arc::new(self.world));
-        let mut keeper = self.keeper;
+        let Self { mut keeper, world, listing } = self;
+        let (sender, receiver) = channel::channel(Arc::new(world));
         tokio::spawn(async move {
             tokio::select! {
                 () = sender.closed() => {}
-                () = keeper.run(&sender) => {}
+                () = keeper.run(&sender, listing) => {}
             }
         });
         receiver
@@ -114,7 +128,23 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(&mut self, sender: &channel::Sender<Arc<World>>) {
+    /// Until every kind was listed once. May be dropped meanwhile, and called again with the same world.
+    async fn list(&mut self, world: &mut World) -> Result<(), ClusterError> {
+        while !self.store.is_complete() {
+            let update = self.updates.recv().await.ok_or(ClusterError::Ended)?;
+            self.store.apply(world, update);
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, sender: &channel::Sender<Arc<World>>, listing: Option<World>) {
+        if let Some(mut world) = listing {
+            if self.list(&mut world).await.is_err() {
+                return;
+            }
+            tracing::info!("the Kubernetes API has answered: its world takes the place of the one from disk");
+            sender.send_replace(Arc::new(world));
+        }
         let mut batch = Vec::new();
         while self.gather(&mut batch).await {
             sender.send_if_modified(|world| {

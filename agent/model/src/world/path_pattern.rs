@@ -1,11 +1,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::security::Pattern;
 
 /// What a request's path must look like: a [`Pattern`], or a template of segments. It is compared with what paths mean:
 /// `%41` is `A`, in both.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PathPattern {
     /// `/x`, `/x*`, `*x` or `*`.
     Text(Pattern),
@@ -19,7 +21,7 @@ pub enum PathPattern {
 }
 
 /// A segment of a template.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Segment {
     /// This text.
     Literal(String),

@@ -5,13 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Labels, PathPattern};
 use crate::name::NamespacedName;
 
 /// A `security.istio.io` AuthorizationPolicy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorizationPolicy {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -28,7 +28,7 @@ pub struct AuthorizationPolicy {
 }
 
 /// One of `spec.targetRefs`, in the policy's namespace where it is of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// A `gateway.networking.k8s.io` Gateway: all that is behind it.
     Gateway(String),
@@ -52,7 +52,7 @@ impl fmt::Display for Target {
 }
 
 /// `spec.action` of an AuthorizationPolicy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// What an ALLOW policy selects takes only what some ALLOW policy matches.
     #[default]
@@ -78,7 +78,7 @@ impl Action {
 }
 
 /// A rule: one of `from`, one of `to` and all of `when` must match. Lists that are empty match anything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// `from[].source`
     pub from: Vec<Source>,
@@ -89,7 +89,7 @@ pub struct Rule {
 }
 
 /// A source: all its fields must match.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// `principals` and `notPrincipals`, without `spiffe://`.
     pub principals: Match<Pattern>,
@@ -106,7 +106,7 @@ pub struct Source {
 }
 
 /// An operation: all its fields must match.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// `ports` and `notPorts`
     pub ports: Match<u16>,
@@ -119,7 +119,7 @@ pub struct Operation {
 }
 
 /// An entry of `when`, by its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
     /// `source.ip`
     SourceIp(Match<IpBlock>),
@@ -146,7 +146,7 @@ pub enum Condition {
 }
 
 /// One of `values` where there are any, and none of `not_values`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Match<T> {
     /// What must be.
     pub values: Vec<T>,
@@ -168,7 +168,7 @@ impl<T> Match<T> {
 }
 
 /// What a text must look like: `x`, `x*`, `*x` or `*`. No pattern matches an empty text.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Pattern {
     /// `x`
     Exact(String),
@@ -231,7 +231,7 @@ pub enum PatternError {
 }
 
 /// A service account; written `NAMESPACE/NAME`, or `NAME` in the policy's own namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceAccount {
     /// Its namespace.
     pub namespace: String,
@@ -321,6 +321,12 @@ impl Serialize for IpBlock {
     }
 }
 
+impl<'de> Deserialize<'de> for IpBlock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 impl fmt::Debug for IpBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -347,7 +353,7 @@ impl FromStr for IpBlock {
 pub struct IpBlockError(String);
 
 /// A `security.istio.io` PeerAuthentication.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerAuthentication {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -363,7 +369,7 @@ pub struct PeerAuthentication {
 }
 
 /// Whether a workload takes connections without mutual TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// With and without.
     #[default]

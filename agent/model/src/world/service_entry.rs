@@ -2,14 +2,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::security::IpBlock;
 use super::{Distribution, Labels, Locality, ServicePort};
 use crate::name::NamespacedName;
 
 /// A `networking.istio.io` ServiceEntry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceEntry {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -38,7 +38,7 @@ pub struct ServiceEntry {
 }
 
 /// How the endpoints of a ServiceEntry are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resolution {
     /// The address that was dialled is the endpoint.
@@ -53,7 +53,7 @@ pub enum Resolution {
 }
 
 /// Namespaces that may see a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Exports {
     /// All of them: `*`, or nothing said.
@@ -74,7 +74,7 @@ impl Exports {
 }
 
 /// A `networking.istio.io` WorkloadEntry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadEntry {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -83,7 +83,7 @@ pub struct WorkloadEntry {
 }
 
 /// Something outside Kubernetes that serves: a WorkloadEntry's `spec`, or an entry of a ServiceEntry's `endpoints`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
     /// `address`
     pub address: BackendAddress,
@@ -102,7 +102,7 @@ pub struct Backend {
 }
 
 /// Where a backend is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackendAddress {
     /// At this address.
     Ip(IpAddr),
