@@ -31,7 +31,7 @@ use prometheus_client::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use crate::{dump, enrolment::Status, handover::ServerSockets, udp};
+use crate::{dump, enrolment::Status, handover::ServerSockets, last_world::Age, udp};
 
 /// A client may take this long for its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -229,7 +229,15 @@ pub fn ready(status: &Status) -> Response<Full<Bytes>> {
         (false, 0) => {
             text(StatusCode::SERVICE_UNAVAILABLE, "the first state of the world is not applied yet\n")
         }
-        _ => text(StatusCode::OK, "ready\n"),
+        _ => match status.as_of.map(Age::now) {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(Age { as_of, age }) => text(
+                StatusCode::OK,
+                &format!(
+                    "ready, by the world of {as_of} from disk, {age} old: the Kubernetes API has not answered yet\n"
+                ),
+            ),
+        },
     }
 }
 

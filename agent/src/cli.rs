@@ -83,6 +83,9 @@ pub struct NodeArguments {
     /// Where the agent that runs hands over to a new one: one directory for each node.
     #[arg(long, value_name = "DIR", default_value = "/run/orlop")]
     pub run_dir: PathBuf,
+    /// Where the last known world of a cluster is kept, for an agent that starts while the API server is away.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop")]
+    pub state_dir: PathBuf,
     /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,

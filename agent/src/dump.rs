@@ -22,11 +22,13 @@ pub fn config(
         status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
     let waiting = status.waiting.iter().map(|name| (name.clone(), json!("nothing of it runs yet")));
+    let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
     let trust = identities.trust().borrow().clone();
     let dump = json!({
         "node": node,
         "version": env!("CARGO_PKG_VERSION"),
         "applied_generation": status.generation,
+        "from_disk_as_of": status.as_of.map(time),
         "draining": status.draining,
         "enrolled": by_name(&enrolled.collect()),
         "not_enrolled": by_name(&failed.chain(waiting).collect()),

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -22,6 +22,8 @@ use crate::sandboxes::{NetnsId, Sandbox, Sandboxes};
 pub struct Status {
     /// The snapshot's generation that kernel and proxy are in step with; 0 before the first.
     pub generation: u64,
+    /// When its world was so, if that is of the past.
+    pub as_of: Option<SystemTime>,
     /// Enrolled pods and their netns cookies.
     pub enrolled: BTreeMap<NamespacedName, NetnsCookie>,
     /// Pods that could not be enrolled, and why.
@@ -34,8 +36,9 @@ pub struct Status {
 
 impl Status {
     /// Takes over what was applied.
-    pub fn applied(&mut self, generation: u64, applied: Applied) {
-        self.generation = generation;
+    pub fn applied(&mut self, snapshot: &Snapshot, applied: Applied) {
+        self.generation = snapshot.generation();
+        self.as_of = snapshot.as_of();
         self.enrolled = applied.enrolled;
         self.failed = applied.failed;
         self.waiting = applied.waiting;
@@ -212,8 +215,9 @@ impl Enrolment {
         self.refuse_plaintext(snapshot);
         self.report(&applied.failed);
         // A pod that could not be opened may be among the unknown ones: it stays refused meanwhile.
-        // Nor is one of them this agent's to open before it has taken over.
+        // Nor is one of them this agent's to open before it has taken over, or while it knows of the past alone.
         if self.inherited.is_none()
+            && snapshot.as_of().is_none()
             && applied.failed.is_empty()
             && applied.waiting.is_empty()
             && let Err(error) = self.withdraw_strays()

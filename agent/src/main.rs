@@ -16,6 +16,7 @@ mod flows;
 mod handover;
 mod hosts;
 mod inspect;
+mod last_world;
 mod limits;
 mod logging;
 mod node;

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts, let_go_of_code};
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
-use orlop_kube::{ClusterWorld, WorldDirectory};
+use orlop_kube::{ClusterWorld, WorldDirectory, WorldFile};
 use orlop_model::{Choice, Snapshot, World};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
@@ -33,7 +33,7 @@ use crate::{
     events,
     handover::{Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
     hosts::Names,
-    limits, logging,
+    last_world, limits, logging,
     sandboxes::{Changes, Sandboxes},
     udp,
     worlds::Worlds,
@@ -62,6 +62,9 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
+    if predecessor.is_some() && world.is_kept() {
+        bail!("another agent serves this node by now, which knows more of the world than the disk");
+    }
     let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
     let place = Place {
         bpffs: &arguments.bpffs,
@@ -87,6 +90,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let metrics = Metrics::register(&mut registry);
     registry.register_collector(Box::new(admin::Refused(Arc::clone(&datapath))));
     let status = watch::Sender::new(Status::default());
+    registry.register_collector(Box::new(last_world::Gauge(status.subscribe())));
     let counts = udp::Counts { datapath: Arc::clone(&datapath), status: status.subscribe() };
     registry.register_collector(Box::new(counts));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -142,7 +146,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let names = Names::start(arguments.host_resolver);
     let publisher = Arc::clone(&proxy);
     let publish = move |snapshot| publisher.publish(snapshot);
-    let mut worlds = Worlds::new(world.watch(), names, settings, Box::new(publish));
+    let mut keeping = JoinSet::new();
+    let mut worlds = Worlds::new(world.watch(&mut keeping), names, settings, Box::new(publish));
     worlds.resolve().await;
     let mut agent = Agent {
         node: arguments.node.clone(),
@@ -165,6 +170,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let timeout = arguments.drain_timeout;
     match successor {
         Some(successor) => {
+            // From here on that one keeps its own.
+            keeping.abort_all();
             tracing::info!(
                 connections = proxy.connections(),
                 ?timeout,
@@ -247,7 +254,7 @@ impl Agent {
                     (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
                 }
                 let (complete, waiting) = (applied.failed.is_empty(), !applied.waiting.is_empty());
-                self.status.send_modify(|status| status.applied(snapshot.generation(), applied));
+                self.status.send_modify(|status| status.applied(&snapshot, applied));
                 if mem::take(&mut starting) {
                     // All that it is for is to have less in memory.
                     let_go_of_code().unwrap_or_else(|error| tracing::debug!(%error, "code stays in memory"));
@@ -323,22 +330,38 @@ impl Agent {
 
 /// Where the world comes from.
 enum Source {
-    Directory(WorldDirectory),
-    Cluster(ClusterWorld),
+    Directory(Box<WorldDirectory>),
+    /// And where it is kept.
+    Cluster(Box<ClusterWorld>, WorldFile),
 }
 
 impl Source {
     async fn open(arguments: &NodeArguments) -> anyhow::Result<Self> {
         match &arguments.world {
-            Some(directory) => Ok(Self::Directory(WorldDirectory::open(directory)?)),
-            None => Ok(Self::Cluster(ClusterWorld::open(arguments.kubeconfig.as_deref()).await?)),
+            Some(directory) => Ok(Self::Directory(Box::new(WorldDirectory::open(directory)?))),
+            None => {
+                let file = WorldFile::new(&arguments.state_dir, &arguments.node);
+                let kept = last_world::instead(file.clone(), &arguments.run_dir);
+                let cluster = ClusterWorld::open_or(arguments.kubeconfig.as_deref(), kept).await?;
+                Ok(Self::Cluster(Box::new(cluster), file))
+            }
         }
     }
 
-    fn watch(self) -> watch::Receiver<Arc<World>> {
+    /// Whether it can't be asked yet, and its world is from disk.
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Cluster(cluster, _) if cluster.world().as_of.is_some())
+    }
+
+    /// What it has to say is also kept on disk, where it may be away one day, for as long as `keeping` is.
+    fn watch(self, keeping: &mut JoinSet<()>) -> watch::Receiver<Arc<World>> {
         match self {
             Self::Directory(directory) => directory.watch(),
-            Self::Cluster(cluster) => cluster.watch(),
+            Self::Cluster(cluster, file) => {
+                let worlds = cluster.watch();
+                keeping.spawn(last_world::keep(file, worlds.clone()));
+                worlds
+            }
         }
     }
 }

@@ -8,5 +8,6 @@ mod controller;
 mod enrolment;
 mod install;
 mod kubelet;
+mod last_world;
 mod replica;
 mod source;

@@ -290,7 +290,10 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
     let mut command = node.command(&binary.to_string_lossy())?;
     command.arg("node").arg("--node").arg(node.name());
     match &options.kubeconfig {
-        Some(kubeconfig) => command.arg("--kube").arg("--kubeconfig").arg(kubeconfig),
+        Some(kubeconfig) => {
+            command.arg("--state-dir").arg(node.run_dir().join("state"));
+            command.arg("--kube").arg("--kubeconfig").arg(kubeconfig)
+        }
         None => command.arg("--world").arg(node.lab().world.dir()),
     };
     if !options.args.iter().any(|arg| arg == "--ca-address") {

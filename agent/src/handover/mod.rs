@@ -20,6 +20,8 @@ mod old;
 mod wire;
 
 use std::{
+    io,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,6 +40,33 @@ const PREPARATION: Duration = Duration::from_secs(60);
 /// How often it says that it is at work.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Whether an agent serves in `run_dir`, which does not hear of the question: to its socket for packets nobody can
+/// connect a stream, and what the kernel says against it tells whether somebody has that socket.
+pub fn is_served(run_dir: &Path) -> bool {
+    let gone = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+    UnixStream::connect(door(run_dir)).map_or_else(|error| !gone.contains(&error.kind()), |_| true)
+}
+
 fn door(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, process};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_is_noticed_and_does_not_notice() {
+        let run_dir = env::temp_dir().join(format!("orlop-door-{}", process::id()));
+        assert!(!is_served(&run_dir));
+        let mut open = Door::open(&run_dir).unwrap();
+        assert!(is_served(&run_dir));
+        let knock = tokio::time::timeout(Duration::ZERO, open.knock());
+        assert!(knock.await.is_err());
+        drop(open);
+        assert!(!is_served(&run_dir));
+        fs::remove_dir_all(run_dir).unwrap();
+    }
 }

@@ -36,6 +36,11 @@ pub fn run(view: View, arguments: &InspectArguments) -> anyhow::Result<()> {
         Output::Table => views::table(view, &dump).render(false),
         Output::Wide => views::table(view, &dump).render(true),
     };
+    if let Some(as_of) = dump["from_disk_as_of"].as_str() {
+        eprintln!(
+            "orlop: the agent goes by the world of {as_of} from disk: the Kubernetes API has not answered it yet"
+        );
+    }
     if !text.ends_with('\n') {
         text.push('\n');
     }

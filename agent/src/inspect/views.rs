@@ -9,7 +9,15 @@ pub fn data(view: View, dump: &Value) -> Value {
     match view {
         View::Status => {
             let mut status: Map<String, Value> = Map::new();
-            for key in ["node", "version", "applied_generation", "draining", "enrolled", "not_enrolled"] {
+            for key in [
+                "node",
+                "version",
+                "applied_generation",
+                "from_disk_as_of",
+                "draining",
+                "enrolled",
+                "not_enrolled",
+            ] {
                 status.insert(key.to_owned(), dump[key].clone());
             }
             status.insert("trust".to_owned(), dump["trust"].clone());

@@ -1,0 +1,148 @@
+//! Agents that start while the API server is away, and what they know of the world then.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orlop_tests::{Agent, Pod, READY_PORT, Testbed, wait_for};
+use serde_json::{Value, json};
+
+use super::api::Kubernetes;
+use super::kubelet::Kubelet;
+use crate::mesh::{TIMEOUT, records};
+
+const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
+/// A world that has changed is on disk within 10 s.
+const LONG: Duration = Duration::from_secs(30);
+
+#[test]
+fn an_agent_that_starts_without_the_api_goes_by_the_world_that_it_knew_last() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("kept", &[ENABLED]);
+    let mut nodes = ["n1", "n2"].map(|name| Kubelet::start(&kubernetes, &testbed, name));
+    let [client, server] =
+        [(0, "client"), (1, "server")].map(|(at, name)| nodes[at].run(&namespace, name, &[]));
+    let [mut near, far] = nodes.each_ref().map(|node| node.agent(&[]));
+    near.wait_enrolled([&client]).unwrap();
+    far.wait_enrolled([&server]).unwrap();
+    let kept = wait_kept(&nodes[0], &[&client, &server]);
+    let _http = server.serve_http(8080).unwrap();
+    let get = |pod: &Pod| pod.http_get(server.addr(8080), "/", TIMEOUT).map(|answer| answer.status).ok();
+    let name = format!("{namespace}/client");
+    let tunnelled = || {
+        let ours = |record: &Value| record["src_workload"] == *name && record["tunnel"].is_string();
+        records(&far).iter().filter(|record| ours(record) && record["result"] == "ok").count()
+    };
+    assert_eq!(get(&client), Some(200), "{}", near.log().unwrap());
+    assert!(wait_for(LONG, || tunnelled() == 1), "{}", far.log().unwrap());
+
+    // One that comes too late to be on disk, which is put back as it was.
+    let late = nodes[0].run(&namespace, "late", &[]);
+    near.wait_enrolled([&client, &late]).unwrap();
+    far.wait_until(|dump| dump.contains(&late.ipv4().to_string())).unwrap();
+    nodes.iter_mut().for_each(|node| node.relay.cut());
+    near.kill().unwrap();
+    fs::write(path(&nodes[0]), kept).unwrap();
+    near.restart().unwrap();
+
+    assert!(ready(&near).starts_with("ready, by the world of 20"), "{}", ready(&near));
+    near.wait_enrolled([&client]).unwrap();
+    let age = |agent: &Agent| agent.metric("orlop_world_from_disk_age_seconds", &[]).unwrap();
+    assert!(wait_for(LONG, || age(&near) > 0.0));
+    assert_eq!(get(&client), Some(200), "{}", near.log().unwrap());
+    assert!(wait_for(LONG, || tunnelled() == 2), "{}", far.log().unwrap());
+    // Nobody knows whether it is still in the mesh: it is refused, and not let talk in clear.
+    assert_eq!(get(&late), None);
+
+    // What happens meanwhile is seen once the API is back.
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "client", "namespace": namespace, "labels": {"orlop.dev/mesh": "disabled"}},
+    }));
+    nodes.iter_mut().for_each(|node| node.relay.mend().unwrap());
+    assert!(wait_for(LONG, || ready(&near) == "ready\n"), "{}", near.log().unwrap());
+    near.wait_enrolled([&late]).unwrap();
+    assert!(age(&near).abs() < f64::EPSILON);
+    assert_eq!(get(&late), Some(200), "{}", near.log().unwrap());
+    label(&kubernetes, &namespace, "disabled");
+    near.wait_enrolled([]).unwrap();
+}
+
+#[test]
+fn a_world_that_is_broken_is_not_taken_and_the_agent_waits_for_the_api() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("broken", &[ENABLED]);
+    let mut node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let pod = node.run(&namespace, "web", &[]);
+    let mut agent = node.agent(&[]);
+    agent.wait_enrolled([&pod]).unwrap();
+    let kept = wait_kept(&node, &[&pod]);
+    node.relay.cut();
+    agent.kill().unwrap();
+    fs::write(path(&node), &kept[..kept.len() - 100]).unwrap();
+    agent.start_again().unwrap();
+    let named = format!("{}: is broken", path(&node).display());
+    agent.wait_log(|log| log.contains(&named), LONG).unwrap();
+    assert!(agent.is_running());
+    assert!(agent.http_get("/healthz/ready", READY_PORT).is_err());
+    node.relay.mend().unwrap();
+    agent.wait_ready().unwrap();
+    agent.wait_enrolled([&pod]).unwrap();
+    // And the next time there is a good one again.
+    wait_kept(&node, &[&pod]);
+}
+
+#[test]
+fn an_agent_that_serves_is_not_replaced_by_one_that_knows_the_past_alone() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("beside", &[ENABLED]);
+    let mut node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let pod = node.run(&namespace, "web", &[]);
+    let mut agent = node.agent(&[]);
+    agent.wait_enrolled([&pod]).unwrap();
+    wait_kept(&node, &[&pod]);
+    node.relay.cut();
+    let new = agent.start_beside(&[]).unwrap();
+    agent.wait_log(|log| log.contains("another agent serves this node: waiting"), LONG).unwrap();
+    assert!(agent.is_running());
+    assert_eq!(ready(&agent), "ready\n");
+    assert!(!agent.log().unwrap().contains("wants to take over"));
+    // It has died: now what is on disk is better than nothing.
+    agent.kill().unwrap();
+    let is_ready = || {
+        agent.http_get("/healthz/ready", READY_PORT).is_ok_and(|answer| answer.text().contains("from disk"))
+    };
+    assert!(wait_for(LONG, is_ready), "{}", agent.log().unwrap());
+    agent.wait_enrolled([&pod]).unwrap();
+    drop(new);
+}
+
+/// Waits until the node's world on disk has the addresses of these pods. Gives it.
+fn wait_kept(node: &Kubelet<'_>, pods: &[&Pod]) -> String {
+    let mut kept = String::new();
+    let all = || {
+        kept = fs::read_to_string(path(node)).unwrap_or_default();
+        let whole = kept.lines().last().is_some_and(|line| line.starts_with("sha256 "));
+        whole && pods.iter().all(|pod| kept.contains(&format!("\"{}\"", pod.ipv4())))
+    };
+    assert!(wait_for(LONG, all), "{}", path(node).display());
+    kept
+}
+
+fn path(node: &Kubelet<'_>) -> PathBuf {
+    node.node.run_dir().join("state/world")
+}
+
+fn ready(agent: &Agent) -> String {
+    agent.http_get("/healthz/ready", READY_PORT).unwrap().text()
+}
+
+fn label(kubernetes: &Kubernetes, namespace: &str, value: &str) {
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": namespace, "labels": {"orlop.dev/mesh": value}},
+    }));
+}
