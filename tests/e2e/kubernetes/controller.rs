@@ -165,7 +165,8 @@ fn replicas_make_one_root_and_the_one_that_leads_keeps_it_in_every_namespace() {
 }
 
 /// The agent of a node, which has its certificates from the controller.
-fn agent(node: &Kubelet<'_>) -> Agent {
+/// An agent with certificates of the controller.
+pub fn agent(node: &Kubelet<'_>) -> Agent {
     let arguments = node.mount_authority();
     node.agent(&arguments.each_ref().map(String::as_str))
 }

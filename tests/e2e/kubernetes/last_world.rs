@@ -8,7 +8,9 @@ use orlop_tests::{Agent, Pod, READY_PORT, Testbed, wait_for};
 use serde_json::{Value, json};
 
 use super::api::Kubernetes;
+use super::controller;
 use super::kubelet::Kubelet;
+use super::replica::{self, Replica};
 use crate::mesh::{TIMEOUT, records};
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
@@ -67,6 +69,39 @@ fn an_agent_that_starts_without_the_api_goes_by_the_world_that_it_knew_last() {
     assert_eq!(get(&late), Some(200), "{}", near.log().unwrap());
     label(&kubernetes, &namespace, "disabled");
     near.wait_enrolled([]).unwrap();
+}
+
+#[test]
+fn without_the_controller_too_only_what_needs_no_certificate_goes_on() {
+    let kubernetes = Kubernetes::shared();
+    let signs = Replica::shared(&kubernetes);
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("unsigned", &[ENABLED]);
+    let mut nodes = ["n1", "n2"].map(|name| Kubelet::start(&kubernetes, &testbed, name));
+    let [mut way, _far_way] = nodes.each_ref().map(|node| node.way_to(signs.listen));
+    let [client, neighbour, server] = [(0, "client"), (0, "neighbour"), (1, "server")]
+        .map(|(at, name)| nodes[at].run(&namespace, name, &[]));
+    let [mut near, far] = nodes.each_ref().map(controller::agent);
+    near.wait_enrolled([&client, &neighbour]).unwrap();
+    far.wait_enrolled([&server]).unwrap();
+    wait_kept(&nodes[0], &[&client, &neighbour, &server]);
+    let _servers = [&neighbour, &server].map(|pod| pod.serve_http(8080).unwrap());
+    let get = |to: &Pod| client.http_get(to.addr(8080), "/", TIMEOUT).map(|answer| answer.status).ok();
+    let allowed = || near.metric("orlop_same_node_pairs", &[]).unwrap() > 0.0;
+    assert!(wait_for(replica::LONG, || get(&server) == Some(200)), "{}", near.log().unwrap());
+    assert!(wait_for(replica::LONG, || get(&neighbour) == Some(200) && allowed()), "{}", near.log().unwrap());
+
+    nodes[0].relay.cut();
+    way.cut();
+    near.restart().unwrap();
+    near.wait_enrolled([&client, &neighbour]).unwrap();
+    assert_eq!(get(&neighbour), Some(200), "{}", near.log().unwrap());
+    assert_eq!(get(&server), None);
+    let refused = |record: &Value| record["reason"] == "certificate_unavailable";
+    assert!(wait_for(LONG, || records(&near).iter().any(refused)), "{}", near.log().unwrap());
+    nodes[0].relay.mend().unwrap();
+    way.mend().unwrap();
+    assert!(wait_for(replica::LONG, || get(&server) == Some(200)), "{}", near.log().unwrap());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use orlop_model::World;
 
-/// What a file may hold: a world of 5,000 pods has some 5 MB.
+/// What a file may hold: 5,000 pods take 2 MB.
 const MAX_SIZE: u64 = 1 << 28;
 
 /// The file in a directory that is root's, or the program's own user's.
