@@ -31,6 +31,8 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 const NAME: usize = 16;
 /// The verifier's log, asked for only after a refusal.
 const LOG: usize = 1 << 20;
+/// A signal ends the verifier's work with EAGAIN, and it may be begun again: so many times.
+const INTERRUPTIONS: usize = 5;
 
 /// The kinds of program that we have: type and attach type of linux/bpf.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,7 +339,15 @@ pub fn monotonic() -> u64 {
 pub fn program_load(definition: &ProgramDefinition<'_>) -> Result<OwnedFd, (io::Error, String)> {
     let attributes = program_attributes(definition).map_err(|error| (error, String::new()))?;
     // SAFETY: every pointer is to a slice of `definition` and goes with its length.
-    let error = match unsafe { bpf_fd(BPF_PROG_LOAD, &attributes) } {
+    let load = || unsafe { bpf_fd(BPF_PROG_LOAD, &attributes) };
+    let mut loaded = load();
+    for _ in 0..INTERRUPTIONS {
+        match &loaded {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => loaded = load(),
+            _ => break,
+        }
+    }
+    let error = match loaded {
         Ok(program) => return Ok(program),
         Err(error) => error,
     };
