@@ -6,7 +6,7 @@ use std::{
     os::fd::BorrowedFd,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -198,16 +198,23 @@ async fn leave(
     timeout: Duration,
 ) -> anyhow::Result<usize> {
     let mut leaving = Leaving::new(proxy.hand_over());
-    let left = tokio::select! {
-        left = proxy.drain(timeout) => left,
-        never = worlds.publish_all() => match never? {},
-        () = async {
-            successor.move_all(&mut leaving, proxy).await;
-            future::pending().await
-        } => unreachable!("it is pending"),
-    };
-    successor.move_rest(&mut leaving, proxy).await;
-    Ok(left)
+    let start = Instant::now();
+    loop {
+        let was_open = leaving.is_open();
+        let left = tokio::select! {
+            left = proxy.drain(timeout.saturating_sub(start.elapsed())) => left,
+            never = worlds.publish_all() => match never? {},
+            () = async {
+                successor.move_all(&mut leaving, proxy).await;
+                future::pending().await
+            } => unreachable!("it is pending"),
+        };
+        successor.move_rest(&mut leaving, proxy).await;
+        // What the other agent did not take is here again.
+        if leaving.is_open() == was_open {
+            return Ok(left);
+        }
+    }
 }
 
 /// The running agent.
@@ -292,7 +299,8 @@ impl Agent {
         let door = Door::inherit(predecessor.door.try_clone()?)?;
         tracing::info!(pods = applied.enrolled.len(), "taken over from the agent before");
         let proxy = Arc::clone(&self.proxy);
-        tokio::spawn(async move { predecessor.receive_all(&proxy).await });
+        let expected = proxy.expect();
+        tokio::spawn(async move { predecessor.receive_all(&proxy, expected).await });
         Ok(door)
     }
 

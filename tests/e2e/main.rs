@@ -9,6 +9,7 @@ mod dns;
 mod failclosed;
 mod fairness;
 mod flows;
+mod handover;
 mod hbone;
 mod integrity;
 mod kubernetes;

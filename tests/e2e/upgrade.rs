@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,18 +11,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{MsgFlags, recv};
 use orlop_tests::{AgentOptions, Pod, PodSpec, Process, wait_for};
-use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::handover::Stranger;
 use crate::mesh::MANY_DESCRIPTORS;
 use crate::pair::{Pair, TIMEOUT, dial, ping, record, wait_enrolled};
 use crate::pattern;
 
 /// A new agent's start and the old one's end, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-fn options(drain_timeout: Duration) -> AgentOptions {
+pub fn options(drain_timeout: Duration) -> AgentOptions {
     AgentOptions {
         drain_timeout: Some(drain_timeout),
         args: ["--log-format", "json"].map(str::to_owned).into(),
@@ -275,13 +273,14 @@ fn assert_gives_up(pair: &Pair, mut new: Process, why: &str) {
     pair.near.wait_log(said, TIMEOUT).unwrap();
 }
 
+/// A name that nobody resolves holds a new agent up for a moment, between its coming and its being ready.
+const NOWHERE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: nowhere, namespace: shop}\n\
+     spec:\n  hosts: [nowhere.invalid]\n  resolution: DNS\n  ports: [{number: 80, name: http}]\n";
+
 #[test]
 fn a_new_agent_that_hangs_is_given_up_and_harms_nothing() {
     let pair = Pair::with(options(PATIENCE));
-    // A name that nobody resolves holds a new agent up for a moment, between its coming and its being ready.
-    let host = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: nowhere, namespace: shop}\n\
-                spec:\n  hosts: [nowhere.invalid]\n  resolution: DNS\n  ports: [{number: 80, name: http}]\n";
-    pair.change(|world| world.write("nowhere.yaml", host));
+    pair.change(|world| world.write("nowhere.yaml", NOWHERE));
     let ways = Ways::new(&pair);
     let open: Vec<_> = ways.ways.iter().map(|(from, to)| dial(from, *to).unwrap()).collect();
     let new = pair.near.start_beside(&[]).unwrap();
@@ -293,6 +292,30 @@ fn a_new_agent_that_hangs_is_given_up_and_harms_nothing() {
     // It goes on where it was, and hears then that it came to nothing.
     new.signal(Signal::SIGCONT).unwrap();
     assert_gives_up(&pair, new, "does not hand over");
+    assert_serves_on(&pair, &open, &ways);
+}
+
+#[test]
+fn a_new_agent_that_is_ended_before_it_serves_leaves_the_sockets_as_they_are() {
+    let pair = Pair::with(options(PATIENCE));
+    let mute = pair.outsider(pair.near.node(), "mute");
+    let resolver = mute.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))).unwrap().unwrap();
+    resolver.set_read_timeout(Some(PATIENCE)).unwrap();
+    // What is below `invalid` nobody is asked.
+    let somewhere = NOWHERE.replace("nowhere.invalid", "nowhere.example");
+    pair.change(|world| world.write("nowhere.yaml", &somewhere));
+    let ways = Ways::new(&pair);
+    let open: Vec<_> = ways.ways.iter().map(|(from, to)| dial(from, *to).unwrap()).collect();
+    let mut new = pair.near.start_beside(&["--host-resolver", &mute.addr(53).to_string()]).unwrap();
+    // The old agent has given it everything, and does not get to say that it is the new one's.
+    resolver.recv(&mut [0; 512]).unwrap();
+    let enrolled = |log: &str| log.matches("\"enrolled\"").count();
+    let before = enrolled(&pair.near.log().unwrap());
+    pair.near.signal(Signal::SIGSTOP).unwrap();
+    pair.near.wait_log(|log| enrolled(log) > before, PATIENCE).unwrap();
+    new.signal(Signal::SIGTERM).unwrap();
+    assert!(new.wait(PATIENCE).unwrap().success());
+    pair.near.signal(Signal::SIGCONT).unwrap();
     assert_serves_on(&pair, &open, &ways);
 }
 
@@ -314,35 +337,25 @@ fn failures_leave_the_old_agent_serving() {
 
     // It breaks off in the middle, or is something else.
     let strangers = |words: &[&str]| {
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        socket.connect(&SockAddr::unix(pair.near.node().run_dir().join("handover.sock")).unwrap()).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-        for word in words {
-            let length = u32::try_from(word.len()).unwrap().to_be_bytes();
-            socket.send(&[&length[..], word.as_bytes()].concat()).unwrap();
-        }
-        let (mut heard, mut buffer) = (String::new(), vec![0; 64 << 10]);
+        let stranger = Stranger::come(&pair.near);
+        words.iter().for_each(|word| stranger.say(word));
+        let mut heard = String::new();
         while !heard.contains("enrolled") && !heard.contains("refused") {
-            match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(0) | Err(_) => break,
-                Ok(length) => heard += &String::from_utf8_lossy(&buffer[..length]),
-            }
+            let Some(message) = stranger.hear() else { break };
+            heard += &message;
         }
         heard
     };
-    let layout = pair.near.node().pins_dir().unwrap().file_name().unwrap().to_string_lossy()[1..].to_owned();
-    let hello = |version, node| {
-        format!("{{\"hello\":{{\"version\":{version},\"layout\":{layout},\"node\":\"{node}\"}}}}")
-    };
-    assert!(strangers(&[&hello(2, "n1")]).contains("enrolled"));
+    let hello = |version| Stranger::hello(&pair.near, version);
+    assert!(strangers(&[&hello(2)]).contains("enrolled"));
     assert_serves_on(&pair, &open, &ways);
     for words in [&["nonsense"][..], &[""], &["\"ready\""], &[]] {
         let heard = strangers(words);
         assert!(!heard.contains("socket") && !heard.contains("enrolled"), "{words:?}: {heard}");
         assert_serves_on(&pair, &open, &ways);
     }
-    assert!(strangers(&[&hello(999, "n1")]).contains("stop it first"));
-    assert!(strangers(&[&hello(2, "n1"), "\"hello again\""]).contains("enrolled"));
+    assert!(strangers(&[&hello(999)]).contains("stop it first"));
+    assert!(strangers(&[&hello(2), "\"hello again\""]).contains("enrolled"));
     assert_serves_on(&pair, &open, &ways);
 
     let path = pair.near.node().run_dir().join("handover.sock");

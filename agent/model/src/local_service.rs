@@ -45,8 +45,8 @@ impl Snapshot {
         })
     }
 
-    /// Those of the eligible endpoints of what was dialled that may be reached without the proxy, as far as
-    /// endpoints tell. Where they differ in weight there is none: whoever chooses in the proxy's stead takes all alike.
+    /// Those of the eligible endpoints of what was dialled that may be reached without the proxy: enrolled pods of
+    /// this node, by what the pods say and not their EndpointSlices. Where they differ in weight there is none: whoever chooses in the proxy's stead takes all alike.
     pub(crate) fn local<'a>(
         &'a self,
         port: &'a ServicePort,

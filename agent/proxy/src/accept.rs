@@ -2,7 +2,7 @@
 
 use std::{future::ready, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use orlop_model::ports::{DNS_PORT, HBONE_PORT, OUTBOUND_PORT};
+use orlop_model::ports::{DNS_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{spawn_local, yield_now},
@@ -15,7 +15,7 @@ use crate::{
     outbound,
     pod::Pod,
     record::Record,
-    shared::Phase,
+    shared::{LiveGuard, Phase},
     socket::{self, Accepted},
     worker::Worker,
 };
@@ -30,7 +30,12 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
         Err(error) => return tracing::error!(pod = %pod.name(), port, %error, "cannot listen"),
     };
     let mut phase = worker.shared.phase.subscribe();
-    let _ = phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await;
+    // One that leaves before it has served may have the sockets of an agent that serves on.
+    let Ok(Phase::Serving) = phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await.as_deref() else {
+        return;
+    };
+    // The phase is looked at again before anything is accepted.
+    let _source = worker.shared.sources.enter_always();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -74,41 +79,57 @@ async fn take_waiting(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, listener: 
     }
 }
 
+/// What is accepted counts from here on, so that an agent that leaves does not end before it.
 fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, tcp: TcpStream, peer: SocketAddr) {
+    let shared = &worker.shared;
+    let live = match shared.take_on(pod, &tcp) {
+        Ok(live) => live,
+        Err(reason) => {
+            let outbound = matches!(port, OUTBOUND_PORT | DNS_PORT);
+            let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
+            let mut record = Record::new(shared, direction);
+            record.source.address = Some(peer);
+            socket::reset(tcp);
+            return record.finish(Err(reason.into()));
+        }
+    };
+    let guards = Guards { live, movable: shared.movable.enter_always() };
     let Some(other) = worker.place() else {
-        return start(worker, pod, port, Accepted { tcp, peer });
+        return start(worker, pod, port, Accepted { tcp, peer }, guards);
     };
     let Ok(tcp) = tcp.into_std() else { return };
     let pod = Arc::clone(pod);
     worker.crew.run(other, move |worker| {
         // Fails only for want of memory in the kernel.
         if let Ok(tcp) = TcpStream::from_std(tcp) {
-            start(worker, &pod, port, Accepted { tcp, peer });
+            start(worker, &pod, port, Accepted { tcp, peer }, guards);
         }
     });
 }
 
-fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted) {
-    let shared = &worker.shared;
-    let live = match shared.take_on(pod, &accepted.tcp) {
-        Ok(live) => live,
-        Err(reason) => {
-            let outbound = matches!(port, OUTBOUND_PORT | DNS_PORT);
-            let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
-            let mut record = Record::new(shared, direction);
-            record.source.address = Some(accepted.peer);
-            socket::reset(accepted.tcp);
-            return record.finish(Err(reason.into()));
-        }
-    };
+/// Of a connection that was accepted.
+struct Guards {
+    live: [LiveGuard; 2],
+    /// Until it is known how it goes on.
+    movable: LiveGuard,
+}
+
+fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, port: u16, accepted: Accepted, guards: Guards) {
     let load = worker.load();
     let (worker, pod) = (Rc::clone(worker), Arc::clone(pod));
     spawn_local(async move {
+        let Guards { live, movable } = guards;
         match port {
-            OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted, None).await,
-            DNS_PORT => dns::serve_tcp(&worker, &pod, accepted).await,
-            HBONE_PORT => inbound::serve_tunnel(&worker, &pod, accepted).await,
-            _ => inbound::serve_plaintext(&worker, &pod, accepted).await,
+            OUTBOUND_PORT => outbound::serve(&worker, &pod, accepted, movable, None).await,
+            INBOUND_PLAINTEXT_PORT => inbound::serve_plaintext(&worker, &pod, accepted, movable).await,
+            DNS_PORT => {
+                drop(movable);
+                dns::serve_tcp(&worker, &pod, accepted).await;
+            }
+            _ => {
+                drop(movable);
+                inbound::serve_tunnel(&worker, &pod, accepted).await;
+            }
         }
         drop((live, load));
     });

@@ -17,6 +17,7 @@ use crate::{
     passthrough::{Passthrough, PassthroughState},
     record::Record,
     refusal::Refusal,
+    shared::{LiveGuard, Shared},
     socket,
     worker::{Crew, Worker},
 };
@@ -31,13 +32,14 @@ pub(crate) struct Carried {
     pub(crate) halves: [Half; 2],
     /// What must be admitted for as long as the connection is open; `None` for one that the pod dialled.
     pub(crate) arrival: Option<Arrival>,
+    /// Counts it as one that can be moved.
+    pub(crate) movable: LiveGuard,
 }
 
 impl Carried {
     /// Carries the connection to its end, or until it can be moved to another agent.
     pub(crate) async fn carry(mut self, worker: &Worker, record: Record) {
         let shared = &worker.shared;
-        let _movable = shared.movable.enter(usize::MAX);
         let Self { sockets: [client, server], halves, arrival, .. } = &mut self;
         let (up, down) = (&record.up, &record.down);
         let copy = copy::tcp_and_tcp(client, server, halves, up, down, shared.config.idle_timeout);
@@ -78,30 +80,35 @@ impl Carried {
             bytes: [record.up.total(), record.down.total()],
             ended: [self.halves[0].ended, self.halves[1].ended],
         };
-        let [client, server] = self.sockets.map(TcpStream::into_std);
+        let Self { sockets, halves, movable, .. } = self;
+        let [client, server] = sockets.map(TcpStream::into_std);
         let (Ok(client), Ok(server)) = (client, server) else { return };
         let sockets = [client.into(), server.into()];
         record.moved();
-        let passthrough = Passthrough { state, sockets, rest: self.halves.map(|half| half.rest) };
+        let passthrough = Passthrough { state, sockets, rest: halves.map(|half| half.rest) };
         if let Err(SendError(passthrough)) = way.send(passthrough) {
-            start(&worker.crew, passthrough);
+            start(&worker.shared, &worker.crew, passthrough);
         }
+        drop(movable);
     }
 }
 
 /// Goes on with a connection of another agent.
-pub(crate) fn start(crew: &Crew, passthrough: Passthrough) {
+pub(crate) fn start(shared: &Shared, crew: &Crew, passthrough: Passthrough) {
+    // It was counted when it was taken, and is not refused for want of room now.
+    let (live, movable) = (shared.live.enter_always(), shared.movable.enter_always());
     crew.run(crew.idlest(), move |worker| {
         let worker = Rc::clone(worker);
-        spawn_local(async move { resume(&worker, passthrough).await });
+        spawn_local(async move {
+            resume(&worker, passthrough, movable).await;
+            drop(live);
+        });
     });
 }
 
-async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
+async fn resume(worker: &Rc<Worker>, passthrough: Passthrough, movable: LiveGuard) {
     let Passthrough { state, sockets, rest } = passthrough;
     let shared = &worker.shared;
-    // It was counted when it was taken, and is not refused for want of room now.
-    let Some(live) = shared.live.enter(usize::MAX) else { return };
     let load = worker.load();
     let Ok(pod) = state.pod.parse() else { return };
     let [Ok(client), Ok(server)] = sockets.map(|socket| TcpStream::from_std(socket.into())) else { return };
@@ -118,8 +125,8 @@ async fn resume(worker: &Rc<Worker>, passthrough: Passthrough) {
     record.judgement = arrival.as_ref().and_then(|arrival| admit(&shared.snapshot.load(), arrival).ok());
     let [up, down] = rest;
     let halves = [Half { rest: up, ended: state.ended[0] }, Half { rest: down, ended: state.ended[1] }];
-    Carried { pod, sockets: [client, server], halves, arrival }.carry(worker, record).await;
-    drop((live, load));
+    Carried { pod, sockets: [client, server], halves, arrival, movable }.carry(worker, record).await;
+    drop(load);
 }
 
 fn record(worker: &Worker, pod: &NamespacedName, state: &PassthroughState) -> Record {

@@ -178,16 +178,21 @@ fn client_of(
 }
 
 /// Serves one connection that came without a tunnel.
-pub(crate) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Pod, client: Accepted) {
+pub(crate) async fn serve_plaintext(worker: &Rc<Worker>, pod: &Pod, client: Accepted, movable: LiveGuard) {
     let mut record = Record::new(&worker.shared, Direction::Inbound);
     record.source.address = Some(client.peer);
     match connect_plaintext(worker, pod, &client, &mut record).await {
         Ok((arrival, server)) => {
             record.opened(&worker.series);
-            let sockets = [client.tcp, server];
-            Carried { pod: pod.name().clone(), sockets, halves: Default::default(), arrival: Some(arrival) }
-                .carry(worker, record)
-                .await;
+            Carried {
+                pod: pod.name().clone(),
+                sockets: [client.tcp, server],
+                halves: Default::default(),
+                arrival: Some(arrival),
+                movable,
+            }
+            .carry(worker, record)
+            .await;
         }
         Err(refusal) => {
             socket::reset(client.tcp);

@@ -58,7 +58,7 @@ use crate::{
     affinity::Affinity,
     flow::Flows,
     limits::Limits,
-    shared::{InFlight, Live, Phase, Shared},
+    shared::{InFlight, Live, LiveGuard, Phase, Shared},
     worker::Crew,
 };
 pub use crate::{
@@ -78,6 +78,11 @@ pub use crate::{
 pub struct Proxy {
     shared: Arc<Shared>,
     crew: Crew,
+}
+
+/// That another agent may move connections here.
+pub struct Expected {
+    _source: LiveGuard,
 }
 
 impl Proxy {
@@ -103,6 +108,8 @@ impl Proxy {
             affinity: Affinity::default(),
             live: Live::new(),
             movable: Live::new(),
+            sources: Live::new(),
+            questions: Live::new(),
             generation: watch::Sender::new(0),
             phase: watch::Sender::new(Phase::Waiting),
         });
@@ -202,9 +209,14 @@ impl Proxy {
         leaving
     }
 
+    /// From now until it is dropped, another agent may move connections here: [`Self::drain`] waits for them.
+    pub fn expect(&self) -> Expected {
+        Expected { _source: self.shared.sources.enter_always() }
+    }
+
     /// Goes on with a connection that another agent has begun.
     pub fn resume(&self, passthrough: Passthrough) {
-        carried::start(&self.crew, passthrough);
+        carried::start(&self.shared, &self.crew, passthrough);
     }
 
     /// Tells of a connection that the kernel side refused by itself, which it counts.
@@ -218,8 +230,8 @@ impl Proxy {
     }
 
     /// Takes no more connections, tells the tunnels' peers, and waits until what is open has ended or
-    /// `limit` has passed, and until what can be moved to another agent is on its way. Returns how many
-    /// connections were left.
+    /// `limit` has passed. What can be moved to another agent is moved, however long it takes: what waits to be
+    /// connected, and what is [expected](Self::expect), too. Returns how many connections were left.
     pub async fn drain(&self, limit: Duration) -> usize {
         let mut way = None;
         self.shared.phase.send_if_modified(|phase| match phase {
@@ -232,10 +244,20 @@ impl Proxy {
                 true
             }
         });
-        let _ = timeout(limit, self.shared.live.ended()).await;
+        let Shared { sources, live, questions, movable, .. } = &*self.shared;
+        let ended = async {
+            sources.ended().await;
+            live.ended().await;
+            questions.ended().await;
+        };
+        let _ = timeout(limit, ended).await;
         if let Some(way) = way {
+            let all = async {
+                sources.ended().await;
+                movable.ended().await;
+            };
             tokio::select! {
-                () = self.shared.movable.ended() => {}
+                () = all => {}
                 () = way.closed() => {}
             }
         }

@@ -17,23 +17,34 @@ use crate::{
     pool::{Key, Slot},
     record::Record,
     refusal::Refusal,
-    shared::InFlightGuard,
+    shared::{InFlightGuard, LiveGuard},
     socket::{self, Accepted},
     tunnel,
     worker::Worker,
 };
 
 /// Serves one connection that a hook sent to the proxy, to `destination`, if somebody knows that already.
-pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, client: Accepted, destination: Option<SocketAddr>) {
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    pod: &Pod,
+    client: Accepted,
+    movable: LiveGuard,
+    destination: Option<SocketAddr>,
+) {
     let mut record = Record::new(&worker.shared, Direction::Outbound);
     record.source.address = Some(client.peer);
-    match connect(worker, pod, &client, destination, &mut record).await {
-        Ok((Way::Plain(server), _in_flight)) => {
+    match connect(worker, pod, &client, movable, destination, &mut record).await {
+        Ok((Way::Plain(server, movable), _in_flight)) => {
             record.opened(&worker.series);
-            let sockets = [client.tcp, server];
-            Carried { pod: pod.name().clone(), sockets, halves: Default::default(), arrival: None }
-                .carry(worker, record)
-                .await;
+            Carried {
+                pod: pod.name().clone(),
+                sockets: [client.tcp, server],
+                halves: Default::default(),
+                arrival: None,
+                movable,
+            }
+            .carry(worker, record)
+            .await;
         }
         Ok((Way::Tunnel(mut stream), _in_flight)) => {
             record.opened(&worker.series);
@@ -79,7 +90,7 @@ pub(crate) fn refuse(worker: &Worker, client: Accepted, refusal: Refusal) {
 
 /// The way to the server, which is connected.
 enum Way {
-    Plain(TcpStream),
+    Plain(TcpStream, LiveGuard),
     Tunnel(Stream),
 }
 
@@ -87,13 +98,20 @@ async fn connect(
     worker: &Rc<Worker>,
     pod: &Pod,
     client: &Accepted,
+    movable: LiveGuard,
     destination: Option<SocketAddr>,
     record: &mut Record,
 ) -> Result<(Way, InFlightGuard), Refusal> {
     let upstream = resolve(worker, pod, client, destination, record)?;
     let way = match &upstream.tunnel {
-        None => Way::Plain(tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?),
-        Some(key) => Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?),
+        None => {
+            let server = tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?;
+            Way::Plain(server, movable)
+        }
+        Some(key) => {
+            drop(movable);
+            Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?)
+        }
     };
     Ok((way, upstream.in_flight))
 }

@@ -27,8 +27,12 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Connections and streams.
     pub(crate) live: Live,
-    /// Those of them that could go on in another agent.
+    /// Those of them that can go on in another agent, or perhaps can once they are connected.
     pub(crate) movable: Live,
+    /// What may still bring connections: listening sockets, and another agent that moves its own here.
+    pub(crate) sources: Live,
+    /// Questions of DNS that a resolver is asked.
+    pub(crate) questions: Live,
     /// Of the snapshot in force.
     pub(crate) generation: watch::Sender<u64>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -89,6 +93,15 @@ impl Live {
             false
         });
         entered.then(|| LiveGuard(Arc::clone(&self.0)))
+    }
+
+    /// One more, however many there are.
+    pub(crate) fn enter_always(&self) -> LiveGuard {
+        self.0.send_if_modified(|live| {
+            *live += 1;
+            false
+        });
+        LiveGuard(Arc::clone(&self.0))
     }
 
     pub(crate) async fn ended(&self) {

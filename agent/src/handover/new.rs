@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use orlop_model::NamespacedName;
-use orlop_proxy::{Inherited, Passthrough, Proxy};
+use orlop_proxy::{Expected, Inherited, Passthrough, Proxy};
 use tokio::{spawn, task::JoinHandle, time::sleep};
 use tokio_seqpacket::UnixSeqpacket;
 
@@ -106,8 +106,8 @@ impl Predecessor {
         }
     }
 
-    /// Takes the connections that it can move, until it has ended.
-    pub async fn receive_all(self, proxy: &Proxy) {
+    /// Takes the connections that it can move, until it has ended. This agent does not end before.
+    pub async fn receive_all(self, proxy: &Proxy, expected: Expected) {
         let mut moved = 0;
         let result = loop {
             match self.peer.receive().await {
@@ -120,6 +120,7 @@ impl Predecessor {
             }
             moved += 1;
         };
+        drop(expected);
         match result {
             Ok(()) => tracing::info!(moved, "the agent before has ended"),
             Err(error) => {

@@ -78,6 +78,11 @@ impl Leaving {
     pub fn new(waiting: UnboundedReceiver<Passthrough>) -> Self {
         Self { waiting, next: None }
     }
+
+    /// Whether the new agent has taken all that it was given so far.
+    pub fn is_open(&self) -> bool {
+        !self.waiting.is_closed()
+    }
 }
 
 /// What it is given.

@@ -30,7 +30,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) 
         // Not read yet: what is not ours must reach the resolver.
         let Ok(Ok(Some(framed))) = timeout(IDLE, peek(&client.tcp)).await else { return };
         let Some(answer) = answer_to(worker, pod, &framed[LENGTH..]) else {
-            return outbound::serve(worker, pod, client, Some(resolver)).await;
+            let movable = worker.shared.movable.enter_always();
+            return outbound::serve(worker, pod, client, movable, Some(resolver)).await;
         };
         let Ok(Ok(())) = timeout(IDLE, exchange(&mut client.tcp, framed, answer)).await else { return };
     }

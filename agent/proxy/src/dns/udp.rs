@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     pod::Pod,
-    shared::{Phase, Shared},
+    shared::{LiveGuard, Phase, Shared},
     socket,
     worker::Worker,
 };
@@ -67,7 +67,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Arc<Pod>, socket: std::net::U
         socket,
     });
     let mut phase = worker.shared.phase.subscribe();
-    let _ = phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await;
+    // As with what listens: one that leaves before it has served may have the socket of an agent that serves on.
+    let Ok(Phase::Serving) = phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await.as_deref() else {
+        return;
+    };
     let mut ended = pin!(async {
         tokio::select! {
             () = pod.closed() => {}
@@ -262,7 +265,7 @@ impl Server {
 }
 
 /// Counts a question as under way until it is dropped.
-struct UnderWay(Rc<Server>);
+struct UnderWay(Rc<Server>, #[expect(dead_code, reason = "it counts")] LiveGuard);
 
 impl UnderWay {
     fn begin(server: &Rc<Server>) -> Option<Self> {
@@ -270,7 +273,7 @@ impl UnderWay {
             return None;
         }
         server.questions.set(server.questions.get() + 1);
-        Some(Self(Rc::clone(server)))
+        Some(Self(Rc::clone(server), server.shared.questions.enter_always()))
     }
 }
 

@@ -322,7 +322,7 @@ fn switch_protocols(
     let server = upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     let idle_timeout = session.local.worker.shared.config.idle_timeout;
-    let live = session.local.worker.shared.live.enter(usize::MAX);
+    let live = session.local.worker.shared.live.enter_always();
     let session = Rc::clone(session);
     spawn_local(async move {
         // All of it, so that it ends with this.

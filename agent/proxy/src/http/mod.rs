@@ -156,6 +156,8 @@ impl Waypoint {
             affinity: Affinity::default(),
             live: Live::new(),
             movable: Live::new(),
+            sources: Live::new(),
+            questions: Live::new(),
             generation: watch::Sender::new(0),
             phase: watch::Sender::new(Phase::Serving),
         });
