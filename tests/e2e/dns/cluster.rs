@@ -5,17 +5,21 @@ use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
-use orlop_tests::{Endpoint, PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{Endpoint, PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use super::ask::{WAYS, Way, addresses, ask, code, exchange, getent, query, socket};
 use super::resolver::Resolver;
-use crate::pair::{AT_ONCE, Pair, TIMEOUT};
+use crate::pair::{AT_ONCE, Pair, TIMEOUT, dial, ping};
+use crate::upgrade;
 
 const WEB: &str = "web.shop.svc.cluster.local.";
 
 /// The service `shop/web`, and an address where no resolver is.
 fn with_service() -> (Pair, Vec<IpAddr>, [IpAddr; 2]) {
-    let pair = Pair::new();
+    with_service_in(Pair::new())
+}
+
+fn with_service_in(pair: Pair) -> (Pair, Vec<IpAddr>, [IpAddr; 2]) {
     let (vips, nobody) = (pair.testbed.vip(), pair.testbed.vip());
     let mut web = ServiceSpec::new("shop", "web", 80, TargetPort::Number(8080));
     web.ports[0].name = "http".to_owned();
@@ -238,4 +242,25 @@ fn malformed_queries_are_answered_or_dropped_and_do_no_harm() {
     std::io::Write::write_all(&mut stream, &[0, 3, 1, 2, 3]).unwrap();
     let answer = ask(&pair.client, Way::Connected, resolver, WEB, RecordType::A).unwrap();
     assert_eq!(addresses(&answer), vips[..1]);
+}
+
+#[test]
+fn an_agent_beside_one_that_drains_answers_once_that_one_has_ended() {
+    let (mut pair, vips, [resolver, _]) = with_service_in(Pair::with(upgrade::options(upgrade::PATIENCE)));
+    let server = pair.server.serve_echo(80).unwrap();
+    let held = dial(&pair.client, server.addr()).unwrap();
+    let ask = |pair: &Pair| ask(&pair.client, Way::Connected, resolver, WEB, RecordType::A);
+    assert_eq!(addresses(&ask(&pair).unwrap()), vips[..1]);
+    pair.near.terminate().unwrap();
+    pair.near.wait_log(|log| log.contains("\"draining\""), TIMEOUT).unwrap();
+
+    let [admin, metrics, ready] = ["127.0.0.1:15100", "0.0.0.0:15120", "0.0.0.0:15121"];
+    let args = ["--admin", admin, "--metrics", metrics, "--ready", ready];
+    let _new = pair.near.start_beside(&args).unwrap();
+    pair.near.wait_log(|log| log.contains("somebody has taken the port"), upgrade::PATIENCE).unwrap();
+    assert!(wait_for(upgrade::PATIENCE, || dial(&pair.client, server.addr()).is_ok()), "nobody serves");
+    ping(&held, "still there?\n").unwrap();
+    drop(held);
+    assert!(pair.near.wait(upgrade::PATIENCE).unwrap().success());
+    assert!(wait_for(upgrade::PATIENCE, || ask(&pair).is_ok_and(|answer| addresses(&answer) == vips[..1])));
 }
