@@ -6,6 +6,7 @@ use std::process::Command;
 use orlop_tests::PodSpec;
 
 use crate::pair::{Pair, TIMEOUT, apply, assert_refused, dial, ping, program, record, remove, wait_enrolled};
+use crate::pattern::assert_reset;
 
 pub fn authorization_policy(name: &str, spec: &str) -> String {
     format!(
@@ -138,29 +139,36 @@ fn explain(pair: &Pair, from: &str, to: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// As the API server would refuse to take it: what was in force stays so, and the log says what is wrong.
 #[test]
-fn a_broken_policy_that_appears_takes_nothing_out_of_force_and_is_told_of() {
+fn a_policy_that_never_was_good_lets_nothing_pass_where_it_is_for() {
     let pair = Pair::new();
     let server = pair.server.serve_echo(80).unwrap();
     let other = pair.pod(&pair.near, "other", PodSpec::new().service_account("other"));
     apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
-    assert_refused(&pair.client, server.addr());
-    let open = dial(&other, server.addr()).unwrap();
+    let mut open = dial(&other, server.addr()).unwrap();
 
-    // One file that was good, and one that never was.
-    let bad = authorization_policy("typo", "{action: ALOW, rules: [{}]}");
-    for file in ["policy.yaml", "another.yaml"] {
-        pair.testbed.world().write(file, &bad).unwrap();
-        let said =
-            |log: &str| log.lines().any(|line| line.contains(&format!("{file}:")) && line.contains("ALOW"));
-        pair.far.wait_log(said, TIMEOUT).unwrap();
-    }
-    // Whatever else changes is in force.
+    // What was good stays as it was. Whatever else changes is in force.
+    pair.testbed.world().write("policy.yaml", &authorization_policy("no-buyers", "{action: DENI}")).unwrap();
+    pair.far.wait_log(|log| log.contains("DENI"), TIMEOUT).unwrap();
     pair.change(|world| world.namespace("later", &[]));
     assert_refused(&pair.client, server.addr());
     ping(&open, "still there?\n").unwrap();
 
-    apply(&pair, "policy.yaml", &authorization_policy("nobody", "{}"));
-    assert_refused(&other, server.addr());
+    let broken = [("{action: ALOW, rules: [{}]}", "typo"), ("{rules: [", "another.yaml")];
+    for (spec, name) in broken {
+        apply(&pair, "another.yaml", &authorization_policy("typo", spec));
+        let said = format!("nothing passes where AuthorizationPolicy shop/{name} is for");
+        let told = |line: &str| line.contains("another.yaml:") && line.contains(&said);
+        pair.far.wait_log(|log| log.lines().any(told), TIMEOUT).unwrap();
+        assert_reset(&open);
+        assert_refused(&other, server.addr());
+        let refused = record(&pair.far, |record| {
+            record["result"] == "refused"
+                && record["src_workload"] == "shop/other"
+                && record["detail"].as_str().is_some_and(|detail| detail.contains(&format!("shop/{name}")))
+        });
+        assert_eq!(refused["reason"], "policy_denied");
+        remove(&pair, "another.yaml");
+        open = dial(&other, server.addr()).unwrap();
+    }
 }

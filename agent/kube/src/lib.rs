@@ -25,6 +25,7 @@ mod read;
 mod selector;
 mod service;
 mod service_entry;
+mod stand_in;
 mod virtual_service;
 mod workload_entry;
 mod world_file;

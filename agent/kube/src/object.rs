@@ -88,6 +88,13 @@ impl Kind {
         }
     }
 
+    /// Whether `version` is of somebody else's kind of the same name, such as Knative's Service.
+    pub fn is_foreign(self, version: &str) -> bool {
+        let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
+        let (theirs, ours) = (group(version), group(self.api_versions()[0]));
+        theirs != ours && theirs.contains('.') && !theirs.ends_with("k8s.io")
+    }
+
     /// Converts an object of this kind, whose text or tree the deserializer holds.
     pub fn convert<'de, D: Deserializer<'de>>(self, object: D, source: Source) -> Result<Object, FieldError> {
         match self {
@@ -170,6 +177,23 @@ impl Key {
             Kind::PeerAuthentication => Self::PeerAuthentication(namespaced()),
             Kind::VirtualService => Self::VirtualService(namespaced()),
             Kind::DestinationRule => Self::DestinationRule(namespaced()),
+        }
+    }
+
+    /// Whether the world has such an object.
+    pub fn is_in(&self, world: &World) -> bool {
+        match self {
+            Self::Namespace(name) => world.namespaces.contains_key(name),
+            Self::Node(name) => world.nodes.contains_key(name),
+            Self::Pod(name) => world.pods.contains_key(name),
+            Self::Service(name) => world.services.contains_key(name),
+            Self::EndpointSlice(name) => world.endpoint_slices.contains_key(name),
+            Self::ServiceEntry(name) => world.service_entries.contains_key(name),
+            Self::WorkloadEntry(name) => world.workload_entries.contains_key(name),
+            Self::AuthorizationPolicy(name) => world.authorization_policies.contains_key(name),
+            Self::PeerAuthentication(name) => world.peer_authentications.contains_key(name),
+            Self::VirtualService(name) => world.virtual_services.contains_key(name),
+            Self::DestinationRule(name) => world.destination_rules.contains_key(name),
         }
     }
 

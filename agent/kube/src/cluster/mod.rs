@@ -1,7 +1,6 @@
 //! A Kubernetes API server as the source of the world.
 
 mod item;
-mod stand_in;
 mod store;
 mod watch;
 

@@ -2,9 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_model::World;
 
-use super::stand_in::stand_in;
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Object};
+use crate::stand_in::stand_in;
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Store {
 
     /// What was good before stays. A policy that never was must not be taken for none.
     fn malformed(&mut self, world: &mut World, key: Key, error: FieldError, text: &str) -> bool {
-        let before = get(world, &key);
+        let before = key.is_in(world);
         let stand_in = if before { None } else { stand_in(&key, text) };
         if self.malformed.get(&key) != Some(&error) {
             let meanwhile = match (before, &stand_in) {
@@ -104,23 +104,6 @@ impl Store {
             tracing::debug!(kind = kind_name, problem, "the Kubernetes API can't be asked");
         }
         self.failing.insert(kind, problem);
-    }
-}
-
-/// Whether there is such an object.
-fn get(world: &World, key: &Key) -> bool {
-    match key {
-        Key::Namespace(name) => world.namespaces.contains_key(name),
-        Key::Node(name) => world.nodes.contains_key(name),
-        Key::Pod(name) => world.pods.contains_key(name),
-        Key::Service(name) => world.services.contains_key(name),
-        Key::EndpointSlice(name) => world.endpoint_slices.contains_key(name),
-        Key::ServiceEntry(name) => world.service_entries.contains_key(name),
-        Key::WorkloadEntry(name) => world.workload_entries.contains_key(name),
-        Key::AuthorizationPolicy(name) => world.authorization_policies.contains_key(name),
-        Key::PeerAuthentication(name) => world.peer_authentications.contains_key(name),
-        Key::VirtualService(name) => world.virtual_services.contains_key(name),
-        Key::DestinationRule(name) => world.destination_rules.contains_key(name),
     }
 }
 

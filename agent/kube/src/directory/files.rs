@@ -10,8 +10,9 @@ use std::sync::Arc;
 use orlop_model::{NamespacedName, World};
 
 use super::objects::{Objects, read};
+use super::unread;
 use crate::error::{Place, WorldError};
-use crate::object::Key;
+use crate::object::{Key, Object};
 
 const MAX_FILE: u64 = 64 << 20;
 const MAX_DEPTH: usize = 16;
@@ -20,6 +21,8 @@ const MAX_DEPTH: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Files {
     files: BTreeMap<PathBuf, File>,
+    /// Of the bad files: what is in force in place of the policies that never were good.
+    stand_ins: BTreeMap<PathBuf, Vec<Object>>,
     hasher: RandomState,
     /// Addresses already warned of.
     shared: BTreeSet<IpAddr>,
@@ -42,7 +45,8 @@ impl Files {
     }
 
     /// Reads the directory again and puts in force what is good. The errors say which files are not; those stay
-    /// as they were. An error for the directory as a whole changes nothing.
+    /// as they were, but that no policy that is new in them is taken for none. An error for the directory as a whole
+    /// changes nothing.
     pub fn refresh(&mut self, directory: &Path) -> Result<Vec<WorldError>, WorldError> {
         let mut errors = Vec::new();
         let mut changed = BTreeMap::new();
@@ -59,6 +63,7 @@ impl Files {
         self.files.retain(|path, _| seen.contains(path));
         errors.extend(self.reject_duplicates(&mut changed));
         self.files.extend(changed);
+        self.stand_ins = errors.iter().map(|(path, _)| (path.clone(), self.stand_ins(path))).collect();
         errors.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(errors.into_iter().map(|(_, error)| error).collect())
     }
@@ -69,8 +74,33 @@ impl Files {
         for (object, _) in self.files.values().flat_map(|file| file.in_force.0.values()) {
             object.clone().put(&mut world);
         }
+        for object in self.stand_ins.values().flatten() {
+            if !object.key().is_in(&world) {
+                object.clone().put(&mut world);
+            }
+        }
         self.warn_of_shared_addresses(&world);
         world
+    }
+
+    /// What else is in force of a bad file.
+    pub fn meanwhile(&self, path: &Path) -> String {
+        let is_good = |key: &Key| self.files.values().any(|file| file.in_force.0.contains_key(key));
+        let keys =
+            self.stand_ins.get(path).into_iter().flatten().map(Object::key).filter(|key| !is_good(key));
+        let refused: Vec<_> = keys.map(|key| key.to_string()).collect();
+        let before = "what was read before stays in force";
+        match refused.is_empty() {
+            true => before.to_owned(),
+            false => format!("{before}, and nothing passes where {} is for", refused.join(" or ")),
+        }
+    }
+
+    fn stand_ins(&self, path: &Path) -> Vec<Object> {
+        let Ok(bytes) = read_bytes(path) else { return Vec::new() };
+        let none = Objects::default();
+        let in_force = self.files.get(path).map_or(&none, |file| &file.in_force);
+        unread::stand_ins(path, &String::from_utf8_lossy(&bytes), in_force)
     }
 
     fn read_if_changed(&self, path: &Path) -> Result<Option<File>, WorldError> {
@@ -130,10 +160,7 @@ impl Files {
 }
 
 fn read_text(path: &Path) -> Result<String, WorldError> {
-    let failed = |source| WorldError::File { path: path.to_owned(), source };
-    let file = fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let bytes = read_bytes(path).map_err(|source| WorldError::File { path: path.to_owned(), source })?;
     let wrong = |line, problem: String| {
         let place = Place { path: Arc::new(path.to_owned()), line };
         Err(WorldError::Syntax { place, problem })
@@ -146,6 +173,13 @@ fn read_text(path: &Path) -> Result<String, WorldError> {
         let line = good.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
         wrong(line, "the file is not UTF-8".to_owned())
     })
+}
+
+/// At most one byte more than a file may have.
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The paths of all files of the directory, sorted.

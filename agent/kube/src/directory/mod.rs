@@ -5,6 +5,7 @@ mod node;
 mod objects;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -47,7 +48,8 @@ impl WorldDirectory {
     /// within a tokio runtime with time enabled.
     ///
     /// A change is there within some 20 ms. A bad file is logged with its line, and its last good objects stay
-    /// in force until it is good again or gone. If the directory itself goes away, everything stays in force.
+    /// in force until it is good again or gone; in place of policies in it that never were good, nothing passes.
+    /// If the directory itself goes away, everything stays in force.
     pub fn watch(self) -> channel::Receiver<Arc<World>> {
         let (sender, receiver) = channel::channel(Arc::new(self.world));
         tokio::spawn(watch::run(self.path, self.files, sender));
@@ -62,8 +64,10 @@ pub fn read_world(path: &Path) -> Result<World, Vec<WorldError>> {
     if errors.is_empty() { Ok(files.world()) } else { Err(errors) }
 }
 
-/// The world of a single file with this text.
+/// The world of a single file with this text. The policies that it names are looked for also if it is good.
 #[cfg(fuzzing)]
 pub fn world(text: &str) -> Result<World, WorldError> {
-    Files::of(Path::new("fuzz.yaml"), text).map(|mut files| files.world())
+    let path = Path::new("fuzz.yaml");
+    unread::stand_ins(path, text, &objects::Objects::default());
+    Files::of(path, text).map(|mut files| files.world())
 }

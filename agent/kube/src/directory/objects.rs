@@ -53,14 +53,11 @@ impl File {
     }
 
     fn object(&mut self, node: &Node, kind: &str, version: &str) -> Result<(), WorldError> {
-        let group = |version: &str| version.split_once('/').map_or("", |(group, _)| group).to_owned();
         let Some(of) = Kind::named(kind) else { return self.ignore(node, kind, version) };
         let known = of.api_versions();
         let want = known[0];
         if !known.contains(&version) {
-            // Someone else's kind of the same name, such as Knative's Service.
-            let (theirs, ours) = (group(version), group(want));
-            if theirs != ours && theirs.contains('.') && !theirs.ends_with("k8s.io") {
+            if of.is_foreign(version) {
                 return self.ignore(node, kind, version);
             }
             let problem = format!("{version:?} has no {kind} that Orlop reads; write {want}");

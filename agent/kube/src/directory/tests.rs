@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use orlop_model::world::security::Action;
 use orlop_model::{NamespacedName, World};
 use tokio::sync::watch::Receiver;
 
@@ -263,6 +264,37 @@ async fn a_bad_file_keeps_its_last_good_objects_until_it_is_good_or_gone() {
     dir.write("a.yaml", "kind: [");
     fs::remove_file(dir.0.join("a.yaml")).unwrap();
     until(&mut world, |world| names(world) == ["b"]).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_never_was_good_lets_nothing_pass() {
+    let dir = Dir::new();
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let actions = |world: &World| -> Vec<(String, Action)> {
+        let policies = world.authorization_policies.values();
+        policies.map(|policy| (policy.name.name.clone(), policy.action)).collect()
+    };
+    dir.write("a.yaml", &policy("a", "{action: ALLOW}"));
+    let mut world = watch(&dir);
+    // What was good before stays what it was; what is new beside it does not.
+    dir.write("a.yaml", &format!("{}---\n{}", policy("a", "7"), policy("b", "{action: ALLOW}")));
+    let wanted = [("a".to_owned(), Action::Allow), ("b".to_owned(), Action::Deny)];
+    until(&mut world, |world| actions(world) == wanted).await;
+    dir.write("a.yaml", &format!("{}---\n{}", policy("a", "{}"), policy("b", "{action: ALLOW}")));
+    let wanted = [("a".to_owned(), Action::Allow), ("b".to_owned(), Action::Allow)];
+    until(&mut world, |world| actions(world) == wanted).await;
+    // One that another file has is in force, and what comes with it is not.
+    dir.write("b.yaml", &format!("{}---\n{}", policy("a", "{}"), policy("c", "{action: ALLOW}")));
+    let wanted =
+        [("a".to_owned(), Action::Allow), ("b".to_owned(), Action::Allow), ("c".to_owned(), Action::Deny)];
+    until(&mut world, |world| actions(world) == wanted).await;
+    fs::remove_file(dir.0.join("b.yaml")).unwrap();
+    until(&mut world, |world| actions(world).len() == 2).await;
 }
 
 #[tokio::test]

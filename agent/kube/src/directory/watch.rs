@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::files::{Files, is_world_name};
+use crate::error::WorldError;
 
 /// How long it must be quiet before the files are read, so that a change of several files is seen as one.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -108,8 +109,9 @@ impl Keeper {
             // A panic leaves the files as they were, since they are only changed at the end of a refresh.
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             let errors = files.refresh(&directory).unwrap_or_else(|error| vec![error]);
-            let problems = errors.iter().map(|error| (error.path().to_owned(), error.to_string()));
-            (problems.collect(), Some(files.world()))
+            let problem = |error: &WorldError| format!("{error} ({})", files.meanwhile(error.path()));
+            let problems = errors.iter().map(|error| (error.path().to_owned(), problem(error))).collect();
+            (problems, Some(files.world()))
         });
         let failed = |error| ([(self.directory.clone(), format!("reading failed: {error}"))].into(), None);
         read.await.unwrap_or_else(failed)
@@ -118,7 +120,7 @@ impl Keeper {
     fn report(&mut self, problems: Problems) {
         for (path, problem) in &problems {
             if self.reported.get(path) != Some(problem) {
-                tracing::error!("{problem} (what was read before stays in force)");
+                tracing::error!("{problem}");
             }
         }
         for path in self.reported.keys().filter(|path| !problems.contains_key(*path)) {

@@ -9,7 +9,7 @@ use crate::object::{Key, Object};
 
 /// What is in force in place of an object that can't be understood and was never good: of a policy the strictest
 /// that it could be, for the workloads it selects if that can be read, else for its whole scope.
-pub(super) fn stand_in(key: &Key, text: &str) -> Option<Object> {
+pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
     match key {
         Key::AuthorizationPolicy(name) => Some(Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy {
             name: name.clone(),
