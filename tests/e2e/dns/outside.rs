@@ -42,8 +42,8 @@ fn a_service_entry_without_addresses_is_given_some_that_lead_to_it() {
         assert_refused(&pair.client, SocketAddr::new(ip, 81));
     }
     assert_eq!(echo.peers().len(), 2);
-    let reached = record(&pair.near, |record| record["dst_service"] == "bare.example");
-    assert_eq!(reached["result"], "ok", "{reached}");
+    // The refusals may be told first.
+    record(&pair.near, |record| record["dst_service"] == "bare.example" && record["result"] == "ok");
 }
 
 fn with_args(args: &[&str]) -> AgentOptions {
