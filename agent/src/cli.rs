@@ -2,6 +2,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
@@ -423,6 +424,49 @@ pub struct ConnectionArguments {
     /// The port that is dialled.
     #[arg(long, required = false, requires_all = ["from", "to"])]
     pub port: u16,
+    /// A request in it, for the waypoint to judge, if there is one.
+    #[arg(long, value_name = "METHOD PATH", requires = "from")]
+    pub request: Option<RequestLine>,
+    /// The request's host; that which is dialled, unless given.
+    #[arg(long, requires = "request")]
+    pub host: Option<String>,
+    /// A header of the request; may be given several times.
+    #[arg(long, value_name = "NAME: VALUE", requires = "request")]
+    pub header: Vec<Header>,
+}
+
+/// The first line of a request, without its version.
+#[derive(Clone, Debug)]
+pub struct RequestLine {
+    pub method: String,
+    /// With its query, if it has one.
+    pub path: String,
+}
+
+impl FromStr for RequestLine {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (method, path) =
+            text.split_once(' ').ok_or("write it as METHOD PATH, such as \"GET /users/7\"")?;
+        Ok(Self { method: method.to_owned(), path: path.trim().to_owned() })
+    }
+}
+
+/// A header, with its name in lower case.
+#[derive(Clone, Debug)]
+pub struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+impl FromStr for Header {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once(':').ok_or("write it as \"NAME: VALUE\"")?;
+        Ok(Self { name: name.trim().to_ascii_lowercase(), value: value.trim().to_owned() })
+    }
 }
 
 #[derive(Args, Debug)]

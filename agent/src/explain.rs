@@ -16,7 +16,7 @@ use orlop_model::{
 
 use crate::{
     cli::{ConnectionArguments, ExplainArguments},
-    replay,
+    replay, request,
 };
 
 /// Says where the connection would go and whether it would be let in, and fails with 2 if it would not; or does so
@@ -30,9 +30,12 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
         (Some(connection), _) => {
             // As the node of the client sees it.
             let node = world.pods.get(&connection.from).and_then(|pod| pod.node.clone()).unwrap_or_default();
-            let snapshot = compile(&world, &arguments.names.settings(&node), 1);
-            explain(&snapshot, connection)
-                .with_context(|| format!("in the world of {}", arguments.world.display()))?
+            let settings = arguments.names.settings(&node);
+            let snapshot = compile(&world, &settings, 1);
+            explain(&snapshot, connection, |waypoint| {
+                compile(&world, &settings, 1).with_routes(waypoint, &world, &settings)
+            })
+            .with_context(|| format!("in the world of {}", arguments.world.display()))?
         }
         (None, Some(flows)) => replay::run(&world, &arguments.names, flows)?,
         (None, None) => bail!("give either --from, --to and --port, or --replay"),
@@ -152,8 +155,12 @@ impl Balance for Nth {
 }
 
 /// Prints what becomes of a connection that nobody has made. True if it is let in.
-fn explain(snapshot: &Snapshot, connection: &ConnectionArguments) -> anyhow::Result<bool> {
-    let ConnectionArguments { from, to, port } = connection;
+fn explain(
+    snapshot: &Snapshot,
+    connection: &ConnectionArguments,
+    seen_by: impl Fn(&NamespacedName) -> Snapshot,
+) -> anyhow::Result<bool> {
+    let ConnectionArguments { from, to, port, .. } = connection;
     let source = snapshot.workload(from).with_context(|| format!("there is no live pod {from}"))?;
     let dialled = SocketAddr::new(address_of(snapshot, to)?, *port);
     println!("{from} → {to}:{port}");
@@ -180,6 +187,9 @@ fn explain(snapshot: &Snapshot, connection: &ConnectionArguments) -> anyhow::Res
         let fate = fate(snapshot, source, &route);
         println!("            {} {how}\n  {fate}", route.upstream);
         good &= !fate.is_refused();
+        if let (Fate::JudgedByWaypoint(_), Some(hop)) = (&fate, &route.waypoint) {
+            good &= request::explain(snapshot, source, hop, dialled, connection, &seen_by)?;
+        }
     }
     Ok(good)
 }

@@ -21,6 +21,7 @@ mod limits;
 mod logging;
 mod node;
 mod replay;
+mod request;
 mod sandboxes;
 mod udp;
 mod waypoint;

@@ -275,14 +275,33 @@ fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> R
         _ => match header(&key).as_deref() {
             Some("host" | ":authority") => Condition::Host(both(path, "values", values, not, host)?),
             Some(":method") => Condition::Method(both(path, "values", values, not, method)?),
-            // What the server gets of this one is not what the client writes.
-            Some(name) if !name.starts_with(':') && name != "x-forwarded-client-cert" => {
+            Some(name) if !name.starts_with(':') && !UNREAD_HEADERS.contains(&name) => {
+                if !name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+                {
+                    return Err(FieldError::new(
+                        path.clone().key("key"),
+                        format!("{name:?} is no name of a header"),
+                    ));
+                }
                 Condition::Header(name.to_owned(), both(path, "values", values, not, parsed)?)
             }
             _ => Condition::Unread(key),
         },
     })
 }
+
+/// Headers that servers don't get as the client writes them, so that it would be of no use to look at them.
+const UNREAD_HEADERS: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "transfer-encoding",
+    "x-forwarded-client-cert",
+];
 
 /// The name of the header that a key is about, in lower case.
 fn header(key: &str) -> Option<String> {
@@ -348,7 +367,13 @@ fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
 
 /// Host names are the same in either case, and with a dot at their end or without.
 fn host(text: &str) -> Result<Pattern, String> {
-    parsed(text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase().as_str())
+    let text = text.to_ascii_lowercase();
+    let (host, port) = text.rsplit_once(':').map_or((&*text, None), |(host, port)| (host, Some(port)));
+    match (host.strip_suffix('.').filter(|host| !matches!(*host, "" | "*")), port) {
+        (Some(host), None) => parsed(host),
+        (Some(host), Some(port)) => parsed(format!("{host}:{port}").as_str()),
+        (None, _) => parsed(&text),
+    }
 }
 
 fn method(text: &str) -> Result<Pattern, String> {

@@ -21,6 +21,15 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// Adds what other policies had to say of the same: the policy that decided stays.
+    pub fn add(&mut self, other: Self) {
+        self.policy = self.policy.take().or(other.policy);
+        self.audit |= other.audit;
+        self.dry_run.extend(other.dry_run);
+        self.dry_run.sort();
+        self.dry_run.dedup();
+    }
+
     /// What came of asking policies; `explain` says why where that was a refusal.
     pub(crate) fn of(
         answer: Result<Allowed, Denied>,

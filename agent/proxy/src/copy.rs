@@ -80,7 +80,8 @@ async fn tcp_to_stream(tcp: &TcpStream, send: &mut SendStream<Bytes>, meter: &Me
     }
 }
 
-/// Whether it was reset by a peer that has all it wants.
+/// Whether it was reset by a peer that wants no more. Whether that has sent all it had, the other direction tells; if
+/// so, nothing of it is discarded (RFC 9113, section 8.1).
 async fn wants_no_more(send: &mut SendStream<Bytes>) -> bool {
     poll_fn(|cx| Poll::Ready(matches!(send.poll_reset(cx), Poll::Ready(Ok(h2::Reason::NO_ERROR))))).await
 }
@@ -155,7 +156,6 @@ async fn gather(receive: &mut RecvStream, frames: &mut VecDeque<Bytes>) -> Resul
             match receive.poll_data(cx) {
                 Poll::Ready(Some(Ok(frame))) if frame.is_empty() => {}
                 Poll::Ready(Some(Ok(frame))) => frames.push_back(frame),
-                Poll::Ready(Some(Err(error))) if is_enough(&error) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(stream_reason(Some(error)))),
                 Poll::Ready(None) => return Poll::Ready(Ok(true)),
                 Poll::Pending if frames.is_empty() => return Poll::Pending,
@@ -258,11 +258,6 @@ pub(crate) async fn unless_idle(
         result = both => result,
         () = idle => Err(Reason::IdleTimeout),
     }
-}
-
-/// Whether the peer has sent all it had and wants no more: no reason to discard what it sent (RFC 9113, section 8.1).
-pub(crate) fn is_enough(error: &h2::Error) -> bool {
-    error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 pub(crate) fn stream_reason(error: Option<h2::Error>) -> Reason {

@@ -16,6 +16,9 @@ use tokio::task::spawn_local;
 use crate::hbone::{within, write};
 use crate::mesh::TIMEOUT;
 
+/// What is asked for here begins, and is cancelled once data comes.
+pub const BROKEN_OFF: &str = "/broken-off";
+
 /// An HTTP/2 server that answers with what comes, as gRPC would: data as soon as it is there, and at the end trailers
 /// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
 pub struct Server {
@@ -73,6 +76,13 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
         response = response.header("seen-caller", caller);
     }
     let mut send = respond.send_response(response.body(()).unwrap(), false)?;
+    if parts.uri.path() == BROKEN_OFF {
+        write(&mut send, Bytes::from_static(b"half")).await?;
+        // Whoever asks has it.
+        receive.data().await;
+        send.send_reset(h2::Reason::CANCEL);
+        return Ok(());
+    }
     while let Some(data) = receive.data().await {
         let data = data?;
         receive.flow_control().release_capacity(data.len())?;

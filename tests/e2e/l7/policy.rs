@@ -1,6 +1,7 @@
 //! AuthorizationPolicies that the waypoint enforces.
 
 use std::io::{Read, Write};
+use std::process::Command;
 use std::thread;
 
 use orlop_tests::PodSpec;
@@ -11,7 +12,7 @@ use super::scripted::{Reply, Scripted};
 use super::{Stage, web};
 use crate::hbone::identity;
 use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
-use crate::pair::{assert_refused, ping};
+use crate::pair::{assert_refused, ping, program};
 
 /// Puts a policy in force, of the service `shop/web` unless `spec` says otherwise.
 fn policy(stage: &Stage, name: &str, spec: &str) {
@@ -78,6 +79,51 @@ fn methods_paths_headers_and_callers_are_judged_by_the_request() {
     let by_address = stage.mesh.client.http_get(stage.mesh.server.addr(80), "/", TIMEOUT).unwrap();
     assert_eq!(by_address.status, 403);
     assert_refused(&stage.mesh.client, stage.web());
+}
+
+#[test]
+fn a_request_can_be_asked_about_before_it_is_made() {
+    let stage = Stage::new();
+    policy(
+        &stage,
+        "web",
+        "rules:\n- to: [{operation: {methods: [GET], paths: [\"/users/{*}\"], hosts: [web]}}]\n  \
+         when: [{key: \"request.headers[x-team]\", values: [blue]}]",
+    );
+    stage.change(|| {
+        let world = stage.mesh.testbed.world();
+        world.write("routes.yaml", &routes("- name: all\n  route: [{destination: {host: web}}]")).unwrap();
+    });
+    let ask = |request: &str, more: &[&str]| {
+        let output = Command::new(program(stage.mesh.client_agent()))
+            .args(["explain", "--from", "shop/client", "--to", "shop/web", "--port", "80", "--world"])
+            .arg(stage.mesh.testbed.world().dir())
+            .args(["--request", request])
+            .args(more)
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let blue = ["--header", "X-Team: blue"];
+    let (code, text) = ask("GET /users//7?x=1", &blue);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("allowed by AuthorizationPolicy shop/web"), "{text}");
+    assert!(text.contains("follows   VirtualService shop/web, rule all"), "{text}");
+    for (request, more, why) in [
+        ("PUT /users/7", &blue[..], "the method is PUT, which is not in methods (GET)"),
+        ("GET /", &blue, "the path is /, which is not in paths (/users/{*})"),
+        ("GET /users/7", &[], "there is no header x-team, which is not in request.headers (blue)"),
+        (
+            "GET /users/7",
+            &["--header", "x-team: blue", "--host", "other"],
+            "the host is other, which is not in",
+        ),
+        ("GET /..", &blue, "refused (bad_request): leads above the root"),
+    ] {
+        let (code, text) = ask(request, more);
+        assert!(code == Some(2) && text.contains(why), "{request}: {code:?} {text}");
+    }
 }
 
 #[test]

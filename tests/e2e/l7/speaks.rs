@@ -128,6 +128,24 @@ fn megabytes_pass_at_the_readers_pace() {
 }
 
 #[test]
+fn an_answer_that_is_broken_off_is_no_whole_one() {
+    let stage = Stage::new();
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.web();
+    within(&stage.mesh.client, async move || {
+        let client = h2c::connect(to).await;
+        let (answer, mut send) = h2c::ask(&client, h2c::BROKEN_OFF).await;
+        let mut body = answer.await.unwrap().into_body();
+        assert_eq!(h2c::read(&mut body, 4).await, b"half");
+        write(&mut send, Bytes::from_static(b"go")).await.unwrap();
+        let end = body.data().await;
+        assert!(matches!(end, Some(Err(_))), "{end:?}");
+    });
+    let record = stage.record(|record| record["path"] == h2c::BROKEN_OFF);
+    assert_eq!((&record["reason"], &record["bytes_sent"]), (&"upstream_reset".into(), &4.into()));
+}
+
+#[test]
 fn a_websocket_is_upgraded_and_carried_until_both_sides_have_ended() {
     let stage = Stage::new();
     let listener = stage.mesh.server.listen(false, 80).unwrap();

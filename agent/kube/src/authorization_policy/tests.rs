@@ -75,7 +75,7 @@ fn what_is_asked_of_requests_is_carried_over_and_what_nobody_reads_is_named() {
         "when": [
             {"key": "request.headers[X-Y]", "values": ["y"]}, {"key": "remote.ip", "values": ["10.0.0.1"]},
             {"key": "request.headers[:authority]", "values": ["A"]}, {"key": "request.headers[:method]", "values": ["get"]},
-            {"key": "request.headers[]", "values": ["y"]}, {"key": "request.headers[:path]", "values": ["/"]},
+            {"key": "request.headers[]", "values": ["y"]}, {"key": "request.headers[Connection]", "values": ["y"]}, {"key": "request.headers[:path]", "values": ["/"]},
             {"key": "request.headers[x-forwarded-client-cert]", "notValues": ["y"]},
             {"key": "connection.sni", "values": ["a"]}, {"key": "experimental.envoy.filters.x", "values": ["a"]},
             {"key": "source.moon", "notValues": ["full"]},
@@ -190,6 +190,7 @@ fn wrong_fields_are_named() {
         (operation(json!({"notPorts": ["65536"]})), format!("{in_operation}.notPorts[0]")),
         (when(json!({"values": ["a"]})), format!("{in_when}.key")),
         (when(json!({"key": "source.ip"})), in_when.into()),
+        (when(json!({"key": "request.headers[a b]", "values": ["y"]})), format!("{in_when}.key")),
         (when(json!({"key": "source.ip", "values": ["a"]})), format!("{in_when}.values[0]")),
         (when(json!({"key": "destination.port", "notValues": ["a"]})), format!("{in_when}.notValues[0]")),
     ] {

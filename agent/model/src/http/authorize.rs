@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::Request;
@@ -9,8 +9,8 @@ use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::policy::{CompiledPolicy, Facts, Layer, Policies, RequestFacts, Sight, TrustDomains};
-use crate::route::canonical;
 use crate::service::{Service, ServiceKind};
+use crate::snapshot::WorkloadKind;
 use crate::waypoint;
 use crate::world::World;
 use crate::world::security::Target;
@@ -25,8 +25,9 @@ pub(super) struct RequestPolicies {
     /// Those for this waypoint.
     waypoint: Option<Arc<Layer>>,
     services: HashMap<ServiceKey, Arc<Layer>>,
-    /// The services with policies that lead to an address: whoever dials it gets no further than through them.
-    served: HashMap<SocketAddr, Vec<ServiceKey>>,
+    /// The services with policies that lead to a port of a workload, and by which port of theirs: whoever dials it gets
+    /// no further than through them.
+    served: HashMap<(WorkloadKind, NamespacedName, u16), Vec<(ServiceKey, u16)>>,
 }
 
 impl RequestPolicies {
@@ -67,10 +68,16 @@ impl RequestPolicies {
             if !of_services.contains_key(&key) {
                 continue;
             }
-            for endpoint in service.ports.iter().flat_map(|port| &port.endpoints) {
-                let services: &mut Vec<_> = served.entry(canonical(endpoint.address)).or_default();
-                if !services.contains(&key) {
-                    services.push(key.clone());
+            for (port, endpoint) in
+                service.ports.iter().flat_map(|port| port.endpoints.iter().map(move |of| (port, of)))
+            {
+                let Some(workload) = &endpoint.workload else { continue };
+                // By whichever of its addresses.
+                let place = (workload.kind, workload.name.clone(), endpoint.address.port());
+                let services: &mut Vec<_> = served.entry(place).or_default();
+                let entry = (key.clone(), port.number);
+                if !services.contains(&entry) {
+                    services.push(entry);
                 }
             }
         }
@@ -102,19 +109,15 @@ impl RequestPolicies {
                 let facts = Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) };
                 self.of_service(Some((service.kind, service.name.clone())), &facts)
             }
-            Behind::Workload { address, .. } => {
+            Behind::Workload { workload, address } => {
                 let facts = facts(*address);
-                let Some(services) = self.served.get(address) else { return self.of_service(None, &facts) };
-                // Each of them could have been dialled, and each has its say.
+                let place = (workload.kind, workload.name.clone(), address.port());
+                let Some(services) = self.served.get(&place) else { return self.of_service(None, &facts) };
+                // Each of them could have been dialled, and each has its say, as if it had been.
                 let mut all = Judgement::default();
-                for service in services {
-                    let one = self.of_service(Some(service.clone()), &facts)?;
-                    all.policy = all.policy.or(one.policy);
-                    all.audit |= one.audit;
-                    all.dry_run.extend(one.dry_run);
+                for (service, port) in services {
+                    all.add(self.of_service(Some(service.clone()), &Facts { port: *port, ..facts })?);
                 }
-                all.dry_run.sort();
-                all.dry_run.dedup();
                 Ok(all)
             }
         }

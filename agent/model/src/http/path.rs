@@ -34,16 +34,31 @@ pub fn normalised(path: &str) -> Result<Cow<'_, str>, PathError> {
     resolved(&decoded(path)?).map(Cow::Owned)
 }
 
+/// Stands for a slash that is part of a segment: no path has one.
+const INNER_SLASH: &str = "\0";
+
+/// Of a longer path that is encoded nobody can tell what it means: to find out would take too long.
+const MAX_ENCODED: usize = 8 << 10;
+
 /// What a server may take a normal path for: decoded, once or twice; with the slashes and dots that were encoded taken
-/// for such; without the parameters of its segments, as which some read what is behind a `;`. `None` where nobody can
-/// tell: if one of these leads above the root, has a control character or is no UTF-8, or if it is encoded once more.
+/// for such, or for part of a segment; without the parameters of its segments, as which some read what is behind a `;`;
+/// without what looks like a query then. `None` where nobody can tell: if one of these leads above the root, has a
+/// control character or is no UTF-8, or if it is encoded once more.
 pub(crate) fn readings(path: &str) -> Option<Vec<Cow<'_, str>>> {
     if !path.contains(['%', ';']) {
         return Some(vec![Cow::Borrowed(path)]);
     }
+    if path.len() > MAX_ENCODED {
+        return None;
+    }
     let mut found = Vec::new();
-    read(path, 1, &mut found)?;
-    read(&bare(path), 1, &mut found)?;
+    for text in [path, &bare(path)] {
+        read(text, 1, &mut found)?;
+        if text.contains("%2F") {
+            let inner: Option<Vec<_>> = text.split("%2F").map(meaning).collect();
+            found.push(inner?.join(INNER_SLASH));
+        }
+    }
     found.sort_unstable();
     found.dedup();
     Some(found.into_iter().map(Cow::Owned).collect())
@@ -51,9 +66,13 @@ pub(crate) fn readings(path: &str) -> Option<Vec<Cow<'_, str>>> {
 
 /// Adds what the text may be taken for once it is decoded, and then so often again.
 fn read(text: &str, again: u8, found: &mut Vec<String>) -> Option<()> {
-    let decoded = meaning(text)?;
-    for text in [bare(&decoded), decoded] {
-        found.push(resolved(&text).ok()?);
+    let mut new = vec![meaning(text)?];
+    while let Some(text) = new.pop() {
+        if found.contains(&text) {
+            continue;
+        }
+        let cut = text.split(['?', '#']).next().unwrap_or_default();
+        new.extend([bare(&text), cut.to_owned(), resolved(&text).ok()?]);
         if meaning(&text)? != text {
             read(&text, again.checked_sub(1)?, found)?;
         }
@@ -184,8 +203,13 @@ mod tests {
             ("/a/b", &["/a/b"][..]),
             ("/a%2Bb%20c", &["/a+b c"]),
             ("/caf%C3%A9", &["/café"]),
-            ("/x%2Fadmin", &["/x/admin"]),
-            ("/x%2F..%2Fadmin", &["/admin", "/x/../admin"]),
+            ("/x%2Fadmin", &["/x\0admin", "/x/admin"]),
+            ("/x%2F..%2Fadmin", &["/admin", "/x\0..\0admin", "/x/../admin"]),
+            ("/admin%3F.jpg", &["/admin", "/admin?.jpg"]),
+            (
+                "/p%2F..%2Fad%256Din",
+                &["/ad%6Din", "/admin", "/p\0..\0ad%6Din", "/p/../ad%6Din", "/p/../admin"],
+            ),
             ("/x%5C..%5Cadmin", &["/admin", "/x\\..\\admin"]),
             ("/admin;a=1/y", &["/admin/y", "/admin;a=1/y"]),
             ("/x/..;/admin", &["/admin", "/x/../admin", "/x/..;/admin"]),

@@ -39,8 +39,7 @@ impl<'a> Facts<'a> {
 
 /// What rules ask of a request.
 pub(crate) struct RequestFacts<'a> {
-    /// In upper case.
-    pub method: String,
+    pub method: &'a str,
     /// As it was written.
     pub authority: &'a str,
     /// The host with its port and without, in lower case; none where it could be read in several ways.
@@ -55,9 +54,9 @@ pub(crate) struct RequestFacts<'a> {
 impl<'a> RequestFacts<'a> {
     pub fn new(request: &Request<'a>) -> Self {
         Self {
-            method: request.method.to_ascii_uppercase(),
+            method: request.method,
             authority: request.authority,
-            hosts: hosts(request.authority),
+            hosts: hosts(request.authority, request.port),
             path: request.path,
             paths: readings(request.path),
             headers: request.headers,
@@ -65,8 +64,9 @@ impl<'a> RequestFacts<'a> {
     }
 }
 
-/// Host names are the same in either case, and with a dot at their end or without (RFC 1034, section 3.1).
-fn hosts(authority: &str) -> Vec<String> {
+/// Host names are the same in either case, and with a dot at their end or without (RFC 1034, section 3.1). Without a
+/// port, it is the one that was dialled.
+fn hosts(authority: &str, dialled: u16) -> Vec<String> {
     if authority.contains('%') {
         return Vec::new();
     }
@@ -76,11 +76,14 @@ fn hosts(authority: &str) -> Vec<String> {
     });
     let (host, port) = port.map_or((authority.as_str(), ""), |(host, port)| (host, port));
     let host = host.strip_suffix('.').unwrap_or(host);
-    let mut found = vec![host.to_owned()];
-    if !port.is_empty() {
-        found.push(format!("{host}:{port}"));
+    let port = match port {
+        "" => Ok(dialled),
+        port => port.parse(),
+    };
+    match port {
+        Ok(port) => vec![host.to_owned(), format!("{host}:{port}")],
+        Err(_) => Vec::new(),
     }
-    found
 }
 
 #[cfg(test)]
@@ -90,16 +93,17 @@ mod tests {
     #[test]
     fn hosts_are_the_same_in_every_spelling() {
         for (authority, want) in [
-            ("a.b", &["a.b"][..]),
-            ("A.b.", &["a.b"]),
-            ("a.b:80", &["a.b", "a.b:80"]),
-            ("a.B.:80", &["a.b", "a.b:80"]),
-            ("a.b:", &["a.b"]),
-            ("[fd00::1]", &["[fd00::1]"]),
-            ("[fd00::1]:80", &["[fd00::1]", "[fd00::1]:80"]),
+            ("a.b", &["a.b", "a.b:80"][..]),
+            ("A.b.", &["a.b", "a.b:80"]),
+            ("a.b:81", &["a.b", "a.b:81"]),
+            ("a.B.:081", &["a.b", "a.b:81"]),
+            ("a.b:", &["a.b", "a.b:80"]),
+            ("a.b:99999", &[]),
+            ("[fd00::1]", &["[fd00::1]", "[fd00::1]:80"]),
+            ("[fd00::1]:81", &["[fd00::1]", "[fd00::1]:81"]),
             ("%61.b", &[]),
         ] {
-            assert_eq!(hosts(authority), want, "{authority}");
+            assert_eq!(hosts(authority, 80), want, "{authority}");
         }
     }
 }

@@ -120,6 +120,7 @@ impl<'a> Enforcing<'a> {
             Target::GatewayClass(name) if !waypoint::is_class(name) => {
                 Err(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
             }
+            Target::GatewayClass(_) if self.waypoints.is_empty() => Err("nothing has a waypoint".to_owned()),
             Target::GatewayClass(_) if policy.name.namespace == self.root_namespace => Ok(()),
             Target::GatewayClass(_) => Err(format!(
                 "only a policy of the root namespace, {}, can be for a class",

@@ -126,7 +126,12 @@ impl Test {
                 let hosts = &facts.request?.hosts;
                 (!hosts.is_empty()).then(|| hosts.iter().any(|host| patterns.hit(host)))
             }
-            Test::Method(patterns) => Some(patterns.hit(&facts.request?.method)),
+            Test::Method(patterns) => {
+                // Some servers take them in either case.
+                let method = facts.request?.method;
+                let upper = method.to_ascii_uppercase();
+                alike([method, &upper].map(|method| patterns.hit(method)).into_iter())
+            }
             Test::Path(patterns) => {
                 let paths = facts.request?.paths.as_ref()?;
                 alike(paths.iter().map(|path| patterns.iter().any(|pattern| pattern.matches(path))))
@@ -139,7 +144,7 @@ impl Test {
                     [] => return Some(false),
                     [value] => return Some(is(value)),
                     // One server takes the first, one the last, one all of them together.
-                    _ => values.push(values.join(",").into()),
+                    _ => values.extend([",", ", "].map(|between| values.join(between).into())),
                 }
                 alike(values.iter().map(|value| is(value)))
             }

@@ -59,15 +59,18 @@ enum Dialled {
     Service,
     /// Its pod `v1`.
     Pod,
+    /// That pod by an address of the other family, which the service does not know.
+    Otherwise,
 }
 
 fn judge(world: &World, dialled: Dialled, request: Option<&Request<'_>>) -> Result<Judgement, Refused> {
     let snapshot = compiled(world);
     let identity = Identity::new(&settings().trust_domain, "shop", "a");
     let target = match dialled {
-        Dialled::Pod => {
+        Dialled::Pod | Dialled::Otherwise => {
             let workload = snapshot.workload(&NamespacedName::new("shop", "v1")).unwrap().clone();
-            Behind::Workload { workload, address: "10.0.0.1:8080".parse().unwrap() }
+            let address = if matches!(dialled, Dialled::Pod) { "10.0.0.1:8080" } else { "[fd00::1]:8080" };
+            Behind::Workload { workload, address: address.parse().unwrap() }
         }
         by => {
             let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap().clone();
@@ -122,7 +125,7 @@ fn a_policy_is_for_its_service_its_waypoint_or_all_waypoints() {
         let target = policy.targets[0].clone();
         let world = with([policy]);
         // The pod's own address is no way around it.
-        for dialled in [Dialled::Name, Dialled::Service, Dialled::Pod] {
+        for dialled in [Dialled::Name, Dialled::Service, Dialled::Pod, Dialled::Otherwise] {
             let allowed = judge(&world, dialled, Some(&get("/"))).is_ok();
             assert_eq!(allowed, !applies, "{target} {dialled:?}");
         }
@@ -180,10 +183,15 @@ fn methods_hosts_and_addresses() {
     // Whoever decodes this reads another host.
     assert_eq!(matches(&hosts(values(&["web"])), &Request { authority: "%77eb", ..get("/") }), None);
     let methods = |methods| to(Operation { methods, ..Operation::default() });
-    for (method, want) in [("GET", true), ("get", true), ("PUT", false)] {
+    // Some servers take "get" for GET.
+    for (method, want) in [("GET", Some(true)), ("get", None), ("PUT", Some(false))] {
         let request = Request { method, ..get("/") };
-        assert_eq!(matches(&methods(values(&["GET"])), &request), Some(want), "{method}");
-        assert_eq!(matches(&when(Condition::Method(but(&["GET"]))), &request), Some(!want), "{method}");
+        assert_eq!(matches(&methods(values(&["GET"])), &request), want, "{method}");
+        assert_eq!(
+            matches(&when(Condition::Method(but(&["GET"]))), &request),
+            want.map(|is| !is),
+            "{method}"
+        );
     }
     let remote = |blocks| {
         let from = vec![Source { remote_ip_blocks: values(blocks), ..Source::default() }];
@@ -225,6 +233,20 @@ fn headers() {
 }
 
 #[test]
+fn an_encoded_slash_is_one_for_some_servers_and_part_of_a_segment_for_others() {
+    let of = |pattern| to(paths(&[pattern]));
+    for (pattern, path, want) in [
+        ("/users/{*}/keys", "/users/a%2Fb/keys", None),
+        ("/users/{**}", "/users/a%2Fb", Some(true)),
+        ("/users/{*}", "/users/a%2Fb", None),
+        ("/users/*", "/users/a%2Fb", Some(true)),
+        ("/other", "/users/a%2Fb", Some(false)),
+    ] {
+        assert_eq!(matches(&of(pattern), &get(path)), want, "{pattern} {path}");
+    }
+}
+
+#[test]
 fn callers_and_where_they_go() {
     let from = |source| vec![Rule { from: vec![source], ..Rule::default() }];
     let principal = |text: &str| from(Source { principals: values(&[text]), ..Source::default() });
@@ -235,6 +257,11 @@ fn callers_and_where_they_go() {
     };
     assert_eq!(matches(&ports(80), &get("/")), Some(true));
     assert_eq!(matches(&ports(81), &get("/")), Some(false));
+    // The port is the service's, however it is reached.
+    let denied = with([of_web(Action::Deny, ports(80))]);
+    for dialled in [Dialled::Name, Dialled::Service, Dialled::Pod, Dialled::Otherwise] {
+        assert!(judge(&denied, dialled, Some(&get("/"))).is_err(), "{dialled:?}");
+    }
     let world = |action| with([of_web(action, when(Condition::DestinationIp(values(&["10.96.0.1"]))))]);
     for (dialled, allows, denies) in
         [(Dialled::Service, true, true), (Dialled::Name, false, true), (Dialled::Pod, false, false)]
@@ -312,6 +339,13 @@ fn servers(path: &str) -> Vec<String> {
     fn without_parameters(text: &str) -> String {
         text.split('/').map(|segment| segment.split(';').next().unwrap()).collect::<Vec<_>>().join("/")
     }
+    /// Each segment by itself; patterns know no name for the slash in it but none of theirs is like it.
+    fn by_segment(text: &str) -> String {
+        text.split('/').map(|segment| decode(segment).replace('/', "\u{1}")).collect::<Vec<_>>().join("/")
+    }
+    fn without_query(text: &str) -> String {
+        text.split(['?', '#']).next().unwrap().to_owned()
+    }
     /// As a file system would.
     fn resolve(text: &str) -> String {
         let text = text.replace('\\', "/");
@@ -337,15 +371,22 @@ fn servers(path: &str) -> Vec<String> {
         resolve(&bare(&twice)),
         resolve(&decode(&bare(&once))),
         decode(&bare(path)),
+        by_segment(path),
+        by_segment(&bare(path)),
+        resolve(&without_query(&once)),
+        resolve(&bare(&without_query(&once))),
+        resolve(&without_query(&twice)),
+        resolve(&decode(&resolve(&once))),
+        resolve(&decode(&bare(&resolve(&once)))),
         once,
         twice,
     ]
 }
 
 fn any_path() -> impl Strategy<Value = String> {
-    const PARTS: [&str; 22] = [
+    const PARTS: [&str; 25] = [
         "/", "/", "/", "a", "b", "..", ".", ";", "%2F", "%2f", "%5C", "\\", "%3B", "%2E", "%61", "%2561",
-        "%252F", "%252e", "%25", "%C3%A9", "%20", "a/b",
+        "%252F", "%252e", "%25", "%C3%A9", "%20", "a/b", "%3F", "%23", "%253F",
     ];
     prop::collection::vec(prop::sample::select(&PARTS[..]), 1..9)
         .prop_map(|parts| format!("/{}", parts.concat()))

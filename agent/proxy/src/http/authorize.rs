@@ -8,7 +8,11 @@ use orlop_model::{
     http::{Headers, Request},
 };
 
-use super::{exchange::Template, rewrite::Destined, session::Session};
+use super::{
+    exchange::{GoesOn, Template},
+    rewrite::Destined,
+    session::Session,
+};
 use crate::refusal::Refusal;
 
 /// Whether the client may make this request of what it dialled.
@@ -27,40 +31,50 @@ pub(super) fn connection(session: &Session, snapshot: &Snapshot) -> Result<Judge
     judge(session, snapshot, &session.target, None)
 }
 
-/// Whether it may reach the service that a rule leads to, if that is another than it dialled.
+/// Whether it may reach the port of a service that a rule leads to, if that is another than it dialled, by what that
+/// is asked.
 pub(super) fn elsewhere(
     session: &Session,
     snapshot: &Snapshot,
     service: &Arc<Service>,
     port: u16,
     template: &Template,
-) -> Result<(), Refusal> {
-    let dialled = session.service();
-    if dialled.is_some_and(|dialled| dialled.name == service.name && dialled.kind == service.kind) {
-        return Ok(());
+) -> Result<Option<Judgement>, Refusal> {
+    let is_dialled = |(dialled, its_port): (&Arc<Service>, u16)| {
+        dialled.name == service.name && dialled.kind == service.kind && its_port == port
+    };
+    if session.service_port().is_some_and(is_dialled) {
+        return Ok(None);
     }
     let target = Behind::Service { service: service.clone(), port, dialled: None };
     let headers = Seen(template.headers());
     let asked = Request { port, ..asked(session, template.parts(), template.destined(), &headers) };
-    judge(session, snapshot, &target, Some(&asked)).map(drop)
+    judge(session, snapshot, &target, Some(&asked)).map(Some)
 }
 
-/// Until the policies no longer allow what they have allowed: this request, or a connection in which none is seen.
-pub(super) async fn withdrawn(session: &Session, of: Option<&(request::Parts, Destined)>) -> Refusal {
+/// Until the policies no longer allow what they have allowed: this, or a connection in which no HTTP is seen.
+pub(super) async fn withdrawn(session: &Session, of: Option<&GoesOn>) -> Refusal {
     let shared = &session.local.worker.shared;
     let mut changes = shared.generation.subscribe();
     loop {
         let snapshot = shared.snapshot.load_full();
-        let judged = match of {
-            Some((parts, destined)) => request(session, &snapshot, parts, destined),
-            None => connection(session, &snapshot),
-        };
-        if let Err(refusal) = judged {
+        if let Err(refusal) = still(session, &snapshot, of) {
             return refusal;
         }
         if changes.changed().await.is_err() {
             return Reason::Draining.into();
         }
+    }
+}
+
+fn still(session: &Session, snapshot: &Snapshot, of: Option<&GoesOn>) -> Result<(), Refusal> {
+    let Some(GoesOn { asked, elsewhere: further }) = of else {
+        return connection(session, snapshot).map(drop);
+    };
+    request(session, snapshot, asked.parts(), asked.destined())?;
+    match further {
+        Some((service, port, template)) => elsewhere(session, snapshot, service, *port, template).map(drop),
+        None => Ok(()),
     }
 }
 

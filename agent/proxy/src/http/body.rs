@@ -12,7 +12,11 @@ use orlop_model::Reason;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{record::RequestRecord, replay::BodyError, upstream::Lease};
+use super::{
+    record::RequestRecord,
+    replay::{BodyError, broke_off},
+    upstream::Lease,
+};
 use crate::refusal::Refusal;
 
 const GRPC_STATUS: &str = "grpc-status";
@@ -67,7 +71,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let (body, ended, deadline) = match &mut this.content {
+        let (body, ended, deadline, http2) = match &mut this.content {
             Content::Own(text) => {
                 let text = std::mem::take(text);
                 if let Some(record) = &mut this.record {
@@ -75,9 +79,9 @@ impl Body for ResponseBody {
                 }
                 return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
             }
-            Content::Server { body, ended, deadline, .. } => (body, ended, deadline),
+            Content::Server { body, ended, deadline, lease } => (body, ended, deadline, lease.is_http2()),
         };
-        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
             let Some(deadline) = deadline else { return Poll::Pending };
             ready!(deadline.as_mut().poll(cx));
             if let Some(record) = &mut this.record {
@@ -97,6 +101,13 @@ impl Body for ResponseBody {
                 if let Some(record) = record {
                     record.outcome = Some(Refusal::new(Reason::UpstreamReset, error));
                 }
+            }
+            (None, record) if broke_off(body, http2) => {
+                let why = "the server broke off";
+                if let Some(record) = record {
+                    record.outcome = Some(Refusal::new(Reason::UpstreamReset, why));
+                }
+                return Poll::Ready(Some(Err(BodyError::new(why))));
             }
             (None, _) => *ended = true,
             (Some(Ok(_)), None) => {}

@@ -10,7 +10,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
-    Reason, Snapshot,
+    Reason, Service, Snapshot,
     http::{Action, Cluster, Rule, Selected, Split, normalised},
     world::routing::{Abort, HeaderChanges},
 };
@@ -78,7 +78,8 @@ async fn handle(
     if headers::wants_websocket(parts.version, &parts.headers) {
         let mut asked = parts.clone();
         asked.extensions.clear();
-        record.goes_on = Some(Box::new((asked, destined.clone())));
+        let asked = Template { parts: asked, destined: destined.clone() };
+        record.goes_on = Some(Box::new(GoesOn { asked, elsewhere: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
@@ -225,15 +226,30 @@ async fn send(
     parts.headers.insert(hbone::CLIENT_CERT, caller);
     let template = Template { parts, destined };
     if let Some((service, port)) = plan.service() {
-        authorize::elsewhere(session, plan.snapshot, service, port, &template)?;
+        let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &template)?;
+        if let (Some(further), Some(so_far)) = (judgement, &mut record.judgement) {
+            so_far.add(further);
+            if let Some(goes_on) = &mut record.goes_on {
+                goes_on.elsewhere = Some((Arc::clone(service), port, template.clone()));
+            }
+        }
     }
-    let replay = Replay::new(body, Rc::clone(&record.sent));
+    let http2 = template.parts.version == Version::HTTP_2;
+    let replay = Replay::new(body, http2, Rc::clone(&record.sent));
     if switch.is_none() {
         mirror::start(session, &plan, &template, &replay);
     }
     let (response, lease, deadline) = forward::send(session, &plan, &template, &replay, record).await?;
     record.waited = Some(record.age());
     Ok((response, Answered { lease, switch, deadline }))
+}
+
+/// What was asked, where that goes on once it is answered: it is judged again whenever policies change.
+pub(super) struct GoesOn {
+    /// As it came.
+    pub(super) asked: Template,
+    /// The other service and its port that a rule has led to, and what that was asked.
+    pub(super) elsewhere: Option<(Arc<Service>, u16, Template)>,
 }
 
 /// A request as every attempt sends it.
@@ -330,13 +346,10 @@ fn switch_protocols(
         let (up, down) = (Meter::default(), Meter::default());
         let result = match tokio::try_join!(client, server) {
             Ok((client, server)) => match (taken(client), taken(server)) {
-                (Some(client), Some(server)) => tokio::select! {
-                    biased;
-                    refusal = authorize::withdrawn(&session, record.goes_on.as_deref()) => Err(refusal),
-                    result = opaque::copy(client, server, &up, &down, idle_timeout) => {
-                        result.map_err(Refusal::from)
-                    }
-                },
+                (Some(client), Some(server)) => {
+                    let withdrawn = authorize::withdrawn(&session, record.goes_on.as_deref());
+                    opaque::copy(client, server, &up, &down, idle_timeout, withdrawn).await
+                }
                 _ => Err(Refusal::internal("an upgraded connection is not ours")),
             },
             Err(error) => Err(Refusal::new(Reason::Reset, error)),

@@ -2,7 +2,9 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Version,
-    header::{CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{
+        CONNECTION, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    },
     uri::Authority,
 };
 
@@ -44,6 +46,19 @@ pub(super) fn for_next_hop(version: Version, headers: &mut HeaderMap) {
     strip(headers);
     if websocket {
         upgrade(headers);
+    }
+    // RFC 9113, section 8.2.3: HTTP/2 may have split one in several.
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(_)) = (cookies.next(), cookies.next()) {
+        let mut whole = first.as_bytes().to_vec();
+        for more in headers.get_all(COOKIE).iter().skip(1) {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(more.as_bytes());
+        }
+        // Nothing but what was in values.
+        if let Ok(whole) = HeaderValue::from_bytes(&whole) {
+            headers.insert(COOKIE, whole);
+        }
     }
 }
 
@@ -140,6 +155,15 @@ mod tests {
             request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
         assert_eq!(left, [("accept", "*/*"), ("host", "web"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn cookies_become_one() {
+        let cookies = [("cookie", "a=1"), ("accept", "*/*"), ("cookie", "b=2")];
+        let mut request = request(Version::HTTP_2, "http://web/", &cookies);
+        for_next_hop(Version::HTTP_2, request.headers_mut());
+        let found: Vec<_> = request.headers().get_all(COOKIE).iter().collect();
+        assert_eq!(found, ["a=1; b=2"]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::{
     },
 };
 
-use crate::copy::{is_enough, send_all, stream_reason};
+use crate::copy::{send_all, stream_reason};
 
 /// Read from a socket at once.
 const READ: usize = 16 << 10;
@@ -154,10 +154,13 @@ impl Sink {
         }
     }
 
-    /// Until the other side resets what is sent here.
-    pub(super) async fn reset_by_peer(&mut self) {
+    /// Until the other side resets what is sent here: well, if it wants no more of it, and may have more to say.
+    pub(super) async fn reset_by_peer(&mut self) -> Result<(), Reason> {
         match self {
-            Self::Stream(send) => drop(poll_fn(|cx| send.poll_reset(cx)).await),
+            Self::Stream(send) => match poll_fn(|cx| send.poll_reset(cx)).await {
+                Ok(h2::Reason::NO_ERROR) => Ok(()),
+                reset => Err(stream_reason(reset.err())),
+            },
             Self::Tcp(_) => std::future::pending().await,
         }
     }
@@ -185,7 +188,6 @@ fn poll_frame(receive: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result
         match ready!(receive.poll_data(cx)) {
             Some(Ok(frame)) if frame.is_empty() => {}
             Some(Ok(frame)) => return Poll::Ready(Ok(Some(frame))),
-            Some(Err(error)) if is_enough(&error) => return Poll::Ready(Ok(None)),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             None => return Poll::Ready(Ok(None)),
         }

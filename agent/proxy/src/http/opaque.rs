@@ -24,12 +24,8 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
         }
     };
     record.opened(&session.local.worker.series);
-    let carry = copy(client, server, &record.up, &record.down, shared.config.idle_timeout);
-    let result = tokio::select! {
-        biased;
-        refusal = authorize::withdrawn(session, None) => Err(refusal),
-        result = carry => result.map_err(Refusal::from),
-    };
+    let withdrawn = authorize::withdrawn(session, None);
+    let result = copy(client, server, &record.up, &record.down, shared.config.idle_timeout, withdrawn).await;
     record.finish(result);
 }
 
@@ -51,14 +47,15 @@ async fn connect(
     Ok((io, slot, in_flight))
 }
 
-/// Carries bytes both ways until both sides have ended.
+/// Carries bytes both ways until both sides have ended, or it is no longer allowed.
 pub(super) async fn copy(
     client: Io,
     server: Io,
     up: &Meter,
     down: &Meter,
     idle_timeout: Duration,
-) -> Result<(), Reason> {
+    withdrawn: impl Future<Output = Refusal>,
+) -> Result<(), Refusal> {
     let Io { source: mut from_client, sink: mut to_client, .. } = client;
     let Io { source: mut from_server, sink: mut to_server, .. } = server;
     let both = async {
@@ -68,7 +65,11 @@ pub(super) async fn copy(
         )
         .map(drop)
     };
-    let result = unless_idle(both, up, down, idle_timeout).await;
+    let result = tokio::select! {
+        biased;
+        refusal = withdrawn => Err(refusal),
+        result = unless_idle(both, up, down, idle_timeout) => result.map_err(Refusal::from),
+    };
     if result.is_err() {
         to_client.reset();
         to_server.reset();
@@ -80,7 +81,7 @@ async fn one_way(from: &mut Source, to: &mut Sink, meter: &Meter) -> Result<(), 
     loop {
         let next = tokio::select! {
             next = from.next() => next.map_err(|_| Reason::Reset)?,
-            () = to.reset_by_peer() => return Err(Reason::Reset),
+            reset = to.reset_by_peer() => return reset,
         };
         let Some(bytes) = next else { return to.finish().await };
         let length = bytes.len();

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, request, uri::Authority};
+use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
 use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload};
 use tracing::field::display;
 
-use super::{failure, metrics::RequestKey, rewrite::Destined, session::Session, upstream::Key};
+use super::{exchange::GoesOn, failure, metrics::RequestKey, session::Session, upstream::Key};
 use crate::{refusal::Refusal, series::Place};
 
 /// A request from its head to the end of its answer.
@@ -49,7 +49,7 @@ pub(super) struct RequestRecord {
     /// What policies said when it was let in.
     pub(super) judgement: Option<Judgement>,
     /// What was asked, where that goes on once it is answered, so that it can be judged again.
-    pub(super) goes_on: Option<Box<(request::Parts, Destined)>>,
+    pub(super) goes_on: Option<Box<GoesOn>>,
     /// Why it ended otherwise than both ends wanted.
     pub(super) outcome: Option<Refusal>,
 }

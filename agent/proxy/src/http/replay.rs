@@ -34,6 +34,7 @@ pub(super) struct Replay {
 
 struct State {
     source: Option<Incoming>,
+    http2: bool,
     size: SizeHint,
     /// What has come so far, if it is not too much.
     frames: Vec<Bytes>,
@@ -69,7 +70,7 @@ enum Kind {
 
 impl Replay {
     /// Counts in `sent` what the client has sent.
-    pub(super) fn new(body: Incoming, sent: Rc<Cell<u64>>) -> Self {
+    pub(super) fn new(body: Incoming, http2: bool, sent: Rc<Cell<u64>>) -> Self {
         let ended = body.is_end_stream();
         let told = Rc::new(Notify::new());
         if ended {
@@ -78,6 +79,7 @@ impl Replay {
         let state = State {
             size: body.size_hint(),
             source: (!ended).then_some(body),
+            http2,
             frames: Vec::new(),
             trailers: None,
             length: 0,
@@ -127,11 +129,15 @@ impl Replay {
 impl State {
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
-        let frame = match ready!(Pin::new(source).poll_frame(cx)) {
+        let frame = match ready!(Pin::new(&mut *source).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 self.mirrors.clear();
                 return Poll::Ready(Some(Err(BodyError(error.to_string()))));
+            }
+            None if broke_off(source, self.http2) => {
+                self.mirrors.clear();
+                return Poll::Ready(Some(Err(BodyError::new("the client broke off"))));
             }
             None => {
                 self.end();
@@ -238,6 +244,12 @@ impl Body for RequestBody {
             Kind::Mirror { size, .. } => *size,
         }
     }
+}
+
+/// Whether a body that is over was broken off: hyper takes a stream that was reset without an error, or cancelled, for
+/// one that has ended.
+pub(super) fn broke_off(body: &Incoming, http2: bool) -> bool {
+    http2 && !body.is_end_stream()
 }
 
 /// Why a body broke off.

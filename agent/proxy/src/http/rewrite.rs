@@ -8,7 +8,7 @@ use http::{
 };
 use orlop_model::{
     Reason,
-    http::Selected,
+    http::{Selected, normalised},
     world::routing::{HeaderChange, HeaderChanges, Redirect, RedirectPort, Rewrite},
 };
 
@@ -40,7 +40,13 @@ pub(super) fn rewritten(
         (None, None) => None,
     };
     if let Some(path) = path {
-        destined.path = with_query(&path, destined.path.query())?;
+        // What the client wrote was normal; that it isn't any more must not lead elsewhere than policies were asked.
+        if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(Refusal::new(Reason::BadRequest, format!("a rule makes of it {path:?}")));
+        }
+        let path = if path.starts_with('/') || path == "*" { path } else { format!("/{path}") };
+        let normal = normalised(&path).map_err(|error| unfit(&path, error))?;
+        destined.path = with_query(&normal, destined.path.query())?;
     }
     if let Some(authority) = &rewrite.authority {
         destined.authority = authority.parse().map_err(|error| unfit(authority, error))?;
@@ -61,7 +67,6 @@ fn with_query(path: &str, query: Option<&str>) -> Result<PathAndQuery, Refusal> 
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let text = if text.starts_with('/') || text == "*" { text } else { format!("/{text}") };
     PathAndQuery::try_from(text.as_str()).map_err(|error| unfit(&text, error))
 }
 

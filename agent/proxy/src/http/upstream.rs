@@ -199,6 +199,10 @@ impl Shared {
 }
 
 impl Lease {
+    pub(super) fn is_http2(&self) -> bool {
+        self.key.http2
+    }
+
     fn new(local: &Rc<Local>, key: &Key, hold: Hold, reused: bool) -> Self {
         let in_flight = local.worker.shared.in_flight.enter(key.address);
         Self {

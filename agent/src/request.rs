@@ -1,0 +1,114 @@
+//! `orlop explain --request`: what a waypoint would say of a request.
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use anyhow::Context as _;
+use orlop_model::{
+    Behind, Hop, Judgement, NamespacedName, Reason, Snapshot, Workload,
+    http::{Headers, Request, normalised},
+};
+
+use crate::cli::{ConnectionArguments, Header, RequestLine};
+
+/// The port of a waypoint's Service.
+const HBONE_PORT: u16 = 15008;
+
+/// Prints what becomes of the request that is asked about, if one is. True if it is let in.
+pub fn explain(
+    snapshot: &Snapshot,
+    source: &Workload,
+    hop: &Hop,
+    dialled: SocketAddr,
+    connection: &ConnectionArguments,
+    seen_by: &impl Fn(&NamespacedName) -> Snapshot,
+) -> anyhow::Result<bool> {
+    let Some(line) = &connection.request else {
+        println!("            ask about a request in it with --request \"GET /\"");
+        return Ok(true);
+    };
+    let is_hop = |service: &&std::sync::Arc<orlop_model::Service>| {
+        let port = service.port(HBONE_PORT);
+        port.is_some_and(|port| port.endpoints.iter().any(|endpoint| endpoint.address == hop.address))
+    };
+    let waypoint = snapshot.services().find(is_hop).context("the waypoint has no Service any more")?;
+    let snapshot = seen_by(&waypoint.name);
+    println!("  request   {} {}", line.method, line.path);
+    match judge(&snapshot, &waypoint.name, source, dialled, connection, line) {
+        Ok((judgement, rule)) => {
+            match judgement.policy {
+                Some(policy) => println!("  allowed by AuthorizationPolicy {policy}"),
+                None => println!("  allowed, as no ALLOW policy applies to it"),
+            }
+            if let Some(rule) = rule {
+                println!("  follows   {rule}");
+            }
+            Ok(true)
+        }
+        Err((reason, detail)) if detail.is_empty() => {
+            println!("  refused ({reason})");
+            Ok(false)
+        }
+        Err((reason, detail)) => {
+            println!("  refused ({reason}): {detail}");
+            Ok(false)
+        }
+    }
+}
+
+/// What the policies say, and the rule that the request follows.
+fn judge(
+    snapshot: &Snapshot,
+    waypoint: &NamespacedName,
+    source: &Workload,
+    dialled: SocketAddr,
+    connection: &ConnectionArguments,
+    line: &RequestLine,
+) -> Result<(Judgement, Option<String>), (Reason, String)> {
+    let namespace = source.identity.namespace();
+    let refused = |reason| (reason, String::new());
+    let target = snapshot.behind(waypoint, namespace, &dialled.to_string()).map_err(refused)?;
+    let (path, query) =
+        line.path.split_once('?').map_or((&*line.path, None), |(path, query)| (path, Some(query)));
+    let path = normalised(path).map_err(|error| (Reason::BadRequest, error.to_string()))?;
+    let host = connection.host.clone().unwrap_or_else(|| connection.to.name.clone());
+    let request = Request {
+        method: &line.method,
+        scheme: "http",
+        authority: &host,
+        path: &path,
+        query,
+        headers: &Given(&connection.header),
+        port: dialled.port(),
+        source: Some(&source.name),
+        source_namespace: namespace,
+    };
+    let address = source.addresses.iter().find(|ip| ip.is_ipv4() == dialled.is_ipv4());
+    let address =
+        *address.or_else(|| source.addresses.first()).ok_or_else(|| refused(Reason::ConnectFailed))?;
+    let routes = snapshot.routes();
+    let judgement = routes
+        .authorize(&target, &source.identity, address, Some(&request))
+        .map_err(|refused| (refused.reason, refused.detail))?;
+    let selected = match &target {
+        Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
+        Behind::Workload { .. } => None,
+    };
+    let rule = selected.map(|selected| {
+        let name = Some(&selected.rule.name).filter(|name| !name.is_empty());
+        let name = name.map_or_else(String::new, |name| format!(", rule {name}"));
+        format!("VirtualService {}{name}", selected.rule.resource)
+    });
+    Ok((judgement, rule))
+}
+
+struct Given<'a>(&'a [Header]);
+
+impl Headers for Given<'_> {
+    fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
+        self.0
+            .iter()
+            .filter(|header| header.name == name)
+            .map(|header| Cow::Borrowed(&*header.value))
+            .collect()
+    }
+}
