@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts, let_go_of_code};
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
-use orlop_kube::{ClusterWorld, WorldDirectory, WorldFile};
+use orlop_kube::{ClusterWorld, Kinds, WorldDirectory, WorldFile};
 use orlop_model::{Choice, Snapshot, World};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
@@ -350,7 +350,8 @@ impl Source {
             None => {
                 let file = WorldFile::new(&arguments.state_dir, &arguments.node);
                 let kept = last_world::instead(file.clone(), &arguments.run_dir);
-                let cluster = ClusterWorld::open_or(arguments.kubeconfig.as_deref(), kept).await?;
+                let kubeconfig = arguments.kubeconfig.as_deref();
+                let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, kept).await?;
                 Ok(Self::Cluster(Box::new(cluster), file))
             }
         }

@@ -34,6 +34,7 @@ pub use cluster::{ClusterError, ClusterWorld};
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};
 pub use field::{FieldError, FieldPath};
+pub use object::Kinds;
 pub use world_file::{WorldFile, WorldFileError};
 
 /// What fuzz targets reach.

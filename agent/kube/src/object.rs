@@ -48,11 +48,12 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
     ];
+    /// What a waypoint reads besides.
     const OF_WAYPOINTS: [Self; 2] = [Self::VirtualService, Self::DestinationRule];
 
     /// The kind that is called this.
     pub fn named(name: &str) -> Option<Self> {
-        Self::OF_NODES.into_iter().chain(Self::OF_WAYPOINTS).find(|kind| kind.name() == name)
+        Kinds::OfWaypoints.all().find(|kind| kind.name() == name)
     }
 
     pub fn name(self) -> &'static str {
@@ -133,6 +134,25 @@ impl Kind {
                 Ok(Object::DestinationRule(Arc::new(destination_rule::convert(typed(object)?)?)))
             }
         }
+    }
+}
+
+/// Which kinds are read of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinds {
+    /// What nodes go by.
+    OfNodes,
+    /// That, and what tells waypoints where requests go.
+    OfWaypoints,
+}
+
+impl Kinds {
+    pub(crate) fn all(self) -> impl Iterator<Item = Kind> {
+        let besides: &[Kind] = match self {
+            Self::OfNodes => &[],
+            Self::OfWaypoints => &Kind::OF_WAYPOINTS,
+        };
+        Kind::OF_NODES.into_iter().chain(besides.iter().copied())
     }
 }
 

@@ -113,6 +113,8 @@ impl Kubernetes {
             ("security.istio.io", "PeerAuthentication", "peerauthentications"),
             ("networking.istio.io", "ServiceEntry", "serviceentries"),
             ("networking.istio.io", "WorkloadEntry", "workloadentries"),
+            ("networking.istio.io", "VirtualService", "virtualservices"),
+            ("networking.istio.io", "DestinationRule", "destinationrules"),
         ] {
             self.define(group, kind, plural);
         }

@@ -1,6 +1,6 @@
 use std::fs;
 
-use orlop_kube::{ClusterWorld, read_world};
+use orlop_kube::{ClusterWorld, Kinds, read_world};
 use orlop_model::{Settings, World, compile};
 use orlop_tests::Testbed;
 use serde_json::{Value, json};
@@ -46,6 +46,14 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry", "metadata": metadata("vm"),
         "spec": {"address": "10.212.0.1", "labels": {"app": "vm"}},
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": metadata("web"),
+        "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web", "subset": "v1"}}]}]},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": metadata("web"),
+        "spec": {"host": "web", "subsets": [{"name": "v1", "labels": {"app": "web"}}]},
+    }));
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {
@@ -67,6 +75,8 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (istio("security", &namespace, "peerauthentications"), "PeerAuthentication", "security.istio.io/v1"),
         (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
+        (istio("networking", &namespace, "virtualservices"), "VirtualService", "networking.istio.io/v1"),
+        (istio("networking", &namespace, "destinationrules"), "DestinationRule", "networking.istio.io/v1"),
         (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
     ] {
         let mut list = kubernetes.wait(kubernetes.get(&path));
@@ -78,7 +88,7 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
     let from_directory = read_world(&directory).unwrap();
 
     let kubeconfig = kubernetes.plane.kubeconfig();
-    let cluster = kubernetes.wait(ClusterWorld::open(Some(&kubeconfig))).unwrap();
+    let cluster = kubernetes.wait(ClusterWorld::open(Some(&kubeconfig), Kinds::OfWaypoints)).unwrap();
     let mut from_api = cluster.world().clone();
     only(&mut from_api, &namespace);
     assert_eq!(from_api, from_directory);
@@ -132,6 +142,8 @@ fn only(world: &mut World, namespace: &str) {
     world.workload_entries.retain(|name, _| name.namespace == namespace);
     world.authorization_policies.retain(|name, _| name.namespace == namespace);
     world.peer_authentications.retain(|name, _| name.namespace == namespace);
+    world.virtual_services.retain(|name, _| name.namespace == namespace);
+    world.destination_rules.retain(|name, _| name.namespace == namespace);
 }
 
 fn settings() -> Settings {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::object::Kind;
+use crate::object::Kinds;
 use store::{Store, Update};
 use watch::{watch_definitions, watch_kind};
 
@@ -63,15 +63,16 @@ pub enum ClusterError {
 }
 
 impl ClusterWorld {
-    /// Lists everything once. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
+    /// Lists everything of these kinds once. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
     /// names. Waits for an API server that does not answer; nothing is known before it has.
-    pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
-        Self::open_or(kubeconfig, pending()).await
+    pub async fn open(kubeconfig: Option<&Path>, kinds: Kinds) -> Result<Self, ClusterError> {
+        Self::open_or(kubeconfig, kinds, pending()).await
     }
 
     /// Like [`Self::open`], but if `kept` is there first, it is the world until everything has been listed.
     pub async fn open_or(
         kubeconfig: Option<&Path>,
+        kinds: Kinds,
         kept: impl Future<Output = World>,
     ) -> Result<Self, ClusterError> {
         let client = client(kubeconfig).await?;
@@ -79,11 +80,11 @@ impl ClusterWorld {
         let (definitions, known) = channel::channel(None);
         let mut watches = JoinSet::new();
         watches.spawn(watch_definitions(client.clone(), definitions));
-        for kind in Kind::OF_NODES {
+        for kind in kinds.all() {
             let watch = watch_kind(kind, client.clone(), known.clone(), sender.clone());
             watches.spawn(async move { drop(watch.await) });
         }
-        let mut keeper = Keeper { store: Store::default(), updates, _watches: watches };
+        let mut keeper = Keeper { store: Store::of(kinds), updates, _watches: watches };
         let mut listed = World::default();
         tokio::select! {
             result = keeper.list(&mut listed) => {

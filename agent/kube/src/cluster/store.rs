@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orlop_model::World;
 
 use crate::field::FieldError;
-use crate::object::{Key, Kind, Object};
+use crate::object::{Key, Kind, Kinds, Object};
 use crate::stand_in::stand_in;
 
 /// What a watch tells.
@@ -28,14 +28,20 @@ pub(super) enum Update {
 pub(super) struct Store {
     /// Objects that can't be understood, and what was said of them.
     malformed: BTreeMap<Key, FieldError>,
-    listed: BTreeSet<Kind>,
+    /// Kinds that were not listed yet.
+    missing: BTreeSet<Kind>,
     failing: BTreeMap<Kind, String>,
 }
 
 impl Store {
+    /// Of these kinds.
+    pub fn of(kinds: Kinds) -> Self {
+        Self { missing: kinds.all().collect(), ..Self::default() }
+    }
+
     /// Whether every kind was listed once.
     pub fn is_complete(&self) -> bool {
-        self.listed.len() == Kind::OF_NODES.len()
+        self.missing.is_empty()
     }
 
     /// Takes an update over into the world. Says whether that has changed.
@@ -54,7 +60,7 @@ impl Store {
                 remove(world, &key)
             }
             Update::Listed(kind, there) => {
-                self.listed.insert(kind);
+                self.missing.remove(&kind);
                 let gone: Vec<_> = keys(world, kind).into_iter().filter(|key| !there.contains(key)).collect();
                 self.malformed.retain(|key, _| key.kind() != kind || there.contains(key));
                 gone.iter().filter(|key| remove(world, key)).count() > 0
@@ -218,12 +224,14 @@ mod tests {
 
     #[test]
     fn every_kind_must_be_listed_once() {
-        let (mut store, mut world) = (Store::default(), World::default());
-        for kind in Kind::OF_NODES {
-            assert!(!store.is_complete());
-            store.apply(&mut world, Update::Listed(kind, BTreeSet::new()));
+        for kinds in [Kinds::OfNodes, Kinds::OfWaypoints] {
+            let (mut store, mut world) = (Store::of(kinds), World::default());
+            for kind in kinds.all() {
+                assert!(!store.is_complete());
+                store.apply(&mut world, Update::Listed(kind, BTreeSet::new()));
+            }
+            assert!(store.is_complete());
         }
-        assert!(store.is_complete());
     }
 
     fn pod(name: &str, address: &str) -> Object {

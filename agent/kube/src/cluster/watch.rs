@@ -220,10 +220,11 @@ fn plural(kind: Kind) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::Kinds;
 
     #[test]
     fn resources_are_named_as_the_api_has_them() {
-        let plurals: Vec<_> = Kind::OF_NODES.map(plural).into();
+        let plurals: Vec<_> = Kinds::OfWaypoints.all().map(plural).collect();
         let wanted = [
             "namespaces",
             "nodes",
@@ -234,6 +235,8 @@ mod tests {
             "workloadentries",
             "authorizationpolicies",
             "peerauthentications",
+            "virtualservices",
+            "destinationrules",
         ];
         assert_eq!(plurals, wanted);
         assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));
