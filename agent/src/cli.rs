@@ -1,3 +1,6 @@
+mod controller;
+mod waypoint;
+
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
@@ -9,6 +12,8 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orlop_identity::CaAddress;
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
+
+pub use self::{controller::ControllerArguments, waypoint::WaypointArguments};
 
 /// Where the admin API listens.
 const ADMIN: &str = "127.0.0.1:15000";
@@ -62,15 +67,8 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct NodeArguments {
-    /// Directory of Kubernetes objects as YAML; watched for changes.
-    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
-    pub world: Option<PathBuf>,
-    /// Watch the objects in a Kubernetes cluster: the one that this pod runs in, or that $KUBECONFIG names.
-    #[arg(long)]
-    pub kube: bool,
-    /// The cluster to watch.
-    #[arg(long, value_name = "FILE", requires = "kube")]
-    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub world: WorldArguments,
     /// Name of this node, as pods have it in spec.nodeName.
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
@@ -154,72 +152,18 @@ pub struct NodeArguments {
     pub log: LogArguments,
 }
 
+/// Where the objects come from.
 #[derive(Args, Debug)]
-pub struct WaypointArguments {
+pub struct WorldArguments {
     /// Directory of Kubernetes objects as YAML; watched for changes.
-    #[arg(long, value_name = "DIR")]
-    pub world: PathBuf,
-    /// The Gateway that this waypoint is, as labels name it: that of its Service.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub name: NamespacedName,
-    /// Its service account, whose certificate it shows [default: the Gateway's name].
-    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
-    pub service_account: Option<String>,
-    /// Name of the node that it runs on, for services that want near endpoints.
-    #[arg(long, env = "NODE_NAME", default_value = "")]
-    pub node: String,
-    #[command(flatten)]
-    pub authority: AuthorityArguments,
-    #[command(flatten)]
-    pub names: NameArguments,
-    /// Where it takes tunnels.
-    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
-    pub listen: SocketAddr,
-    /// Admin API: /config_dump and /flows. Loopback addresses only.
-    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
-    pub admin: SocketAddr,
-    /// Prometheus metrics: /metrics.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
-    pub metrics: SocketAddr,
-    /// Readiness: /healthz/ready.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
-    pub ready: SocketAddr,
-    /// DNS server for the hosts of ServiceEntries and WorkloadEntries [default: those of /etc/resolv.conf].
-    #[arg(long, value_name = "ADDRESS", value_parser = dns_server)]
-    pub host_resolver: Option<SocketAddr>,
-    /// How long open requests may go on after SIGTERM.
-    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
-    pub drain_timeout: Duration,
-    /// How long a server or a peer's proxy may take to accept.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    pub connect_timeout: Duration,
-    /// A connection on which nothing moves for this long is closed.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
-    pub idle_timeout: Duration,
-    /// How long to wait for a client's first bytes where a port doesn't say what it speaks.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
-    pub detection_timeout: Duration,
-    /// How long a request's head may take from its first byte on; at most twice that.
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
-    pub header_timeout: Duration,
-    /// Headers of one request or answer.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub max_headers: usize,
-    /// Size of a request's or an answer's head.
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
-    pub max_header_size: u64,
-    /// Requests that a client may have open in one HTTP/2 connection.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub max_streams: u32,
-    /// Connections open at once; further ones are refused [default: 100000, or as many as the limit of open
-    /// files allows].
-    #[arg(long, value_name = "N")]
-    pub max_connections: Option<usize>,
-    /// Threads that carry requests [default: one a core].
-    #[arg(long, value_name = "N")]
-    pub workers: Option<NonZeroUsize>,
-    #[command(flatten)]
-    pub log: LogArguments,
+    #[arg(long = "world", value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+    pub directory: Option<PathBuf>,
+    /// Watch the objects in a Kubernetes cluster: the one that this pod runs in, or that $KUBECONFIG names.
+    #[arg(long)]
+    pub kube: bool,
+    /// The cluster to watch.
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Who signs the pods' certificates.
@@ -275,64 +219,6 @@ impl NameArguments {
             cluster_domain: self.cluster_domain.clone(),
             network: self.network.clone(),
         }
-    }
-}
-
-#[derive(Args, Debug)]
-pub struct ControllerArguments {
-    /// How to reach the API server [default: $KUBECONFIG, ~/.kube/config, or as a pod does].
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// The controller's own namespace.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "orlop-system")]
-    pub namespace: String,
-    /// What this replica is called among the others.
-    #[arg(long, env = "POD_NAME")]
-    pub name: String,
-    /// Istio's certificate service, over TLS.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
-    pub listen: SocketAddr,
-    /// Readiness: /healthz/ready, and /healthz/live.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
-    pub ready: SocketAddr,
-    /// A DNS name that nodes call the certificate service by; may be given several times [default: those of Service
-    /// orlop-controller in the controller's namespace].
-    #[arg(long = "dns-name", value_name = "NAME")]
-    pub dns_names: Vec<String>,
-    /// The audience that nodes' service-account tokens must be made for.
-    #[arg(long, default_value = "istio-ca")]
-    pub token_audience: String,
-    /// A service account that node agents run as, which get the identities of their node's pods; may be given several
-    /// times.
-    #[arg(long = "node-account", value_name = "NAMESPACE/NAME", default_value = "orlop-system/orlop-node")]
-    pub node_accounts: Vec<NamespacedName>,
-    /// How long a workload's certificate is valid at most.
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
-    pub certificate_lifetime: Duration,
-    /// How long it may take until every node has a new bundle of roots: a new root signs nothing before.
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
-    pub rotation_spread: Duration,
-    /// The Secret that the root is kept in; made on first use.
-    #[arg(long, value_name = "NAME", default_value = "orlop-ca")]
-    pub secret: String,
-    /// A Secret in Istio's layout (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem) or cert-manager's
-    /// (tls.crt, tls.key, ca.crt) that comes before it, if it is there.
-    #[arg(long, value_name = "NAME", default_value = "cacerts")]
-    pub plugged_in: String,
-    #[command(flatten)]
-    pub names: NameArguments,
-    #[command(flatten)]
-    pub log: LogArguments,
-}
-
-impl ControllerArguments {
-    /// What the certificate service is called.
-    pub fn serving_names(&self) -> Vec<String> {
-        if !self.dns_names.is_empty() {
-            return self.dns_names.clone();
-        }
-        let service = format!("orlop-controller.{}", self.namespace);
-        vec![format!("{service}.svc.{}", self.names.cluster_domain), format!("{service}.svc"), service]
     }
 }
 

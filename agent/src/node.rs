@@ -345,12 +345,12 @@ enum Source {
 
 impl Source {
     async fn open(arguments: &NodeArguments) -> anyhow::Result<Self> {
-        match &arguments.world {
+        match &arguments.world.directory {
             Some(directory) => Ok(Self::Directory(Box::new(WorldDirectory::open(directory)?))),
             None => {
                 let file = WorldFile::new(&arguments.state_dir, &arguments.node);
                 let kept = last_world::instead(file.clone(), &arguments.run_dir);
-                let kubeconfig = arguments.kubeconfig.as_deref();
+                let kubeconfig = arguments.world.kubeconfig.as_deref();
                 let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, kept).await?;
                 Ok(Self::Cluster(Box::new(cluster), file))
             }

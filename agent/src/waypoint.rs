@@ -1,6 +1,6 @@
 //! `orlop waypoint`: world → snapshot → proxy of requests.
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, pin::pin, sync::Arc};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -10,8 +10,8 @@ use hyper::{
     body::{Bytes, Incoming},
 };
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
-use orlop_kube::WorldDirectory;
-use orlop_model::{Identity, Snapshot, Workload, WorkloadKind};
+use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
+use orlop_model::{Identity, Snapshot, Workload, WorkloadKind, World};
 use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
 use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     admin::{self, Answer, Endpoint, Servers},
     authority::Authority,
-    cli::WaypointArguments,
+    cli::{WaypointArguments, WorldArguments},
     dump,
     enrolment::Status,
     handover::ServerSockets,
@@ -47,11 +47,12 @@ pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
 }
 
 async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::Result<()> {
-    let world = WorldDirectory::open(&arguments.world)?;
+    let mut stopped = pin!(stopped()?);
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let config = config(&arguments, descriptors);
-    identities.ensure(&config.workload.identity)?;
+    let identity = config.workload.identity.clone();
+    identities.ensure(&identity)?;
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -66,33 +67,35 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
         snapshot,
         waypoint: Arc::clone(&waypoint),
         identities: identities.clone(),
+        identity,
         status: status.subscribe(),
     };
     let listener = listen(&arguments)?;
     let mut none = ServerSockets::new();
     let mut servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, &mut none).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    servers.serve(&admin);
 
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(authority.upkeep);
+    let world = tokio::select! {
+        world = watch_world(&arguments.world) => world?,
+        () = &mut stopped => return Ok(()),
+    };
     let names = Names::start(arguments.host_resolver);
     let settings = arguments.names.settings(&arguments.node);
     let publisher = Arc::clone(&waypoint);
     let publish = Box::new(move |snapshot| publisher.publish(snapshot));
-    let worlds = Worlds::new(world.watch(), names, settings, publish);
+    let worlds = Worlds::new(world, names, settings, publish);
     let mut worlds = worlds.of_waypoint(arguments.name.clone());
     worlds.resolve().await;
     let mut generation = worlds.publish().generation();
     waypoint.listen(&listener)?;
-    servers.serve(&admin);
     loop {
         status.send_modify(|status| status.generation = generation);
         tokio::select! {
             changed = worlds.changed() => changed?,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = &mut stopped => break,
         }
         generation = worlds.publish().generation();
     }
@@ -106,6 +109,26 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     };
     tracing::info!(connections = left, "stopped");
     Ok(())
+}
+
+/// SIGTERM or SIGINT, caught from now on: a container's first process gets no signal that it doesn't catch.
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// The world; of a cluster, once it has been listed.
+async fn watch_world(arguments: &WorldArguments) -> anyhow::Result<watch::Receiver<Arc<World>>> {
+    match &arguments.directory {
+        Some(directory) => Ok(WorldDirectory::open(directory)?.watch()),
+        None => Ok(ClusterWorld::open(arguments.kubeconfig.as_deref(), Kinds::OfWaypoints).await?.watch()),
+    }
 }
 
 fn listen(arguments: &WaypointArguments) -> anyhow::Result<TcpListener> {
@@ -173,6 +196,8 @@ struct Admin {
     snapshot: Arc<ArcSwap<Snapshot>>,
     waypoint: Arc<Waypoint>,
     identities: Identities,
+    /// The waypoint's own.
+    identity: Identity,
     status: watch::Receiver<Status>,
 }
 
@@ -189,6 +214,10 @@ impl Answer for Admin {
             (Endpoint::Admin, "/flows") => admin::flows(&self.waypoint.flows()),
             (Endpoint::Admin, "/") => admin::text(StatusCode::OK, "GET /config_dump\nGET /flows\n"),
             (Endpoint::Metrics, "/metrics") => admin::metrics(&self.registry),
+            (Endpoint::Ready, "/healthz/live") => admin::text(StatusCode::OK, "alive\n"),
+            (Endpoint::Ready, "/healthz/ready") if !self.identities.is_valid(&self.identity) => {
+                admin::text(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet: see /config_dump\n")
+            }
             (Endpoint::Ready, "/healthz/ready") => admin::ready(&self.status.borrow()),
             _ => admin::text(StatusCode::NOT_FOUND, "not found\n"),
         }

@@ -11,3 +11,4 @@ mod kubelet;
 mod last_world;
 mod replica;
 mod source;
+mod waypoint;

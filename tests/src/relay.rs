@@ -5,16 +5,22 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 
-use crate::Node;
+use crate::{Node, Pod};
 
-/// Leads a port of a node's loopback to a server on the loopback of the machine, such as an API server, for as long
+/// Leads a port of a node's loopback, or a pod's, to a server on the loopback of the machine, such as an API server, for as long
 /// as it is not [cut](Self::cut).
 #[derive(Debug)]
 pub struct Relay {
-    node: Node,
+    place: Place,
     port: u16,
     to: SocketAddr,
     running: Option<Running>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Node(Node),
+    Pod(Pod),
 }
 
 #[derive(Debug)]
@@ -25,9 +31,18 @@ struct Running {
 }
 
 impl Relay {
-    /// Starts it.
+    /// Starts it on a node.
     pub fn start(node: &Node, port: u16, to: SocketAddr) -> Result<Self> {
-        let mut relay = Self { node: node.clone(), port, to, running: None };
+        Self::start_in(Place::Node(node.clone()), port, to)
+    }
+
+    /// Starts it in a pod.
+    pub fn in_pod(pod: &Pod, port: u16, to: SocketAddr) -> Result<Self> {
+        Self::start_in(Place::Pod(pod.clone()), port, to)
+    }
+
+    fn start_in(place: Place, port: u16, to: SocketAddr) -> Result<Self> {
+        let mut relay = Self { place, port, to, running: None };
         relay.mend()?;
         Ok(relay)
     }
@@ -43,9 +58,12 @@ impl Relay {
             return Ok(());
         }
         let (port, to) = (self.port, self.to);
-        let listener = self.node.run(|| TcpListener::bind(("127.0.0.1", port)))?;
-        let listener =
-            listener.with_context(|| format!("listening at port {port} of {}", self.node.name()))?;
+        let listen = || TcpListener::bind(("127.0.0.1", port));
+        let (name, listener) = match &self.place {
+            Place::Node(node) => (node.name(), node.run(listen)?),
+            Place::Pod(pod) => (pod.name(), pod.run(listen)?),
+        };
+        let listener = listener.with_context(|| format!("listening at port {port} of {name}"))?;
         let open = Arc::new(Mutex::new(Vec::new()));
         let (accepting, tracked) = (listener.try_clone().context("sharing the listener")?, Arc::clone(&open));
         let thread = thread::spawn(move || {

@@ -34,16 +34,30 @@ impl Waypoint {
 
     /// Like [`start`](Self::start), as the Gateway of this name.
     pub fn named(pod: &Pod, name: &str, args: &[&str]) -> Result<Self> {
+        let lab = pod.node().lab();
+        let [world, ca] = [lab.world.dir(), &lab.ca_dir()].map(|path| path.to_string_lossy().into_owned());
+        let name = format!("{}/{name}", pod.namespace());
+        let account = pod.service_account();
+        let mut all =
+            vec!["--world", &world, "--ca-dir", &ca, "--name", &name, "--service-account", &account];
+        all.extend(args);
+        Self::with(pod, &all)
+    }
+
+    /// Starts it with these arguments alone, and some that only tests need, and waits until it is ready.
+    pub fn with(pod: &Pod, args: &[&str]) -> Result<Self> {
         let binary = binary()?;
         let lab = pod.node().lab();
         let log = lab.dir.join(format!("waypoint-{}.{}.log", pod.namespace(), pod.name()));
         let output = File::options().create(true).append(true).open(&log);
         let output = output.with_context(|| format!("opening {}", log.display()))?;
         let mut command = pod.command(&binary.to_string_lossy())?;
-        command.arg("waypoint").arg("--world").arg(lab.world.dir()).arg("--ca-dir").arg(lab.ca_dir());
-        command.arg("--name").arg(format!("{}/{name}", pod.namespace()));
-        command.arg("--service-account").arg(pod.service_account());
-        command.arg("--node").arg(pod.node().name()).args(["--log-format", "json"]).args(args);
+        command
+            .arg("waypoint")
+            .arg("--node")
+            .arg(pod.node().name())
+            .args(["--log-format", "json"])
+            .args(args);
         let errors = output.try_clone().context("sharing the log")?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let process = Process::spawn(&mut command)?;

@@ -14,10 +14,10 @@ use super::api::Kubernetes;
 use super::install::{AUDIENCE, NODE_ACCOUNT, SYSTEM, install, roots};
 use crate::mesh::options;
 
-/// Where the API server is on the loopback of every node.
-const API_PORT: u16 = 6443;
-/// Where the certificate service is on the loopback of every node.
-const CA_PORT: u16 = 15012;
+/// Where the API server is on the loopback of every node, and of a pod that asks it.
+pub const API_PORT: u16 = 6443;
+/// Where the certificate service is on the loopback of every node, and of a pod that asks it.
+pub const CA_PORT: u16 = 15012;
 
 pub struct Kubelet<'a> {
     kubernetes: &'a Kubernetes,
@@ -103,11 +103,19 @@ impl<'a> Kubelet<'a> {
 
     /// Makes the object of a pod that was scheduled here. Gives its UID.
     pub fn bind(&self, namespace: &str, name: &str, labels: &[(&str, &str)]) -> String {
+        self.bind_as("default", namespace, name, labels)
+    }
+
+    /// The same, of another service account.
+    pub fn bind_as(&self, account: &str, namespace: &str, name: &str, labels: &[(&str, &str)]) -> String {
         let labels: serde_json::Map<_, _> =
             labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
         let object = json!({
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
-            "spec": {"nodeName": self.node.name(), "containers": [{"name": "app", "image": "app"}]},
+            "spec": {
+                "nodeName": self.node.name(), "serviceAccountName": account,
+                "containers": [{"name": "app", "image": "app"}],
+            },
         });
         let object: PodObject = serde_json::from_value(object).unwrap();
         let made = self.kubernetes.wait(self.pods(namespace).create(&PostParams::default(), &object));

@@ -1,0 +1,76 @@
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+
+use clap::Args;
+use orlop_model::NamespacedName;
+
+use super::{
+    ADMIN, AuthorityArguments, LogArguments, NameArguments, WorldArguments, dns_server, duration, loopback,
+    size,
+};
+
+#[derive(Args, Debug)]
+pub struct WaypointArguments {
+    #[command(flatten)]
+    pub world: WorldArguments,
+    /// The Gateway that this waypoint is, as labels name it: that of its Service.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub name: NamespacedName,
+    /// Its service account, whose certificate it shows [default: the Gateway's name].
+    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
+    pub service_account: Option<String>,
+    /// Name of the node that it runs on, for services that want near endpoints.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node: String,
+    #[command(flatten)]
+    pub authority: AuthorityArguments,
+    #[command(flatten)]
+    pub names: NameArguments,
+    /// Where it takes tunnels.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
+    pub listen: SocketAddr,
+    /// Admin API: /config_dump and /flows. Loopback addresses only.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
+    pub admin: SocketAddr,
+    /// Prometheus metrics: /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
+    pub metrics: SocketAddr,
+    /// Readiness: /healthz/ready.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15021")]
+    pub ready: SocketAddr,
+    /// DNS server for the hosts of ServiceEntries and WorkloadEntries [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "ADDRESS", value_parser = dns_server)]
+    pub host_resolver: Option<SocketAddr>,
+    /// How long open requests may go on after SIGTERM.
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// How long a server or a peer's proxy may take to accept.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// A connection on which nothing moves for this long is closed.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// How long to wait for a client's first bytes where a port doesn't say what it speaks.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub detection_timeout: Duration,
+    /// How long a request's head may take from its first byte on; at most twice that.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// Headers of one request or answer.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_headers: usize,
+    /// Size of a request's or an answer's head.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    pub max_header_size: u64,
+    /// Requests that a client may have open in one HTTP/2 connection.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_streams: u32,
+    /// Connections open at once; further ones are refused [default: 100000, or as many as the limit of open
+    /// files allows].
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// Threads that carry requests [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub log: LogArguments,
+}
