@@ -316,7 +316,7 @@ pub struct ConnectionArguments {
     /// The request's host; that which is dialled, unless given.
     #[arg(long, requires = "request")]
     pub host: Option<String>,
-    /// A header of the request; may be given several times.
+    /// A header of the request; may be given several times. A token in it is verified if its issuer's keys are inline.
     #[arg(long, value_name = "NAME: VALUE", requires = "request")]
     pub header: Vec<Header>,
 }

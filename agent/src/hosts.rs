@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -13,6 +14,7 @@ use hickory_resolver::{
     config::{LookupIpStrategy, NameServerConfig, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
 };
+use orlop_identity::jwt::Resolve;
 use orlop_model::Hosts;
 use tokio::{
     sync::watch,
@@ -82,6 +84,23 @@ impl Names {
             std::future::pending().await
         }
     }
+}
+
+/// Looks up one name at a time, at `server` or else at those of `/etc/resolv.conf`.
+pub fn resolve(server: Option<SocketAddr>) -> Resolve {
+    let resolver = resolver(server).map_err(|error| format!("{error:#}"));
+    Arc::new(move |host| {
+        let resolver = resolver.clone();
+        Box::pin(async move {
+            let resolver = resolver.map_err(io::Error::other)?;
+            let found = match resolver.lookup_ip(format!("{host}.")).await {
+                // A name of the cluster may be short.
+                Err(error) if error.is_no_records_found() => resolver.lookup_ip(host).await,
+                found => found,
+            };
+            Ok(found.map_err(io::Error::other)?.iter().collect())
+        })
+    })
 }
 
 fn resolver(server: Option<SocketAddr>) -> anyhow::Result<TokioResolver> {

@@ -23,6 +23,7 @@ mod node;
 mod replay;
 mod request;
 mod sandboxes;
+mod token_keys;
 mod udp;
 mod waypoint;
 mod worlds;

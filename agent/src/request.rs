@@ -1,11 +1,13 @@
 //! `orlop explain --request`: what a waypoint would say of a request.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context as _;
+use orlop_identity::jwt::{self, KeySet, Keys};
 use orlop_model::{
-    Behind, Hop, Judgement, NamespacedName, Reason, Snapshot, Workload,
-    http::{Headers, Request, normalised},
+    Behind, Hop, Judgement, NamespacedName, Reason, Service, Snapshot, Workload,
+    http::{Claims, Headers, Request, TokenRefused, TokenRules, Tokens, normalised},
+    world::KeySource,
 };
 
 use crate::cli::{ConnectionArguments, Header, RequestLine};
@@ -26,7 +28,7 @@ pub fn explain(
         println!("            ask about a request in it with --request \"GET /\"");
         return Ok(true);
     };
-    let is_hop = |service: &&std::sync::Arc<orlop_model::Service>| {
+    let is_hop = |service: &&Arc<Service>| {
         let port = service.port(HBONE_PORT);
         port.is_some_and(|port| port.endpoints.iter().any(|endpoint| endpoint.address == hop.address))
     };
@@ -87,7 +89,7 @@ fn judge(
         *address.or_else(|| source.addresses.first()).ok_or_else(|| refused(Reason::ConnectFailed))?;
     let routes = snapshot.routes();
     let judgement = routes
-        .authorize(&target, &source.identity, address, Some(&request))
+        .authorize(&target, &source.identity, address, Some(&request), &Shown(&request))
         .map_err(|refused| (refused.reason, refused.detail))?;
     let selected = match &target {
         Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
@@ -99,6 +101,32 @@ fn judge(
         format!("VirtualService {}{name}", selected.rule.resource)
     });
     Ok((judgement, rule))
+}
+
+/// The request's own token, if it shows one.
+struct Shown<'a>(&'a Request<'a>);
+
+impl Tokens for Shown<'_> {
+    fn verified(&self, rules: &Arc<TokenRules>) -> Result<Option<Arc<Claims>>, TokenRefused> {
+        let Some(presented) = rules.presented(self.0.headers, self.0.query)? else { return Ok(None) };
+        Ok(Some(jwt::verify(&presented, rules, &Inline, SystemTime::now())?.claims))
+    }
+}
+
+/// Keys that are in the world itself: nobody else is asked.
+struct Inline;
+
+impl Keys for Inline {
+    fn of(&self, source: &KeySource) -> Result<Arc<KeySet>, String> {
+        match source {
+            KeySource::Inline(text) => {
+                KeySet::read(text.as_bytes()).map(Arc::new).map_err(|error| error.to_string())
+            }
+            KeySource::Remote(_) => Err("waypoints fetch them, and nobody else does".to_owned()),
+        }
+    }
+
+    fn unknown(&self, _: &KeySource) {}
 }
 
 struct Given<'a>(&'a [Header]);

@@ -1,6 +1,6 @@
 //! `orlop waypoint`: world → snapshot → proxy of requests.
 
-use std::{net::TcpListener, pin::pin, sync::Arc};
+use std::{net::TcpListener, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -9,7 +9,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
 };
-use orlop_identity::{DEFAULT_LIFETIME, Identities};
+use orlop_identity::{DEFAULT_LIFETIME, Identities, jwt::KeySources};
 use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
 use orlop_model::{Identity, Snapshot, Workload, WorkloadKind, World};
 use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    time::timeout,
 };
 
 use crate::{
@@ -28,12 +29,14 @@ use crate::{
     enrolment::Status,
     handover::ServerSockets,
     hosts::Names,
-    limits, logging,
+    limits, logging, token_keys,
     worlds::Worlds,
 };
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// How long a start waits for the keys of tokens' issuers.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT, and then until the requests have ended or the drain timeout is over.
 pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
@@ -50,13 +53,15 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let mut stopped = pin!(stopped()?);
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
-    let config = config(&arguments, descriptors);
+    let keys = token_keys::sources(arguments.host_resolver, arguments.jwks_roots.as_deref())?;
+    let config = config(&arguments, descriptors, keys.clone());
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let requests = RequestMetrics::register(&mut registry);
+    registry.register_collector(Box::new(token_keys::Fetches(keys.clone())));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let waypoint = Waypoint::start(config, Arc::clone(&snapshot), identities.clone(), metrics, requests)?;
     let waypoint = Arc::new(waypoint);
@@ -90,6 +95,8 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let mut worlds = worlds.of_waypoint(arguments.name.clone());
     worlds.resolve().await;
     let mut generation = worlds.publish().generation();
+    // Without them tokens that are good would be refused at first.
+    let _ = timeout(PATIENCE, keys.tried()).await;
     waypoint.listen(&listener)?;
     loop {
         status.send_modify(|status| status.generation = generation);
@@ -100,11 +107,11 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
         generation = worlds.publish().generation();
     }
     status.send_modify(|status| status.draining = true);
-    let timeout = arguments.drain_timeout;
-    tracing::info!(connections = waypoint.connections(), ?timeout, "draining");
+    let limit = arguments.drain_timeout;
+    tracing::info!(connections = waypoint.connections(), timeout = ?limit, "draining");
     drop(listener);
     let left = tokio::select! {
-        left = waypoint.drain(timeout) => left,
+        left = waypoint.drain(limit) => left,
         never = worlds.publish_all() => match never? {},
     };
     tracing::info!(connections = left, "stopped");
@@ -146,7 +153,7 @@ fn listen(arguments: &WaypointArguments) -> anyhow::Result<TcpListener> {
     listen().with_context(|| format!("cannot listen on {address}; choose another with --listen"))
 }
 
-fn config(arguments: &WaypointArguments, descriptors: usize) -> WaypointConfig {
+fn config(arguments: &WaypointArguments, descriptors: usize, keys: KeySources) -> WaypointConfig {
     let (name, names) = (&arguments.name, &arguments.names);
     let account = arguments.service_account.as_deref().unwrap_or(&name.name);
     let proxy = Config::default();
@@ -185,6 +192,7 @@ fn config(arguments: &WaypointArguments, descriptors: usize) -> WaypointConfig {
             max_streams: arguments.max_streams,
             ..HttpLimits::default()
         },
+        keys,
     }
 }
 

@@ -9,6 +9,7 @@ mod resilience;
 mod routes;
 mod scripted;
 mod speaks;
+mod tokens;
 
 use std::io::BufReader;
 use std::net::{IpAddr, SocketAddr, TcpStream};

@@ -21,6 +21,7 @@ mod failure;
 mod given;
 mod grpc;
 mod held;
+pub mod jwt;
 mod leaf;
 mod renewal;
 mod root_files;

@@ -3,7 +3,6 @@ use std::str::FromStr;
 
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
-    Target,
 };
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,8 +11,10 @@ use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
 use crate::read::Metadata;
 use crate::selector::{self, Selector};
+use crate::target::{TargetObject, targets};
 
 const DRY_RUN: &str = "istio.io/dry-run";
+const CLAIMS: &str = "request.auth.claims";
 
 type Texts = NotNull<Vec<String>>;
 
@@ -43,16 +44,6 @@ struct SpecObject {
     action: NotNull<String>,
     #[serde(rename = "provider")]
     _provider: Option<IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TargetObject {
-    #[serde(default)]
-    group: String,
-    kind: Option<String>,
-    name: Option<String>,
-    namespace: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,12 +109,7 @@ pub(crate) fn convert(object: Object) -> Result<AuthorizationPolicy, FieldError>
     let name = namespaced(&object.metadata)?;
     let spec = object.spec.0.unwrap_or_default();
     let dry_run = dry_run(&object.metadata)?;
-    let mut targets = entries(spec.target_refs, "spec.targetRefs".into(), |entry, path| {
-        target(entry, &name.namespace, &path)
-    })?;
-    if let Some(single) = spec.target_ref.0 {
-        targets.push(target(single, &name.namespace, &"spec.targetRef".into())?);
-    }
+    let targets = targets(spec.target_refs, spec.target_ref, &name.namespace)?;
     if !targets.is_empty() && spec.selector.0.is_some() {
         let problem = "can't be together with targetRefs; keep one of them";
         return Err(FieldError::new("spec.selector", problem));
@@ -166,29 +152,6 @@ fn dry_run(metadata: &Metadata) -> Result<bool, FieldError> {
     }
 }
 
-fn target(target: TargetObject, own_namespace: &str, path: &FieldPath) -> Result<Target, FieldError> {
-    let TargetObject { group, kind: Some(kind), name: Some(name), namespace } = target else {
-        return Err(FieldError::new(path.clone(), "needs a kind and a name"));
-    };
-    if namespace.is_some_and(|namespace| namespace != own_namespace) {
-        let problem = format!("must be the policy's own, {own_namespace}, or left out");
-        return Err(FieldError::new(path.clone().key("namespace"), problem));
-    }
-    match (group.as_str(), kind.as_str()) {
-        ("" | "core", "Service") => Ok(Target::Service(name)),
-        ("networking.istio.io", "ServiceEntry") => Ok(Target::ServiceEntry(name)),
-        ("gateway.networking.k8s.io", "Gateway") => Ok(Target::Gateway(name)),
-        ("gateway.networking.k8s.io", "GatewayClass") => Ok(Target::GatewayClass(name)),
-        _ => {
-            let problem = format!(
-                "kind {kind} of group {group:?} has no policies; write Service with group \"\", ServiceEntry with \
-                 networking.istio.io, or Gateway or GatewayClass with gateway.networking.k8s.io"
-            );
-            Err(FieldError::new(path.clone(), problem))
-        }
-    }
-}
-
 fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, FieldError> {
     let from = entries(rule.from, path.clone().key("from"), |entry, path| {
         let path = path.key("source");
@@ -207,13 +170,6 @@ fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, Fiel
 }
 
 fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Source, FieldError> {
-    let unread = named(
-        path,
-        [
-            ("requestPrincipals", source.request_principals),
-            ("notRequestPrincipals", source.not_request_principals),
-        ],
-    )?;
     let account = |text: &str| service_account(text, namespace);
     let found = Source {
         principals: both(path, "principals", source.principals, source.not_principals, principal)?,
@@ -233,7 +189,13 @@ fn source(source: SourceObject, namespace: &str, path: &FieldPath) -> Result<Sou
             source.not_remote_ip_blocks,
             parsed,
         )?,
-        unread,
+        request_principals: both(
+            path,
+            "requestPrincipals",
+            source.request_principals,
+            source.not_request_principals,
+            parsed,
+        )?,
     };
     if found == Source::default() {
         return Err(FieldError::new(path.clone(), "says nothing; fill it, or leave out from to mean anyone"));
@@ -272,6 +234,16 @@ fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> R
         "destination.ip" => Condition::DestinationIp(both(path, "values", values, not, parsed)?),
         "destination.port" => Condition::DestinationPort(both(path, "values", values, not, port)?),
         "remote.ip" => Condition::RemoteIp(both(path, "values", values, not, parsed)?),
+        "request.auth.principal" => Condition::RequestPrincipal(both(path, "values", values, not, parsed)?),
+        "request.auth.audiences" => Condition::RequestAudience(both(path, "values", values, not, parsed)?),
+        "request.auth.presenter" => Condition::RequestPresenter(both(path, "values", values, not, parsed)?),
+        key if key.starts_with(CLAIMS) => match claim(key) {
+            Some(names) => Condition::Claim(names, both(path, "values", values, not, parsed)?),
+            None => {
+                let problem = format!("{key:?} names no claim; write {CLAIMS}[NAME], or [NAME][NESTED]");
+                return Err(FieldError::new(path.clone().key("key"), problem));
+            }
+        },
         _ => match header(&key).as_deref() {
             Some("host" | ":authority") => Condition::Host(both(path, "values", values, not, host)?),
             Some(":method") => Condition::Method(both(path, "values", values, not, method)?),
@@ -303,6 +275,14 @@ const UNREAD_HEADERS: [&str; 7] = [
     "x-forwarded-client-cert",
 ];
 
+/// The names in the brackets of a key that is about a claim.
+fn claim(key: &str) -> Option<Vec<String>> {
+    let names = key.strip_prefix(CLAIMS)?.strip_prefix('[')?.strip_suffix(']')?;
+    let names: Vec<_> = names.split("][").map(str::to_owned).collect();
+    let is_name = |name: &String| !name.is_empty() && !name.contains(['[', ']']);
+    names.iter().all(is_name).then_some(names)
+}
+
 /// The name of the header that a key is about, in lower case.
 fn header(key: &str) -> Option<String> {
     let name = key.strip_prefix("request.headers[")?.strip_suffix(']')?;
@@ -327,19 +307,6 @@ fn entries<T, U>(
 
 fn empty(path: FieldPath) -> FieldError {
     FieldError::new(path, "is an empty list; fill it, or leave it out to mean any")
-}
-
-/// The fields that are there, by name.
-fn named<const N: usize>(path: &FieldPath, fields: [(&str, Texts); N]) -> Result<Vec<String>, FieldError> {
-    let mut found = Vec::new();
-    for (name, list) in fields {
-        let there = list.0.is_some();
-        entries(list, path.clone().key(name), |_, _| Ok(()))?;
-        if there {
-            found.push(name.to_owned());
-        }
-    }
-    Ok(found)
 }
 
 /// A field and its `not` twin.

@@ -8,7 +8,8 @@ use orlop_model::World;
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
-    EndpointSlice, Namespace, Node as ClusterNode, Pod, Service, ServiceEntry, WorkloadEntry,
+    EndpointSlice, Namespace, Node as ClusterNode, Pod, RequestAuthentication, Service, ServiceEntry,
+    WorkloadEntry,
 };
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_path_to_error::Segment;
@@ -16,7 +17,7 @@ use serde_path_to_error::Segment;
 use crate::field::{FieldError, FieldPath};
 use crate::{
     authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod,
-    service, service_entry, virtual_service, workload_entry,
+    request_authentication, service, service_entry, virtual_service, workload_entry,
 };
 
 /// A kind that Orlop reads.
@@ -33,6 +34,7 @@ pub(crate) enum Kind {
     PeerAuthentication,
     VirtualService,
     DestinationRule,
+    RequestAuthentication,
 }
 
 impl Kind {
@@ -49,7 +51,8 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 2] = [Self::VirtualService, Self::DestinationRule];
+    const OF_WAYPOINTS: [Self; 3] =
+        [Self::VirtualService, Self::DestinationRule, Self::RequestAuthentication];
 
     /// The kind that is called this.
     pub fn named(name: &str) -> Option<Self> {
@@ -69,13 +72,14 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 
     /// Group and versions in which it is read, the best first.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::AuthorizationPolicy | Self::PeerAuthentication => {
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
             Self::ServiceEntry | Self::WorkloadEntry => {
@@ -133,6 +137,9 @@ impl Kind {
             Self::DestinationRule => {
                 Ok(Object::DestinationRule(Arc::new(destination_rule::convert(typed(object)?)?)))
             }
+            Self::RequestAuthentication => {
+                Ok(Object::RequestAuthentication(Arc::new(request_authentication::convert(typed(object)?)?)))
+            }
         }
     }
 }
@@ -179,6 +186,7 @@ pub(crate) enum Key {
     PeerAuthentication(NamespacedName),
     VirtualService(NamespacedName),
     DestinationRule(NamespacedName),
+    RequestAuthentication(NamespacedName),
 }
 
 impl Key {
@@ -197,6 +205,7 @@ impl Key {
             Kind::PeerAuthentication => Self::PeerAuthentication(namespaced()),
             Kind::VirtualService => Self::VirtualService(namespaced()),
             Kind::DestinationRule => Self::DestinationRule(namespaced()),
+            Kind::RequestAuthentication => Self::RequestAuthentication(namespaced()),
         }
     }
 
@@ -214,6 +223,7 @@ impl Key {
             Self::PeerAuthentication(name) => world.peer_authentications.contains_key(name),
             Self::VirtualService(name) => world.virtual_services.contains_key(name),
             Self::DestinationRule(name) => world.destination_rules.contains_key(name),
+            Self::RequestAuthentication(name) => world.request_authentications.contains_key(name),
         }
     }
 
@@ -230,6 +240,7 @@ impl Key {
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
         }
     }
 }
@@ -247,7 +258,8 @@ impl fmt::Display for Key {
             | Self::AuthorizationPolicy(name)
             | Self::PeerAuthentication(name)
             | Self::VirtualService(name)
-            | Self::DestinationRule(name) => write!(f, "{kind} {name}"),
+            | Self::DestinationRule(name)
+            | Self::RequestAuthentication(name) => write!(f, "{kind} {name}"),
         }
     }
 }
@@ -267,6 +279,7 @@ pub(crate) enum Object {
     PeerAuthentication(PeerAuthentication),
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
+    RequestAuthentication(Arc<RequestAuthentication>),
 }
 
 impl Object {
@@ -283,6 +296,7 @@ impl Object {
             Self::PeerAuthentication(policy) => Key::PeerAuthentication(policy.name.clone()),
             Self::VirtualService(of) => Key::VirtualService(of.name.clone()),
             Self::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
+            Self::RequestAuthentication(of) => Key::RequestAuthentication(of.name.clone()),
         }
     }
 
@@ -304,6 +318,9 @@ impl Object {
             }
             Self::VirtualService(of) => drop(world.virtual_services.insert(of.name.clone(), of)),
             Self::DestinationRule(of) => drop(world.destination_rules.insert(of.name.clone(), of)),
+            Self::RequestAuthentication(of) => {
+                drop(world.request_authentications.insert(of.name.clone(), of));
+            }
         }
     }
 }

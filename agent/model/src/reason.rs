@@ -58,6 +58,10 @@ reasons! {
     BadConnectRequest = "bad_connect_request",
     /// An authorization policy refuses it, or none of those that allow some matches.
     PolicyDenied = "policy_denied",
+    /// The token that the request shows can't be believed.
+    InvalidToken = "invalid_token",
+    /// The keys of the token's issuer can't be had.
+    TokenKeysUnavailable = "token_keys_unavailable",
     /// It came without mutual TLS to a workload that takes none of those.
     PlaintextRefused = "plaintext_refused",
     /// The tunnel's target is not an address of the pod it arrived at, or is a port of the proxy.

@@ -1,6 +1,7 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
 mod path_pattern;
+mod request_authentication;
 pub mod routing;
 pub mod security;
 mod service_entry;
@@ -14,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::NamespacedName;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
+pub use request_authentication::{
+    ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
+};
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};
 pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};
@@ -55,6 +59,9 @@ pub struct World {
     /// DestinationRules by name.
     #[serde(skip)]
     pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
+    /// RequestAuthentications by name.
+    #[serde(skip)]
+    pub request_authentications: BTreeMap<NamespacedName, Arc<RequestAuthentication>>,
 }
 
 /// A `v1` Namespace.

@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Args;
 use orlop_model::NamespacedName;
@@ -40,6 +40,9 @@ pub struct WaypointArguments {
     /// DNS server for the hosts of ServiceEntries and WorkloadEntries [default: those of /etc/resolv.conf].
     #[arg(long, value_name = "ADDRESS", value_parser = dns_server)]
     pub host_resolver: Option<SocketAddr>,
+    /// Roots, as PEM, that servers of tokens' keys may have beside the public ones.
+    #[arg(long, value_name = "FILE")]
+    pub jwks_roots: Option<PathBuf>,
     /// How long open requests may go on after SIGTERM.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,

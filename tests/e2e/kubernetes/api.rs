@@ -111,6 +111,7 @@ impl Kubernetes {
         for (group, kind, plural) in [
             ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies"),
             ("security.istio.io", "PeerAuthentication", "peerauthentications"),
+            ("security.istio.io", "RequestAuthentication", "requestauthentications"),
             ("networking.istio.io", "ServiceEntry", "serviceentries"),
             ("networking.istio.io", "WorkloadEntry", "workloadentries"),
             ("networking.istio.io", "VirtualService", "virtualservices"),

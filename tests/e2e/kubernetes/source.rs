@@ -54,6 +54,13 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": metadata("web"),
         "spec": {"host": "web", "subsets": [{"name": "v1", "labels": {"app": "web"}}]},
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": metadata("tokens"),
+        "spec": {
+            "targetRefs": [{"kind": "Service", "group": "", "name": "web"}],
+            "jwtRules": [{"issuer": "https://idp.example", "audiences": ["web"], "forwardOriginalToken": true}],
+        },
+    }));
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {
@@ -73,6 +80,11 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "security.istio.io/v1",
         ),
         (istio("security", &namespace, "peerauthentications"), "PeerAuthentication", "security.istio.io/v1"),
+        (
+            istio("security", &namespace, "requestauthentications"),
+            "RequestAuthentication",
+            "security.istio.io/v1",
+        ),
         (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "virtualservices"), "VirtualService", "networking.istio.io/v1"),

@@ -9,4 +9,5 @@ mod intermediates;
 mod remote;
 mod renewal;
 mod support;
+mod tokens;
 mod trust;

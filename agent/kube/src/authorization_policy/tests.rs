@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use orlop_model::world::PathPattern;
+use orlop_model::world::security::Target;
 
 use super::*;
 
@@ -84,7 +85,8 @@ fn what_is_asked_of_requests_is_carried_over_and_what_nobody_reads_is_named() {
     .unwrap();
     let rule = &policy.rules[0];
     let source = &rule.from[0];
-    assert_eq!(source.unread, ["requestPrincipals", "notRequestPrincipals"]);
+    let tokens = Match { values: vec![Pattern::Present], not_values: vec![Pattern::Exact("x".into())] };
+    assert_eq!(source.request_principals, tokens);
     assert_eq!(format!("{:?}", source.remote_ip_blocks.values), "[10.0.0.1]");
     assert_eq!(format!("{:?}", source.remote_ip_blocks.not_values), "[10.0.0.2]");
     let exact = |text: &str| vec![Pattern::Exact(text.into())];

@@ -127,6 +127,7 @@ fn put(world: &mut World, object: Object) -> bool {
         Object::PeerAuthentication(new) => world.peer_authentications.get(&new.name) == Some(new),
         Object::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
         Object::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
+        Object::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
     };
     if !same {
         object.put(world);
@@ -148,6 +149,7 @@ fn remove(world: &mut World, key: &Key) -> bool {
         Key::PeerAuthentication(name) => world.peer_authentications.remove(name).is_some(),
         Key::VirtualService(name) => world.virtual_services.remove(name).is_some(),
         Key::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
+        Key::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
     }
 }
 
@@ -168,6 +170,9 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
         }
         Kind::VirtualService => world.virtual_services.keys().cloned().map(Key::VirtualService).collect(),
         Kind::DestinationRule => world.destination_rules.keys().cloned().map(Key::DestinationRule).collect(),
+        Kind::RequestAuthentication => {
+            world.request_authentications.keys().cloned().map(Key::RequestAuthentication).collect()
+        }
     }
 }
 

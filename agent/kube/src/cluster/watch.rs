@@ -237,6 +237,7 @@ mod tests {
             "peerauthentications",
             "virtualservices",
             "destinationrules",
+            "requestauthentications",
         ];
         assert_eq!(plurals, wanted);
         assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));

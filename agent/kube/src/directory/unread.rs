@@ -11,7 +11,8 @@ use super::objects::Objects;
 use crate::object::{Key, Kind, Object, Source};
 use crate::stand_in::stand_in;
 
-const POLICIES: [Kind; 2] = [Kind::AuthorizationPolicy, Kind::PeerAuthentication];
+const POLICIES: [Kind; 3] =
+    [Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::RequestAuthentication];
 /// Where a policy is that names no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -86,6 +87,9 @@ fn of_text(text: &str, path: &Path, in_force: &Objects) -> Vec<Object> {
             }
             Object::PeerAuthentication(policy) => {
                 kind == Kind::PeerAuthentication && policy.name.namespace == namespace
+            }
+            Object::RequestAuthentication(of) => {
+                kind == Kind::RequestAuthentication && of.name.namespace == namespace
             }
             _ => false,
         })

@@ -3,19 +3,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::Request;
+use super::authentication::Authentications;
+use super::token::{TokenRules, Tokens};
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
 use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::name::NamespacedName;
-use crate::policy::{CompiledPolicy, Facts, Layer, Policies, RequestFacts, Sight, TrustDomains};
+use crate::policy::{CompiledPolicy, Facts, Layer, Policies, RequestFacts, Sight, Token, TrustDomains};
+use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
 use crate::snapshot::WorkloadKind;
 use crate::waypoint;
 use crate::world::World;
 use crate::world::security::Target;
 
-type ServiceKey = (ServiceKind, NamespacedName);
+pub(super) type ServiceKey = (ServiceKind, NamespacedName);
 
 /// The AuthorizationPolicies with `targetRefs`, as far as a waypoint judges by them.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,8 @@ pub(super) struct RequestPolicies {
     /// The services with policies that lead to a port of a workload, and by which port of theirs: whoever dials it gets
     /// no further than through them.
     served: HashMap<(WorkloadKind, NamespacedName, u16), Vec<(ServiceKey, u16)>>,
+    /// Whose tokens are taken.
+    pub authentications: Authentications,
 }
 
 impl RequestPolicies {
@@ -62,10 +67,11 @@ impl RequestPolicies {
                 list.push(compiled.clone());
             }
         }
+        let authentications = Authentications::new(world, settings, waypoint);
         let mut served: HashMap<_, Vec<_>> = HashMap::new();
         for service in services {
             let key = (service.kind, service.name.clone());
-            if !of_services.contains_key(&key) {
+            if !of_services.contains_key(&key) && !authentications.names(&key) {
                 continue;
             }
             for (port, endpoint) in
@@ -83,7 +89,23 @@ impl RequestPolicies {
         }
         let layer = |policies: Vec<_>| (!policies.is_empty()).then(|| Arc::new(Layer::new(policies)));
         let services = of_services.into_iter().map(|(key, policies)| (key, Arc::new(Layer::new(policies))));
-        Self { class: layer(of_class), waypoint: layer(of_waypoint), services: services.collect(), served }
+        Self {
+            class: layer(of_class),
+            waypoint: layer(of_waypoint),
+            services: services.collect(),
+            served,
+            authentications,
+        }
+    }
+
+    /// What the tokens of requests for this are judged by: of a workload, by each of its services.
+    pub fn token_rules(&self, target: &Behind) -> Vec<Arc<TokenRules>> {
+        let mut all: Vec<Arc<TokenRules>> = Vec::new();
+        for service in self.services_of(target) {
+            let rules = self.authentications.of(service.as_ref().map(|(service, _)| service));
+            all.extend(rules.filter(|rules| !all.contains(rules)).cloned());
+        }
+        all
     }
 
     pub fn judge(
@@ -92,40 +114,86 @@ impl RequestPolicies {
         client: &Identity,
         address: IpAddr,
         request: Option<&Request<'_>>,
+        tokens: &dyn Tokens,
     ) -> Result<Judgement, Refused> {
-        if self.class.is_none() && self.waypoint.is_none() && self.services.is_empty() {
+        let unasked = self.class.is_none() && self.waypoint.is_none() && self.services.is_empty();
+        if unasked && self.authentications.is_empty() {
             return Ok(Judgement::default());
+        }
+        if let Some(name) = self.authentications.unreadable(target) {
+            return Err(unreadable(name));
         }
         let request = request.map(RequestFacts::new);
         let facts = |destination| Facts {
             request: request.as_ref(),
             ..Facts::new(Some(client), address, destination)
         };
-        match target {
-            Behind::Service { service, dialled: Some(dialled), .. } => {
-                self.of_service(Some((service.kind, service.name.clone())), &facts(*dialled))
+        let facts = match target {
+            Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
+            Behind::Service { port, dialled: None, .. } => {
+                Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
             }
-            Behind::Service { service, port, dialled: None } => {
-                let facts = Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) };
-                self.of_service(Some((service.kind, service.name.clone())), &facts)
+            Behind::Workload { address, .. } => facts(*address),
+        };
+        // Each of a workload's services could have been dialled, and each has its say, as if it had been.
+        let mut all = Judgement::default();
+        for service in self.services_of(target) {
+            let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
+            let service = service.map(|(service, _)| service);
+            all.add(self.of_service(service, &Facts { port, ..facts }, tokens)?);
+        }
+        Ok(all)
+    }
+
+    /// The services whose policies count for this, and their ports; none where only the waypoint's do.
+    fn services_of(&self, target: &Behind) -> Vec<Option<(ServiceKey, u16)>> {
+        match target {
+            Behind::Service { service, port, .. } => {
+                vec![Some(((service.kind, service.name.clone()), *port))]
             }
             Behind::Workload { workload, address } => {
-                let facts = facts(*address);
                 let place = (workload.kind, workload.name.clone(), address.port());
-                let Some(services) = self.served.get(&place) else { return self.of_service(None, &facts) };
-                // Each of them could have been dialled, and each has its say, as if it had been.
-                let mut all = Judgement::default();
-                for (service, port) in services {
-                    all.add(self.of_service(Some(service.clone()), &Facts { port: *port, ..facts })?);
+                match self.served.get(&place) {
+                    Some(services) => services.iter().cloned().map(Some).collect(),
+                    None => vec![None],
                 }
-                Ok(all)
             }
         }
     }
 
-    fn of_service(&self, service: Option<ServiceKey>, facts: &Facts<'_>) -> Result<Judgement, Refused> {
+    fn of_service(
+        &self,
+        service: Option<ServiceKey>,
+        facts: &Facts<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Judgement, Refused> {
+        let rules = self.authentications.of(service.as_ref());
+        if let Some(name) = rules.and_then(|rules| rules.unreadable.as_ref()) {
+            return Err(unreadable(name));
+        }
+        let verified = match rules.filter(|rules| facts.request.is_some() && !rules.rules.is_empty()) {
+            Some(rules) => Some(tokens.verified(rules).map_err(|refused| Refused {
+                reason: refused.reason,
+                detail: refused.detail,
+                judgement: Judgement::default(),
+            })?),
+            None => None,
+        };
+        let token = match &verified {
+            None => Token::Untold,
+            Some(None) => Token::Missing,
+            Some(Some(claims)) => Token::Verified(claims),
+        };
+        let facts = Facts { token, ..*facts };
         let of_service = service.and_then(|service| self.services.get(&service).cloned());
         let policies = Policies::new([of_service, self.waypoint.clone(), self.class.clone()]);
-        Judgement::of(policies.judge(facts), |denied| denied.explain_by(facts))
+        Judgement::of(policies.judge(&facts), |denied| denied.explain_by(&facts))
     }
+}
+
+fn unreadable(name: &NamespacedName) -> Refused {
+    let detail = format!(
+        "RequestAuthentication {name} can't be understood: until it can, nothing passes where it is for"
+    );
+    Refused { reason: Reason::PolicyDenied, detail, judgement: Judgement::default() }
 }

@@ -8,7 +8,7 @@ use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, Severity};
+use crate::policy::{Finding, Severity, token_findings};
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::world::World;
@@ -38,8 +38,17 @@ impl Snapshot {
             .any(|table| table.asks_for_labels())
             .then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
         let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
-        let destinations = Destinations::new(world, settings, &waypoint.namespace, all);
-        self.routes = Arc::new(Routes { tables, destinations, policies, labels: labels.unwrap_or_default() });
+        let destinations = Destinations::new(world, settings, &waypoint.namespace, all.clone());
+        findings.extend(policies.authentications.findings(world, settings, waypoint));
+        findings.extend(token_findings(world, settings, all));
+        let node = world.nodes.get(&settings.node);
+        self.routes = Arc::new(Routes {
+            tables,
+            destinations,
+            policies,
+            labels: labels.unwrap_or_default(),
+            node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+        });
         self.findings.extend(findings);
         self.findings.sort();
         self.findings.dedup();

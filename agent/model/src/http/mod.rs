@@ -1,6 +1,7 @@
 //! Which rule a request follows, where that leads, and whether it may: VirtualServices, DestinationRules and
 //! AuthorizationPolicies, made ready to be asked.
 
+mod authentication;
 mod authorize;
 mod compile;
 mod destination;
@@ -9,9 +10,10 @@ mod matching;
 mod path;
 mod rule;
 mod table;
+mod token;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +21,10 @@ pub use destination::Target;
 pub(crate) use path::readings;
 pub use path::{PathError, normalised};
 pub use rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
+pub(crate) use token::Values;
+pub use token::{
+    Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
+};
 
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
@@ -26,7 +32,7 @@ use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::Service;
-use crate::world::Labels;
+use crate::world::{Labels, RemoteKeys};
 use authorize::RequestPolicies;
 use destination::Destinations;
 use table::Table;
@@ -87,6 +93,8 @@ pub struct Routes {
     policies: RequestPolicies,
     /// Of pods, where some rule asks for them.
     labels: HashMap<NamespacedName, Labels>,
+    /// Of the node that the waypoint is on.
+    node_addresses: Vec<IpAddr>,
 }
 
 impl Routes {
@@ -99,15 +107,38 @@ impl Routes {
     }
 
     /// Decides by the AuthorizationPolicies for the service or the waypoint whether a client at this address may ask for
-    /// this; without a request, whether it may have a connection in which no HTTP is seen.
+    /// this; without a request, whether it may have a connection in which no HTTP is seen. Tokens that the
+    /// RequestAuthentications ask for are verified by `tokens`, and what one says of its bearer counts.
     pub fn authorize(
         &self,
         target: &Behind,
         client: &Identity,
         address: IpAddr,
         request: Option<&Request<'_>>,
+        tokens: &dyn Tokens,
     ) -> Result<Judgement, Refused> {
-        self.policies.judge(target, client, address, request)
+        self.policies.judge(target, client, address, request, tokens)
+    }
+
+    /// What the RequestAuthentications say of the tokens in requests for this; of a workload that several services lead
+    /// to, each of them.
+    pub fn token_rules(&self, target: &Behind) -> Vec<Arc<TokenRules>> {
+        self.policies.token_rules(target)
+    }
+
+    /// Whether there are RequestAuthentications at all.
+    pub fn has_token_rules(&self) -> bool {
+        !self.policies.authentications.is_empty()
+    }
+
+    /// The keys that have to be asked for, to verify tokens.
+    pub fn remote_keys(&self) -> BTreeSet<RemoteKeys> {
+        self.policies.authentications.remote_keys()
+    }
+
+    /// The addresses of the node that the waypoint is on.
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
     }
 
     /// Where a rule's destination is for clients of this namespace: its endpoints, and how they are to be treated.

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::http::{Headers, Request, readings};
+use crate::http::{Claims, Headers, Request, readings};
 use crate::identity::Identity;
 
 /// What rules ask of a connection, or of a request in it. The texts are empty where the source has no identity: no
@@ -19,6 +19,17 @@ pub(crate) struct Facts<'a> {
     pub port: u16,
     /// `None` where no HTTP is seen.
     pub request: Option<&'a RequestFacts<'a>>,
+    pub token: Token<'a>,
+}
+
+/// What is known of a request's token.
+#[derive(Clone, Copy)]
+pub(crate) enum Token<'a> {
+    /// Nobody looks at tokens, and so nobody can tell.
+    Untold,
+    /// There is none.
+    Missing,
+    Verified(&'a Claims),
 }
 
 impl<'a> Facts<'a> {
@@ -33,6 +44,7 @@ impl<'a> Facts<'a> {
             destination: Some(destination.ip().to_canonical()),
             port: destination.port(),
             request: None,
+            token: Token::Untold,
         }
     }
 }

@@ -54,10 +54,11 @@ pub(crate) fn findings(
     };
     let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
     let mut targeted = world.authorization_policies.values().filter(|of| !of.targets.is_empty()).peekable();
-    let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services));
+    let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services.iter().copied()));
     for policy in targeted {
         for target in &policy.targets {
-            if let Some(Err(why)) = enforcing.as_ref().map(|enforcing| enforcing.check(policy, target)) {
+            if let Some(Err(why)) = enforcing.as_ref().map(|enforcing| enforcing.check(&policy.name, target))
+            {
                 tell(policy, Severity::Error, format!("is for {target}, where nobody enforces it: {why}"));
             }
         }
@@ -84,7 +85,7 @@ pub(crate) fn findings(
 }
 
 /// Who enforces policies for services and waypoints.
-struct Enforcing<'a> {
+pub(super) struct Enforcing<'a> {
     /// Whether a service has a waypoint.
     services: HashMap<(ServiceKind, &'a NamespacedName), bool>,
     waypoints: BTreeSet<NamespacedName>,
@@ -92,8 +93,12 @@ struct Enforcing<'a> {
 }
 
 impl<'a> Enforcing<'a> {
-    fn new(world: &World, settings: &'a Settings, all: &[&'a Arc<service::Service>]) -> Self {
-        let mut services = HashMap::with_capacity(all.len());
+    pub fn new(
+        world: &World,
+        settings: &'a Settings,
+        all: impl IntoIterator<Item = &'a Arc<service::Service>>,
+    ) -> Self {
+        let mut services = HashMap::new();
         for service in all {
             *services.entry((service.kind, &service.name)).or_default() |= service.waypoint.is_some();
         }
@@ -101,8 +106,8 @@ impl<'a> Enforcing<'a> {
     }
 
     /// Whether a waypoint judges what is for this target; else why not.
-    fn check(&self, policy: &AuthorizationPolicy, target: &Target) -> Result<(), String> {
-        let named = |name: &str| NamespacedName::new(&policy.name.namespace, name);
+    pub fn check(&self, policy: &NamespacedName, target: &Target) -> Result<(), String> {
+        let named = |name: &str| NamespacedName::new(&policy.namespace, name);
         let service = |kind, name: &str| match self.services.get(&(kind, &named(name))) {
             Some(true) => Ok(()),
             Some(false) => {
@@ -121,7 +126,7 @@ impl<'a> Enforcing<'a> {
                 Err(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
             }
             Target::GatewayClass(_) if self.waypoints.is_empty() => Err("nothing has a waypoint".to_owned()),
-            Target::GatewayClass(_) if policy.name.namespace == self.root_namespace => Ok(()),
+            Target::GatewayClass(_) if policy.namespace == self.root_namespace => Ok(()),
             Target::GatewayClass(_) => Err(format!(
                 "only a policy of the root namespace, {}, can be for a class",
                 self.root_namespace

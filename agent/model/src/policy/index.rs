@@ -154,7 +154,12 @@ fn keys<'a>(check: &'a Check) -> Option<Vec<Key<'a>>> {
         Test::SourceIp(blocks) => blocks.iter().copied().map(Key::Source).collect(),
         Test::DestinationIp(blocks) => blocks.iter().copied().map(Key::Destination).collect(),
         Test::DestinationPort(ports) => ports.iter().copied().map(Key::Port).collect(),
-        Test::Host(_) | Test::Method(_) | Test::Path(_) | Test::Header(..) => return None,
+        Test::Host(_)
+        | Test::Method(_)
+        | Test::Path(_)
+        | Test::Header(..)
+        | Test::RequestPrincipal(_)
+        | Test::Claim(..) => return None,
     })
 }
 

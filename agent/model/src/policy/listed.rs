@@ -1,7 +1,7 @@
 use serde::Serialize;
 
 use crate::name::NamespacedName;
-use crate::world::security::Action;
+use crate::world::security::{Action, Target};
 use crate::world::{Labels, World};
 
 /// A policy as people list it.
@@ -11,7 +11,7 @@ pub struct ListedPolicy {
     pub kind: &'static str,
     /// Its name.
     pub name: NamespacedName,
-    /// What it does: `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`, or the mode of mutual TLS.
+    /// What it does: `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`, the mode of mutual TLS, or whose tokens it takes.
     pub action: String,
     /// Whose connections it is for.
     pub applies_to: String,
@@ -25,7 +25,7 @@ pub(crate) fn listed(world: &World, root_namespace: &str) -> Vec<ListedPolicy> {
         action: action(policy.action).to_owned() + if policy.dry_run { " (dry run)" } else { "" },
         applies_to: match policy.targets.as_slice() {
             [] => scope(&policy.name, &policy.selector, root_namespace),
-            targets => targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            targets => shown(targets),
         },
     });
     let modes = world.peer_authentications.values().map(|policy| ListedPolicy {
@@ -34,7 +34,26 @@ pub(crate) fn listed(world: &World, root_namespace: &str) -> Vec<ListedPolicy> {
         action: policy.mode.map_or_else(|| "UNSET".to_owned(), |mode| format!("{mode:?}").to_uppercase()),
         applies_to: scope(&policy.name, &policy.selector, root_namespace),
     });
-    policies.chain(modes).collect()
+    let tokens = world.request_authentications.values().map(|policy| ListedPolicy {
+        kind: "RequestAuthentication",
+        name: policy.name.clone(),
+        action: match policy.rules.iter().map(|rule| rule.issuer.as_str()).collect::<Vec<_>>()[..] {
+            _ if policy.unreadable => "refuses all".to_owned(),
+            [] => "no issuer".to_owned(),
+            [issuer] => issuer.to_owned(),
+            [first, ..] => format!("{first} and {} more", policy.rules.len() - 1),
+        },
+        applies_to: match policy.targets.as_slice() {
+            [] if policy.unreadable => scope(&policy.name, &policy.selector, root_namespace),
+            [] => "nothing".to_owned(),
+            targets => shown(targets),
+        },
+    });
+    policies.chain(modes).chain(tokens).collect()
+}
+
+fn shown(targets: &[Target]) -> String {
+    targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn action(action: Action) -> &'static str {

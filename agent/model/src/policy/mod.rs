@@ -12,6 +12,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod tokens;
 mod trust;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use crate::authorize::{Allowed, Cause, Denied, DryRun, Outcome};
 use crate::name::NamespacedName;
 use crate::world::security::Action;
-pub(crate) use facts::{Facts, RequestFacts};
+pub(crate) use facts::{Facts, RequestFacts, Token};
 pub(crate) use findings::findings;
 pub use findings::{Finding, Severity};
 use index::{Effect, Index, Matching};
@@ -30,6 +31,7 @@ pub(crate) use prepared::Prepared;
 pub(crate) use rule::Sight;
 use rule::{Clause, CompiledRule};
 pub(crate) use scope::Scopes;
+pub(crate) use tokens::{token_fields, token_findings};
 pub(crate) use trust::TrustDomains;
 
 /// Which policies apply to which pod.

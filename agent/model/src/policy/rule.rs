@@ -1,7 +1,8 @@
 use std::fmt;
 
-use super::facts::{Facts, RequestFacts};
+use super::facts::{Facts, RequestFacts, Token};
 use super::trust::TrustDomains;
+use crate::http::Values;
 use crate::world::PathPattern;
 use crate::world::security::{
     Action, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
@@ -27,6 +28,9 @@ pub(crate) enum Sight {
     /// A waypoint, which sees the requests in them.
     Requests,
 }
+
+/// Of a token that nobody has verified.
+const UNTOLD: &str = "no RequestAuthentication is for it, so no token is looked at";
 
 #[cfg(test)]
 thread_local! {
@@ -62,6 +66,10 @@ pub(crate) enum Test {
     Path(Vec<PathPattern>),
     /// By the name, in lower case.
     Header(String, Patterns),
+    /// `ISSUER/SUBJECT` of a token.
+    RequestPrincipal(Patterns),
+    /// A claim of a token, by its names.
+    Claim(Vec<String>, Patterns),
 }
 
 /// Patterns of one field.
@@ -148,6 +156,21 @@ impl Test {
                 }
                 alike(values.iter().map(|value| is(value)))
             }
+            Test::RequestPrincipal(patterns) => match facts.token {
+                Token::Untold => None,
+                Token::Missing => Some(false),
+                Token::Verified(claims) => Some(patterns.hit(claims.principal()?)),
+            },
+            Test::Claim(names, patterns) => match facts.token {
+                Token::Untold => None,
+                Token::Missing => Some(false),
+                Token::Verified(claims) => match claims.values(names) {
+                    Values::Missing => Some(false),
+                    Values::Texts(texts) => Some(texts.into_iter().any(|text| patterns.hit(text))),
+                    Values::Other if patterns.other.contains(&Pattern::Present) => Some(true),
+                    Values::Other => None,
+                },
+            },
         }
     }
 
@@ -178,6 +201,28 @@ impl Test {
                 [_] => format!("there is a header {name}"),
                 several => format!("there are {} headers {name}", several.len()),
             }),
+            Test::RequestPrincipal(_) => of_request(&|_| match facts.token {
+                Token::Untold => UNTOLD.to_owned(),
+                Token::Missing => "there is no token".to_owned(),
+                Token::Verified(claims) => match claims.principal() {
+                    Some("") => "the token names no subject".to_owned(),
+                    Some(principal) => format!("the token's principal is {principal}"),
+                    None => "the token's subject makes it look like another issuer's".to_owned(),
+                },
+            }),
+            Test::Claim(names, _) => of_request(&|_| {
+                let name = names.join(".");
+                match facts.token {
+                    Token::Untold => UNTOLD.to_owned(),
+                    Token::Missing => "there is no token".to_owned(),
+                    // What a claim holds may be private.
+                    Token::Verified(claims) => match claims.values(names) {
+                        Values::Missing => format!("the token has no claim {name}"),
+                        Values::Texts(_) => format!("the token has a claim {name}"),
+                        Values::Other => format!("the token has a claim {name} that is no text"),
+                    },
+                }
+            }),
         }
     }
 
@@ -189,7 +234,9 @@ impl Test {
             | Test::Namespace(patterns)
             | Test::Host(patterns)
             | Test::Method(patterns)
-            | Test::Header(_, patterns) => {
+            | Test::Header(_, patterns)
+            | Test::RequestPrincipal(patterns)
+            | Test::Claim(_, patterns) => {
                 let other = patterns.other.iter().map(|pattern| pattern as &dyn fmt::Display);
                 few(patterns.exact.iter().map(|text| text as &dyn fmt::Display).chain(other))
             }
@@ -257,7 +304,10 @@ impl Reader<'_> {
         // Whoever stands before the waypoint is the client: nobody is believed who says that he speaks for another.
         let fields = ["remoteIpBlocks", "notRemoteIpBlocks"];
         self.of_requests(&mut checks, fields, &source.remote_ip_blocks, address);
-        source.unread.iter().for_each(|field| self.miss(field));
+        let fields = ["requestPrincipals", "notRequestPrincipals"];
+        self.of_requests(&mut checks, fields, &source.request_principals, |of| {
+            Test::RequestPrincipal(patterns(of))
+        });
         checks
     }
 
@@ -311,6 +361,25 @@ impl Reader<'_> {
             Condition::Header(name, of) => {
                 let fields = ["request.headers", "request.headers notValues"];
                 add(to, fields, of, |of| Test::Header(name.clone(), patterns(of)));
+            }
+            Condition::RequestPrincipal(of) => {
+                let fields = ["request.auth.principal", "request.auth.principal notValues"];
+                self.of_requests(to, fields, of, |of| Test::RequestPrincipal(patterns(of)));
+            }
+            Condition::RequestAudience(of) => {
+                let fields = ["request.auth.audiences", "request.auth.audiences notValues"];
+                self.of_requests(to, fields, of, |of| Test::Claim(vec!["aud".to_owned()], patterns(of)));
+            }
+            Condition::RequestPresenter(of) => {
+                let fields = ["request.auth.presenter", "request.auth.presenter notValues"];
+                self.of_requests(to, fields, of, |of| Test::Claim(vec!["azp".to_owned()], patterns(of)));
+            }
+            Condition::Claim(names, _) if self.sight == Sight::Connections => {
+                self.miss(&format!("request.auth.claims[{}]", names.join("][")));
+            }
+            Condition::Claim(names, of) => {
+                let fields = ["request.auth.claims", "request.auth.claims notValues"];
+                add(to, fields, of, |of| Test::Claim(names.clone(), patterns(of)));
             }
             Condition::Unread(key) => self.miss(key),
         }

@@ -101,8 +101,8 @@ pub struct Source {
     pub ip_blocks: Match<IpBlock>,
     /// `remoteIpBlocks` and `notRemoteIpBlocks`: of requests.
     pub remote_ip_blocks: Match<IpBlock>,
-    /// The names of fields that nobody reads.
-    pub unread: Vec<String>,
+    /// `requestPrincipals` and `notRequestPrincipals`: of the tokens in requests, `ISSUER/SUBJECT`.
+    pub request_principals: Match<Pattern>,
 }
 
 /// An operation: all its fields must match.
@@ -141,6 +141,14 @@ pub enum Condition {
     Method(Match<Pattern>),
     /// `request.headers[NAME]`, with the name in lower case.
     Header(String, Match<Pattern>),
+    /// `request.auth.principal`
+    RequestPrincipal(Match<Pattern>),
+    /// `request.auth.audiences`
+    RequestAudience(Match<Pattern>),
+    /// `request.auth.presenter`
+    RequestPresenter(Match<Pattern>),
+    /// `request.auth.claims[NAME]`, or the names of claims within claims.
+    Claim(Vec<String>, Match<Pattern>),
     /// A key that nobody reads.
     Unread(String),
 }

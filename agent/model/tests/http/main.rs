@@ -7,3 +7,4 @@ mod policies;
 mod reference;
 mod semantics;
 mod support;
+mod tokens;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use orlop_model::http::{Request, normalised};
+use orlop_model::http::{NoTokens, Request, normalised};
 use orlop_model::world::PathPattern;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, Match, Operation, Rule, Source, Target,
@@ -78,7 +78,7 @@ fn judge(world: &World, dialled: Dialled, request: Option<&Request<'_>>) -> Resu
             Behind::Service { service, port: 80, dialled: matches!(by, Dialled::Service).then_some(address) }
         }
     };
-    snapshot.routes().authorize(&target, &identity, "10.0.0.9".parse().unwrap(), request)
+    snapshot.routes().authorize(&target, &identity, "10.0.0.9".parse().unwrap(), request, &NoTokens)
 }
 
 fn allowed(world: &World, request: &Request<'_>) -> bool {
@@ -273,9 +273,11 @@ fn callers_and_where_they_go() {
 
 #[test]
 fn what_can_not_be_seen_allows_nothing_and_denies() {
-    let token = Source { unread: vec!["requestPrincipals".into()], ..Source::default() };
+    // Without a RequestAuthentication nobody looks at tokens.
+    let token = Source { request_principals: but(&["x"]), ..Source::default() };
     for rules in [
-        when(Condition::Unread("request.auth.claims[x]".into())),
+        when(Condition::Unread("connection.sni".into())),
+        when(Condition::Claim(vec!["x".into()], but(&["y"]))),
         vec![Rule { from: vec![token], ..Rule::default() }],
     ] {
         assert_eq!(matches(&rules, &get("/")), None);

@@ -209,7 +209,8 @@ fn an_allow_rule_that_asks_of_requests_never_matches() {
         to(mixed),
         when(unknown),
         when(Condition::Header("x".into(), Match { values: vec![Pattern::Present], not_values: vec![] })),
-        from(Source { unread: vec!["x".into()], ..Source::default() }),
+        from(Source { request_principals: texts(&["*"], &[]), ..Source::default() }),
+        when(Condition::Claim(vec!["x".into()], texts(&["y"], &[]))),
     ] {
         assert!(!call(ANYONE).allowed(&world([policy("p", Action::Allow, [rule.clone()])])), "{rule:?}");
         let other = world([policy("p", Action::Allow, [rule, namespaces(&["dev"])])]);

@@ -78,11 +78,11 @@ fn targets_that_no_waypoint_judges_are_errors() {
     let mut in_root = class("istio-waypoint");
     in_root.name.namespace = "istio-system".to_owned();
     assert_eq!(with(true, in_root), []);
-    let token = Source { unread: vec!["requestPrincipals".to_owned()], ..Source::default() };
-    let want = "rules[0] asks for requestPrincipals, which waypoints do not judge yet, so they are left out and the \
+    let sni = Condition::Unread("connection.sni".to_owned());
+    let want = "rules[0] asks for connection.sni, which waypoints do not judge yet, so they are left out and the \
                 rule denies more than it says";
-    let of_token = of(service(), Action::Deny, from(token));
-    assert_eq!(with(true, of_token), [(Severity::Error, want.to_owned())]);
+    let of_sni = of(service(), Action::Deny, when(sni));
+    assert_eq!(with(true, of_sni), [(Severity::Error, want.to_owned())]);
 }
 
 #[test]

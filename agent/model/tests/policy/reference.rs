@@ -146,9 +146,10 @@ fn reference(world: &World, pod: &Pod, call: &Seen<'_>) -> Answer {
 }
 
 fn rule(action: Action, rule: &Rule, call: &Seen<'_>) -> bool {
-    let asks_of_requests = rule.from.iter().any(|s| !s.unread.is_empty() || !s.remote_ip_blocks.is_empty())
-        || rule.to.iter().any(|o| !o.hosts.is_empty() || !o.methods.is_empty() || !o.paths.is_empty())
-        || rule.when.iter().any(of_requests);
+    let asks_of_requests =
+        rule.from.iter().any(|s| !s.request_principals.is_empty() || !s.remote_ip_blocks.is_empty())
+            || rule.to.iter().any(|o| !o.hosts.is_empty() || !o.methods.is_empty() || !o.paths.is_empty())
+            || rule.when.iter().any(of_requests);
     if action == Action::Allow && asks_of_requests {
         return false;
     }
@@ -274,15 +275,14 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_source() -> impl Strategy<Value = Source> {
     let sparse = |chance: f64| prop::bool::weighted(chance);
-    let unread =
-        sparse(0.05).prop_map(|there| there.then(|| "requestPrincipals".to_owned()).into_iter().collect());
-    (matching(&PRINCIPAL_PATTERNS), matching(&NAMESPACES), any_accounts(), any_blocks(), unread).prop_map(
-        |(principals, namespaces, service_accounts, ip_blocks, unread)| Source {
+    let token = sparse(0.05).prop_map(|there| some(there.then_some("*")));
+    (matching(&PRINCIPAL_PATTERNS), matching(&NAMESPACES), any_accounts(), any_blocks(), token).prop_map(
+        |(principals, namespaces, service_accounts, ip_blocks, request_principals)| Source {
             principals,
             namespaces,
             service_accounts,
             ip_blocks,
-            unread,
+            request_principals,
             ..Source::default()
         },
     )

@@ -5,10 +5,11 @@ use std::{borrow::Cow, sync::Arc};
 use http::{HeaderMap, request};
 use orlop_model::{
     Behind, Judgement, Reason, Service, Snapshot,
-    http::{Headers, Request},
+    http::{Headers, NoTokens, Request, Tokens},
 };
 
 use super::{
+    authenticate::Credentials,
     exchange::{GoesOn, Template},
     rewrite::Destined,
     session::Session,
@@ -21,9 +22,11 @@ pub(super) fn request(
     snapshot: &Snapshot,
     parts: &request::Parts,
     destined: &Destined,
+    credentials: Option<&Credentials>,
 ) -> Result<Judgement, Refusal> {
     let headers = Seen(&parts.headers);
-    judge(session, snapshot, &session.target, Some(&asked(session, parts, destined, &headers)))
+    let asked = asked(session, parts, destined, &headers);
+    judge(session, snapshot, &session.target, Some((&asked, credentials)))
 }
 
 /// Whether it may have a connection in which no HTTP is seen.
@@ -38,7 +41,7 @@ pub(super) fn elsewhere(
     snapshot: &Snapshot,
     service: &Arc<Service>,
     port: u16,
-    template: &Template,
+    template: &mut Template,
 ) -> Result<Option<Judgement>, Refusal> {
     let is_dialled = |(dialled, its_port): (&Arc<Service>, u16)| {
         dialled.name == service.name && dialled.kind == service.kind && its_port == port
@@ -47,9 +50,10 @@ pub(super) fn elsewhere(
         return Ok(None);
     }
     let target = Behind::Service { service: service.clone(), port, dialled: None };
+    template.authenticate(snapshot, &target)?;
     let headers = Seen(template.headers());
     let asked = Request { port, ..asked(session, template.parts(), template.destined(), &headers) };
-    judge(session, snapshot, &target, Some(&asked)).map(Some)
+    judge(session, snapshot, &target, Some((&asked, template.credentials()))).map(Some)
 }
 
 /// Until the policies no longer allow what they have allowed: this, or a connection in which no HTTP is seen.
@@ -71,9 +75,11 @@ fn still(session: &Session, snapshot: &Snapshot, of: Option<&GoesOn>) -> Result<
     let Some(GoesOn { asked, elsewhere: further }) = of else {
         return connection(session, snapshot).map(drop);
     };
-    request(session, snapshot, asked.parts(), asked.destined())?;
+    request(session, snapshot, asked.parts(), asked.destined(), asked.credentials())?;
     match further {
-        Some((service, port, template)) => elsewhere(session, snapshot, service, *port, template).map(drop),
+        Some((service, port, template)) => {
+            elsewhere(session, snapshot, service, *port, &mut template.clone()).map(drop)
+        }
         None => Ok(()),
     }
 }
@@ -82,10 +88,13 @@ fn judge(
     session: &Session,
     snapshot: &Snapshot,
     target: &Behind,
-    request: Option<&Request<'_>>,
+    asked: Option<(&Request<'_>, Option<&Credentials>)>,
 ) -> Result<Judgement, Refusal> {
     let (identity, client) = (&session.peer.identity, session.client.ip());
-    snapshot.routes().authorize(target, identity, client, request).map_err(Refusal::from)
+    let credentials = asked.and_then(|(_, credentials)| credentials);
+    let tokens: &dyn Tokens = credentials.map_or(&NoTokens, |credentials| credentials);
+    let request = asked.map(|(request, _)| request);
+    snapshot.routes().authorize(target, identity, client, request, tokens).map_err(Refusal::from)
 }
 
 /// The request as rules and policies see it.

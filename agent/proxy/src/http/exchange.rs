@@ -10,13 +10,14 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
-    Reason, Service, Snapshot,
+    Behind, Reason, Service, Snapshot,
     http::{Action, Cluster, Rule, Selected, Split, normalised},
     world::routing::{Abort, HeaderChanges},
 };
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{
+    authenticate::{self, Credentials},
     authorize::{self, Seen, asked},
     body::{ResponseBody, grpc_status},
     cors, failure, forward, headers,
@@ -73,17 +74,22 @@ async fn handle(
     let (mut parts, body) = request.into_parts();
     // From here on all see what the server will.
     headers::for_next_hop(parts.version, &mut parts.headers);
-    let destined = Destined { authority, path };
-    record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined)?);
+    let mut destined = Destined { authority, path };
+    let credentials = Credentials::of(session, &snapshot, &parts.headers, &destined);
+    let presented = credentials.as_deref();
+    authenticate::apply(presented, &snapshot, &session.target, &mut parts.headers, &mut destined)?;
+    record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined, presented)?);
     if headers::wants_websocket(parts.version, &parts.headers) {
         let mut asked = parts.clone();
         asked.extensions.clear();
-        let asked = Template { parts: asked, destined: destined.clone() };
+        let credentials = credentials.clone();
+        let asked = Template { parts: asked, destined: destined.clone(), credentials };
         record.goes_on = Some(Box::new(GoesOn { asked, elsewhere: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
-        let (response, answered) = send(session, plan, destined, parts, body, record).await?;
+        let asked = Template { parts, destined, credentials };
+        let (response, answered) = send(session, plan, asked, body, record).await?;
         return Ok(Answer::Server(response, answered));
     };
     let rule = selected.rule;
@@ -96,7 +102,8 @@ async fn handle(
         *response.headers_mut() = cors::preflight(cors, origin.clone());
         return Ok(Answer::Own(response));
     }
-    let answer = act(session, &snapshot, &selected, destined, parts, body, record).await;
+    let asked = Template { parts, destined, credentials };
+    let answer = act(session, &snapshot, &selected, asked, body, record).await;
     answer.map(|mut answer| {
         let headers = match &mut answer {
             Answer::Own(response) => response.headers_mut(),
@@ -141,12 +148,12 @@ async fn act(
     session: &Rc<Session>,
     snapshot: &Arc<Snapshot>,
     selected: &Selected<'_>,
-    destined: Destined,
-    mut parts: request::Parts,
+    asked: Template,
     body: Incoming,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     let rule = selected.rule;
+    let Template { mut parts, destined, credentials } = asked;
     if let Some(response) = fault(session, rule).await {
         record.injected = true;
         return match response {
@@ -176,8 +183,8 @@ async fn act(
                 rewrite::rewritten(rule.rewrite.as_ref(), rewrite::prefix(Some(selected)), destined)?;
             rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
             let plan = forward::Plan::routed(session, snapshot, cluster, rule)?;
-            let sent = send(session, plan, destined, parts, body, record).await;
-            let (mut response, answered) = sent?;
+            let asked = Template { parts, destined, credentials };
+            let (mut response, answered) = send(session, plan, asked, body, record).await?;
             rewrite::change_response(&changes, response.headers_mut());
             Ok(Answer::Server(response, answered))
         }
@@ -210,11 +217,11 @@ async fn fault(session: &Session, rule: &Rule) -> Option<Abort> {
 async fn send(
     session: &Rc<Session>,
     plan: forward::Plan<'_>,
-    destined: Destined,
-    mut parts: request::Parts,
+    asked: Template,
     body: Incoming,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Answered), Refusal> {
+    let Template { mut parts, destined, credentials } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
     let mut whole = Request::from_parts(parts, ());
@@ -224,9 +231,9 @@ async fn send(
     let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
     let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
     parts.headers.insert(hbone::CLIENT_CERT, caller);
-    let template = Template { parts, destined };
+    let mut template = Template { parts, destined, credentials };
     if let Some((service, port)) = plan.service() {
-        let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &template)?;
+        let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &mut template)?;
         if let (Some(further), Some(so_far)) = (judgement, &mut record.judgement) {
             so_far.add(further);
             if let Some(goes_on) = &mut record.goes_on {
@@ -257,9 +264,20 @@ pub(super) struct GoesOn {
 pub(super) struct Template {
     parts: request::Parts,
     destined: Destined,
+    credentials: Option<Rc<Credentials>>,
 }
 
 impl Template {
+    /// Verifies what the client has shown by what is asked of it there.
+    pub(super) fn authenticate(&mut self, snapshot: &Snapshot, target: &Behind) -> Result<(), Refusal> {
+        let Self { parts, destined, credentials } = self;
+        authenticate::apply(credentials.as_deref(), snapshot, target, &mut parts.headers, destined)
+    }
+
+    pub(super) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_deref()
+    }
+
     pub(super) fn method(&self) -> &Method {
         &self.parts.method
     }

@@ -2,7 +2,7 @@
 
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName},
+    header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE},
 };
 use orlop_model::Reason;
 
@@ -11,6 +11,8 @@ use crate::refusal::Refusal;
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// RFC 6750, section 3.
+const INVALID_TOKEN: HeaderValue = HeaderValue::from_static(r#"Bearer error="invalid_token""#);
 
 /// Answers a request that went nowhere.
 pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
@@ -27,6 +29,9 @@ pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<Re
         *response.status_mut() = status;
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, plain);
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, INVALID_TOKEN);
+        }
         return response;
     }
     of_grpc(grpc_status(status), text, record)
@@ -55,6 +60,7 @@ fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::BadRequest => StatusCode::BAD_REQUEST,
         Reason::PolicyDenied => StatusCode::FORBIDDEN,
+        Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -85,7 +91,7 @@ pub(super) fn flag(reason: Reason) -> &'static str {
         Reason::RequestTimeout => "UT",
         Reason::Overflow => "UO",
         Reason::FaultInjected => "FI",
-        Reason::PolicyDenied => "UAEX",
+        Reason::PolicyDenied | Reason::InvalidToken | Reason::TokenKeysUnavailable => "UAEX",
         Reason::Draining => "DC",
         _ => "UF",
     }

@@ -57,7 +57,8 @@ async fn copy(
     body: RequestBody,
 ) -> Result<(), Refusal> {
     let target = forward::target(session, snapshot, cluster)?;
-    authorize::elsewhere(session, snapshot, target.service, target.port.number, template)?;
+    let mut template = template.clone();
+    authorize::elsewhere(session, snapshot, target.service, target.port.number, &mut template)?;
     let local = &session.local;
     let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
     let endpoint = forward::choosing(session, target, &state, None).choose(&[])?.clone();

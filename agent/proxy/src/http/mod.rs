@@ -3,6 +3,7 @@
 //! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
 //! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes through [`opaque`].
 
+mod authenticate;
 mod authorize;
 mod balance;
 mod body;
@@ -34,7 +35,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use orlop_identity::Identities;
+use orlop_identity::{Identities, jwt::KeySources};
 use orlop_model::{Choice, NamespacedName, Snapshot, Workload};
 use tokio::{
     sync::watch,
@@ -69,6 +70,8 @@ pub struct WaypointConfig {
     pub proxy: Config,
     /// Limits and timeouts of HTTP.
     pub http: HttpLimits,
+    /// By what tokens are verified.
+    pub keys: KeySources,
 }
 
 /// Limits and timeouts of HTTP, of clients and servers alike.
@@ -119,6 +122,7 @@ pub(crate) struct Own {
     pub(crate) limits: HttpLimits,
     pub(crate) metrics: RequestMetrics,
     pub(crate) hosts: Hosts,
+    pub(crate) keys: KeySources,
 }
 
 /// One worker's part of the waypoint.
@@ -142,7 +146,7 @@ impl Waypoint {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let WaypointConfig { name, workload, proxy, http } = config;
+        let WaypointConfig { name, workload, proxy, http, keys } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer),
@@ -165,7 +169,14 @@ impl Waypoint {
         Ok(Self {
             shared,
             crew,
-            own: Arc::new(Own { name, workload, limits: http, metrics: requests, hosts: Hosts::default() }),
+            own: Arc::new(Own {
+                name,
+                workload,
+                limits: http,
+                metrics: requests,
+                hosts: Hosts::default(),
+                keys,
+            }),
         })
     }
 
@@ -191,9 +202,12 @@ impl Waypoint {
         Ok(())
     }
 
-    /// Puts a snapshot in force: for new requests at once, and for open connections by judging them again.
+    /// Puts a snapshot in force: for new requests at once, and for open connections by judging them again. Must be
+    /// called within a runtime, where the keys of tokens' issuers are fetched.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
         let generation = snapshot.generation();
+        let routes = snapshot.routes();
+        self.own.keys.want(&routes.remote_keys(), routes.node_addresses());
         self.shared.snapshot.store(snapshot);
         self.shared.generation.send_replace(generation);
     }

@@ -219,14 +219,14 @@ fn authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
 
 fn source() -> impl Strategy<Value = Source> {
     let who = (matching(pattern()), matching(pattern()), matching(account()));
-    (who, matching(block()), matching(block()), vec(text(), 0..2)).prop_map(
-        |(who, ip_blocks, remote_ip_blocks, unread)| Source {
+    (who, matching(block()), matching(block()), matching(pattern())).prop_map(
+        |(who, ip_blocks, remote_ip_blocks, request_principals)| Source {
             principals: who.0,
             namespaces: who.1,
             service_accounts: who.2,
             ip_blocks,
             remote_ip_blocks,
-            unread,
+            request_principals,
         },
     )
 }
@@ -248,6 +248,10 @@ fn condition() -> impl Strategy<Value = Condition> {
         matching(pattern()).prop_map(Condition::Host),
         matching(pattern()).prop_map(Condition::Method),
         (text(), matching(pattern())).prop_map(|(name, value)| Condition::Header(name, value)),
+        matching(pattern()).prop_map(Condition::RequestPrincipal),
+        matching(pattern()).prop_map(Condition::RequestAudience),
+        matching(pattern()).prop_map(Condition::RequestPresenter),
+        (vec(text(), 1..3), matching(pattern())).prop_map(|(claim, value)| Condition::Claim(claim, value)),
         text().prop_map(Condition::Unread),
     ]
 }

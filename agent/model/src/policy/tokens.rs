@@ -1,0 +1,61 @@
+use std::sync::Arc;
+
+use super::findings::Enforcing;
+use super::{Finding, Severity};
+use crate::compile::Settings;
+use crate::service::Service;
+use crate::world::World;
+use crate::world::security::{Condition, Rule};
+
+/// What the authors of RequestAuthentications should know. For waypoints: nobody else reads them.
+pub(crate) fn token_findings<'a>(
+    world: &World,
+    settings: &'a Settings,
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if world.request_authentications.is_empty() {
+        return found;
+    }
+    let enforcing = Enforcing::new(world, settings, services);
+    for of in world.request_authentications.values() {
+        let mut tell = |severity, message: String| {
+            found.push(Finding { kind: "RequestAuthentication", name: of.name.clone(), severity, message });
+        };
+        if of.unreadable {
+            tell(Severity::Error, "can't be understood, so nothing passes where it is for".to_owned());
+            continue;
+        }
+        if of.targets.is_empty() {
+            let message = "has no effect: waypoints go by targetRefs alone; give it some".to_owned();
+            tell(Severity::Error, message);
+        } else if of.rules.is_empty() {
+            tell(Severity::Warning, "has no effect: it has no jwtRules".to_owned());
+        }
+        for target in &of.targets {
+            if let Err(why) = enforcing.check(&of.name, target) {
+                tell(Severity::Error, format!("is for {target}, where nobody enforces it: {why}"));
+            }
+        }
+    }
+    found
+}
+
+/// Which fields of a rule ask for what is in tokens.
+pub(crate) fn token_fields(rule: &Rule) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    for source in &rule.from {
+        let principals = &source.request_principals;
+        fields.extend((!principals.values.is_empty()).then_some("requestPrincipals"));
+        fields.extend((!principals.not_values.is_empty()).then_some("notRequestPrincipals"));
+    }
+    fields.extend(rule.when.iter().filter_map(|condition| match condition {
+        Condition::RequestPrincipal(_) => Some("request.auth.principal"),
+        Condition::RequestAudience(_) => Some("request.auth.audiences"),
+        Condition::RequestPresenter(_) => Some("request.auth.presenter"),
+        Condition::Claim(..) => Some("request.auth.claims"),
+        _ => None,
+    }));
+    fields.dedup();
+    fields
+}

@@ -1,0 +1,437 @@
+//! RequestAuthentications that the waypoint goes by, and AuthorizationPolicies that ask for what is in tokens.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use orlop_tests::traffic::{Response, request};
+use orlop_tests::{Pod, PodSpec, wait_for};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _, SanType, SigningKey as _};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+
+use super::Stage;
+use super::scripted::{Reply, Scripted};
+use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
+use crate::pair::program;
+
+const ISSUER: &str = "https://idp.example";
+
+/// Somebody who signs tokens.
+struct Issuer {
+    id: &'static str,
+    key: KeyPair,
+}
+
+impl Issuer {
+    fn new(id: &'static str) -> Self {
+        Self { id, key: KeyPair::generate_for(&PKCS_ED25519).unwrap() }
+    }
+
+    fn jwks(&self) -> String {
+        let x = base64url(self.key.der_bytes());
+        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": x}]}).to_string()
+    }
+
+    fn token(&self, more: Value) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let mut claims = json!({"iss": ISSUER, "sub": "ann", "exp": now + 600});
+        for (name, value) in more.as_object().unwrap() {
+            claims[name] = value.clone();
+        }
+        let header = json!({"alg": "EdDSA", "kid": self.id});
+        let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+        format!("{message}.{}", base64url(self.key.sign(message.as_bytes()).unwrap()))
+    }
+}
+
+fn base64url(bytes: impl AsRef<[u8]>) -> String {
+    const SYMBOLS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for group in bytes.as_ref().chunks(3) {
+        let bits =
+            group.iter().fold(0_u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - group.len()));
+        text.extend((0..=group.len()).map(|n| SYMBOLS[(bits >> (18 - 6 * n)) as usize & 63] as char));
+    }
+    text
+}
+
+/// Puts a RequestAuthentication of `shop/web` with this rule in force.
+fn authentication(stage: &Stage, rule: Value) {
+    let object = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+        "metadata": {"name": "tokens", "namespace": NAMESPACE},
+        "spec": {"targetRefs": [{"kind": "Service", "group": "", "name": "web"}], "jwtRules": [rule]},
+    });
+    stage.change(|| stage.mesh.testbed.world().write("tokens.yaml", &object.to_string()).unwrap());
+}
+
+fn policy(stage: &Stage, action: &str, rule: Value) {
+    let object = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "web", "namespace": NAMESPACE},
+        "spec": {
+            "targetRefs": [{"kind": "Service", "group": "", "name": "web"}], "action": action, "rules": [rule],
+        },
+    });
+    stage.change(|| stage.mesh.testbed.world().write("policy.yaml", &object.to_string()).unwrap());
+}
+
+fn ask(stage: &Stage, path: &str, headers: &[(&str, &str)]) -> Response {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    request(&mut stage.connect(), &format!("GET {path} HTTP/1.1\r\nhost: web\r\n{headers}\r\n")).unwrap()
+}
+
+fn status(stage: &Stage, token: &str) -> u16 {
+    ask(stage, "/", &[("authorization", &format!("Bearer {token}"))]).status
+}
+
+#[test]
+fn a_token_says_whose_request_it_is_and_a_bad_one_is_answered_with_401() {
+    let stage = Stage::new();
+    let server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));
+    let (issuer, stranger) = (Issuer::new("1"), Issuer::new("1"));
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks(), "audiences": ["web"]}));
+    let good = issuer.token(json!({"aud": ["web"], "scope": "read write", "team": {"name": "blue"}}));
+    assert_eq!(ask(&stage, "/", &[]).status, 200);
+    assert_eq!(status(&stage, &good), 200);
+    policy(
+        &stage,
+        "ALLOW",
+        json!({
+            "from": [{"source": {"requestPrincipals": [format!("{ISSUER}/ann")]}}],
+            "when": [
+                {"key": "request.auth.claims[scope]", "values": ["write"]},
+                {"key": "request.auth.claims[team][name]", "values": ["blue"]},
+                {"key": "request.auth.audiences", "values": ["web"]},
+            ],
+        }),
+    );
+    assert_eq!(status(&stage, &good), 200);
+    let served = server.count();
+    assert_eq!(ask(&stage, "/", &[]).status, 403);
+    for lacking in [
+        json!({"aud": "web", "scope": "read", "team": {"name": "blue"}}),
+        json!({"aud": "web", "scope": "write", "team": "blue"}),
+        json!({"aud": "web", "scope": "write", "team": {"name": "blue"}, "sub": "bob"}),
+    ] {
+        assert_eq!(status(&stage, &issuer.token(lacking.clone())), 403, "{lacking}");
+    }
+    let [header, claims, _] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
+    let bad = [
+        stranger.token(json!({"aud": "web"})),
+        issuer.token(json!({"aud": "other"})),
+        issuer.token(json!({"aud": "web", "iss": "https://evil.example"})),
+        issuer.token(json!({"aud": "web", "exp": 1})),
+        format!("{}.{claims}.", base64url(r#"{"alg":"none"}"#)),
+        format!("{header}.{claims}."),
+        format!("{good}="),
+        "x".to_owned(),
+    ];
+    for token in &bad {
+        let answer = ask(&stage, "/", &[("authorization", &format!("Bearer {token}"))]);
+        assert_eq!((answer.status, answer.text().as_str()), (401, "invalid_token\n"), "{token}");
+        assert_eq!(answer.header("www-authenticate"), Some(r#"Bearer error="invalid_token""#));
+    }
+    // Two are nobody's, wherever they are; and what is not HTTP shows none.
+    let twice =
+        ask(&stage, &format!("/?access_token={good}"), &[("authorization", &format!("Bearer {}", bad[0]))]);
+    assert_eq!(twice.status, 401);
+    crate::pair::assert_refused(&stage.mesh.client, stage.web());
+    assert_eq!(server.count(), served);
+    stage.await_count(&["response_code=\"401\"", "response_flags=\"UAEX\""], bad.len() as f64 + 1.0);
+    let record = stage.record(|record| record["detail"] == "the token is refused: it has expired");
+    assert_eq!((&record["reason"], &record["flags"]), (&"invalid_token".into(), &"UAEX".into()));
+    let log = stage.waypoint.log().unwrap();
+    assert!(bad.iter().chain([&good]).all(|token| token.len() < 9 || !log.contains(token)), "{log}");
+}
+
+#[test]
+fn what_goes_on_is_what_was_verified_and_not_what_the_client_writes() {
+    let stage = Stage::new();
+    let server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));
+    let issuer = Issuer::new("1");
+    let rule = json!({
+        "issuer": ISSUER, "jwks": issuer.jwks(), "outputPayloadToHeader": "x-payload",
+        "fromHeaders": [{"name": "authorization", "prefix": "Bearer "}], "fromParams": ["token"],
+        "fromCookies": ["session"],
+        "outputClaimToHeaders": [
+            {"header": "x-sub", "claim": "sub"}, {"header": "x-level", "claim": "a.level"},
+            {"header": "x-absent", "claim": "absent"}, {"header": "x-list", "claim": "list"},
+        ],
+    });
+    authentication(&stage, rule.clone());
+    // What policies and routes ask of a header is what the server will see.
+    policy(
+        &stage,
+        "DENY",
+        json!({"when": [{"key": "request.headers[x-sub]", "values": ["root", "mallory"]}]}),
+    );
+    let token = issuer.token(json!({"a": {"level": 7}, "list": [1]}));
+    let payload = token.split('.').nth(1).unwrap().to_owned();
+    let bearer = format!("Bearer {token}");
+    let smuggled = [
+        ("x-sub", "root"),
+        ("X_Sub", "root"),
+        ("x-payload", "e30"),
+        ("x-level", "9"),
+        ("x-absent", "yes"),
+        ("x-list", "2"),
+        ("cookie", "a=1"),
+    ];
+    let seen = || server.asked().pop().unwrap();
+    // Also without a token nobody else is believed.
+    assert_eq!(ask(&stage, "/plain?a=1", &smuggled).status, 200);
+    let plain = seen();
+    assert_eq!(plain.line, "GET /plain?a=1 HTTP/1.1");
+    assert_eq!(
+        plain
+            .headers
+            .keys()
+            .filter(|name| name.starts_with("x-") && *name != "x-forwarded-client-cert")
+            .count(),
+        0
+    );
+    assert!(!plain.headers.contains_key("x_sub"));
+    let with_bearer: Vec<_> = smuggled.iter().copied().chain([("authorization", &*bearer)]).collect();
+    let query = format!("/?token={token}&a=1&%74oken={token}");
+    let cookie = format!("session={token}; a=1; session={token}");
+    for (path, headers) in [
+        ("/?a=1", with_bearer),
+        (&*query, smuggled.to_vec()),
+        ("/?a=1", vec![("cookie", &*cookie), ("x-sub", "root")]),
+    ] {
+        assert_eq!(ask(&stage, path, &headers).status, 200, "{path}");
+        let seen = seen();
+        assert_eq!(seen.line, "GET /?a=1 HTTP/1.1");
+        let header = |name: &str| seen.headers.get(name).map(String::as_str);
+        assert_eq!((header("x-sub"), header("x-level")), (Some("ann"), Some("7")));
+        assert_eq!(header("x-payload"), Some(&*payload));
+        assert_eq!((header("x-absent"), header("x-list"), header("x_sub")), (None, None, None));
+        assert_eq!((header("authorization"), header("cookie").unwrap_or("a=1")), (None, "a=1"));
+    }
+    // What a token says counts for policies that ask of headers.
+    let mallory = format!("Bearer {}", issuer.token(json!({"sub": "mallory"})));
+    assert_eq!(ask(&stage, "/", &[("authorization", &mallory), ("x-sub", "ann")]).status, 403);
+    let mut forwards = rule;
+    forwards["forwardOriginalToken"] = true.into();
+    authentication(&stage, forwards);
+    assert_eq!(ask(&stage, "/", &[("authorization", &bearer)]).status, 200);
+    assert_eq!(seen().headers.get("authorization"), Some(&bearer));
+}
+
+#[test]
+fn a_rule_of_a_route_leads_past_nobody_who_asks_for_tokens() {
+    let versions = super::routes::Versions::new();
+    let stage = &versions.stage;
+    let server = Scripted::start(&versions.pods[0], |_| Reply::Answer(200, "ok\n".to_owned()));
+    let vip = stage.mesh.testbed.vip();
+    let mut other = super::web(&vip).endpoints([&versions.pods[0]]);
+    other.name = "other".to_owned();
+    let issuer = Issuer::new("1");
+    let of_other = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+        "metadata": {"name": "other", "namespace": NAMESPACE},
+        "spec": {
+            "targetRefs": [{"kind": "Service", "group": "", "name": "other"}],
+            "jwtRules": [{"issuer": ISSUER, "jwks": issuer.jwks(), "outputPayloadToHeader": "x-payload"}],
+        },
+    });
+    stage.change(|| {
+        let world = stage.mesh.testbed.world();
+        world.service(&other).unwrap();
+        world.write("other.yaml", &of_other.to_string()).unwrap();
+        let http = "- route: [{destination: {host: other}}]";
+        world.write("routes.yaml", &super::routes::routes(http)).unwrap();
+    });
+    assert_eq!(status(stage, "x"), 401);
+    assert_eq!(server.count(), 0);
+    let token = issuer.token(json!({}));
+    let answer = ask(stage, "/", &[("authorization", &format!("Bearer {token}")), ("x-payload", "forged")]);
+    assert_eq!(answer.status, 200);
+    let seen = server.asked().pop().unwrap();
+    assert_eq!(seen.headers.get("x-payload").map(String::as_str), token.split('.').nth(1));
+    assert!(!seen.headers.contains_key("authorization"));
+}
+
+/// A pod outside the mesh.
+fn outsider(stage: &Stage, name: &str) -> Pod {
+    stage.mesh.nodes[0].pod(NAMESPACE, name, PodSpec::new().opt_out()).unwrap()
+}
+
+#[test]
+fn keys_are_fetched_and_nothing_is_believed_before_they_are() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let idp = outsider(&stage, "idp");
+    let issuer = Issuer::new("1");
+    let answer = Arc::new(Mutex::new((500, String::new())));
+    let told = Arc::clone(&answer);
+    let keys = Scripted::start(&idp, move |_| {
+        let (status, body) = told.lock().unwrap().clone();
+        Reply::Answer(status, body)
+    });
+    let uri = format!("http://{}/keys?all", idp.ipv4());
+    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": uri}));
+    let token = issuer.token(json!({}));
+    let refused = ask(&stage, "/", &[("authorization", &format!("Bearer {token}"))]);
+    assert_eq!((refused.status, refused.text().as_str()), (401, "token_keys_unavailable\n"));
+    // A redirect leads nowhere, and what is too long or no key set is none.
+    for (status, body, why) in [
+        (302, issuer.jwks(), "answers with status 302 "),
+        (200, " ".repeat(300 << 10), "more than 262144 bytes"),
+        (200, "<html>".to_owned(), "is no JSON"),
+    ] {
+        *answer.lock().unwrap() = (status, body);
+        await_value(true, || stage.waypoint.log().unwrap().contains(why));
+        assert_eq!(super::tokens::status(&stage, &token), 401, "{why}");
+    }
+    *answer.lock().unwrap() = (200, issuer.jwks());
+    await_value(200, || status(&stage, &token));
+    assert_eq!(keys.asked()[0].line, "GET /keys?all HTTP/1.1");
+    assert!(stage.waypoint.metric("orlop_token_key_fetches_total", &[]).unwrap() >= 1.0);
+    assert!(stage.waypoint.metric("orlop_token_key_fetches_failed_total", &[]).unwrap() >= 4.0);
+    // What was fetched stays while nobody answers.
+    drop(keys);
+    assert_eq!(status(&stage, &token), 200);
+    assert_eq!(status(&stage, &Issuer::new("2").token(json!({}))), 401);
+}
+
+#[test]
+fn keys_are_not_asked_for_where_only_the_waypoint_or_its_node_can_go() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let own = Scripted::start(&stage.gate, |_| Reply::Answer(200, "{\"keys\": []}".to_owned()));
+    let node = stage.mesh.nodes[1].ipv4();
+    let object = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": stage.mesh.nodes[1].name()},
+        "status": {"addresses": [{"type": "InternalIP", "address": node.to_string()}]},
+    });
+    stage.change(|| stage.mesh.testbed.world().write("node.yaml", &object.to_string()).unwrap());
+    for host in [
+        "127.0.0.1".to_owned(),
+        "127.0.0.1:15000".to_owned(),
+        "[::1]".to_owned(),
+        "[::ffff:127.0.0.1]".to_owned(),
+        "0.0.0.0".to_owned(),
+        "169.254.169.254".to_owned(),
+        "[fe80::1]".to_owned(),
+        "[64:ff9b::a9fe:a9fe]".to_owned(),
+        stage.gate.ipv4().to_string(),
+        format!("[{}]", stage.gate.ipv6()),
+        node.to_string(),
+    ] {
+        authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("http://{host}/keys")}));
+        let told = format!("\"place\":\"http://{host}/keys\"");
+        let refused = |line: &str| line.contains(&told) && line.contains("keys are not asked for there");
+        let found = wait_for(TIMEOUT, || stage.waypoint.log().unwrap().lines().any(refused));
+        assert!(found, "{host}: {}", stage.waypoint.log().unwrap());
+        assert_eq!(status(&stage, &Issuer::new("1").token(json!({}))), 401, "{host}");
+    }
+    assert_eq!(own.count(), 0);
+}
+
+#[test]
+fn keys_come_over_tls_from_who_has_the_name_alone() {
+    let root = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root_certificate = params.self_signed(&root).unwrap();
+    let file = std::env::temp_dir().join(format!("orlop-roots-{}.pem", std::process::id()));
+    std::fs::write(&file, root_certificate.pem()).unwrap();
+    let stage = Stage::with(&["--jwks-roots", &file.to_string_lossy()]);
+    std::fs::remove_file(&file).unwrap();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let (idp, impostor) = (outsider(&stage, "idp"), outsider(&stage, "impostor"));
+    let issuer = Issuer::new("1");
+    // Its certificate is for the other's address.
+    let signer = rcgen::Issuer::new(params, root);
+    let tls = |key: &KeyPair| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = vec![SanType::IpAddress(idp.ipv4().into())];
+        let certificate = params.signed_by(key, &signer).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = rustls::ServerConfig::builder_with_provider(orlop_identity::provider());
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        Arc::new(config.with_single_cert(vec![certificate.der().clone()], key).unwrap())
+    };
+    let config = tls(&KeyPair::generate().unwrap());
+    for pod in [&idp, &impostor] {
+        serve_keys(pod, Arc::clone(&config), issuer.jwks());
+    }
+    let token = issuer.token(json!({}));
+    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("https://{}/", impostor.ipv4())}));
+    await_value(true, || stage.waypoint.log().unwrap().contains("invalid peer certificate"));
+    assert_eq!(status(&stage, &token), 401);
+    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("https://{}/", idp.ipv4())}));
+    await_value(200, || status(&stage, &token));
+}
+
+/// Until the process ends.
+fn serve_keys(pod: &Pod, config: Arc<rustls::ServerConfig>, keys: String) {
+    let listener = pod.listen(false, 443).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
+            let mut line = String::new();
+            // A client that does not like the certificate says nothing.
+            while stream.read_line(&mut line).is_ok_and(|length| length > 2) {
+                line.clear();
+            }
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{keys}",
+                keys.len()
+            );
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+            stream.get_mut().conn.send_close_notify();
+            let _ = stream.get_mut().flush();
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+}
+
+#[test]
+fn one_that_can_not_be_understood_refuses_and_a_token_can_be_asked_about() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let issuer = Issuer::new("1");
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks()}));
+    policy(&stage, "ALLOW", json!({"from": [{"source": {"requestPrincipals": ["*"]}}]}));
+    let explain = |header: &str| {
+        let output = Command::new(program(stage.mesh.client_agent()))
+            .args(["explain", "--from", "shop/client", "--to", "shop/web", "--port", "80", "--world"])
+            .arg(stage.mesh.testbed.world().dir())
+            .args(["--request", "GET /", "--header", header])
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (code, text) = explain(&format!("Authorization: Bearer {}", issuer.token(json!({}))));
+    assert!(code == Some(0) && text.contains("allowed by AuthorizationPolicy shop/web"), "{code:?} {text}");
+    let (code, text) = explain(&format!("Authorization: Bearer {}", issuer.token(json!({"exp": 1}))));
+    assert!(
+        code == Some(2) && text.contains("refused (invalid_token): the token is refused: it has expired"),
+        "{text}"
+    );
+    let (code, text) = explain("x: y");
+    assert!(
+        code == Some(2) && text.contains("there is no token, which is not in requestPrincipals (*)"),
+        "{text}"
+    );
+    assert_eq!(status(&stage, &issuer.token(json!({}))), 200);
+    // One that never was good stands for one that lets nothing pass.
+    let broken = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\n\
+                  metadata: {name: broken, namespace: shop}\n\
+                  spec: {targetRefs: [{kind: Service, group: '', name: web}], jwtRules: [{isuer: x}]}\n";
+    stage.change(|| stage.mesh.testbed.world().write("broken.yaml", broken).unwrap());
+    assert_eq!(status(&stage, &issuer.token(json!({}))), 403);
+    let record = stage.record(|record| record["code"] == 403);
+    assert!(
+        record["detail"].as_str().unwrap().contains("RequestAuthentication shop/broken can't be understood")
+    );
+}
