@@ -208,6 +208,19 @@ pub struct NameArguments {
 }
 
 impl NameArguments {
+    /// The arguments that say the same.
+    pub fn to_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--trust-domain={}", self.trust_domain),
+            format!("--root-namespace={}", self.root_namespace),
+            format!("--cluster={}", self.cluster),
+            format!("--cluster-domain={}", self.cluster_domain),
+        ];
+        args.extend(self.trust_domain_aliases.iter().map(|alias| format!("--trust-domain-alias={alias}")));
+        args.extend(self.network.iter().map(|network| format!("--network={network}")));
+        args
+    }
+
     /// The settings that a world is compiled with, seen from `node`.
     pub fn settings(&self, node: &str) -> Settings {
         Settings {
@@ -447,6 +460,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_a_controller_is_told_of_names_a_waypoint_understands_alike() {
+        let given = [
+            "orlop",
+            "controller",
+            "--name=a",
+            "--trust-domain=shop.example",
+            "--trust-domain-alias=old.example",
+            "--root-namespace=mesh",
+            "--cluster=c1",
+            "--cluster-domain=c1.local",
+            "--network=n1",
+            "--waypoint-image=orlop:1",
+        ];
+        let Command::Controller(controller) = Cli::parse_from(given).command else { panic!() };
+        let made = controller.waypoints().unwrap();
+        let first = ["orlop", "waypoint", "--kube", "--name=shop/gate"].map(str::to_owned);
+        let Command::Waypoint(waypoint) = Cli::parse_from(first.into_iter().chain(made.args)).command else {
+            panic!()
+        };
+        let settings = [&controller.names, &waypoint.names].map(|names| format!("{:?}", names.settings("")));
+        assert_eq!(settings[0], settings[1]);
+        let authority = "https://orlop-controller.orlop-system.svc.c1.local:15012";
+        assert_eq!(waypoint.authority.ca_address, Some(authority.parse().unwrap()));
     }
 
     #[test]

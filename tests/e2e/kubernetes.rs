@@ -6,6 +6,8 @@ mod api;
 mod control_plane;
 mod controller;
 mod enrolment;
+mod gateway_api;
+mod gateways;
 mod install;
 mod kubelet;
 mod last_world;

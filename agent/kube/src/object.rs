@@ -325,7 +325,7 @@ impl Object {
     }
 }
 
-fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
+pub(crate) fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(object).map_err(|error| {
         let path = field_path(error.path());
         FieldError::new(path, type_problem(&error.inner().to_string()))

@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
+use orlop_kube::controller::WaypointSettings;
 use orlop_model::NamespacedName;
 
 use super::{LogArguments, NameArguments, duration};
@@ -46,6 +47,9 @@ pub struct ControllerArguments {
     /// (tls.crt, tls.key, ca.crt) that comes before it, if it is there.
     #[arg(long, value_name = "NAME", default_value = "cacerts")]
     pub plugged_in: String,
+    /// The image that waypoints are made with, such as the controller's own. Without it none are made.
+    #[arg(long, value_name = "IMAGE")]
+    pub waypoint_image: Option<String>,
     #[command(flatten)]
     pub names: NameArguments,
     #[command(flatten)]
@@ -60,5 +64,13 @@ impl ControllerArguments {
         }
         let service = format!("orlop-controller.{}", self.namespace);
         vec![format!("{service}.svc.{}", self.names.cluster_domain), format!("{service}.svc"), service]
+    }
+    /// What waypoints are made with, if they are to be made.
+    pub fn waypoints(&self) -> Option<WaypointSettings> {
+        let image = self.waypoint_image.clone()?;
+        let authority = self.serving_names().into_iter().next()?;
+        let mut args = vec![format!("--ca-address=https://{authority}:{}", self.listen.port())];
+        args.extend(self.names.to_args());
+        Some(WaypointSettings { image, args, audience: self.token_audience.clone() })
     }
 }

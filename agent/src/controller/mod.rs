@@ -7,10 +7,10 @@ mod root;
 use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
-use futures_util::future::join;
+use futures_util::future::{OptionFuture, join3};
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
-    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, connect,
+    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, WaypointProvisioner, connect,
 };
 use tokio::{
     net::TcpListener,
@@ -86,11 +86,14 @@ async fn serve(
     let roots = watch::Sender::new(ca.trust().borrow().to_pem());
     let timing =
         RotationTiming { spread: arguments.rotation_spread, lifetime: arguments.certificate_lifetime };
+    let waypoints = arguments.waypoints();
     let lead = || {
         let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
         let rotation = store.rotate(timing, || root::generate(trust_domain));
+        let provisioner = waypoints.clone().map(|with| WaypointProvisioner::new(client.clone(), with));
         async move {
-            join(publisher.run(), rotation).await;
+            let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
+            join3(publisher.run(), rotation, waypoints).await;
         }
     };
     tokio::select! {

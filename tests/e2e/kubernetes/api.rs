@@ -136,9 +136,13 @@ impl Kubernetes {
                 }],
             },
         }));
-        let path = format!("/apis/{group}/v1/{plural}");
+        self.wait_served(&format!("/apis/{group}/v1/{plural}"));
+    }
+
+    /// Waits until the API serves a kind.
+    pub fn wait_served(&self, path: &str) {
         self.wait(async {
-            let request = || http::Request::get(&path).body(Vec::new()).unwrap();
+            let request = || http::Request::get(path).body(Vec::new()).unwrap();
             while self.client.request::<Value>(request()).await.is_err() {
                 sleep(Duration::from_millis(10)).await;
             }

@@ -16,6 +16,9 @@ use super::install::{CONTROLLER_ACCOUNT, SYSTEM, install};
 /// For a controller that starts, on a machine that is busy with other things, or takes over from one that died.
 pub const LONG: Duration = Duration::from_secs(60);
 
+/// What waypoints are made with.
+pub const IMAGE: &str = "orlop:test";
+
 /// One replica, on a loopback address of its own. It may do what the manifests let it.
 pub struct Replica {
     pub name: String,
@@ -48,6 +51,7 @@ impl Replica {
         let mut command = kubernetes.plane.command(&binary().unwrap()).unwrap();
         command.arg("controller").arg("--kubeconfig").arg(kubeconfig);
         command.args(["--namespace", SYSTEM, "--name", name, "--dns-name", "localhost"]);
+        command.args(["--waypoint-image", IMAGE]);
         command.args(["--listen", &listen, "--ready", &ready]).args(args);
         let output = File::create(&log).unwrap();
         command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);

@@ -18,7 +18,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::object::Kinds;
 use store::{Store, Update};
-use watch::{watch_definitions, watch_kind};
+use watch::watch_kind;
+pub(crate) use watch::{Definitions, describe, watch_definitions};
 
 /// How long it must be quiet before a change is seen, so that one of many objects is seen as one.
 const DEBOUNCE: Duration = Duration::from_millis(10);

@@ -23,13 +23,13 @@ pub(super) struct Ended;
 
 /// Names of the custom kinds that the API server knows, such as `peerauthentications.security.istio.io`; `None`
 /// until it was asked.
-pub(super) type Definitions = Option<BTreeSet<String>>;
+pub(crate) type Definitions = Option<BTreeSet<String>>;
 
 /// Between two attempts to watch a kind whose definition is there and which is not, as just after it came.
 const NOT_YET: Duration = Duration::from_millis(300);
 
 /// Keeps `definitions` in step with the custom kinds. Only their names are asked for.
-pub(super) async fn watch_definitions(client: Client, definitions: watch::Sender<Definitions>) {
+pub(crate) async fn watch_definitions(client: Client, definitions: watch::Sender<Definitions>) {
     let api = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client);
     let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
     pin_mut!(events);
@@ -191,9 +191,9 @@ fn is_absent(error: &watcher::Error) -> bool {
 }
 
 /// With all that it comes from.
-fn describe(error: &watcher::Error) -> String {
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(error) = source {
         let also = error.to_string();
         if !text.contains(&also) {

@@ -6,6 +6,7 @@ mod leader;
 mod placed;
 mod root_secret;
 mod root_store;
+mod waypoints;
 
 pub use bearer::{Bearer, ReviewError, Reviewer};
 pub use bundle::{BUNDLE, BundlePublisher, ISTIO_BUNDLE};
@@ -13,6 +14,7 @@ pub use leader::Election;
 pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
+pub use waypoints::{WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
 use std::time::Duration;

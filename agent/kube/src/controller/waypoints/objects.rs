@@ -1,0 +1,266 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::core::ApiResource;
+use serde_json::{Value, json};
+
+use super::gateway::{Infrastructure, PORT};
+use crate::controller::{BUNDLE, FIELD_MANAGER};
+
+/// What all waypoints of a cluster are made with.
+#[derive(Clone, Debug)]
+pub struct WaypointSettings {
+    /// The image, whose entry point is `orlop`.
+    pub image: String,
+    /// Arguments of `orlop waypoint` that are the same for all: where the certificate authority is, what identities and
+    /// hosts are called.
+    pub args: Vec<String>,
+    /// Whom the token is for that a waypoint shows to the certificate authority.
+    pub audience: String,
+}
+
+/// The Gateway that everything belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub uid: &'a str,
+    pub class: &'a str,
+    pub infrastructure: &'a Infrastructure,
+}
+
+/// Labels that tell whose an object is, as Istio and others have them.
+pub(super) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
+const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
+/// And that this controller has made it.
+pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", FIELD_MANAGER);
+
+/// Until every node knows that the pod goes; only then it is told to drain.
+const PRE_STOP_SECONDS: u32 = 5;
+const DRAIN_SECONDS: u32 = 25;
+/// And a moment to end in.
+const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
+
+/// What a waypoint is made of, all of the Gateway's name, in the order in which it is needed.
+#[derive(Debug)]
+pub(super) struct Objects {
+    pub service_account: Value,
+    pub service: Value,
+    pub deployment: Value,
+    pub disruption_budget: Value,
+    pub autoscaler: Value,
+}
+
+impl Objects {
+    pub fn of(owner: Owner<'_>, settings: &WaypointSettings) -> Self {
+        Self {
+            service_account: object::<ServiceAccount>(owner, json!({})),
+            service: object::<Service>(owner, service(owner)),
+            deployment: object::<Deployment>(owner, deployment(owner, settings)),
+            disruption_budget: object::<PodDisruptionBudget>(
+                owner,
+                json!({"spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(owner)}}}),
+            ),
+            autoscaler: object::<HorizontalPodAutoscaler>(owner, autoscaler(owner)),
+        }
+    }
+}
+
+fn object<K: kube::Resource<DynamicType = ()>>(owner: Owner<'_>, body: Value) -> Value {
+    let ApiResource { api_version, kind, .. } = ApiResource::erase::<K>(&());
+    let Owner { namespace, name, uid, infrastructure, .. } = owner;
+    let mut object = json!({
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": labels(owner, &[]),
+            "annotations": infrastructure.annotations,
+            "ownerReferences": [{
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": name, "uid": uid,
+                "controller": true,
+            }],
+        },
+    });
+    if let (Value::Object(object), Value::Object(body)) = (&mut object, body) {
+        object.extend(body);
+    }
+    object
+}
+
+/// Those of `spec.infrastructure`, and ours, which count.
+fn labels<'a>(owner: Owner<'a>, more: &[(&'a str, &'a str)]) -> BTreeMap<&'a str, &'a str> {
+    let given = owner.infrastructure.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let ours = [
+        (GATEWAY_LABEL, owner.name),
+        (CLASS_LABEL, owner.class),
+        MANAGED_BY,
+        // It is behind no waypoint, whatever its namespace says.
+        ("istio.io/use-waypoint", "none"),
+    ];
+    given.chain(ours).chain(more.iter().copied()).collect()
+}
+
+/// No class: a selector can't be changed.
+fn selector(owner: Owner<'_>) -> Value {
+    json!({GATEWAY_LABEL: owner.name})
+}
+
+fn service(owner: Owner<'_>) -> Value {
+    json!({
+        "spec": {
+            "type": "ClusterIP",
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": selector(owner),
+            "ports": [{"name": "hbone", "port": PORT, "targetPort": "hbone", "protocol": "TCP"}],
+        },
+    })
+}
+
+fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
+    let spread = |topology: &str| {
+        json!({
+            "maxSkew": 1, "topologyKey": topology, "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(owner)},
+        })
+    };
+    let pod_labels = [
+        // Nodes carry what comes to it and what it dials as they find it: it speaks for itself.
+        ("orlop.dev/mesh", "disabled"),
+        ("istio.io/dataplane-mode", "none"),
+        ("sidecar.istio.io/inject", "false"),
+    ];
+    json!({
+        "spec": {
+            // How many there are the autoscaler says.
+            "selector": {"matchLabels": selector(owner)},
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {
+                    "labels": labels(owner, &pod_labels),
+                    "annotations": owner.infrastructure.annotations,
+                },
+                "spec": {
+                    "serviceAccountName": owner.name,
+                    "terminationGracePeriodSeconds": GRACE_SECONDS,
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "topologySpreadConstraints": [
+                        spread("kubernetes.io/hostname"),
+                        spread("topology.kubernetes.io/zone"),
+                    ],
+                    "containers": [container(owner, settings)],
+                    "volumes": [
+                        {"name": "root", "configMap": {"name": BUNDLE}},
+                        {"name": "token", "projected": {"sources": [{
+                            "serviceAccountToken": {
+                                "path": "token", "audience": settings.audience, "expirationSeconds": 3600,
+                            },
+                        }]}},
+                    ],
+                },
+            },
+        },
+    })
+}
+
+fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
+    let mut args = vec![
+        "waypoint".to_owned(),
+        "--kube".to_owned(),
+        format!("--name={}/{}", owner.namespace, owner.name),
+        format!("--service-account={}", owner.name),
+        format!("--drain-timeout={DRAIN_SECONDS}s"),
+    ];
+    args.extend(settings.args.iter().cloned());
+    let probe = |path: &str, seconds: u32| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds});
+    json!({
+        "name": "orlop",
+        "image": settings.image,
+        "args": args,
+        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+        "ports": [
+            {"name": "hbone", "containerPort": PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": 15020, "protocol": "TCP"},
+            {"name": "health", "containerPort": 15021, "protocol": "TCP"},
+        ],
+        "readinessProbe": probe("/healthz/ready", 2),
+        "livenessProbe": probe("/healthz/live", 10),
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": {
+            "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "root", "mountPath": "/var/run/secrets/orlop.dev/root", "readOnly": true},
+            {"name": "token", "mountPath": "/var/run/secrets/orlop.dev/token", "readOnly": true},
+        ],
+    })
+}
+
+fn autoscaler(owner: Owner<'_>) -> Value {
+    json!({
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": owner.name},
+            "minReplicas": 2,
+            "maxReplicas": 10,
+            "metrics": [{
+                "type": "Resource",
+                "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}},
+            }],
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_the_infrastructure_are_on_everything_and_take_nothing_out() {
+        let infrastructure = json!({
+            "labels": {"team": "shop", "orlop.dev/mesh": "enabled", GATEWAY_LABEL: "other"},
+            "annotations": {"note": "mine"},
+        });
+        let infrastructure: Infrastructure = serde_json::from_value(infrastructure).unwrap();
+        let owner = Owner {
+            namespace: "shop",
+            name: "gate",
+            uid: "u1",
+            class: "orlop-waypoint",
+            infrastructure: &infrastructure,
+        };
+        let settings = WaypointSettings {
+            image: "orlop:1".to_owned(),
+            args: vec!["--ca-address=https://ca:15012".to_owned()],
+            audience: "istio-ca".to_owned(),
+        };
+        let objects = Objects::of(owner, &settings);
+        let template = &objects.deployment["spec"]["template"];
+        for object in [
+            &objects.service_account,
+            &objects.service,
+            &objects.deployment,
+            &objects.disruption_budget,
+            &objects.autoscaler,
+            template,
+        ] {
+            let metadata = &object["metadata"];
+            assert_eq!(
+                (&metadata["labels"]["team"], &metadata["labels"][GATEWAY_LABEL]),
+                (&json!("shop"), &json!("gate"))
+            );
+            assert_eq!(metadata["annotations"], json!({"note": "mine"}));
+        }
+        assert_eq!(template["metadata"]["labels"]["orlop.dev/mesh"], "disabled");
+        assert_eq!(objects.deployment["metadata"]["ownerReferences"][0]["uid"], "u1");
+        assert_eq!(objects.deployment["spec"].get("replicas"), None);
+    }
+}

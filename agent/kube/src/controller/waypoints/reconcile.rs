@@ -1,0 +1,160 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::controller::Action;
+use kube::{Api, Client, Error, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::gateway::{Fault, GatewaySpec};
+use super::objects::{Objects, Owner, WaypointSettings};
+use super::status::{Outcome, observe};
+use super::{Known, gateways};
+use crate::controller::{CallError, FIELD_MANAGER};
+
+/// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What a Gateway is looked at with.
+pub(super) struct Context {
+    pub client: Client,
+    pub known: Known,
+    pub settings: WaypointSettings,
+}
+
+/// Makes a Gateway of ours into a waypoint, and says in its status what has become of it.
+pub(super) async fn reconcile(
+    gateway: Arc<DynamicObject>,
+    context: Arc<Context>,
+) -> Result<Action, CallError> {
+    let is_going = gateway.metadata.deletion_timestamp.is_some();
+    if is_going || !context.known.is_ours(&gateway) || is_outdated(&gateway) {
+        return Ok(Action::await_change());
+    }
+    let spec = GatewaySpec::of(&gateway);
+    let judged = spec.as_ref().map_err(Fault::clone).and_then(|spec| spec.judge(&gateway.name_any()));
+    let mut outcome = Outcome {
+        spec: spec.unwrap_or_default(),
+        programmed: judged.as_ref().copied().map_err(|fault| Fault::new("Invalid", &*fault.message)),
+        accepted: judged,
+        addresses: Vec::new(),
+    };
+    let mut action = Action::await_change();
+    if outcome.accepted.is_ok() {
+        match context.provision(&gateway, &outcome.spec).await {
+            Ok((addresses, programmed)) => (outcome.addresses, outcome.programmed) = (addresses, programmed),
+            Err(Failure::Call(error)) => return Err(error),
+            Err(Failure::Refused(fault)) => {
+                outcome.programmed = Err(fault);
+                action = Action::requeue(AGAIN);
+            }
+        }
+    }
+    context.write_status(&gateway, &outcome).await?;
+    Ok(action)
+}
+
+/// Whether the status is of a later generation than what was seen of it.
+fn is_outdated(gateway: &DynamicObject) -> bool {
+    let generation = gateway.metadata.generation.unwrap_or_default();
+    let conditions = gateway.data["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.filter_map(|condition| condition["observedGeneration"].as_i64()).any(|seen| seen > generation)
+}
+
+/// Why a waypoint is not there.
+enum Failure {
+    /// The API server does not answer as it should.
+    Call(CallError),
+    /// It can't be made like this.
+    Refused(Fault),
+}
+
+impl Context {
+    /// Makes what is missing and puts right what differs. Gives the addresses, and whether a pod is ready.
+    async fn provision(
+        &self,
+        gateway: &DynamicObject,
+        spec: &GatewaySpec,
+    ) -> Result<(Vec<String>, Result<(), Fault>), Failure> {
+        let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
+        let owner = Owner {
+            namespace: &namespace,
+            name: &name,
+            uid: gateway.metadata.uid.as_deref().unwrap_or_default(),
+            class: &spec.gateway_class_name,
+            infrastructure: &spec.infrastructure,
+        };
+        let objects = Objects::of(owner, &self.settings);
+        self.apply::<ServiceAccount>(owner, &objects.service_account).await?;
+        let service = self.apply::<Service>(owner, &objects.service).await?;
+        let deployment = self.apply::<Deployment>(owner, &objects.deployment).await?;
+        self.apply::<PodDisruptionBudget>(owner, &objects.disruption_budget).await?;
+        self.apply::<HorizontalPodAutoscaler>(owner, &objects.autoscaler).await?;
+        Ok(observe(&name, &service.data, &deployment.data))
+    }
+
+    /// Applies an object, unless there is one of its name that is somebody else's. Gives what it is then.
+    async fn apply<K: kube::Resource<DynamicType = ()>>(
+        &self,
+        owner: Owner<'_>,
+        object: &Value,
+    ) -> Result<DynamicObject, Failure> {
+        let resource = ApiResource::erase::<K>(&());
+        let Owner { namespace, name, uid, .. } = owner;
+        let what = format!("{} {namespace}/{name}", resource.kind);
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
+        let there = api.get_metadata_opt(name).await.map_err(CallError::new(format!("read {what}")));
+        let there = there.map_err(Failure::Call)?;
+        let is_own = |there: &kube::core::PartialObjectMeta<DynamicObject>| {
+            there.owner_references().iter().any(|owner| owner.uid == uid)
+        };
+        if there.is_some_and(|there| !is_own(&there)) {
+            let message = format!(
+                "there is a {} {name} that is not this Gateway's: give the Gateway another name, or remove it",
+                resource.kind
+            );
+            return Err(Failure::Refused(Fault::new("Invalid", message)));
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        api.patch(name, &params, &Patch::Apply(object)).await.map_err(|error| match error {
+            Error::Api(status)
+                if (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 409 | 429) =>
+            {
+                let message =
+                    format!("the API server does not take the {} {name}: {}", resource.kind, status.message);
+                Failure::Refused(Fault::new("Invalid", message))
+            }
+            error => Failure::Call(CallError::new(format!("apply {what}"))(error)),
+        })
+    }
+
+    async fn write_status(&self, gateway: &DynamicObject, outcome: &Outcome) -> Result<(), CallError> {
+        let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
+        let generation = gateway.metadata.generation.unwrap_or_default();
+        let before = &gateway.data["status"];
+        let status = outcome.status(before, generation, &Timestamp::now().to_string());
+        if status["conditions"] != before["conditions"] {
+            let message = outcome.accepted.as_ref().and(outcome.programmed.as_ref()).err();
+            let message = message.map_or("it is there", |fault| &fault.message);
+            tracing::info!(gateway = format!("{namespace}/{name}"), message, "waypoint");
+        }
+        let ApiResource { api_version, kind, .. } = gateways();
+        let metadata = json!({"name": name, "namespace": namespace});
+        let patch = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "status": status});
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &namespace, &gateways());
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
+            // Gone meanwhile.
+            Err(Error::Api(status)) if status.is_not_found() => Ok(()),
+            written => written
+                .map(drop)
+                .map_err(CallError::new(format!("write the status of Gateway {namespace}/{name}"))),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+use serde_json::{Value, json};
+
+use super::gateway::{Fault, GatewaySpec};
+
+/// Conditions of one object (`metav1.Condition`), at one time.
+#[derive(Clone, Copy)]
+pub(super) struct Conditions<'a> {
+    /// Those that are there: as long as a status stays, so does the time of its last change.
+    pub before: &'a Value,
+    /// That of the object which they are about.
+    pub generation: i64,
+    /// RFC 3339.
+    pub now: &'a str,
+}
+
+impl Conditions<'_> {
+    pub fn holds(self, kind: &str, reason: &str, message: &str) -> Value {
+        self.condition(kind, "True", reason, message)
+    }
+
+    pub fn fails(self, kind: &str, fault: &Fault) -> Value {
+        self.condition(kind, "False", fault.reason, &fault.message)
+    }
+
+    /// Holds, with the condition's own name as the reason.
+    pub fn of(self, kind: &str, outcome: &Result<(), Fault>, message: &str) -> Value {
+        match outcome {
+            Ok(()) => self.holds(kind, kind, message),
+            Err(fault) => self.fails(kind, fault),
+        }
+    }
+
+    fn condition(self, kind: &str, status: &str, reason: &str, message: &str) -> Value {
+        let same = |before: &&Value| before["type"] == kind && before["status"] == status;
+        let since = self.before.as_array().and_then(|before| before.iter().find(same));
+        let since = since.and_then(|before| before["lastTransitionTime"].as_str()).unwrap_or(self.now);
+        // As long as the API server takes it.
+        let message: String = message.chars().take(8192).collect();
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "observedGeneration": self.generation, "lastTransitionTime": since,
+        })
+    }
+}
+
+/// What becomes of a Gateway.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// What it asks for, as far as that can be read.
+    pub spec: GatewaySpec,
+    /// Whether a waypoint can be made of it.
+    pub accepted: Result<(), Fault>,
+    /// Whether it is there, with these addresses.
+    pub programmed: Result<(), Fault>,
+    pub addresses: Vec<String>,
+}
+
+impl Outcome {
+    /// The status of a Gateway, given the one that it has.
+    pub fn status(&self, before: &Value, generation: i64, now: &str) -> Value {
+        let Self { spec, accepted, programmed, addresses } = self;
+        let conditions = Conditions { before: &before["conditions"], generation, now };
+        let addresses: Vec<_> =
+            addresses.iter().map(|value| json!({"type": "IPAddress", "value": value})).collect();
+        let listeners: Vec<_> = spec
+            .listeners
+            .iter()
+            .map(|listener| {
+                let same = |before: &&Value| before["name"] == listener.name.as_str();
+                let before = before["listeners"].as_array().and_then(|before| before.iter().find(same));
+                let none = Value::Null;
+                let before = before.map_or(&none, |before| &before["conditions"]);
+                let conditions = Conditions { before, generation, now };
+                let (own, kinds) = (listener.judge(), listener.judge_kinds());
+                let invalid = own.as_ref().map_err(|fault| Fault::new("Invalid", &*fault.message));
+                let programmed = invalid.and_then(|()| programmed.clone());
+                json!({
+                    "name": listener.name,
+                    // Routes have services as their parents.
+                    "supportedKinds": [],
+                    "attachedRoutes": 0,
+                    "conditions": [
+                        conditions.of("Accepted", &own, "nodes send tunnels to it"),
+                        conditions.of("Programmed", &programmed, "a pod takes tunnels"),
+                        conditions.of("ResolvedRefs", &kinds, "it refers to nothing"),
+                    ],
+                })
+            })
+            .collect();
+        json!({
+            "addresses": addresses,
+            "conditions": [
+                conditions.of("Accepted", accepted, "it is a waypoint"),
+                conditions.of("Programmed", programmed, "a pod takes tunnels"),
+            ],
+            "listeners": listeners,
+        })
+    }
+}
+
+/// Whether the waypoint runs: from its Service's and its Deployment's status. With the addresses of the Service.
+pub(super) fn observe(name: &str, service: &Value, deployment: &Value) -> (Vec<String>, Result<(), Fault>) {
+    let addresses: Vec<String> = service["spec"]["clusterIPs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter(|address| !address.is_empty() && *address != "None")
+        .map(str::to_owned)
+        .collect();
+    if addresses.is_empty() {
+        let message = format!("the Service {name} has no address yet");
+        return (addresses, Err(Fault::new("AddressNotAssigned", message)));
+    }
+    if deployment["status"]["availableReplicas"].as_u64().unwrap_or(0) > 0 {
+        return (addresses, Ok(()));
+    }
+    let fails = |condition: &&Value| condition["type"] == "ReplicaFailure" && condition["status"] == "True";
+    let failure = deployment["status"]["conditions"].as_array().and_then(|all| all.iter().find(fails));
+    let fault = match failure.and_then(|failure| failure["message"].as_str()) {
+        Some(message) => {
+            Fault::new("NoResources", format!("no pod of the Deployment {name} can be made: {message}"))
+        }
+        None => {
+            let message = format!(
+                "no pod of the Deployment {name} is ready: if none gets so, see what `kubectl describe pods` and \
+                 `kubectl logs` say of them"
+            );
+            Fault::new("Pending", message)
+        }
+    };
+    (addresses, Err(fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_stays_keeps_its_time() {
+        let outcome = |programmed: Result<(), Fault>| Outcome {
+            spec: serde_json::from_value(
+                json!({"listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]}),
+            )
+            .unwrap(),
+            accepted: Ok(()),
+            programmed,
+            addresses: vec!["10.96.0.7".to_owned()],
+        };
+        let pending = Fault::new("Pending", "no pod is ready");
+        let first = outcome(Err(pending)).status(&Value::Null, 1, "2026-01-01T00:00:00Z");
+        let then = outcome(Ok(())).status(&first, 2, "2026-01-02T00:00:00Z");
+        let condition = |of: &Value, kind: &str| {
+            let mut conditions = of["conditions"].as_array().unwrap().iter();
+            conditions.find(|condition| condition["type"] == kind).unwrap().clone()
+        };
+        for (of, first) in [(&then, &first), (&then["listeners"][0], &first["listeners"][0])] {
+            let [accepted, programmed] = ["Accepted", "Programmed"].map(|kind| condition(of, kind));
+            assert_eq!(accepted["lastTransitionTime"], "2026-01-01T00:00:00Z");
+            assert_eq!(programmed["lastTransitionTime"], "2026-01-02T00:00:00Z");
+            assert_eq!((&accepted["observedGeneration"], &programmed["status"]), (&json!(2), &json!("True")));
+            assert_eq!(condition(first, "Programmed")["status"], "False");
+        }
+    }
+
+    #[test]
+    fn it_is_programmed_once_a_pod_is_available() {
+        let service = json!({"spec": {"clusterIPs": ["10.96.0.7", "fd00::7"]}});
+        let reason = |service: &Value, deployment: &Value| {
+            observe("gate", service, deployment).1.map_err(|fault| fault.reason)
+        };
+        let deployment = json!({"status": {"availableReplicas": 1}});
+        assert_eq!(observe("gate", &service, &deployment).0, ["10.96.0.7", "fd00::7"]);
+        assert_eq!(reason(&service, &deployment), Ok(()));
+        assert_eq!(reason(&json!({}), &deployment), Err("AddressNotAssigned"));
+        assert_eq!(reason(&service, &json!({})), Err("Pending"));
+        let failing =
+            json!({"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "quota"}]});
+        assert_eq!(reason(&service, &json!({"status": failing})), Err("NoResources"));
+    }
+}
