@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use orlop_model::{
     Balance, Connection, Judgement, NamespacedName, Reason, Route, Service, Snapshot, Transport, Workload,
-    WorkloadKind, compile, world::Resolution,
+    WorkloadKind, compile, http::Grants, world::Resolution,
 };
 
 use crate::{
@@ -33,7 +33,7 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
             let settings = arguments.names.settings(&node);
             let snapshot = compile(&world, &settings, 1);
             explain(&snapshot, connection, |waypoint| {
-                compile(&world, &settings, 1).with_routes(waypoint, &world, &settings)
+                compile(&world, &settings, 1).with_routes(waypoint, &world, &settings, Grants::Optional)
             })
             .with_context(|| format!("in the world of {}", arguments.world.display()))?
         }

@@ -98,7 +98,7 @@ fn judge(
     let rule = selected.map(|selected| {
         let name = Some(&selected.rule.name).filter(|name| !name.is_empty());
         let name = name.map_or_else(String::new, |name| format!(", rule {name}"));
-        format!("VirtualService {}{name}", selected.rule.resource)
+        format!("{} {}{name}", selected.rule.kind, selected.rule.resource)
     });
     Ok((judgement, rule))
 }

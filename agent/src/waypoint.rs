@@ -11,7 +11,7 @@ use hyper::{
 };
 use orlop_identity::{DEFAULT_LIFETIME, Identities, jwt::KeySources};
 use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
-use orlop_model::{Identity, Snapshot, Workload, WorkloadKind, World};
+use orlop_model::{Identity, Snapshot, Workload, WorkloadKind, World, http::Grants};
 use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
 use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -92,7 +92,8 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let publisher = Arc::clone(&waypoint);
     let publish = Box::new(move |snapshot| publisher.publish(snapshot));
     let worlds = Worlds::new(world, names, settings, publish);
-    let mut worlds = worlds.of_waypoint(arguments.name.clone());
+    let grants = if arguments.require_reference_grants { Grants::Required } else { Grants::Optional };
+    let mut worlds = worlds.of_waypoint(arguments.name.clone(), grants);
     worlds.resolve().await;
     let mut generation = worlds.publish().generation();
     // Without them tokens that are good would be refused at first.

@@ -3,7 +3,9 @@
 use std::{convert::Infallible, sync::Arc};
 
 use anyhow::Context as _;
-use orlop_model::{Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of};
+use orlop_model::{
+    Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of, http::Grants,
+};
 use tokio::sync::watch;
 
 use crate::hosts::Names;
@@ -17,7 +19,7 @@ pub struct Worlds {
     names: Names,
     settings: Settings,
     /// Whose routes are made ready too.
-    waypoint: Option<NamespacedName>,
+    waypoint: Option<(NamespacedName, Grants)>,
     publish: Publish,
     generation: u64,
     previous: Option<Arc<Snapshot>>,
@@ -44,8 +46,8 @@ impl Worlds {
     }
 
     /// Makes ready the routes of this waypoint as well.
-    pub fn of_waypoint(self, name: NamespacedName) -> Self {
-        Self { waypoint: Some(name), ..self }
+    pub fn of_waypoint(self, name: NamespacedName, grants: Grants) -> Self {
+        Self { waypoint: Some((name, grants)), ..self }
     }
 
     /// Gives DNS a moment, so that the first state has an address for every host that has one.
@@ -62,7 +64,7 @@ impl Worlds {
         let (previous, hosts) = (self.previous.as_deref(), self.names.known());
         let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
         let snapshot = match &self.waypoint {
-            Some(waypoint) => snapshot.with_routes(waypoint, &world, &self.settings),
+            Some((waypoint, grants)) => snapshot.with_routes(waypoint, &world, &self.settings, *grants),
             None => snapshot,
         };
         let snapshot = Arc::new(snapshot);

@@ -1,6 +1,7 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod caller;
+mod gateway_api;
 mod h2c;
 mod hostile;
 mod leaving;

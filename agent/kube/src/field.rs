@@ -20,6 +20,12 @@ impl FieldError {
     pub(crate) fn new(path: impl Into<FieldPath>, problem: impl Into<String>) -> Self {
         Self { path: path.into(), problem: problem.into() }
     }
+
+    /// The same of a part of an object, which is at this path.
+    pub(crate) fn below(self, path: &FieldPath) -> Self {
+        let steps = path.0.iter().cloned().chain(self.path.0);
+        Self { path: FieldPath(steps.collect()), problem: self.problem }
+    }
 }
 
 /// The way to a field from the object's root; shown as `status.podIPs[0].ip`.

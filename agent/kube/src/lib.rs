@@ -14,6 +14,7 @@ mod duration;
 mod endpoint_slice;
 mod error;
 mod field;
+mod gateway_api;
 mod metadata;
 mod namespace;
 mod node;

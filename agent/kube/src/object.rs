@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use orlop_model::NamespacedName;
 use orlop_model::World;
+use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
@@ -16,8 +17,9 @@ use serde_path_to_error::Segment;
 
 use crate::field::{FieldError, FieldPath};
 use crate::{
-    authorization_policy, destination_rule, endpoint_slice, namespace, node, peer_authentication, pod,
-    request_authentication, service, service_entry, virtual_service, workload_entry,
+    authorization_policy, destination_rule, endpoint_slice, gateway_api, namespace, node,
+    peer_authentication, pod, request_authentication, service, service_entry, virtual_service,
+    workload_entry,
 };
 
 /// A kind that Orlop reads.
@@ -35,6 +37,9 @@ pub(crate) enum Kind {
     VirtualService,
     DestinationRule,
     RequestAuthentication,
+    HttpRoute,
+    GrpcRoute,
+    ReferenceGrant,
 }
 
 impl Kind {
@@ -51,8 +56,14 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 3] =
-        [Self::VirtualService, Self::DestinationRule, Self::RequestAuthentication];
+    const OF_WAYPOINTS: [Self; 6] = [
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::RequestAuthentication,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::ReferenceGrant,
+    ];
 
     /// The kind that is called this.
     pub fn named(name: &str) -> Option<Self> {
@@ -73,6 +84,9 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
@@ -88,6 +102,10 @@ impl Kind {
             Self::VirtualService | Self::DestinationRule => {
                 &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
             }
+            Self::HttpRoute | Self::ReferenceGrant => {
+                &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
+            }
+            Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
         }
@@ -140,6 +158,12 @@ impl Kind {
             Self::RequestAuthentication => {
                 Ok(Object::RequestAuthentication(Arc::new(request_authentication::convert(typed(object)?)?)))
             }
+            Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
+            Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
+            Self::ReferenceGrant => {
+                let grant = gateway_api::reference_grant::convert(typed(object)?)?;
+                Ok(Object::ReferenceGrant(Arc::new(grant)))
+            }
         }
     }
 }
@@ -187,6 +211,9 @@ pub(crate) enum Key {
     VirtualService(NamespacedName),
     DestinationRule(NamespacedName),
     RequestAuthentication(NamespacedName),
+    HttpRoute(NamespacedName),
+    GrpcRoute(NamespacedName),
+    ReferenceGrant(NamespacedName),
 }
 
 impl Key {
@@ -206,6 +233,9 @@ impl Key {
             Kind::VirtualService => Self::VirtualService(namespaced()),
             Kind::DestinationRule => Self::DestinationRule(namespaced()),
             Kind::RequestAuthentication => Self::RequestAuthentication(namespaced()),
+            Kind::HttpRoute => Self::HttpRoute(namespaced()),
+            Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
+            Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
         }
     }
 
@@ -224,6 +254,9 @@ impl Key {
             Self::VirtualService(name) => world.virtual_services.contains_key(name),
             Self::DestinationRule(name) => world.destination_rules.contains_key(name),
             Self::RequestAuthentication(name) => world.request_authentications.contains_key(name),
+            Self::HttpRoute(name) => world.http_routes.contains_key(name),
+            Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
+            Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
         }
     }
 
@@ -241,6 +274,9 @@ impl Key {
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 }
@@ -259,7 +295,10 @@ impl fmt::Display for Key {
             | Self::PeerAuthentication(name)
             | Self::VirtualService(name)
             | Self::DestinationRule(name)
-            | Self::RequestAuthentication(name) => write!(f, "{kind} {name}"),
+            | Self::RequestAuthentication(name)
+            | Self::HttpRoute(name)
+            | Self::GrpcRoute(name)
+            | Self::ReferenceGrant(name) => write!(f, "{kind} {name}"),
         }
     }
 }
@@ -280,6 +319,9 @@ pub(crate) enum Object {
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     RequestAuthentication(Arc<RequestAuthentication>),
+    /// An HTTPRoute or a GRPCRoute.
+    Route(Arc<Route>),
+    ReferenceGrant(Arc<ReferenceGrant>),
 }
 
 impl Object {
@@ -297,6 +339,11 @@ impl Object {
             Self::VirtualService(of) => Key::VirtualService(of.name.clone()),
             Self::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
             Self::RequestAuthentication(of) => Key::RequestAuthentication(of.name.clone()),
+            Self::Route(of) => match of.kind {
+                RouteKind::Http => Key::HttpRoute(of.name.clone()),
+                RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
+            },
+            Self::ReferenceGrant(of) => Key::ReferenceGrant(of.name.clone()),
         }
     }
 
@@ -321,10 +368,13 @@ impl Object {
             Self::RequestAuthentication(of) => {
                 drop(world.request_authentications.insert(of.name.clone(), of));
             }
+            Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
+            Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
     }
 }
 
+/// Reads it, and says where it is wrong.
 pub(crate) fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(object).map_err(|error| {
         let path = field_path(error.path());

@@ -148,6 +148,7 @@ fn ports(ports: Vec<api::ServicePort>) -> Result<Vec<ServicePort>, FieldError> {
             number: port(entry.port, || path("port"))?,
             protocol: protocol(entry.protocol.as_deref(), || path("protocol"))?,
             target: target_port(entry.target_port, || path("targetPort"))?,
+            app_protocol: entry.app_protocol.filter(|protocol| !protocol.is_empty()),
         };
         let same =
             |other: &ServicePort| (other.number, other.protocol) == (converted.number, converted.protocol);

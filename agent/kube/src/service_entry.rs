@@ -142,6 +142,7 @@ fn ports(ports: Vec<PortObject>) -> Result<Vec<ServicePort>, FieldError> {
             number: port(entry.number, || path("number"))?,
             protocol: protocol(entry.protocol.as_deref(), || path("protocol"))?,
             target: target.map_or(TargetPort::Unset, TargetPort::Number),
+            app_protocol: None,
         };
         if found.iter().any(|other| other.number == converted.number) {
             return Err(FieldError::new(path("number"), format!("{} is listed twice", converted.number)));

@@ -323,7 +323,7 @@ fn rewrite(of: RewriteObject, path: &FieldPath) -> Result<Rewrite, FieldError> {
     if regex.is_some() && of.uri.is_some() {
         return Err(FieldError::new(path.clone(), "has uri and uriRegexRewrite; keep one of them"));
     }
-    Ok(Rewrite { uri: of.uri, regex, authority: of.authority })
+    Ok(Rewrite { uri: of.uri, regex, authority: of.authority, path: None })
 }
 
 fn headers(of: Option<HeadersObject>, path: &FieldPath) -> Result<HeaderChanges, FieldError> {
@@ -349,7 +349,7 @@ fn headers(of: Option<HeadersObject>, path: &FieldPath) -> Result<HeaderChanges,
 }
 
 /// In lower case; `:authority` is that too.
-pub(super) fn header_name(name: &str, path: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
+pub(crate) fn header_name(name: &str, path: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
     let lower = name.to_ascii_lowercase();
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if lower == ":authority" || (!lower.is_empty() && lower.bytes().all(token)) {
@@ -358,7 +358,7 @@ pub(super) fn header_name(name: &str, path: impl FnOnce() -> FieldPath) -> Resul
     Err(FieldError::new(path(), format!("{name:?} is not the name of a header")))
 }
 
-fn header_value(value: String, path: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
+pub(crate) fn header_value(value: String, path: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
     if value.bytes().all(|b| (b >= 0x20 && b != 0x7f) || b == b'\t') {
         return Ok(value);
     }

@@ -80,7 +80,9 @@ impl<'a> Endpoints<'a> {
                 None => self.selected_pods(namespace, &service.selector, port, service.publish_not_ready),
             };
             endpoints.extend(self.selected_entries(namespace, &service.selector, port));
-            ports.push(ServicePort::new(port.name.clone(), port.number, endpoints, wanted));
+            let mut made = ServicePort::new(port.name.clone(), port.number, endpoints, wanted);
+            made.app_protocol.clone_from(&port.app_protocol);
+            ports.push(made);
         }
         ports.sort_by_key(|port| port.number);
         ports.dedup_by_key(|port| port.number);

@@ -96,6 +96,8 @@ reasons! {
     NoRoute = "no_route",
     /// The rule leads to a service, port or subset that there is not.
     NoSuchDestination = "no_such_destination",
+    /// By the rules of the Gateway API the rule, or the backend that it chose, is invalid.
+    InvalidRoute = "invalid_route",
     /// The answer took longer than the rule allows.
     RequestTimeout = "request_timeout",
     /// The rule has requests fail.

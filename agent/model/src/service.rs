@@ -72,6 +72,9 @@ pub struct ServicePort {
     pub name: String,
     /// The port of the service's addresses.
     pub number: u16,
+    /// What it says that it speaks: `appProtocol`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
     /// The endpoints, in the order in which they are wanted, seen from this node.
     pub endpoints: Vec<Endpoint>,
     #[serde(skip)]
@@ -147,7 +150,7 @@ impl ServicePort {
         };
         let (v4, v6) = (nearest(true), nearest(false));
         let weighted = endpoints.windows(2).any(|pair| pair[0].weight != pair[1].weight);
-        Self { name, number, endpoints, wanted, weighted, v4, v6 }
+        Self { name, number, app_protocol: None, endpoints, wanted, weighted, v4, v6 }
     }
 
     pub(crate) fn weighted(&self) -> bool {
@@ -157,7 +160,8 @@ impl ServicePort {
     /// The same with some of the endpoints alone.
     pub(crate) fn only(&self, keep: impl Fn(&Endpoint) -> bool) -> Self {
         let endpoints = self.endpoints.iter().filter(|endpoint| keep(endpoint)).cloned().collect();
-        Self::new(self.name.clone(), self.number, endpoints, self.wanted)
+        let app_protocol = self.app_protocol.clone();
+        Self { app_protocol, ..Self::new(self.name.clone(), self.number, endpoints, self.wanted) }
     }
 
     /// The ready endpoints.

@@ -1,5 +1,6 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+pub mod gateway_api;
 mod path_pattern;
 mod request_authentication;
 pub mod routing;
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::name::NamespacedName;
+use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use request_authentication::{
     ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
@@ -62,6 +64,25 @@ pub struct World {
     /// RequestAuthentications by name.
     #[serde(skip)]
     pub request_authentications: BTreeMap<NamespacedName, Arc<RequestAuthentication>>,
+    /// HTTPRoutes by name.
+    #[serde(skip)]
+    pub http_routes: BTreeMap<NamespacedName, Arc<Route>>,
+    /// GRPCRoutes by name.
+    #[serde(skip)]
+    pub grpc_routes: BTreeMap<NamespacedName, Arc<Route>>,
+    /// ReferenceGrants by name.
+    #[serde(skip)]
+    pub reference_grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
+}
+
+impl World {
+    /// The routes of a kind.
+    pub fn routes_mut(&mut self, kind: RouteKind) -> &mut BTreeMap<NamespacedName, Arc<Route>> {
+        match kind {
+            RouteKind::Http => &mut self.http_routes,
+            RouteKind::Grpc => &mut self.grpc_routes,
+        }
+    }
 }
 
 /// A `v1` Namespace.
@@ -217,6 +238,9 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port of the pods.
     pub target: TargetPort,
+    /// `appProtocol`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
 }
 
 /// A transport protocol.

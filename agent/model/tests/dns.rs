@@ -476,7 +476,13 @@ fn service() -> impl Strategy<Value = Service> {
         let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
         let target = prop::sample::select(vec![TargetPort::Unset, TargetPort::Number(8080)]);
         (prop::sample::select(vec!["http", "metrics", ""]), protocol, target).prop_map(
-            move |(name, protocol, target)| ServicePort { name: name.to_owned(), number, protocol, target },
+            move |(name, protocol, target)| ServicePort {
+                name: name.to_owned(),
+                number,
+                protocol,
+                target,
+                app_protocol: None,
+            },
         )
     };
     (name, vips, port(80), prop::option::of(port(81)), any::<bool>(), any::<bool>()).prop_map(

@@ -25,6 +25,9 @@ pub struct WaypointArguments {
     pub authority: AuthorityArguments,
     #[command(flatten)]
     pub names: NameArguments,
+    /// A route of the Gateway API leads to a Service of another namespace only if a ReferenceGrant there lets it.
+    #[arg(long)]
+    pub require_reference_grants: bool,
     /// Where it takes tunnels.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
     pub listen: SocketAddr,

@@ -106,7 +106,7 @@ impl Kubernetes {
         self.client.request(request).await.unwrap()
     }
 
-    /// Makes the kinds of Istio that Orlop reads, without a schema: an API server takes anything as one.
+    /// Makes the kinds of Istio and the Gateway API that Orlop reads, without a schema: an API server takes anything as one.
     pub fn define_istio(&self) {
         for (group, kind, plural) in [
             ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies"),
@@ -116,6 +116,9 @@ impl Kubernetes {
             ("networking.istio.io", "WorkloadEntry", "workloadentries"),
             ("networking.istio.io", "VirtualService", "virtualservices"),
             ("networking.istio.io", "DestinationRule", "destinationrules"),
+            ("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
+            ("gateway.networking.k8s.io", "GRPCRoute", "grpcroutes"),
+            ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),
         ] {
             self.define(group, kind, plural);
         }
@@ -127,7 +130,8 @@ impl Kubernetes {
         let name = format!("{plural}.{group}");
         self.apply(&json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": name},
+            // Without it the API server takes none of Kubernetes' own groups.
+            "metadata": {"name": name, "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"}},
             "spec": {
                 "group": group, "scope": "Namespaced",
                 "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")},

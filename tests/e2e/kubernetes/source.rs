@@ -61,6 +61,20 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "jwtRules": [{"issuer": "https://idp.example", "audiences": ["web"], "forwardOriginalToken": true}],
         },
     }));
+    let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        kubernetes.apply(&json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": metadata("web"),
+            "spec": {"parentRefs": parents, "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]},
+        }));
+    }
+    kubernetes.apply(&json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant", "metadata": metadata("web"),
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "far"}],
+            "to": [{"group": "", "kind": "Service"}],
+        },
+    }));
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {
@@ -89,6 +103,9 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "virtualservices"), "VirtualService", "networking.istio.io/v1"),
         (istio("networking", &namespace, "destinationrules"), "DestinationRule", "networking.istio.io/v1"),
+        (gateway_api(&namespace, "httproutes"), "HTTPRoute", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "grpcroutes"), "GRPCRoute", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "referencegrants"), "ReferenceGrant", "gateway.networking.k8s.io/v1"),
         (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
     ] {
         let mut list = kubernetes.wait(kubernetes.get(&path));
@@ -143,6 +160,10 @@ fn istio(group: &str, namespace: &str, plural: &str) -> String {
     format!("/apis/{group}.istio.io/v1/namespaces/{namespace}/{plural}")
 }
 
+fn gateway_api(namespace: &str, plural: &str) -> String {
+    format!("/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/{plural}")
+}
+
 /// Leaves what is of one namespace.
 fn only(world: &mut World, namespace: &str) {
     world.nodes.clear();
@@ -156,6 +177,9 @@ fn only(world: &mut World, namespace: &str) {
     world.peer_authentications.retain(|name, _| name.namespace == namespace);
     world.virtual_services.retain(|name, _| name.namespace == namespace);
     world.destination_rules.retain(|name, _| name.namespace == namespace);
+    world.http_routes.retain(|name, _| name.namespace == namespace);
+    world.grpc_routes.retain(|name, _| name.namespace == namespace);
+    world.reference_grants.retain(|name, _| name.namespace == namespace);
 }
 
 fn settings() -> Settings {

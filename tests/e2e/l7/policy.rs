@@ -19,7 +19,7 @@ fn policy(stage: &Stage, name: &str, spec: &str) {
     stage.change(|| write(stage, name, "Service, group: '', name: web", spec));
 }
 
-fn write(stage: &Stage, name: &str, target: &str, spec: &str) {
+pub fn write(stage: &Stage, name: &str, target: &str, spec: &str) {
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
     let text = format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\

@@ -21,7 +21,12 @@ pub struct Versions {
 
 impl Versions {
     pub fn new() -> Self {
-        let stage = Stage::new();
+        Self::with(&[])
+    }
+
+    /// More arguments for the waypoint.
+    pub fn with(args: &[&str]) -> Self {
+        let stage = Stage::with(args);
         let pods = ["v1", "v2"].map(|version| {
             let spec = PodSpec::new().service_account(version).label("version", version);
             stage.mesh.nodes[1].pod(NAMESPACE, version, spec).unwrap()

@@ -128,6 +128,8 @@ fn put(world: &mut World, object: Object) -> bool {
         Object::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
         Object::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
         Object::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
+        Object::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
+        Object::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
     };
     if !same {
         object.put(world);
@@ -150,6 +152,9 @@ fn remove(world: &mut World, key: &Key) -> bool {
         Key::VirtualService(name) => world.virtual_services.remove(name).is_some(),
         Key::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
         Key::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
+        Key::HttpRoute(name) => world.http_routes.remove(name).is_some(),
+        Key::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
+        Key::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
     }
 }
 
@@ -173,6 +178,9 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
         Kind::RequestAuthentication => {
             world.request_authentications.keys().cloned().map(Key::RequestAuthentication).collect()
         }
+        Kind::HttpRoute => world.http_routes.keys().cloned().map(Key::HttpRoute).collect(),
+        Kind::GrpcRoute => world.grpc_routes.keys().cloned().map(Key::GrpcRoute).collect(),
+        Kind::ReferenceGrant => world.reference_grants.keys().cloned().map(Key::ReferenceGrant).collect(),
     }
 }
 

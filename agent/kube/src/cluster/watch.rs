@@ -205,7 +205,8 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 }
 
 fn is_custom(kind: Kind) -> bool {
-    group(kind.api_versions()[0]).contains("istio.io")
+    let group = group(kind.api_versions()[0]);
+    group.contains("istio.io") || group.starts_with("gateway.networking.")
 }
 
 fn group(api_version: &str) -> &str {
@@ -238,9 +239,13 @@ mod tests {
             "virtualservices",
             "destinationrules",
             "requestauthentications",
+            "httproutes",
+            "grpcroutes",
+            "referencegrants",
         ];
         assert_eq!(plurals, wanted);
         assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));
+        assert!(is_custom(Kind::HttpRoute));
     }
 
     #[test]

@@ -124,7 +124,8 @@ impl RedirectObject {
         {
             return Err(FieldError::new(at("scheme"), format!("{scheme:?} is neither http nor https")));
         }
-        Ok(Redirect { uri: self.uri, authority: self.authority, port, scheme: self.scheme, code })
+        let Self { uri, authority, scheme, .. } = self;
+        Ok(Redirect { uri, authority, port, scheme, code, path: None })
     }
 }
 
@@ -164,6 +165,7 @@ impl RetriesObject {
             per_try: time(self.per_try_timeout, "perTryTimeout")?,
             on,
             backoff: time(self.backoff, "backoff")?.unwrap_or(default.backoff),
+            at_least: default.at_least,
         })
     }
 }
@@ -304,6 +306,7 @@ impl CorsObject {
                 .map(|text| crate::duration::duration(&text, || at("maxAge")))
                 .transpose()?,
             credentials: self.allow_credentials.unwrap_or(false),
+            answers_all: false,
         })
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use super::Routes;
 use super::authorize::RequestPolicies;
 use super::destination::Destinations;
+use super::gateway_api::{Attaching, Grants};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, Severity, token_findings};
+use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::world::World;
@@ -16,12 +18,19 @@ use crate::world::routing::{
     Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, RuleAction, VirtualService,
 };
 
+const VIRTUAL_SERVICE: &str = "VirtualService";
 /// What stands for all sidecars and waypoints among gateways.
 const MESH: &str = "mesh";
 
 impl Snapshot {
     /// Makes ready the routes of the services behind this waypoint, as the world has them.
-    pub fn with_routes(mut self, waypoint: &NamespacedName, world: &World, settings: &Settings) -> Self {
+    pub fn with_routes(
+        mut self,
+        waypoint: &NamespacedName,
+        world: &World,
+        settings: &Settings,
+        grants: Grants,
+    ) -> Self {
         let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
         let all = self.services.iter().chain(&self.service_entries);
         let compiler = Compiler { world, settings, snapshot: &self, namespace: &waypoint.namespace };
@@ -33,6 +42,8 @@ impl Snapshot {
             }
         }
         compiler.unread(&mut findings);
+        let attaching = Attaching { world, snapshot: &self, waypoint, grants };
+        let attached = attaching.all(&tables, &mut findings);
         let labels = tables
             .values()
             .any(|table| table.asks_for_labels())
@@ -44,6 +55,7 @@ impl Snapshot {
         let node = world.nodes.get(&settings.node);
         self.routes = Arc::new(Routes {
             tables,
+            attached,
             destinations,
             policies,
             labels: labels.unwrap_or_default(),
@@ -164,7 +176,7 @@ impl Compiler<'_> {
             RuleAction::Direct(answer) => Action::Direct(answer.clone()),
             RuleAction::Route(route) => Action::Route(Split::new(route.iter().map(|of| {
                 let cluster = cluster(&of.destination, "route");
-                (of.weight, Choice { cluster, headers: of.headers.clone() })
+                (of.weight, Choice { cluster, headers: of.headers.clone(), own: None })
             }))),
             RuleAction::Delegate(_) => Action::Route(Split::new([])),
         };
@@ -183,6 +195,7 @@ impl Compiler<'_> {
         }
         Rule {
             name: rule.name.clone(),
+            kind: VIRTUAL_SERVICE,
             resource: Arc::new(of.name.clone()),
             action,
             rewrite: rule.rewrite.clone().or_else(|| outer.and_then(|outer| outer.rewrite.clone())),
@@ -207,6 +220,7 @@ impl Compiler<'_> {
             _ => None,
         };
         let subset = destination.subset.clone();
+        let service = service.ok_or(Reason::NoSuchDestination);
         (Cluster { host, service, port: destination.port, subset }, problem)
     }
 
@@ -225,7 +239,7 @@ impl Compiler<'_> {
 }
 
 fn tell(findings: &mut Vec<Finding>, name: &NamespacedName, severity: Severity, message: String) {
-    findings.push(Finding { kind: "VirtualService", name: name.clone(), severity, message });
+    findings.push(Finding { kind: VIRTUAL_SERVICE, name: name.clone(), severity, message });
 }
 
 /// The alternatives of a rule that count for waypoints: a match's own gateways count before the VirtualService's.

@@ -35,7 +35,7 @@ impl Index {
                 _ => None,
             });
             let prefix = paths().filter_map(|uri| match uri {
-                StringMatch::Prefix(path) => Some(path),
+                StringMatch::Prefix(path) | StringMatch::Segments(path) => Some(path),
                 _ => None,
             });
             let prefix = prefix.max_by_key(|path| path.len()).filter(|path| path.len() > 1);

@@ -37,6 +37,9 @@ fn is(wanted: &StringMatch, text: Option<&str>) -> bool {
     match wanted {
         StringMatch::Exact(exact) => text == exact,
         StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
+        StringMatch::Segments(prefix) => {
+            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
         StringMatch::Regex(regex) => regex.matches(text),
         StringMatch::Present => true,
     }

@@ -1,10 +1,11 @@
-//! Which rule a request follows, where that leads, and whether it may: VirtualServices, DestinationRules and
-//! AuthorizationPolicies, made ready to be asked.
+//! Which rule a request follows, where that leads, and whether it may: VirtualServices, routes of the Gateway API,
+//! DestinationRules and AuthorizationPolicies, made ready to be asked.
 
 mod authentication;
 mod authorize;
 mod compile;
 mod destination;
+mod gateway_api;
 mod index;
 mod matching;
 mod path;
@@ -18,9 +19,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use destination::Target;
+pub use gateway_api::Grants;
 pub(crate) use path::readings;
 pub use path::{PathError, normalised};
-pub use rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
+pub use rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
 pub(crate) use token::Values;
 pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
@@ -31,10 +33,11 @@ use crate::behind::Behind;
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
-use crate::service::Service;
+use crate::service::{Service, ServiceKind};
 use crate::world::{Labels, RemoteKeys};
 use authorize::RequestPolicies;
 use destination::Destinations;
+use gateway_api::Attached;
 use table::Table;
 
 /// A request, as far as routing asks about it.
@@ -87,8 +90,10 @@ pub struct Selected<'t> {
 /// The routes of all services behind a waypoint.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
-    /// By the service's host name.
+    /// Of VirtualServices, by the service's host name.
     tables: HashMap<String, Arc<Table>>,
+    /// Of the Gateway API, by Kubernetes Service.
+    attached: HashMap<NamespacedName, Attached>,
     destinations: Destinations,
     policies: RequestPolicies,
     /// Of pods, where some rule asks for them.
@@ -98,10 +103,15 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The rule that a request to this service follows: the first that matches. `None` where no VirtualService speaks
-    /// of the service, which is then reached itself; [`Reason::NoRoute`] where none of the rules matches.
+    /// The rule that a request to this service follows: the first that matches. `None` where no route and no
+    /// VirtualService speaks of the service, which is then reached itself; [`Reason::NoRoute`] where none of the rules
+    /// matches. Routes of the Gateway API come instead of VirtualServices.
     pub fn select(&self, service: &Service, request: &Request<'_>) -> Result<Option<Selected<'_>>, Reason> {
-        let Some(table) = self.tables.get(&service.hostname) else { return Ok(None) };
+        let is_service = service.kind == ServiceKind::Service;
+        let attached = self.attached.get(&service.name).filter(|_| is_service);
+        let attached = attached.and_then(|of| of.table(request.source_namespace, request.port));
+        let table = attached.or_else(|| self.tables.get(&service.hostname));
+        let Some(table) = table else { return Ok(None) };
         let labels = request.source.and_then(|source| self.labels.get(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
     }
@@ -148,7 +158,7 @@ impl Routes {
         dialled: u16,
         namespace: &str,
     ) -> Result<Target<'t>, Reason> {
-        let service = cluster.service.as_ref().ok_or(Reason::NoSuchDestination)?;
+        let service = cluster.service.as_ref().map_err(|reason| *reason)?;
         let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
         self.destinations.target(service, cluster.subset.as_deref(), port, namespace)
     }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::NamespacedName;
+use crate::reason::Reason;
 use crate::service::Service;
 use crate::world::routing::{
     Cors, DirectResponse, Fault, HeaderChanges, Percent, Redirect, Retries, Rewrite,
@@ -12,7 +13,9 @@ use crate::world::routing::{
 pub struct Rule {
     /// Its own name; empty where it has none.
     pub name: String,
-    /// The resource that it is from.
+    /// The kind of the resource that it is from, such as `VirtualService`.
+    pub kind: &'static str,
+    /// The resource itself.
     pub resource: Arc<NamespacedName>,
     /// What is done.
     pub action: Action,
@@ -41,6 +44,8 @@ pub enum Action {
     Redirect(Redirect),
     /// It is answered.
     Direct(DirectResponse),
+    /// It is refused with [`Reason::InvalidRoute`]: what is wrong with the rule.
+    Invalid(String),
 }
 
 /// Destinations by weight.
@@ -55,8 +60,21 @@ pub struct Split {
 pub struct Choice {
     /// Where it is.
     pub cluster: Cluster,
-    /// What is done to headers.
+    /// What is done to headers, after what the rule does.
     pub headers: HeaderChanges,
+    /// What is done otherwise than the rule says; `None` is nothing.
+    pub own: Option<Box<Own>>,
+}
+
+/// What is done with the requests of one destination, instead of what the rule says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// The client is sent elsewhere.
+    pub redirect: Option<Redirect>,
+    /// Done to the request before it is sent.
+    pub rewrite: Option<Rewrite>,
+    /// Where copies go.
+    pub mirrors: Vec<MirrorTo>,
 }
 
 /// A service, or a subset of its endpoints.
@@ -64,8 +82,8 @@ pub struct Choice {
 pub struct Cluster {
     /// The host as it is called in full.
     pub host: String,
-    /// The service; `None` if there is none of that name.
-    pub service: Option<Arc<Service>>,
+    /// The service; else why requests for it are refused.
+    pub service: Result<Arc<Service>, Reason>,
     /// The port that the rule names.
     pub port: Option<u16>,
     /// The subset's name.

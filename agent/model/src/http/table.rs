@@ -1,6 +1,7 @@
 use super::index::Index;
 use super::matching::holds;
 use super::{Request, Rule, Selected};
+use crate::name::NamespacedName;
 use crate::world::Labels;
 use crate::world::routing::{HttpMatch, StringMatch};
 
@@ -29,14 +30,20 @@ struct Entry {
 impl Table {
     /// Each rule comes with its alternatives.
     pub fn new(rules: Vec<(Rule, Vec<Vec<HttpMatch>>)>) -> Self {
-        let mut table = Self::default();
+        let mut all = Vec::with_capacity(rules.len());
+        let mut entries = Vec::new();
         for (rule, alternatives) in rules {
-            let number = table.rules.len();
-            table.rules.push(rule);
-            table.entries.extend(alternatives.into_iter().map(|matches| Entry { rule: number, matches }));
+            entries.extend(alternatives.into_iter().map(|matches| (all.len(), matches)));
+            all.push(rule);
         }
-        table.index = Index::new(table.entries.iter().map(|entry| &entry.matches[..]));
-        table
+        Self::of_entries(all, entries)
+    }
+
+    /// The alternatives come in an order of their own, each with the number of its rule.
+    pub fn of_entries(rules: Vec<Rule>, entries: Vec<(usize, Vec<HttpMatch>)>) -> Self {
+        let entries: Vec<_> = entries.into_iter().map(|(rule, matches)| Entry { rule, matches }).collect();
+        let index = Index::new(entries.iter().map(|entry| &entry.matches[..]));
+        Self { rules, entries, index }
     }
 
     pub fn select(&self, request: &Request<'_>, labels: Option<&Labels>) -> Option<Selected<'_>> {
@@ -48,10 +55,17 @@ impl Table {
         })?;
         let entry = self.entries.get(first as usize)?;
         let prefix = entry.matches.iter().rev().find_map(|of| match &of.uri {
-            Some(StringMatch::Prefix(prefix)) => Some(prefix.as_str()),
+            Some(StringMatch::Prefix(prefix) | StringMatch::Segments(prefix)) => Some(prefix.as_str()),
             _ => None,
         });
         Some(Selected { rule: self.rules.get(entry.rule)?, prefix })
+    }
+
+    /// The resources whose rules these are.
+    pub fn resources(&self) -> impl Iterator<Item = &NamespacedName> {
+        let mut last = None;
+        let names = self.rules.iter().map(|rule| &*rule.resource);
+        names.filter(move |name| last.replace(*name) != Some(*name))
     }
 
     /// Whether some entry asks for the client's labels.
@@ -80,6 +94,7 @@ mod tests {
     fn rule(number: usize) -> Rule {
         Rule {
             name: number.to_string(),
+            kind: "VirtualService",
             resource: Arc::default(),
             action: Action::Route(Split::new([])),
             rewrite: None,

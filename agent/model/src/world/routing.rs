@@ -107,6 +107,9 @@ pub enum StringMatch {
     Exact(String),
     /// `prefix`
     Prefix(String),
+    /// `PathPrefix` of the Gateway API, by segments: the path itself, or followed by a slash. Without one at its end,
+    /// so that `/` is empty.
+    Segments(String),
     /// `regex`: the whole text.
     Regex(Regex),
     /// Anything, as long as it is there.
@@ -241,6 +244,17 @@ pub struct Redirect {
     pub scheme: Option<String>,
     /// `redirectCode`; 301 where absent.
     pub code: u16,
+    /// `path` of the Gateway API; the query stays.
+    pub path: Option<PathChange>,
+}
+
+/// What the Gateway API makes of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathChange {
+    /// `replaceFullPath`
+    Full(String),
+    /// `replacePrefixMatch`: instead of the [`Segments`](StringMatch::Segments) that matched.
+    Prefix(String),
 }
 
 /// Which port a redirect leads to.
@@ -275,6 +289,8 @@ pub struct Rewrite {
     pub regex: Option<(Regex, String)>,
     /// `authority`
     pub authority: Option<String>,
+    /// `path` of the Gateway API.
+    pub path: Option<PathChange>,
 }
 
 /// `retries`
@@ -286,13 +302,21 @@ pub struct Retries {
     pub per_try: Option<Duration>,
     /// `retryOn`; empty means the default conditions.
     pub on: Vec<RetryOn>,
-    /// `backoff`: the pause before the first retry.
+    /// `backoff`: the pause before the first retry, which is shortened at random.
     pub backoff: Duration,
+    /// No pause is shorter: `backoff` of the Gateway API.
+    pub at_least: Duration,
 }
 
 impl Default for Retries {
     fn default() -> Self {
-        Self { attempts: 2, per_try: None, on: Vec::new(), backoff: Duration::from_millis(25) }
+        Self {
+            attempts: 2,
+            per_try: None,
+            on: Vec::new(),
+            backoff: Duration::from_millis(25),
+            at_least: Duration::ZERO,
+        }
     }
 }
 
@@ -373,6 +397,9 @@ pub struct Cors {
     pub max_age: Option<Duration>,
     /// `allowCredentials`
     pub credentials: bool,
+    /// Whether preflights of all other origins are answered too, though with nothing that lets them ask: so the Gateway
+    /// API has it. Else they are passed on.
+    pub answers_all: bool,
 }
 
 /// `headers` of a rule or of one of its destinations. Names are in lower case.

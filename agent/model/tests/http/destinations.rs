@@ -32,6 +32,7 @@ fn target(
     client: &str,
 ) -> Result<(Vec<IpAddr>, Option<Arc<TrafficPolicy>>), Reason> {
     let service = snapshot.service(&NamespacedName::new("shop", "web")).cloned();
+    let service = service.ok_or(Reason::NoSuchDestination);
     let cluster =
         Cluster { host: String::new(), service, port: Some(port), subset: subset.map(str::to_owned) };
     let target = snapshot.routes().target(&cluster, port, client)?;

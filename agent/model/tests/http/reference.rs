@@ -14,6 +14,7 @@ fn reference(rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
         }
         (StringMatch::Exact(exact), Some(text)) => exact == text,
         (StringMatch::Prefix(prefix), Some(text)) => text.starts_with(prefix.as_str()),
+        (StringMatch::Segments(_), Some(_)) => unreachable!("no VirtualService has any"),
         (StringMatch::Regex(regex), Some(text)) => regex.matches(text),
         (StringMatch::Present, Some(_)) => true,
     };

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orlop_model::http::{Action, Headers, Request, Rule};
+use orlop_model::http::{Action, Grants, Headers, Request, Rule};
 use orlop_model::world::routing::{
     Destination, DestinationRule, HttpMatch, HttpRule, RuleAction, StringMatch, VirtualService,
     WeightedDestination,
@@ -128,7 +128,12 @@ pub fn regex(text: &str) -> HttpMatch {
 
 pub fn compiled(world: &World) -> Snapshot {
     let settings = settings();
-    compile(world, &settings, 1).with_routes(&NamespacedName::new("shop", "gate"), world, &settings)
+    compile(world, &settings, 1).with_routes(
+        &NamespacedName::new("shop", "gate"),
+        world,
+        &settings,
+        Grants::Optional,
+    )
 }
 
 /// The name of the rule that a request to `shop/web` follows; `None` where there is no VirtualService.

@@ -106,8 +106,9 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
         Just(TargetPort::Name("http".into())),
     ];
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Tcp, Protocol::Udp]);
-    let port = (port_name(), port(), protocol, target)
-        .prop_map(|(name, number, protocol, target)| ServicePort { name, number, protocol, target });
+    let port = (port_name(), port(), protocol, target).prop_map(|(name, number, protocol, target)| {
+        ServicePort { name, number, protocol, target, app_protocol: None }
+    });
     prop::collection::vec(port, 1..3)
 }
 

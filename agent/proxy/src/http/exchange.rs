@@ -11,8 +11,8 @@ use http::{
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
     Behind, Reason, Service, Snapshot,
-    http::{Action, Cluster, Rule, Selected, Split, normalised},
-    world::routing::{Abort, HeaderChanges},
+    http::{Action, Choice, Rule, Selected, Split, normalised},
+    world::routing::{Abort, Redirect},
 };
 use tokio::{task::spawn_local, time::sleep};
 
@@ -94,13 +94,11 @@ async fn handle(
     };
     let rule = selected.rule;
     record.rule = Some((Arc::clone(&rule.resource), rule.name.clone()));
-    let origin = rule.cors.as_ref().and_then(|cors| Some((cors, cors::origin(cors, &parts)?)));
-    if let Some((cors, origin)) = &origin
-        && cors::is_preflight(&parts)
-    {
-        let mut response = Response::new(Vec::new());
-        *response.headers_mut() = cors::preflight(cors, origin.clone());
-        return Ok(Answer::Own(response));
+    // What must not pass is not let ask whether it may.
+    let cors = rule.cors.as_ref().filter(|_| !matches!(rule.action, Action::Invalid(_)));
+    let origin = cors.and_then(|cors| Some((cors, cors::origin(cors, &parts)?)));
+    if let Some(answer) = cors.and_then(|cors| cors::preflight(cors, &parts)) {
+        return Ok(Answer::Own(answer.map(|()| Vec::new())));
     }
     let asked = Template { parts, destined, credentials };
     let answer = act(session, &snapshot, &selected, asked, body, record).await;
@@ -168,21 +166,19 @@ async fn act(
         };
     }
     match &rule.action {
-        Action::Redirect(redirect) => {
-            let port = session.service_port().map_or(80, |(_, port)| port);
-            let mut seen = parts.clone();
-            seen.uri = Uri::from(destined.path.clone());
-            let response = rewrite::redirect(redirect, &seen, &destined.authority, port)?;
-            Ok(Answer::Own(response.map(|()| Vec::new())))
-        }
+        Action::Redirect(to) => redirect(session, to, selected, &destined),
         Action::Direct(direct) => own(direct.status, direct.body.clone()),
+        Action::Invalid(problem) => Err(Refusal::new(Reason::InvalidRoute, problem)),
         Action::Route(split) => {
-            let (cluster, own_headers) = choose(session, split)?;
-            let changes = [&rule.headers, own_headers];
-            let mut destined =
-                rewrite::rewritten(rule.rewrite.as_ref(), rewrite::prefix(Some(selected)), destined)?;
+            let choice = choose(session, split)?;
+            if let Some(to) = choice.own.as_ref().and_then(|own| own.redirect.as_ref()) {
+                return redirect(session, to, selected, &destined);
+            }
+            let rewrite = choice.own.as_ref().map_or(&rule.rewrite, |own| &own.rewrite);
+            let changes = [&rule.headers, &choice.headers];
+            let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
             rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
-            let plan = forward::Plan::routed(session, snapshot, cluster, rule)?;
+            let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
             let asked = Template { parts, destined, credentials };
             let (mut response, answered) = send(session, plan, asked, body, record).await?;
             rewrite::change_response(&changes, response.headers_mut());
@@ -197,9 +193,19 @@ fn own(status: u16, body: Vec<u8>) -> Result<Answer, Refusal> {
     Ok(Answer::Own(response))
 }
 
-fn choose<'s>(session: &Session, split: &'s Split) -> Result<(&'s Cluster, &'s HeaderChanges), Refusal> {
-    let choice = split.pick(session.local.draws.split.next()).ok_or(Reason::NoSuchDestination)?;
-    Ok((&choice.cluster, &choice.headers))
+fn redirect(
+    session: &Session,
+    to: &Redirect,
+    selected: &Selected<'_>,
+    destined: &Destined,
+) -> Result<Answer, Refusal> {
+    let port = session.service_port().map_or(80, |(_, port)| port);
+    let response = rewrite::redirect(to, destined, selected.prefix, port)?;
+    Ok(Answer::Own(response.map(|()| Vec::new())))
+}
+
+fn choose<'s>(session: &Session, split: &'s Split) -> Result<&'s Choice, Refusal> {
+    Ok(split.pick(session.local.draws.split.next()).ok_or(Reason::NoSuchDestination)?)
 }
 
 /// Waits if the rule wants that, and says how the request is to fail, if it is.

@@ -10,6 +10,7 @@ use super::{body::ResponseBody, record::RequestRecord};
 use crate::refusal::Refusal;
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const UNAVAILABLE: u8 = 14;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// RFC 6750, section 3.
 const INVALID_TOKEN: HeaderValue = HeaderValue::from_static(r#"Bearer error="invalid_token""#);
@@ -34,7 +35,9 @@ pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<Re
         }
         return response;
     }
-    of_grpc(grpc_status(status), text, record)
+    // As GRPCRoute has it.
+    let grpc = if reason == Reason::InvalidRoute { UNAVAILABLE } else { grpc_status(status) };
+    of_grpc(grpc, text, record)
 }
 
 /// An answer of the rule's own.
@@ -63,6 +66,7 @@ fn status(reason: Reason) -> StatusCode {
         Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::InvalidRoute => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
@@ -87,7 +91,7 @@ pub(super) fn flag(reason: Reason) -> &'static str {
         Reason::Reset => "DC",
         Reason::BadRequest => "DPE",
         Reason::NoRoute => "NR",
-        Reason::NoSuchDestination => "NC",
+        Reason::NoSuchDestination | Reason::InvalidRoute => "NC",
         Reason::RequestTimeout => "UT",
         Reason::Overflow => "UO",
         Reason::FaultInjected => "FI",

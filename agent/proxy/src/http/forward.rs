@@ -11,7 +11,7 @@ use http::{Method, Response};
 use hyper::body::Incoming;
 use orlop_model::{
     Behind, Endpoint, Reason, Service, Snapshot,
-    http::{Cluster, MirrorTo, Rule, Target},
+    http::{Choice, Cluster, MirrorTo, Rule, Target},
     world::routing::{Balancer, Retries, RetryOn},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -76,15 +76,15 @@ impl<'s> Plan<'s> {
     pub(super) fn routed(
         session: &Session,
         snapshot: &'s Arc<Snapshot>,
-        cluster: &'s Cluster,
+        choice: &'s Choice,
         rule: &'s Rule,
     ) -> Result<Self, Refusal> {
-        let target = target(session, snapshot, cluster)?;
+        let target = target(session, snapshot, &choice.cluster)?;
         Ok(Self {
             destination: Destination::Service(target),
             retries: rule.retries.clone(),
             timeout: rule.timeout,
-            mirrors: &rule.mirrors,
+            mirrors: choice.own.as_ref().map_or(&rule.mirrors, |own| &own.mirrors),
             snapshot,
         })
     }
@@ -177,7 +177,7 @@ async fn attempts(
         record.attempts += 1;
         let most = plan.retries.backoff * (1 << attempt.min(8)).min(MAX_BACKOFF);
         drop(result);
-        sleep(most.mul_f64(fastrand::f64())).await;
+        sleep(plan.retries.at_least + most.mul_f64(fastrand::f64())).await;
     }
 }
 
@@ -191,7 +191,7 @@ async fn once(
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
     session.check(plan.snapshot, endpoint).map_err(Refusal::from)?;
-    let port = plan.target().map(|target| target.port.name.as_str());
+    let port = plan.target().map(|target| target.port);
     let key = session.key(endpoint, port);
     record.went_to(endpoint, &key);
     if let Some(target) = plan.target() {

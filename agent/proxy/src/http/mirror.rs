@@ -63,7 +63,7 @@ async fn copy(
     let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
     let endpoint = forward::choosing(session, target, &state, None).choose(&[])?.clone();
     session.check(snapshot, &endpoint)?;
-    let key = session.key(&endpoint, Some(&target.port.name));
+    let key = session.key(&endpoint, Some(target.port));
     let mut lease = Upstreams::lease(session, &key).await?;
     let request = template.request(&key, body)?;
     let response = lease.send(request).await.map_err(|unanswered| unanswered.refusal)?;

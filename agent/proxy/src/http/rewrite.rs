@@ -3,13 +3,12 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{HOST, LOCATION},
-    request,
     uri::{Authority, PathAndQuery},
 };
 use orlop_model::{
     Reason,
-    http::{Selected, normalised},
-    world::routing::{HeaderChange, HeaderChanges, Redirect, RedirectPort, Rewrite},
+    http::normalised,
+    world::routing::{HeaderChange, HeaderChanges, PathChange, Redirect, RedirectPort, Rewrite},
 };
 
 use crate::refusal::Refusal;
@@ -31,13 +30,14 @@ pub(super) fn rewritten(
 ) -> Result<Destined, Refusal> {
     let Some(rewrite) = rewrite else { return Ok(destined) };
     let path = destined.path.path();
-    let path = match (&rewrite.uri, &rewrite.regex) {
-        (Some(uri), _) => Some(match prefix.and_then(|prefix| path.strip_prefix(prefix)) {
+    let path = match (&rewrite.path, &rewrite.uri, &rewrite.regex) {
+        (Some(change), ..) => Some(changed(change, path, prefix)),
+        (None, Some(uri), _) => Some(match prefix.and_then(|prefix| path.strip_prefix(prefix)) {
             Some(rest) => joined(uri, rest),
             None => uri.clone(),
         }),
-        (None, Some((regex, replacement))) => Some(regex.replaced(path, replacement)),
-        (None, None) => None,
+        (None, None, Some((regex, replacement))) => Some(regex.replaced(path, replacement)),
+        (None, None, None) => None,
     };
     if let Some(path) = path {
         // What the client wrote was normal; that it isn't any more must not lead elsewhere than policies were asked.
@@ -117,13 +117,14 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
     }
 }
 
-/// Where a redirect leads.
+/// Where a redirect leads. `prefix` is that of the path which the rule has matched.
 pub(super) fn redirect(
     redirect: &Redirect,
-    request: &request::Parts,
-    authority: &Authority,
+    destined: &Destined,
+    prefix: Option<&str>,
     port: u16,
 ) -> Result<Response<()>, Refusal> {
+    let Destined { authority, path } = destined;
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
     let host = match &redirect.authority {
         Some(host) => host.clone(),
@@ -146,9 +147,13 @@ pub(super) fn redirect(
         RedirectPort::OfRequest if port == of_scheme => bare.to_owned(),
         RedirectPort::OfRequest => format!("{bare}:{port}"),
     };
-    let path = match &redirect.uri {
-        Some(uri) => uri.clone(),
-        None => request.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
+    let path = match (&redirect.uri, &redirect.path) {
+        (Some(uri), _) => uri.clone(),
+        (None, Some(change)) => {
+            let query = path.query().map_or_else(String::new, |query| format!("?{query}"));
+            changed(change, path.path(), prefix) + &query
+        }
+        (None, None) => path.to_string(),
     };
     let location = format!("{scheme}://{host}{path}");
     let location = HeaderValue::from_str(&location).map_err(|error| unfit(&location, error))?;
@@ -158,9 +163,16 @@ pub(super) fn redirect(
     Ok(response)
 }
 
-/// The prefix of a path that a rule has matched.
-pub(super) fn prefix<'t>(selected: Option<&Selected<'t>>) -> Option<&'t str> {
-    selected.and_then(|selected| selected.prefix)
+/// What becomes of a path: it begins with a slash. The prefix ends without one.
+fn changed(change: &PathChange, path: &str, prefix: Option<&str>) -> String {
+    let new = match change {
+        PathChange::Full(new) => new.clone(),
+        PathChange::Prefix(new) => {
+            let rest = prefix.and_then(|prefix| path.strip_prefix(prefix)).unwrap_or(path);
+            format!("{}{rest}", new.trim_end_matches('/'))
+        }
+    };
+    if new.starts_with('/') { new } else { format!("/{new}") }
 }
 
 #[cfg(test)]
@@ -190,6 +202,32 @@ mod tests {
         assert_eq!((found.path.as_str(), found.authority.as_str()), ("/users/v2?a=b", "other"));
     }
 
+    /// The table of the Gateway API's `replacePrefixMatch`; a prefix that matched has no slash at its end.
+    #[test]
+    fn a_prefix_of_segments_is_replaced() {
+        for (path, prefix, replacement, wanted) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo/bar", "", "/xyz", "/xyz/foo/bar"),
+            ("/foo?a=b", "/foo", "/xyz", "/xyz?a=b"),
+        ] {
+            let path_change = Some(PathChange::Prefix(replacement.to_owned()));
+            let rewrite = Rewrite { path: path_change, ..Rewrite::default() };
+            let found = rewritten(Some(&rewrite), Some(prefix), destined(path)).ok().unwrap();
+            assert_eq!(found.path.as_str(), wanted, "{path} {prefix} {replacement}");
+        }
+        let rewrite = Rewrite { path: Some(PathChange::Full("/one".to_owned())), ..Rewrite::default() };
+        let found = rewritten(Some(&rewrite), Some("/foo"), destined("/foo/bar?q")).ok().unwrap();
+        assert_eq!(found.path.as_str(), "/one?q");
+    }
+
     #[test]
     fn headers_are_set_added_and_removed_and_a_host_is_rewritten() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -212,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_redirect_leads_there() {
-        let parts = http::Request::get("/x?y=1").body(()).unwrap().into_parts().0;
+        let seen = Destined { authority: Authority::from_static("web:8080"), ..destined("/x?y=1") };
         for (redirect, wanted) in [
             (Redirect { code: 301, ..Redirect::default() }, "http://web:8080/x?y=1"),
             (Redirect { uri: Some("/z".into()), ..Redirect::default() }, "http://web:8080/z"),
@@ -227,8 +265,16 @@ mod tests {
             ),
             (Redirect { port: RedirectPort::OfRequest, ..Redirect::default() }, "http://web:9000/x?y=1"),
             (Redirect { port: RedirectPort::OfScheme, ..Redirect::default() }, "http://web/x?y=1"),
+            (
+                Redirect { path: Some(PathChange::Full("/z".into())), ..Redirect::default() },
+                "http://web:8080/z?y=1",
+            ),
+            (
+                Redirect { path: Some(PathChange::Prefix("/z/".into())), ..Redirect::default() },
+                "http://web:8080/z?y=1",
+            ),
         ] {
-            let answer = super::redirect(&redirect, &parts, &Authority::from_static("web:8080"), 9000);
+            let answer = super::redirect(&redirect, &seen, Some("/x"), 9000);
             assert_eq!(answer.ok().unwrap().headers()[LOCATION], wanted);
         }
     }

@@ -10,7 +10,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use orlop_model::{Balance, Behind, Endpoint, Reason, Service, Snapshot, Transport, Workload};
+use orlop_model::{Balance, Behind, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -107,7 +107,7 @@ fn gather(
     })?;
     let declared = match &target {
         Behind::Service { service, port, .. } => {
-            service.port(*port).map_or(Declared::Unknown, |port| sniff::declared(&port.name))
+            service.port(*port).map_or(Declared::Unknown, sniff::declared)
         }
         Behind::Workload { workload, address } => declared_by_services(&snapshot, workload, *address),
     };
@@ -129,7 +129,7 @@ fn declared_by_services(snapshot: &Snapshot, workload: &Workload, address: Socke
         snapshot.services().filter(|service| service.name.namespace == workload.name.namespace);
     let mut ports = of_namespace.flat_map(|service| &service.ports);
     let port = ports.find(|port| port.endpoints.iter().any(|endpoint| endpoint.address == address));
-    port.map_or(Declared::Unknown, |port| sniff::declared(&port.name))
+    port.map_or(Declared::Unknown, sniff::declared)
 }
 
 impl Session {
@@ -214,8 +214,8 @@ impl Session {
     }
 
     /// The connections to an endpoint that this client's requests may share.
-    /// `port` is the name of the endpoint's port, where it is not that which was asked for.
-    pub(super) fn key(&self, endpoint: &Endpoint, port: Option<&str>) -> Key {
+    /// `port` is the endpoint's, where it is not that which was asked for.
+    pub(super) fn key(&self, endpoint: &Endpoint, port: Option<&ServicePort>) -> Key {
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
         let declared = port.map_or(self.declared, sniff::declared);
         let http2 = self.protocol == Protocol::Http2 || declared == Declared::Http2;

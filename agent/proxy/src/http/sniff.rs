@@ -1,4 +1,6 @@
-//! What a connection speaks: as its port's name says, or as its first bytes do.
+//! What a connection speaks: as its port says, or as its first bytes do.
+
+use orlop_model::ServicePort;
 
 /// What is read of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,12 +28,20 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No method that anybody uses is longer.
 const LONGEST_METHOD: usize = 24;
 
-/// Reads a port's name as Istio does: `PROTOCOL` or `PROTOCOL-anything`.
-pub(super) fn declared(port: &str) -> Declared {
-    match port.split('-').next().unwrap_or_default() {
-        "grpc" | "http2" => Declared::Http2,
-        "http" => Declared::Http,
-        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" => Declared::Opaque,
+/// Reads what a port says of itself: its `appProtocol`, else its name, as Istio does: `PROTOCOL` or
+/// `PROTOCOL-anything`.
+pub(super) fn declared(port: &ServicePort) -> Declared {
+    says(&port.name, port.app_protocol.as_deref())
+}
+
+fn says(name: &str, app_protocol: Option<&str>) -> Declared {
+    let word = app_protocol.unwrap_or_else(|| name.split('-').next().unwrap_or_default());
+    match word.to_ascii_lowercase().as_str() {
+        "grpc" | "http2" | "kubernetes.io/h2c" => Declared::Http2,
+        "http" | "kubernetes.io/ws" => Declared::Http,
+        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" | "kubernetes.io/wss" => {
+            Declared::Opaque
+        }
         _ => Declared::Unknown,
     }
 }
@@ -87,8 +97,18 @@ mod tests {
     }
 
     #[test]
-    fn a_port_tells_by_its_name() {
-        for (name, says) in [
+    fn a_port_tells_by_its_app_protocol_and_else_by_its_name() {
+        for (name, app_protocol, wanted) in [
+            ("http", Some("tcp"), Declared::Opaque),
+            ("tcp", Some("HTTP"), Declared::Http),
+            ("web", Some("kubernetes.io/h2c"), Declared::Http2),
+            ("web", Some("kubernetes.io/ws"), Declared::Http),
+            ("web", Some("kubernetes.io/wss"), Declared::Opaque),
+            ("http", Some("example.com/own"), Declared::Unknown),
+        ] {
+            assert_eq!(says(name, app_protocol), wanted, "{name} {app_protocol:?}");
+        }
+        for (name, wanted) in [
             ("http", Declared::Http),
             ("http-web", Declared::Http),
             ("http2", Declared::Http2),
@@ -99,7 +119,7 @@ mod tests {
             ("web", Declared::Unknown),
             ("httpx", Declared::Unknown),
         ] {
-            assert_eq!(declared(name), says, "{name}");
+            assert_eq!(says(name, None), wanted, "{name}");
         }
     }
 }

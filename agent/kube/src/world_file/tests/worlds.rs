@@ -116,8 +116,9 @@ fn service_port() -> impl Strategy<Value = ServicePort> {
         any::<u16>().prop_map(TargetPort::Number),
         text().prop_map(TargetPort::Name),
     ];
-    (text(), 1..=u16::MAX, select(protocols.to_vec()), target)
-        .prop_map(|(name, number, protocol, target)| ServicePort { name, number, protocol, target })
+    (text(), 1..=u16::MAX, select(protocols.to_vec()), target).prop_map(|(name, number, protocol, target)| {
+        ServicePort { name, number, protocol, target, app_protocol: None }
+    })
 }
 
 fn distribution() -> impl Strategy<Value = Distribution> {

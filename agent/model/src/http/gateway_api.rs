@@ -1,0 +1,415 @@
+//! Routes of the Gateway API that have Services as parents, made into the same tables as VirtualServices (GEP-1294).
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
+use super::table::Table;
+use crate::name::NamespacedName;
+use crate::policy::{Finding, Severity};
+use crate::reason::Reason;
+use crate::service::Service;
+use crate::snapshot::Snapshot;
+use crate::world::World;
+use crate::world::gateway_api::{
+    BackendRef, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
+};
+use crate::world::routing::{Fault, HttpMatch, Rewrite, StringMatch};
+
+/// Whether a route needs a ReferenceGrant to lead to another namespace's Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Grants {
+    /// No: in a mesh a client could ask that Service itself, and policies judge it as if it did (GEP-1294).
+    #[default]
+    Optional,
+    /// Yes, as from a gateway.
+    Required,
+}
+
+/// The routes of one Service.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Attached {
+    /// Those of its own namespace, for all clients, by its port.
+    producer: Ports,
+    /// Those of other namespaces, for clients of these.
+    consumers: HashMap<String, Ports>,
+}
+
+type Ports = HashMap<u16, Arc<Table>>;
+
+impl Attached {
+    /// The rules for clients of this namespace: their own routes come instead of the producer's, and don't merge.
+    pub fn table(&self, namespace: &str, port: u16) -> Option<&Arc<Table>> {
+        let own = self.consumers.get(namespace).and_then(|ports| ports.get(&port));
+        own.or_else(|| self.producer.get(&port))
+    }
+}
+
+/// Attaches routes to the Services behind a waypoint.
+pub(super) struct Attaching<'a> {
+    pub world: &'a World,
+    pub snapshot: &'a Snapshot,
+    pub waypoint: &'a NamespacedName,
+    pub grants: Grants,
+}
+
+impl<'a> Attaching<'a> {
+    /// `tables` are those of VirtualServices, by the host name of the service.
+    pub fn all(
+        &self,
+        tables: &HashMap<String, Arc<Table>>,
+        findings: &mut Vec<Finding>,
+    ) -> HashMap<NamespacedName, Attached> {
+        // By Service, then by the namespace of the routes.
+        let mut by_service: BTreeMap<&NamespacedName, BTreeMap<&str, Vec<&Route>>> = BTreeMap::new();
+        for route in self.routes() {
+            let mut ours = false;
+            for (number, parent) in route.parents.iter().enumerate() {
+                match self.parent(parent) {
+                    Ok(service) if service.waypoint.as_ref() == Some(self.waypoint) => {
+                        ours = true;
+                        let routes = by_service.entry(&parent.service).or_default();
+                        let routes = routes.entry(&route.name.namespace).or_default();
+                        if routes.last().is_none_or(|last| !std::ptr::eq(*last, route)) {
+                            routes.push(route);
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(problem) => {
+                        tell(findings, route, Severity::Error, format!("parentRefs[{number}] {problem}"));
+                    }
+                }
+            }
+            if ours && !route.unread.is_empty() {
+                let message = format!("{} means nothing here", route.unread.join(", "));
+                tell(findings, route, Severity::Warning, message);
+            }
+        }
+        let mut found = HashMap::new();
+        for (name, by_namespace) in by_service {
+            let Some(service) = self.snapshot.service(name) else { continue };
+            let mut attached = Attached::default();
+            for (namespace, routes) in by_namespace {
+                let ports = self.ports(service, &routes, findings);
+                if let (Some(table), Some(route)) = (tables.get(&service.hostname), routes.first())
+                    && !ports.is_empty()
+                {
+                    let scope = if namespace == name.namespace { "all clients" } else { namespace };
+                    overruled(table, route, service, scope, findings);
+                }
+                if namespace == name.namespace {
+                    attached.producer = ports;
+                } else {
+                    attached.consumers.insert(namespace.to_owned(), ports);
+                }
+            }
+            found.insert(name.clone(), attached);
+        }
+        found
+    }
+
+    fn routes(&self) -> impl Iterator<Item = &'a Route> {
+        let (http, grpc) = (self.world.http_routes.values(), self.world.grpc_routes.values());
+        http.chain(grpc).map(|route| &**route)
+    }
+
+    /// The Service that a route is for.
+    fn parent(&self, parent: &Parent) -> Result<&'a Arc<Service>, String> {
+        let service = self.snapshot.service(&parent.service);
+        let service =
+            service.ok_or_else(|| format!("names Service {}, which is not there", parent.service))?;
+        if service.waypoint.is_none() {
+            let name = &parent.service;
+            return Err(format!(
+                "names Service {name}, which has no waypoint: nobody reads what it is asked"
+            ));
+        }
+        if !service.ports.iter().any(|port| is_for(parent, &port.name, port.number)) {
+            let section = parent.section.as_ref().map(|section| format!(" of the name {section}"));
+            let number = parent.port.map(|number| format!(" of the number {number}"));
+            let which = section.into_iter().chain(number).collect::<String>();
+            return Err(format!("names no port of Service {}: it has none{which}", parent.service));
+        }
+        Ok(service)
+    }
+
+    /// The rules for each port, of routes of one namespace. Of two kinds of routes one counts.
+    fn ports(&self, service: &Arc<Service>, routes: &[&Route], findings: &mut Vec<Finding>) -> Ports {
+        let mut ports = Ports::new();
+        // Most often all ports have the same routes.
+        let mut made: Vec<(Vec<&Route>, Arc<Table>)> = Vec::new();
+        for port in &service.ports {
+            let here = |route: &&Route| {
+                let mut parents = route.parents.iter().filter(|parent| parent.service == service.name);
+                parents.any(|parent| is_for(parent, &port.name, port.number))
+            };
+            let mut here: Vec<&Route> = routes.iter().copied().filter(here).collect();
+            if let Some(rpc) = here.iter().copied().find(|route| route.kind == RouteKind::Grpc) {
+                here.retain(|route| {
+                    let counts = route.kind == RouteKind::Grpc;
+                    if !counts {
+                        let message = format!(
+                            "GRPCRoute {} is for port {} of {} as well, and counts instead",
+                            rpc.name, port.number, service.name
+                        );
+                        tell(findings, route, Severity::Error, message);
+                    }
+                    counts
+                });
+            }
+            if here.is_empty() {
+                continue;
+            }
+            let same = |(routes, _): &&(Vec<&Route>, _)| {
+                routes.len() == here.len() && routes.iter().zip(&here).all(|(a, b)| std::ptr::eq(*a, *b))
+            };
+            let table = match made.iter().find(same) {
+                Some((_, table)) => Arc::clone(table),
+                None => {
+                    let table = Arc::new(self.table(&here, findings));
+                    made.push((here, Arc::clone(&table)));
+                    table
+                }
+            };
+            ports.insert(port.number, table);
+        }
+        ports
+    }
+
+    /// All matches of the routes, those first that have precedence.
+    fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
+        let mut rules = Vec::new();
+        let mut entries = Vec::new();
+        for route in routes {
+            for (number, rule) in route.rules.iter().enumerate() {
+                let any = [RouteMatch::default()];
+                let matches = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
+                for of in matches {
+                    let order = (Reverse(rank(route.kind, of)), route.created, &route.name.name);
+                    entries.push((order, rules.len(), http_match(route.kind, of)));
+                }
+                rules.push(self.rule(route, rule, number, findings));
+            }
+        }
+        // The order in the route decides what else is equal.
+        entries.sort_by_key(|(order, ..)| *order);
+        let entries = entries.into_iter().map(|(_, rule, of)| (rule, vec![of])).collect();
+        Table::of_entries(rules, entries)
+    }
+
+    fn rule(&self, route: &Route, rule: &RouteRule, number: usize, findings: &mut Vec<Finding>) -> Rule {
+        let filters = &rule.filters;
+        let mirrors = self.mirrors(route, &filters.mirrors, number, findings);
+        let mut invalid = |message: &str| {
+            tell(findings, route, Severity::Error, format!("rules[{number}] {message}: 500"));
+            Action::Invalid(message.to_owned())
+        };
+        let action = match (&filters.unsupported, &filters.redirect) {
+            (Some(problem), _) => invalid(problem),
+            (None, Some(redirect)) => Action::Redirect(redirect.clone()),
+            (None, None) if rule.backends.iter().all(|of| of.weight == 0) => {
+                invalid("has no backend that gets any")
+            }
+            (None, None) => Action::Route(Split::new(rule.backends.iter().map(|of| {
+                let cluster = self.cluster(route, &of.backend, &of.filters, number, findings);
+                let own = self.own(route, (filters, &mirrors), &of.filters, number, findings);
+                (of.weight, Choice { cluster, headers: of.filters.headers.clone(), own })
+            }))),
+        };
+        Rule {
+            name: rule.name.clone(),
+            kind: route.kind.name(),
+            resource: Arc::new(route.name.clone()),
+            action,
+            rewrite: filters.rewrite.clone(),
+            timeout: rule.timeout,
+            retries: rule.retries.clone().unwrap_or_default(),
+            fault: Fault::default(),
+            mirrors,
+            cors: filters.cors.clone(),
+            headers: filters.headers.clone(),
+        }
+    }
+
+    /// A backend, or why requests for it are refused.
+    fn cluster(
+        &self,
+        route: &Route,
+        backend: &BackendRef,
+        filters: &RouteFilters,
+        number: usize,
+        findings: &mut Vec<Finding>,
+    ) -> Cluster {
+        let found = match &filters.unsupported {
+            Some(problem) => Err(format!("has a backend that {problem}")),
+            None => self.backend(route, backend),
+        };
+        let service = found.map_err(|problem| {
+            tell(findings, route, Severity::Error, format!("rules[{number}] {problem}: 500"));
+            Reason::InvalidRoute
+        });
+        let host = match &service {
+            Ok(service) => service.hostname.clone(),
+            Err(_) => backend.to_string(),
+        };
+        Cluster { host, service, port: backend.port, subset: None }
+    }
+
+    fn backend(&self, route: &Route, backend: &BackendRef) -> Result<Arc<Service>, String> {
+        if !backend.group.is_empty() || backend.kind != "Service" {
+            return Err(format!("leads to {backend}: only a Service is a backend here"));
+        }
+        let name = &backend.name;
+        // Before anything is told of it.
+        if self.grants == Grants::Required && !self.granted(route, name) {
+            let problem = "which no ReferenceGrant of its namespace lets it";
+            return Err(format!("leads to {backend}, {problem}"));
+        }
+        let service = self.snapshot.service(name);
+        let service = service.ok_or_else(|| format!("leads to {backend}, which is not there"))?;
+        if service.external_name.is_some() {
+            return Err(format!("leads to {backend}, which is only another name (ExternalName)"));
+        }
+        let number =
+            backend.port.ok_or_else(|| format!("leads to {backend}, and does not say to which port"))?;
+        let port =
+            service.port(number).ok_or_else(|| format!("leads to {backend}, which has no such port"))?;
+        if let Some(protocol) = port.app_protocol.as_deref().filter(|of| !speaks(route.kind, of)) {
+            return Err(format!("leads to {backend}, which speaks {protocol}"));
+        }
+        Ok(service.clone())
+    }
+
+    fn granted(&self, route: &Route, name: &NamespacedName) -> bool {
+        let own = &route.name.namespace;
+        let grants = self.world.reference_grants.values();
+        let mut grants = grants.filter(|grant| grant.name.namespace == name.namespace);
+        *own == name.namespace || grants.any(|grant| grant.grants(route.kind, own, &name.name))
+    }
+
+    fn mirrors(
+        &self,
+        route: &Route,
+        mirrors: &[RouteMirror],
+        number: usize,
+        findings: &mut Vec<Finding>,
+    ) -> Vec<MirrorTo> {
+        let mirrors = mirrors.iter().filter_map(|mirror| match self.backend(route, &mirror.backend) {
+            Ok(service) => {
+                let (host, port) = (service.hostname.clone(), mirror.backend.port);
+                let cluster = Cluster { host, service: Ok(service), port, subset: None };
+                Some(MirrorTo { cluster, percent: mirror.percent })
+            }
+            Err(problem) => {
+                let message = format!("rules[{number}] mirrors, but {problem}: no copy is made");
+                tell(findings, route, Severity::Error, message);
+                None
+            }
+        });
+        mirrors.collect()
+    }
+
+    /// What a backend's own filters say, with what the rule's say beside them.
+    fn own(
+        &self,
+        route: &Route,
+        (outer, mirrors): (&RouteFilters, &[MirrorTo]),
+        own: &RouteFilters,
+        number: usize,
+        findings: &mut Vec<Finding>,
+    ) -> Option<Box<Own>> {
+        if own.redirect.is_none() && own.rewrite.is_none() && own.mirrors.is_empty() {
+            return None;
+        }
+        let rewrite = own.rewrite.as_ref().map(|own| {
+            let outer = outer.rewrite.clone().unwrap_or_default();
+            Rewrite {
+                authority: own.authority.clone().or(outer.authority),
+                path: own.path.clone().or(outer.path),
+                ..Rewrite::default()
+            }
+        });
+        let mut all = mirrors.to_vec();
+        all.extend(self.mirrors(route, &own.mirrors, number, findings));
+        let rewrite = rewrite.or_else(|| outer.rewrite.clone());
+        Some(Box::new(Own { redirect: own.redirect.clone(), rewrite, mirrors: all }))
+    }
+}
+
+/// Whether what is so called takes the requests of such routes (KEP-3726).
+fn speaks(kind: RouteKind, app_protocol: &str) -> bool {
+    match app_protocol.to_ascii_lowercase().as_str() {
+        "tcp" | "udp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "kubernetes.io/wss" => false,
+        "kubernetes.io/ws" => kind == RouteKind::Http,
+        _ => true,
+    }
+}
+
+fn is_for(parent: &Parent, name: &str, number: u16) -> bool {
+    parent.section.as_ref().is_none_or(|section| section == name)
+        && parent.port.is_none_or(|port| port == number)
+}
+
+fn tell(findings: &mut Vec<Finding>, route: &Route, severity: Severity, message: String) {
+    findings.push(Finding { kind: route.kind.name(), name: route.name.clone(), severity, message });
+}
+
+/// Tells the authors of VirtualServices that their rules do not count.
+fn overruled(table: &Table, route: &Route, service: &Service, scope: &str, findings: &mut Vec<Finding>) {
+    for name in table.resources() {
+        let message = format!(
+            "is for {}, as is {} {}, which counts instead for {scope}",
+            service.hostname,
+            route.kind.name(),
+            route.name
+        );
+        findings.push(Finding {
+            kind: "VirtualService",
+            name: name.clone(),
+            severity: Severity::Warning,
+            message,
+        });
+    }
+}
+
+/// How much a match says: the one with more has precedence.
+///
+/// Of an HTTPRoute: an exact path, then the characters of a prefix, a method, the number of headers, of query
+/// parameters; regular expressions, of which the specification says nothing, come before all prefixes. Of a GRPCRoute:
+/// the characters of the service, of the method, the number of headers; exact ones come before expressions.
+fn rank(kind: RouteKind, of: &RouteMatch) -> [usize; 5] {
+    let http = &of.http;
+    match kind {
+        RouteKind::Http => {
+            let (kind, length) = match &http.uri {
+                Some(StringMatch::Exact(_)) => (2, 0),
+                Some(StringMatch::Regex(regex)) => (1, regex.to_string().len()),
+                Some(StringMatch::Prefix(prefix) | StringMatch::Segments(prefix)) => (0, prefix.len()),
+                Some(StringMatch::Present) | None => (0, 0),
+            };
+            let method = usize::from(http.method.is_some());
+            [kind, length, method, http.headers.len(), http.query.len()]
+        }
+        RouteKind::Grpc => {
+            let length = |name: Option<&RpcName>| match name {
+                Some(RpcName::Exact(name)) => [name.len(), 0],
+                Some(RpcName::Regex(text)) => [0, text.len()],
+                None => [0, 0],
+            };
+            let rpc = of.rpc.as_ref();
+            let service = length(rpc.and_then(|rpc| rpc.service.as_ref()));
+            let method = length(rpc.and_then(|rpc| rpc.method.as_ref()));
+            [service[0], service[1], method[0], method[1], http.headers.len()]
+        }
+    }
+}
+
+/// What the request must be. Only gRPC follows a GRPCRoute.
+fn http_match(kind: RouteKind, of: &RouteMatch) -> HttpMatch {
+    let mut http = of.http.clone();
+    if kind == RouteKind::Grpc {
+        http.headers.push(("content-type".to_owned(), StringMatch::Prefix("application/grpc".to_owned())));
+    }
+    http
+}
