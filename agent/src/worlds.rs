@@ -93,10 +93,10 @@ impl Worlds {
 /// Says of each resource that needs attention what is the matter, once.
 fn report(known: &mut Vec<Finding>, found: &[Finding]) {
     for finding in found.iter().filter(|finding| !known.contains(finding)) {
-        let Finding { kind, name, severity, message } = finding;
+        let Finding { kind, name, severity, reason, message } = finding;
         match severity {
-            Severity::Info => tracing::info!(kind, %name, message, "finding"),
-            Severity::Warning | Severity::Error => tracing::warn!(kind, %name, message, "finding"),
+            Severity::Info => tracing::info!(kind, %name, ?reason, message, "finding"),
+            Severity::Warning | Severity::Error => tracing::warn!(kind, %name, ?reason, message, "finding"),
         }
     }
     *known = found.to_vec();

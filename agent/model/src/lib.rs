@@ -45,7 +45,7 @@ pub use inbound::admit_connect;
 pub use local_service::{LocalService, MAX_LOCAL_ENDPOINTS};
 pub use name::{NameError, NamespacedName};
 pub use optin::opted_in;
-pub use policy::{Finding, ListedPolicy, Severity};
+pub use policy::{Concern, Finding, FindingReason, ListedPolicy, Severity};
 pub use reason::Reason;
 pub use route::{Balance, Choice, Route, Transport};
 pub use same_node::SameNode;

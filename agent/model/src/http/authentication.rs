@@ -6,7 +6,7 @@ use super::token::TokenRules;
 use crate::behind::Behind;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, Severity, token_fields};
+use crate::policy::{Finding, FindingReason, Severity, token_fields};
 use crate::service::ServiceKind;
 use crate::waypoint;
 use crate::world::security::{Action, AuthorizationPolicy, Target};
@@ -130,6 +130,7 @@ fn untold(policy: &AuthorizationPolicy, target: &Target) -> Vec<Finding> {
         kind: "AuthorizationPolicy",
         name: policy.name.clone(),
         severity: Severity::Error,
+        reason: FindingReason::FieldsNotEnforced,
         message: format!(
             "rules[{number}] asks for {fields}, and no RequestAuthentication with jwtRules is for {target}, {effect}"
         ),

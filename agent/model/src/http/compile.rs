@@ -4,12 +4,13 @@ use std::sync::Arc;
 use super::Routes;
 use super::authorize::RequestPolicies;
 use super::destination::Destinations;
+use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, Severity, token_findings};
+use crate::policy::{Finding, FindingReason, Severity, token_findings};
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -41,7 +42,7 @@ impl Snapshot {
                 tables.insert(service.hostname.clone(), Arc::new(table));
             }
         }
-        compiler.unread(&mut findings);
+        findings.extend(unread(world));
         let attaching = Attaching { world, snapshot: &self, waypoint, grants };
         let attached = attaching.all(&tables, &mut findings);
         let labels = tables
@@ -105,7 +106,7 @@ impl Compiler<'_> {
             for other in others {
                 let message =
                     format!("is for the same host as the older {}, whose rules come first", first.name);
-                tell(findings, &other.name, Severity::Warning, message);
+                tell(findings, &other.name, FindingReason::Merged, message);
             }
         }
         let rules: Vec<_> = found.iter().flat_map(|of| self.rules(of, findings)).collect();
@@ -129,18 +130,18 @@ impl Compiler<'_> {
             let Some(delegate) = delegate.filter(|delegate| delegate.exports.include(&of.name.namespace))
             else {
                 let message = format!("http[{number}] delegates to {name}, which is not there");
-                tell(findings, &of.name, Severity::Error, message);
+                tell(findings, &of.name, FindingReason::NoSuchDelegate, message);
                 continue;
             };
             if !delegate.hosts.is_empty() {
                 let message = format!("http[{number}] delegates to {name}, which has hosts of its own");
-                tell(findings, &of.name, Severity::Error, message);
+                tell(findings, &of.name, FindingReason::NoSuchDelegate, message);
                 continue;
             }
             for (inner, sub) in delegate.http.iter().enumerate() {
                 if let RuleAction::Delegate(_) = sub.action {
                     let message = format!("http[{inner}] delegates again, which a delegate must not");
-                    tell(findings, &delegate.name, Severity::Error, message);
+                    tell(findings, &delegate.name, FindingReason::NoSuchDelegate, message);
                     continue;
                 }
                 let own =
@@ -166,8 +167,8 @@ impl Compiler<'_> {
     ) -> Rule {
         let mut cluster = |destination: &Destination, field: &str| {
             let (cluster, problem) = self.cluster(destination, &of.name.namespace);
-            if let Some(problem) = problem {
-                tell(findings, &of.name, Severity::Error, format!("http[{number}].{field} {problem}"));
+            if let Some((reason, problem)) = problem {
+                tell(findings, &of.name, reason, format!("http[{number}].{field} {problem}"));
             }
             cluster
         };
@@ -209,47 +210,52 @@ impl Compiler<'_> {
         }
     }
 
-    fn cluster(&self, destination: &Destination, namespace: &str) -> (Cluster, Option<String>) {
+    fn cluster(
+        &self,
+        destination: &Destination,
+        namespace: &str,
+    ) -> (Cluster, Option<(FindingReason, String)>) {
         let host = full_host(&destination.host, namespace, self.settings);
         let service = self.snapshot.service_index.named(namespace, &host).cloned();
-        let problem = match (&service, destination.port) {
-            (None, _) => Some(format!("leads to {host}, which is no service: 503")),
-            (Some(service), Some(port)) if service.port(port).is_none() => {
-                Some(format!("leads to port {port} of {host}, which has none: 503"))
-            }
-            _ => None,
-        };
+        let problem = missing(service.as_deref(), &host, destination.port);
         let subset = destination.subset.clone();
         let service = service.ok_or(Reason::NoSuchDestination);
         (Cluster { host, service, port: destination.port, subset }, problem)
     }
-
-    /// What is written and has no effect.
-    fn unread(&self, findings: &mut Vec<Finding>) {
-        for of in self.world.virtual_services.values().filter(|of| !of.unread.is_empty()) {
-            let message = format!("{} is not read yet and has no effect", of.unread.join(", "));
-            tell(findings, &of.name, Severity::Warning, message);
-        }
-        for of in self.world.destination_rules.values().filter(|of| !of.unread.is_empty()) {
-            let message = format!("{} is not read yet and has no effect", of.unread.join(", "));
-            let (kind, name) = ("DestinationRule", of.name.clone());
-            findings.push(Finding { kind, name, severity: Severity::Warning, message });
-        }
-    }
 }
 
-fn tell(findings: &mut Vec<Finding>, name: &NamespacedName, severity: Severity, message: String) {
-    findings.push(Finding { kind: VIRTUAL_SERVICE, name: name.clone(), severity, message });
+/// A finding of a VirtualService.
+fn tell(findings: &mut Vec<Finding>, name: &NamespacedName, reason: FindingReason, message: String) {
+    let severity = if reason == FindingReason::Merged { Severity::Warning } else { Severity::Error };
+    findings.push(Finding { kind: VIRTUAL_SERVICE, name: name.clone(), severity, reason, message });
 }
 
 /// The alternatives of a rule that count for waypoints: a match's own gateways count before the VirtualService's.
-fn meshed(gateways: &[String], rule: &HttpRule) -> Vec<HttpMatch> {
+pub(super) fn meshed(gateways: &[String], rule: &HttpRule) -> Vec<HttpMatch> {
     let is_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|name| name == MESH);
     let of = |of: &&HttpMatch| is_mesh(if of.gateways.is_empty() { gateways } else { &of.gateways });
     match &rule.matches[..] {
         [] if is_mesh(gateways) => vec![HttpMatch::default()],
         [] => Vec::new(),
         matches => matches.iter().filter(of).cloned().collect(),
+    }
+}
+
+/// What a destination leads to that is not there.
+pub(super) fn missing(
+    service: Option<&Service>,
+    host: &str,
+    port: Option<u16>,
+) -> Option<(FindingReason, String)> {
+    match (service, port) {
+        (None, _) => {
+            Some((FindingReason::NoSuchService, format!("leads to {host}, which is no service: 503")))
+        }
+        (Some(service), Some(port)) if service.port(port).is_none() => {
+            let message = format!("leads to port {port} of {host}, which has none: 503");
+            Some((FindingReason::NoSuchPort, message))
+        }
+        _ => None,
     }
 }
 

@@ -123,7 +123,7 @@ impl Destinations {
 }
 
 /// Those of the rules whose host is the service's, or the narrowest wildcard that it is in.
-fn most_specific<'r>(
+pub(super) fn most_specific<'r>(
     rules: impl Iterator<Item = &'r DestinationRule>,
     service: &Service,
     settings: &Settings,
@@ -192,7 +192,7 @@ impl Levels {
     }
 }
 
-fn labels_of<'w>(world: &'w World, workload: &Workload) -> Option<&'w Labels> {
+pub(super) fn labels_of<'w>(world: &'w World, workload: &Workload) -> Option<&'w Labels> {
     let name: &NamespacedName = &workload.name;
     match workload.kind {
         WorkloadKind::Pod => world.pods.get(name).map(|pod| &pod.labels),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
 use super::table::Table;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, Severity};
+use crate::policy::{Finding, FindingReason, Severity};
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -77,13 +77,14 @@ impl<'a> Attaching<'a> {
                     }
                     Ok(_) => {}
                     Err(problem) => {
-                        tell(findings, route, Severity::Error, format!("parentRefs[{number}] {problem}"));
+                        let message = format!("parentRefs[{number}] {problem}");
+                        tell(findings, route, FindingReason::NoSuchTarget, message);
                     }
                 }
             }
             if ours && !route.unread.is_empty() {
                 let message = format!("{} means nothing here", route.unread.join(", "));
-                tell(findings, route, Severity::Warning, message);
+                tell(findings, route, FindingReason::FieldsNotEnforced, message);
             }
         }
         let mut found = HashMap::new();
@@ -153,7 +154,7 @@ impl<'a> Attaching<'a> {
                             "GRPCRoute {} is for port {} of {} as well, and counts instead",
                             rpc.name, port.number, service.name
                         );
-                        tell(findings, route, Severity::Error, message);
+                        tell(findings, route, FindingReason::Overruled, message);
                     }
                     counts
                 });
@@ -202,7 +203,8 @@ impl<'a> Attaching<'a> {
         let filters = &rule.filters;
         let mirrors = self.mirrors(route, &filters.mirrors, number, findings);
         let mut invalid = |message: &str| {
-            tell(findings, route, Severity::Error, format!("rules[{number}] {message}: 500"));
+            let told = format!("rules[{number}] {message}: 500");
+            tell(findings, route, FindingReason::NeverMatches, told);
             Action::Invalid(message.to_owned())
         };
         let action = match (&filters.unsupported, &filters.redirect) {
@@ -246,7 +248,8 @@ impl<'a> Attaching<'a> {
             None => self.backend(route, backend),
         };
         let service = found.map_err(|problem| {
-            tell(findings, route, Severity::Error, format!("rules[{number}] {problem}: 500"));
+            let message = format!("rules[{number}] {problem}: 500");
+            tell(findings, route, FindingReason::NoSuchService, message);
             Reason::InvalidRoute
         });
         let host = match &service {
@@ -303,7 +306,7 @@ impl<'a> Attaching<'a> {
             }
             Err(problem) => {
                 let message = format!("rules[{number}] mirrors, but {problem}: no copy is made");
-                tell(findings, route, Severity::Error, message);
+                tell(findings, route, FindingReason::NoSuchService, message);
                 None
             }
         });
@@ -351,8 +354,12 @@ fn is_for(parent: &Parent, name: &str, number: u16) -> bool {
         && parent.port.is_none_or(|port| port == number)
 }
 
-fn tell(findings: &mut Vec<Finding>, route: &Route, severity: Severity, message: String) {
-    findings.push(Finding { kind: route.kind.name(), name: route.name.clone(), severity, message });
+fn tell(findings: &mut Vec<Finding>, route: &Route, reason: FindingReason, message: String) {
+    let severity = match reason {
+        FindingReason::FieldsNotEnforced => Severity::Warning,
+        _ => Severity::Error,
+    };
+    findings.push(Finding { kind: route.kind.name(), name: route.name.clone(), severity, reason, message });
 }
 
 /// Tells the authors of VirtualServices that their rules do not count.
@@ -368,6 +375,7 @@ fn overruled(table: &Table, route: &Route, service: &Service, scope: &str, findi
             kind: "VirtualService",
             name: name.clone(),
             severity: Severity::Warning,
+            reason: FindingReason::Overruled,
             message,
         });
     }

@@ -5,6 +5,7 @@ mod authentication;
 mod authorize;
 mod compile;
 mod destination;
+mod findings;
 mod gateway_api;
 mod index;
 mod matching;

@@ -1,8 +1,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use serde::Serialize;
-
+use super::finding::{Finding, FindingReason, Severity};
 use super::rule::{CompiledRule, Sight, Test};
 use super::{CompiledPolicy, Scopes, TrustDomains};
 use crate::compile::Settings;
@@ -11,33 +10,10 @@ use crate::mutual_tls::PeerAuthentications;
 use crate::name::NamespacedName;
 use crate::service::{self, ServiceKind};
 use crate::waypoint;
-use crate::world::security::{Action, AuthorizationPolicy, Condition, Pattern, Rule, Target};
+use crate::world::security::{
+    Action, AuthorizationPolicy, Condition, Pattern, PeerAuthentication, Rule, Target,
+};
 use crate::world::{Labels, Pod, Protocol, Service, TargetPort, World};
-
-/// Something a resource's author should know: it can't be decided here, has no effect, or looks like a mistake.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Finding {
-    /// The kind of the resource, such as `AuthorizationPolicy`.
-    pub kind: &'static str,
-    /// Its name.
-    pub name: NamespacedName,
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is the matter, and what to do.
-    pub message: String,
-}
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Connections are judged otherwise than the resource says.
-    Error,
-    /// The resource or part of it does nothing.
-    Warning,
-    /// Good to know.
-    Info,
-}
 
 /// Whatever can be told from the world alone, sorted by resource.
 pub(crate) fn findings(
@@ -48,41 +24,46 @@ pub(crate) fn findings(
     services: &[&Arc<service::Service>],
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    let mut tell = |policy: &AuthorizationPolicy, severity, message: String| {
+    let mut tell = |policy: &AuthorizationPolicy, (severity, reason, message): Remark| {
         let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
-        found.push(Finding { kind, name, severity, message });
+        found.push(Finding { kind, name, severity, reason, message });
     };
     let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
     let mut targeted = world.authorization_policies.values().filter(|of| !of.targets.is_empty()).peekable();
     let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services.iter().copied()));
     for policy in targeted {
         for target in &policy.targets {
-            if let Some(Err(why)) = enforcing.as_ref().map(|enforcing| enforcing.check(&policy.name, target))
-            {
-                tell(policy, Severity::Error, format!("is for {target}, where nobody enforces it: {why}"));
+            if let Some(Err((reason, why))) = enforcing.as_ref().map(|of| of.check(&policy.name, target)) {
+                let message = format!("is for {target}, where nobody enforces it: {why}");
+                tell(policy, (Severity::Error, reason, message));
             }
         }
-        for (severity, message) in CompiledPolicy::new(policy, Sight::Requests, &trust).findings {
-            tell(policy, severity, message);
+        for remark in CompiledPolicy::new(policy, Sight::Requests, &trust).findings {
+            tell(policy, remark);
         }
     }
     let udp = UdpPorts::new(world, settings);
     for (policy, compiled, applies) in scopes.policies() {
-        for (severity, message) in &compiled.findings {
-            tell(policy, *severity, message.clone());
+        for remark in &compiled.findings {
+            tell(policy, remark.clone());
         }
         if !applies {
             let selector = shown(&policy.selector);
             let message = format!("its selector ({selector}) matches no pod, so it has no effect");
-            tell(policy, Severity::Warning, message);
+            tell(policy, (Severity::Warning, FindingReason::SelectsNothing, message));
         }
-        udp.of(policy, &compiled.ports, &mut |message| tell(policy, Severity::Info, message));
+        udp.of(policy, &compiled.ports, &mut |message| {
+            tell(policy, (Severity::Info, FindingReason::UdpNotEnforced, message));
+        });
     }
     of_peer_authentications(world, settings, peer_authentications, &mut found);
     found.sort();
     found.dedup();
     found
 }
+
+/// A finding of a resource that is known.
+pub(super) type Remark = (Severity, FindingReason, String);
 
 /// Who enforces policies for services and waypoints.
 pub(super) struct Enforcing<'a> {
@@ -106,28 +87,32 @@ impl<'a> Enforcing<'a> {
     }
 
     /// Whether a waypoint judges what is for this target; else why not.
-    pub fn check(&self, policy: &NamespacedName, target: &Target) -> Result<(), String> {
+    pub fn check(&self, policy: &NamespacedName, target: &Target) -> Result<(), (FindingReason, String)> {
+        let no_waypoint = |why: String| Err((FindingReason::NoWaypoint, why));
+        let no_target = |why: String| Err((FindingReason::NoSuchTarget, why));
         let named = |name: &str| NamespacedName::new(&policy.namespace, name);
         let service = |kind, name: &str| match self.services.get(&(kind, &named(name))) {
             Some(true) => Ok(()),
-            Some(false) => {
-                Err("it has no waypoint; label it istio.io/use-waypoint, or select pods instead".to_owned())
-            }
-            None => Err("there is none of this name in the policy's namespace".to_owned()),
+            Some(false) => no_waypoint(
+                "it has no waypoint; label it istio.io/use-waypoint, or select pods instead".to_owned(),
+            ),
+            None => no_target("there is none of this name in the policy's namespace".to_owned()),
         };
         match target {
             Target::Service(name) => service(ServiceKind::Service, name),
             Target::ServiceEntry(name) => service(ServiceKind::ServiceEntry, name),
             Target::Gateway(name) if self.waypoints.contains(&named(name)) => Ok(()),
-            Target::Gateway(_) => {
-                Err("it is the waypoint of nothing; label what it is for istio.io/use-waypoint".to_owned())
-            }
+            Target::Gateway(_) => no_waypoint(
+                "it is the waypoint of nothing; label what it is for istio.io/use-waypoint".to_owned(),
+            ),
             Target::GatewayClass(name) if !waypoint::is_class(name) => {
-                Err(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
+                no_target(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
             }
-            Target::GatewayClass(_) if self.waypoints.is_empty() => Err("nothing has a waypoint".to_owned()),
+            Target::GatewayClass(_) if self.waypoints.is_empty() => {
+                no_waypoint("nothing has a waypoint".to_owned())
+            }
             Target::GatewayClass(_) if policy.namespace == self.root_namespace => Ok(()),
-            Target::GatewayClass(_) => Err(format!(
+            Target::GatewayClass(_) => no_target(format!(
                 "only a policy of the root namespace, {}, can be for a class",
                 self.root_namespace
             )),
@@ -141,9 +126,9 @@ pub(super) fn of_policy(
     sight: Sight,
     rules: &[CompiledRule],
     trust: &TrustDomains<'_>,
-) -> Vec<(Severity, String)> {
+) -> Vec<Remark> {
     let mut found = Vec::new();
-    let mut tell = |severity, message| found.push((severity, message));
+    let mut tell = |severity, reason, message| found.push((severity, reason, message));
     of_whole(policy, sight, &mut tell);
     for (number, rule) in policy.rules.iter().enumerate() {
         of_principals(number, rule, trust, &mut tell);
@@ -152,9 +137,14 @@ pub(super) fn of_policy(
     found
 }
 
-fn of_whole(policy: &AuthorizationPolicy, sight: Sight, tell: &mut impl FnMut(Severity, String)) {
+fn of_whole(
+    policy: &AuthorizationPolicy,
+    sight: Sight,
+    tell: &mut impl FnMut(Severity, FindingReason, String),
+) {
     if policy.dry_run {
-        tell(Severity::Info, "is in dry run: what it would say is told, not enforced".to_owned());
+        let message = "is in dry run: what it would say is told, not enforced";
+        tell(Severity::Info, FindingReason::DryRun, message.to_owned());
     }
     if policy.action == Action::Custom {
         let why = match sight {
@@ -163,15 +153,20 @@ fn of_whole(policy: &AuthorizationPolicy, sight: Sight, tell: &mut impl FnMut(Se
         };
         let message =
             format!("has action CUSTOM, whose provider can't be asked {why}: what its rules match is denied");
-        tell(Severity::Error, message);
+        tell(Severity::Error, FindingReason::NoProvider, message);
     }
     if policy.action != Action::Allow && policy.rules.is_empty() {
         let message = "has no rules, so it matches nothing; write rules: [{}] to match everything";
-        tell(Severity::Warning, message.to_owned());
+        tell(Severity::Warning, FindingReason::NeverMatches, message.to_owned());
     }
 }
 
-fn of_rules(action: Action, sight: Sight, rules: &[CompiledRule], tell: &mut impl FnMut(Severity, String)) {
+fn of_rules(
+    action: Action,
+    sight: Sight,
+    rules: &[CompiledRule],
+    tell: &mut impl FnMut(Severity, FindingReason, String),
+) {
     for (number, rule) in rules.iter().enumerate() {
         if !rule.unseen.is_empty() {
             let effect = match action {
@@ -189,7 +184,7 @@ fn of_rules(action: Action, sight: Sight, rules: &[CompiledRule], tell: &mut imp
                     format!("rules[{number}] asks for {fields}, which waypoints do not judge yet, {effect}")
                 }
             };
-            tell(Severity::Error, message);
+            tell(Severity::Error, FindingReason::FieldsNotEnforced, message);
         }
         let asks_who = |negated: bool| {
             move |check: &&super::rule::Check| {
@@ -208,7 +203,7 @@ fn of_rules(action: Action, sight: Sight, rules: &[CompiledRule], tell: &mut imp
                  principals: [\"*\"] to ask for one",
                 check.field
             );
-            tell(Severity::Warning, message);
+            tell(Severity::Warning, FindingReason::AllowsUnidentified, message);
         }
     }
 }
@@ -218,7 +213,7 @@ fn of_principals(
     number: usize,
     rule: &Rule,
     trust: &TrustDomains<'_>,
-    tell: &mut impl FnMut(Severity, String),
+    tell: &mut impl FnMut(Severity, FindingReason, String),
 ) {
     let sources = rule.from.iter().map(|source| &source.principals);
     let conditions = rule.when.iter().filter_map(|condition| match condition {
@@ -232,7 +227,7 @@ fn of_principals(
             Err(_) => {
                 let form = "TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT";
                 let message = format!("rules[{number}]: no source has principal {text:?}; write {form}");
-                tell(Severity::Warning, message);
+                tell(Severity::Warning, FindingReason::NeverMatches, message);
             }
             Ok(identity) if !trust.is_ours(identity.trust_domain()) => {
                 let name = identity.trust_domain();
@@ -240,7 +235,7 @@ fn of_principals(
                     "rules[{number}]: principal {text:?} is of trust domain {name}, which is neither the mesh's \
                      own nor an alias of it"
                 );
-                tell(Severity::Warning, message);
+                tell(Severity::Warning, FindingReason::NeverMatches, message);
             }
             Ok(_) => {}
         }
@@ -281,7 +276,9 @@ impl<'a> UdpPorts<'a> {
             let services = self.services.get(port).into_iter().flatten();
             for service in services.filter(|service| self.meet(policy, service)) {
                 let name = &service.name;
-                let message = format!("port {port} of Service {name} is UDP, to which policies do not apply");
+                let message = format!(
+                    "port {port} of Service {name} is UDP, to which policies do not apply; a NetworkPolicy can close it"
+                );
                 tell(message);
             }
         }
@@ -321,29 +318,35 @@ fn of_peer_authentications(
     for policy in world.peer_authentications.values() {
         let namespace = policy.name.namespace.as_str();
         let in_root = namespace == settings.root_namespace;
-        let message = if policy.selector.is_empty() {
+        let remark = if policy.selector.is_empty() {
             let first = in_force.of_scope(namespace).filter(|first| first.name != policy.name);
-            first.map(|first| format!("has no effect: {} is of the same namespace and older", first.name))
+            let message = |first: &PeerAuthentication| {
+                format!("has no effect: {} is of the same namespace and older", first.name)
+            };
+            first.map(|first| (FindingReason::Overruled, message(first)))
         } else if in_root {
-            Some(
-                "has no effect: in the root namespace a selector is not allowed; move it to the workload's"
-                    .into(),
-            )
+            let message =
+                "has no effect: in the root namespace a selector is not allowed; move it to the workload's";
+            Some((FindingReason::FieldsNotEnforced, message.to_owned()))
         } else if !selecting.contains(&policy.name) {
             let labels = shown(&policy.selector);
-            Some(format!("has no effect: its selector ({labels}) matches no pod that an older one does not"))
+            let message =
+                format!("has no effect: its selector ({labels}) matches no pod that an older one does not");
+            Some((FindingReason::SelectsNothing, message))
         } else {
             None
         };
-        found.extend(message.map(|message| Finding {
+        found.extend(remark.map(|(reason, message)| Finding {
             kind: "PeerAuthentication",
             name: policy.name.clone(),
             severity: Severity::Warning,
+            reason,
             message,
         }));
     }
 }
 
-fn shown(labels: &Labels) -> String {
+/// As people write them on a command line.
+pub(crate) fn shown(labels: &Labels) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }

@@ -3,6 +3,7 @@
 mod blocks;
 mod explain;
 mod facts;
+mod finding;
 mod findings;
 mod index;
 mod listed;
@@ -22,8 +23,9 @@ use crate::authorize::{Allowed, Cause, Denied, DryRun, Outcome};
 use crate::name::NamespacedName;
 use crate::world::security::Action;
 pub(crate) use facts::{Facts, RequestFacts, Token};
-pub(crate) use findings::findings;
-pub use findings::{Finding, Severity};
+pub use finding::{Concern, Finding, FindingReason, Severity};
+use findings::Remark;
+pub(crate) use findings::{findings, shown};
 use index::{Effect, Index, Matching};
 pub use listed::ListedPolicy;
 pub(crate) use listed::listed;
@@ -73,7 +75,7 @@ pub(crate) struct CompiledPolicy {
     pub sight: Sight,
     pub rules: Vec<CompiledRule>,
     /// What its author should know, as far as the policy alone tells.
-    pub findings: Vec<(Severity, String)>,
+    pub findings: Vec<Remark>,
     /// Those it speaks of, sorted.
     pub ports: Vec<u16>,
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::findings::Enforcing;
-use super::{Finding, Severity};
+use super::{Finding, FindingReason, Severity};
 use crate::compile::Settings;
 use crate::service::Service;
 use crate::world::World;
@@ -19,22 +19,26 @@ pub(crate) fn token_findings<'a>(
     }
     let enforcing = Enforcing::new(world, settings, services);
     for of in world.request_authentications.values() {
-        let mut tell = |severity, message: String| {
-            found.push(Finding { kind: "RequestAuthentication", name: of.name.clone(), severity, message });
+        let mut tell = |severity, reason, message: String| {
+            let (kind, name) = ("RequestAuthentication", of.name.clone());
+            found.push(Finding { kind, name, severity, reason, message });
         };
         if of.unreadable {
-            tell(Severity::Error, "can't be understood, so nothing passes where it is for".to_owned());
+            let message = "can't be understood, so nothing passes where it is for".to_owned();
+            tell(Severity::Error, FindingReason::FieldsNotEnforced, message);
             continue;
         }
         if of.targets.is_empty() {
             let message = "has no effect: waypoints go by targetRefs alone; give it some".to_owned();
-            tell(Severity::Error, message);
+            tell(Severity::Error, FindingReason::NoSuchTarget, message);
         } else if of.rules.is_empty() {
-            tell(Severity::Warning, "has no effect: it has no jwtRules".to_owned());
+            let message = "has no effect: it has no jwtRules".to_owned();
+            tell(Severity::Warning, FindingReason::NeverMatches, message);
         }
         for target in &of.targets {
-            if let Err(why) = enforcing.check(&of.name, target) {
-                tell(Severity::Error, format!("is for {target}, where nobody enforces it: {why}"));
+            if let Err((reason, why)) = enforcing.check(&of.name, target) {
+                let message = format!("is for {target}, where nobody enforces it: {why}");
+                tell(Severity::Error, reason, message);
             }
         }
     }

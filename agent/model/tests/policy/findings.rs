@@ -136,7 +136,8 @@ fn udp_ports_are_told_not_to_be_covered() {
         ..Service::default()
     };
     world.services.insert(service.name.clone(), service);
-    let want = "port 5353 of Service shop/dns is UDP, to which policies do not apply";
+    let want =
+        "port 5353 of Service shop/dns is UDP, to which policies do not apply; a NetworkPolicy can close it";
     assert_eq!(told(&world), [(Severity::Info, want.into())]);
 }
 

@@ -1,0 +1,290 @@
+//! What the authors of routes should know, whatever waypoint those are for.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::compile::{full_host, meshed, missing, specificity};
+use super::destination::{labels_of, most_specific};
+use crate::compile::Settings;
+use crate::name::NamespacedName;
+use crate::policy::{Finding, FindingReason, Severity, shown, token_findings};
+use crate::service::Service;
+use crate::snapshot::Snapshot;
+use crate::world::routing::{Destination, DestinationRule, HttpRule, RuleAction, Subset, VirtualService};
+use crate::world::{Labels, Protocol, ServiceEntry, World};
+
+impl Snapshot {
+    /// Its findings, and what can be told of all routes and ServiceEntries of the world that it is of, sorted.
+    pub fn findings_of_all(&self, world: &World, settings: &Settings) -> Vec<Finding> {
+        let mut survey = Survey::new(world, settings, self);
+        world.virtual_services.values().for_each(|of| survey.virtual_service(of));
+        survey.same_hosts();
+        world.destination_rules.values().for_each(|of| survey.destination_rule(of));
+        world.service_entries.values().for_each(|of| survey.service_entry(of));
+        let mut found = survey.found;
+        found.extend(unread(world));
+        found.extend(token_findings(world, settings, self.services().chain(self.service_entries())));
+        found.extend(self.findings().iter().cloned());
+        found.sort();
+        found.dedup();
+        found
+    }
+}
+
+/// What is written and has no effect.
+pub(super) fn unread(world: &World) -> impl Iterator<Item = Finding> {
+    let virtual_services = world.virtual_services.values().map(|of| ("VirtualService", &of.name, &of.unread));
+    let rules = world.destination_rules.values().map(|of| ("DestinationRule", &of.name, &of.unread));
+    let all = virtual_services.chain(rules).filter(|(.., unread)| !unread.is_empty());
+    all.map(|(kind, name, unread)| Finding {
+        kind,
+        name: name.clone(),
+        severity: Severity::Warning,
+        reason: FindingReason::FieldsNotEnforced,
+        message: format!("{} is not read yet and has no effect", unread.join(", ")),
+    })
+}
+
+struct Survey<'a> {
+    world: &'a World,
+    settings: &'a Settings,
+    snapshot: &'a Snapshot,
+    /// DestinationRules by their host, in full.
+    rules: HashMap<String, Vec<&'a DestinationRule>>,
+    /// Those of several hosts.
+    wide: Vec<&'a DestinationRule>,
+    delegates: BTreeSet<&'a NamespacedName>,
+    found: Vec<Finding>,
+}
+
+impl<'a> Survey<'a> {
+    fn new(world: &'a World, settings: &'a Settings, snapshot: &'a Snapshot) -> Self {
+        let mut rules: HashMap<_, Vec<_>> = HashMap::new();
+        let mut wide = Vec::new();
+        for rule in world.destination_rules.values().map(|rule| &**rule) {
+            if rule.host.starts_with('*') {
+                wide.push(rule);
+            } else {
+                rules.entry(full_host(&rule.host, &rule.name.namespace, settings)).or_default().push(rule);
+            }
+        }
+        let delegates = world.virtual_services.values().flat_map(|of| &of.http).filter_map(|rule| {
+            let RuleAction::Delegate(name) = &rule.action else { return None };
+            Some(name)
+        });
+        Self { world, settings, snapshot, rules, wide, delegates: delegates.collect(), found: Vec::new() }
+    }
+
+    fn tell(&mut self, of: (&'static str, &NamespacedName), reason: FindingReason, message: String) {
+        let severity = match reason {
+            FindingReason::NoSuchService
+            | FindingReason::NoSuchPort
+            | FindingReason::NoSuchSubset
+            | FindingReason::NoSuchDelegate => Severity::Error,
+            _ => Severity::Warning,
+        };
+        self.found.push(Finding { kind: of.0, name: of.1.clone(), severity, reason, message });
+    }
+
+    fn virtual_service(&mut self, of: &VirtualService) {
+        let me = ("VirtualService", &of.name);
+        let rules = of.http.iter().enumerate();
+        let rules: Vec<_> = rules.filter(|(_, rule)| !meshed(&of.gateways, rule).is_empty()).collect();
+        if of.hosts.is_empty() {
+            if !self.delegates.contains(&of.name) {
+                let message = "has no hosts, and no VirtualService delegates to it, so it has no effect";
+                self.tell(me, FindingReason::SelectsNothing, message.to_owned());
+            }
+        } else if rules.is_empty() && !of.http.is_empty() {
+            let names = of.gateways.join(", ");
+            let message = format!(
+                "is for gateways alone ({names}), of which Orlop has none; name mesh among them to have it enforced \
+                 by waypoints"
+            );
+            self.tell(me, FindingReason::NoGateway, message);
+        } else if !rules.is_empty() {
+            for host in &of.hosts {
+                self.host(me, host, |waypoint| of.exports.include(waypoint));
+            }
+        }
+        for (number, rule) in rules {
+            self.rule(of, number, rule);
+        }
+    }
+
+    /// Whether there is such a host, and a waypoint before it.
+    fn host(&mut self, me: (&'static str, &NamespacedName), host: &str, exported: impl Fn(&str) -> bool) {
+        let services = self.services(host, &me.1.namespace);
+        let mut waypoints = services.iter().filter_map(|service| service.waypoint.as_ref()).peekable();
+        let (reason, message) = if services.is_empty() {
+            let message = format!("{host} is no service here, so it has no effect on requests to it");
+            (FindingReason::NoSuchService, message)
+        } else if let Some(first) = waypoints.peek().copied() {
+            if waypoints.any(|waypoint| exported(&waypoint.namespace)) {
+                return;
+            }
+            let message = format!(
+                "the waypoint of {host}, {first}, may not see it: name the namespace {} in exportTo",
+                first.namespace
+            );
+            (FindingReason::NoWaypoint, message)
+        } else {
+            let message = format!(
+                "no waypoint stands before {host}, so it is not in force; label the service or its namespace \
+                 istio.io/use-waypoint"
+            );
+            (FindingReason::NoWaypoint, message)
+        };
+        self.tell(me, reason, message);
+    }
+
+    /// The services of a host as it is written in this namespace.
+    fn services(&self, host: &str, namespace: &str) -> Vec<&'a Arc<Service>> {
+        let host = full_host(host, namespace, self.settings);
+        let snapshot = self.snapshot;
+        if host.starts_with('*') {
+            let all = snapshot.services().chain(snapshot.service_entries());
+            return all.filter(|service| specificity(&host, &service.hostname).is_some()).collect();
+        }
+        snapshot.service_index.named(namespace, &host).into_iter().collect()
+    }
+
+    fn rule(&mut self, of: &VirtualService, number: usize, rule: &HttpRule) {
+        match &rule.action {
+            RuleAction::Route(route) => {
+                for (index, entry) in route.iter().enumerate() {
+                    self.destination(of, &format!("http[{number}].route[{index}]"), &entry.destination);
+                }
+            }
+            RuleAction::Delegate(name) => self.delegate(of, number, name),
+            RuleAction::Redirect(_) | RuleAction::Direct(_) => {}
+        }
+        for (index, mirror) in rule.mirrors.iter().enumerate() {
+            self.destination(of, &format!("http[{number}].mirrors[{index}]"), &mirror.destination);
+        }
+    }
+
+    fn destination(&mut self, of: &VirtualService, path: &str, to: &Destination) {
+        let host = full_host(&to.host, &of.name.namespace, self.settings);
+        let service = self.snapshot.service_index.named(&of.name.namespace, &host);
+        let problem = missing(service.map(|service| &**service), &host, to.port).or_else(|| {
+            let (service, subset) = (service?, to.subset.as_deref()?);
+            if self.has_subset(service, subset) {
+                return None;
+            }
+            let message = format!(
+                "leads to subset {subset} of {host}, which no DestinationRule for that host defines: 503"
+            );
+            Some((FindingReason::NoSuchSubset, message))
+        });
+        if let Some((reason, problem)) = problem {
+            self.tell(("VirtualService", &of.name), reason, format!("{path} {problem}"));
+        }
+    }
+
+    /// Whether clients of some namespace find it.
+    fn has_subset(&self, service: &Service, subset: &str) -> bool {
+        let candidates = self.rules.get(&service.hostname).into_iter().flatten().chain(&self.wide).copied();
+        let at = |namespace: &str| {
+            let of_level = candidates.clone().filter(|rule| rule.name.namespace == namespace);
+            most_specific(of_level, service, self.settings)
+        };
+        let defines = |rules: &[&DestinationRule]| {
+            rules.iter().flat_map(|rule| &rule.subsets).any(|of| of.name == subset)
+        };
+        let own = at(&service.name.namespace);
+        let common = if own.is_empty() { at(&self.settings.root_namespace) } else { own };
+        let namespaces: BTreeSet<_> = candidates.clone().map(|rule| rule.name.namespace.as_str()).collect();
+        // The root's own clients are not those that it is for.
+        let levels = [&service.name.namespace, &self.settings.root_namespace];
+        let mut others = namespaces.into_iter().filter(|of| !levels.iter().any(|level| level == of));
+        defines(&common) || others.any(|namespace| defines(&at(namespace)))
+    }
+
+    fn delegate(&mut self, of: &VirtualService, number: usize, name: &NamespacedName) {
+        let me = ("VirtualService", &of.name);
+        if of.hosts.is_empty() {
+            let message = format!("http[{number}] delegates again, which a delegate must not");
+            return self.tell(me, FindingReason::NoSuchDelegate, message);
+        }
+        let delegate = self.world.virtual_services.get(name);
+        let problem = match delegate {
+            None => "is not there",
+            Some(delegate) if !delegate.exports.include(&of.name.namespace) => "is not exported to here",
+            Some(delegate) if !delegate.hosts.is_empty() => "has hosts of its own",
+            Some(_) => return,
+        };
+        let message = format!("http[{number}] delegates to {name}, which {problem}");
+        self.tell(me, FindingReason::NoSuchDelegate, message);
+    }
+
+    /// Of several for one host the rules of the oldest come first.
+    fn same_hosts(&mut self) {
+        let mut by_host: HashMap<_, Vec<&VirtualService>> = HashMap::new();
+        for of in self.world.virtual_services.values() {
+            if of.http.iter().any(|rule| !meshed(&of.gateways, rule).is_empty()) {
+                let hosts = of.hosts.iter();
+                let hosts: BTreeSet<_> =
+                    hosts.map(|host| full_host(host, &of.name.namespace, self.settings)).collect();
+                hosts.into_iter().for_each(|host| by_host.entry(host).or_default().push(of));
+            }
+        }
+        for mut several in by_host.into_values().filter(|several| several.len() > 1) {
+            several.sort_by_key(|of| (of.created, &of.name));
+            for other in &several[1..] {
+                let message =
+                    format!("is for the same host as the older {}, whose rules come first", several[0].name);
+                self.tell(("VirtualService", &other.name), FindingReason::Merged, message);
+            }
+        }
+    }
+
+    fn destination_rule(&mut self, of: &DestinationRule) {
+        let me = ("DestinationRule", &of.name);
+        self.host(me, &of.host, |waypoint| of.exports.include(waypoint));
+        let services = self.services(&of.host, &of.name.namespace);
+        let empty = of.subsets.iter().filter(|subset| self.selects_nothing(subset, &services));
+        for subset in empty.collect::<Vec<_>>() {
+            let (name, labels) = (&subset.name, shown(&subset.labels));
+            let message = format!("subset {name} ({labels}) has none of the endpoints of {}", of.host);
+            self.tell(me, FindingReason::SelectsNothing, message);
+        }
+    }
+
+    /// Whether there are endpoints, and none of the subset's.
+    fn selects_nothing(&self, subset: &Subset, services: &[&Arc<Service>]) -> bool {
+        let endpoints = services.iter().flat_map(|service| &service.ports).flat_map(|port| &port.endpoints);
+        let selected = |labels: &Labels| has(labels, &subset.labels);
+        !subset.labels.is_empty()
+            && endpoints.clone().next().is_some()
+            && !endpoints
+                .filter_map(|endpoint| labels_of(self.world, endpoint.workload.as_deref()?))
+                .any(selected)
+    }
+
+    fn service_entry(&mut self, of: &ServiceEntry) {
+        let me = ("ServiceEntry", &of.name);
+        let namespace = &of.name.namespace;
+        let pods = self.world.pods.values().filter(|pod| !pod.phase.is_terminal());
+        let pods = pods.map(|pod| (&pod.name.namespace, &pod.labels));
+        let entries = self.world.workload_entries.values();
+        let entries = entries.map(|entry| (&entry.name.namespace, &entry.backend.labels));
+        let selected = |(place, labels): (&String, &Labels)| place == namespace && has(labels, &of.selector);
+        if !of.selector.is_empty() && !pods.chain(entries).any(selected) {
+            let labels = shown(&of.selector);
+            let message = format!(
+                "its workloadSelector ({labels}) selects no pod and no WorkloadEntry of its namespace"
+            );
+            self.tell(me, FindingReason::SelectsNothing, message);
+        }
+        for port in of.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+            let message =
+                format!("port {} is UDP, which passes as it was dialled: no endpoint is chosen", port.number);
+            self.tell(me, FindingReason::UdpNotEnforced, message);
+        }
+    }
+}
+
+fn has(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
