@@ -13,4 +13,5 @@ mod kubelet;
 mod last_world;
 mod replica;
 mod source;
+mod status;
 mod waypoint;

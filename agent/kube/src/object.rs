@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A kind that Orlop reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Namespace,
     Node,
@@ -87,6 +87,27 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+        }
+    }
+
+    /// Whether the controller writes conditions of its objects.
+    pub fn has_conditions(self) -> bool {
+        match self {
+            Self::ServiceEntry
+            | Self::WorkloadEntry
+            | Self::AuthorizationPolicy
+            | Self::PeerAuthentication
+            | Self::VirtualService
+            | Self::DestinationRule
+            | Self::RequestAuthentication => true,
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::Service
+            | Self::EndpointSlice
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::ReferenceGrant => false,
         }
     }
 
@@ -197,7 +218,7 @@ pub(crate) enum Source {
 }
 
 /// Kind and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
     Namespace(String),
     Node(String),
@@ -236,6 +257,26 @@ impl Key {
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
+        }
+    }
+
+    /// The name, of a kind that has namespaces.
+    pub fn namespaced(&self) -> Option<&NamespacedName> {
+        match self {
+            Self::Namespace(_) | Self::Node(_) => None,
+            Self::Pod(name)
+            | Self::Service(name)
+            | Self::EndpointSlice(name)
+            | Self::ServiceEntry(name)
+            | Self::WorkloadEntry(name)
+            | Self::AuthorizationPolicy(name)
+            | Self::PeerAuthentication(name)
+            | Self::VirtualService(name)
+            | Self::DestinationRule(name)
+            | Self::RequestAuthentication(name)
+            | Self::HttpRoute(name)
+            | Self::GrpcRoute(name)
+            | Self::ReferenceGrant(name) => Some(name),
         }
     }
 

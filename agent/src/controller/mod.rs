@@ -7,10 +7,11 @@ mod root;
 use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
-use futures_util::future::{OptionFuture, join3};
+use futures_util::future::{OptionFuture, join4};
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
-    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, WaypointProvisioner, connect,
+    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, StatusWriter,
+    WaypointProvisioner, connect,
 };
 use tokio::{
     net::TcpListener,
@@ -91,9 +92,11 @@ async fn serve(
         let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
         let rotation = store.rotate(timing, || root::generate(trust_domain));
         let provisioner = waypoints.clone().map(|with| WaypointProvisioner::new(client.clone(), with));
+        // Of no node.
+        let status = StatusWriter::new(client.clone(), arguments.names.settings(""));
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
-            join3(publisher.run(), rotation, waypoints).await;
+            join4(publisher.run(), rotation, waypoints, status.run()).await;
         }
     };
     tokio::select! {

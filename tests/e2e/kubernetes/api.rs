@@ -27,6 +27,11 @@ pub struct Kubernetes {
     pub plane: Plane,
 }
 
+/// The schema of what may be anything.
+pub fn anything() -> Value {
+    json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
 /// A control plane that a test may share with others, or that is its own.
 pub enum Plane {
     Shared(&'static ControlPlane),
@@ -106,7 +111,8 @@ impl Kubernetes {
         self.client.request(request).await.unwrap()
     }
 
-    /// Makes the kinds of Istio and the Gateway API that Orlop reads, without a schema: an API server takes anything as one.
+    /// Makes the kinds of Istio and the Gateway API that Orlop reads, without a schema: an API server takes anything as
+    /// one. They have a status.
     pub fn define_istio(&self) {
         for (group, kind, plural) in [
             ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies"),
@@ -120,13 +126,12 @@ impl Kubernetes {
             ("gateway.networking.k8s.io", "GRPCRoute", "grpcroutes"),
             ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),
         ] {
-            self.define(group, kind, plural);
+            self.define(group, kind, plural, &json!({"status": {}}), &anything());
         }
     }
 
-    /// Makes a kind without a schema, and waits until there can be objects of it.
-    pub fn define(&self, group: &str, kind: &str, plural: &str) {
-        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    /// Makes a kind, and waits until there can be objects of it.
+    pub fn define(&self, group: &str, kind: &str, plural: &str, subresources: &Value, schema: &Value) {
         let name = format!("{plural}.{group}");
         self.apply(&json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -136,18 +141,20 @@ impl Kubernetes {
                 "group": group, "scope": "Namespaced",
                 "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")},
                 "versions": [{
-                    "name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything},
+                    "name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+                    "subresources": subresources,
                 }],
             },
         }));
-        self.wait_served(&format!("/apis/{group}/v1/{plural}"));
+        self.wait_served(&format!("/apis/{group}/v1/{plural}?limit=1"));
     }
 
     /// Waits until the API serves a kind.
     pub fn wait_served(&self, path: &str) {
         self.wait(async {
             let request = || http::Request::get(path).body(Vec::new()).unwrap();
-            while self.client.request::<Value>(request()).await.is_err() {
+            // As text: what is there may be nested deeper than a `Value` can be.
+            while self.client.request_text(request()).await.is_err() {
                 sleep(Duration::from_millis(10)).await;
             }
         });

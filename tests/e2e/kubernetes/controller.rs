@@ -201,7 +201,7 @@ fn ask(node: &Kubelet<'_>, root: &std::path::Path, token: &str, namespace: &str)
     asked.unwrap()
 }
 
-fn leader(kubernetes: &Kubernetes) -> String {
+pub fn leader(kubernetes: &Kubernetes) -> String {
     let leases = Api::<Lease>::namespaced(kubernetes.client.clone(), SYSTEM);
     let lease = kubernetes.wait(leases.get_opt("orlop-controller")).unwrap();
     lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default()

@@ -13,7 +13,7 @@ use crate::object::{Key, Kind, Object, Source};
 /// An object as the API server sent it. Only its name is read, so that one that is malformed spoils no other, and of
 /// a long list each is converted and gone before the next.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub(crate) struct Item {
     /// Name, namespace and version alone.
     metadata: ObjectMeta,
     text: Box<RawValue>,

@@ -1,6 +1,8 @@
 //! A Kubernetes API server as the source of the world.
 
+mod head;
 mod item;
+mod seen;
 mod store;
 mod watch;
 
@@ -17,9 +19,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::object::Kinds;
+pub(crate) use head::Head;
+pub(crate) use item::Item;
+pub(crate) use seen::Seen;
 use store::{Store, Update};
-use watch::watch_kind;
-pub(crate) use watch::{Definitions, describe, watch_definitions};
+pub(crate) use watch::{Definitions, describe, resource, watch_definitions};
+use watch::{Telling, watch_kind};
 
 /// How long it must be quiet before a change is seen, so that one of many objects is seen as one.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -76,16 +81,7 @@ impl ClusterWorld {
         kinds: Kinds,
         kept: impl Future<Output = World>,
     ) -> Result<Self, ClusterError> {
-        let client = client(kubeconfig).await?;
-        let (sender, updates) = mpsc::channel(QUEUE);
-        let (definitions, known) = channel::channel(None);
-        let mut watches = JoinSet::new();
-        watches.spawn(watch_definitions(client.clone(), definitions));
-        for kind in kinds.all() {
-            let watch = watch_kind(kind, client.clone(), known.clone(), sender.clone());
-            watches.spawn(async move { drop(watch.await) });
-        }
-        let mut keeper = Keeper { store: Store::of(kinds), updates, _watches: watches };
+        let mut keeper = Keeper::start(&client(kubeconfig).await?, kinds, Telling::Objects);
         let mut listed = World::default();
         tokio::select! {
             result = keeper.list(&mut listed) => {
@@ -129,6 +125,18 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn start(client: &Client, kinds: Kinds, telling: Telling) -> Self {
+        let (sender, updates) = mpsc::channel(QUEUE);
+        let (definitions, known) = channel::channel(None);
+        let mut watches = JoinSet::new();
+        watches.spawn(watch_definitions(client.clone(), definitions));
+        for kind in kinds.all() {
+            let watch = watch_kind(kind, client.clone(), known.clone(), telling, sender.clone());
+            watches.spawn(async move { drop(watch.await) });
+        }
+        Self { store: Store::of(kinds), updates, _watches: watches }
+    }
+
     /// Until every kind was listed once. May be dropped meanwhile, and called again with the same world.
     async fn list(&mut self, world: &mut World) -> Result<(), ClusterError> {
         while !self.store.is_complete() {

@@ -1,7 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use orlop_model::World;
 
+use super::head::Head;
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Kinds, Object};
 use crate::stand_in::stand_in;
@@ -13,6 +15,8 @@ pub(super) enum Update {
     Apply(Object),
     /// The object is there, and can't be understood; its text may say whom it is for.
     Malformed(Key, FieldError, String),
+    /// The object, and beside it what it says of itself.
+    Told(Key, Arc<Head>, Box<Update>),
     /// The object is gone.
     Delete(Key),
     /// These are all objects of the kind.
@@ -55,6 +59,7 @@ impl Store {
                 put(world, object)
             }
             Update::Malformed(key, error, text) => self.malformed(world, key, error, &text),
+            Update::Told(_, _, update) => self.apply(world, *update),
             Update::Delete(key) => {
                 self.malformed.remove(&key);
                 remove(world, &key)

@@ -1,6 +1,7 @@
 //! One watch for each kind: a list in pages, and from then on events, resumed where they broke off.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
@@ -13,6 +14,7 @@ use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
+use super::head::Head;
 use super::item::Item;
 use super::store::Update;
 use crate::object::Kind;
@@ -58,17 +60,27 @@ pub(crate) async fn watch_definitions(client: Client, definitions: watch::Sender
     }
 }
 
+/// What is told of objects.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Telling {
+    /// What they are to the world.
+    Objects,
+    /// And what those say of themselves that have conditions of ours.
+    Heads,
+}
+
 /// Tells of all objects of a kind for as long as somebody listens.
 pub(super) async fn watch_kind(
     kind: Kind,
     client: Client,
     mut definitions: watch::Receiver<Definitions>,
+    telling: Telling,
     updates: mpsc::Sender<Update>,
 ) -> Result<(), Ended> {
     let versions = kind.api_versions();
     if !is_custom(kind) {
         loop {
-            watch_version(kind, versions[0], &client, &updates).await?;
+            watch_version(kind, versions[0], &client, telling, &updates).await?;
             // It can't be absent; an API server that starts may say so.
             sleep(NOT_YET).await;
         }
@@ -84,7 +96,7 @@ pub(super) async fn watch_kind(
         }
         let Some(version) = version.next() else { return Ok(()) };
         tokio::select! {
-            watched = watch_version(kind, version, &client, &updates) => watched?,
+            watched = watch_version(kind, version, &client, telling, &updates) => watched?,
             gone = definitions.wait_for(|definitions| there(definitions) == Some(false)) => {
                 drop(gone.map_err(|_| Ended)?);
                 continue;
@@ -97,14 +109,13 @@ pub(super) async fn watch_kind(
 /// Watches a kind in one version of its group; returns if the API server has no such kind.
 async fn watch_version(
     kind: Kind,
-    api_version: &str,
+    api_version: &'static str,
     client: &Client,
+    telling: Telling,
     updates: &mpsc::Sender<Update>,
 ) -> Result<(), Ended> {
-    let version = api_version.rsplit('/').next().unwrap_or_default();
-    let named = GroupVersionKind::gvk(group(api_version), version, kind.name());
-    let resource = ApiResource::from_gvk_with_plural(&named, &plural(kind));
-    let api = Api::<Item>::all_with(client.clone(), &resource);
+    let api = Api::<Item>::all_with(client.clone(), &resource(kind, api_version));
+    let update = |item: &Item| update(kind, item, api_version, telling);
     let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
     pin_mut!(events);
     let mut listed = BTreeSet::new();
@@ -118,12 +129,12 @@ async fn watch_version(
             Ok(Event::Init) => listed = BTreeSet::new(),
             Ok(Event::InitApply(item)) => {
                 listed.insert(item.key(kind));
-                send(updates, update(kind, &item)).await?;
+                send(updates, update(&item)).await?;
             }
             Ok(Event::InitDone) => {
                 send(updates, Update::Listed(kind, std::mem::take(&mut listed))).await?;
             }
-            Ok(Event::Apply(item)) => send(updates, update(kind, &item)).await?,
+            Ok(Event::Apply(item)) => send(updates, update(&item)).await?,
             Ok(Event::Delete(item)) => send(updates, Update::Delete(item.key(kind))).await?,
             Err(error) => {
                 failing = true;
@@ -137,11 +148,25 @@ async fn watch_version(
     Ok(())
 }
 
-fn update(kind: Kind, item: &Item) -> Update {
-    match item.convert(kind) {
-        Ok(object) => Update::Apply(object),
-        Err(error) => Update::Malformed(item.key(kind), error, item.text().to_owned()),
+fn update(kind: Kind, item: &Item, api_version: &'static str, telling: Telling) -> Update {
+    let (update, refused) = match item.convert(kind) {
+        Ok(object) => (Update::Apply(object), None),
+        Err(error) => (Update::Malformed(item.key(kind), error.clone(), item.text().to_owned()), Some(error)),
+    };
+    match telling {
+        Telling::Heads if kind.has_conditions() => {
+            let head = Head::read(item.text(), api_version, refused);
+            Update::Told(item.key(kind), Arc::new(head), Box::new(update))
+        }
+        Telling::Heads | Telling::Objects => update,
     }
+}
+
+/// A kind as the API has it in one version of its group.
+pub(crate) fn resource(kind: Kind, api_version: &str) -> ApiResource {
+    let version = api_version.rsplit('/').next().unwrap_or_default();
+    let named = GroupVersionKind::gvk(group(api_version), version, kind.name());
+    ApiResource::from_gvk_with_plural(&named, &plural(kind))
 }
 
 async fn send(updates: &mpsc::Sender<Update>, update: Update) -> Result<(), Ended> {

@@ -6,6 +6,7 @@ mod leader;
 mod placed;
 mod root_secret;
 mod root_store;
+mod status;
 mod waypoints;
 
 pub use bearer::{Bearer, ReviewError, Reviewer};
@@ -14,6 +15,7 @@ pub use leader::Election;
 pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
+pub use status::StatusWriter;
 pub use waypoints::{WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
@@ -86,8 +88,12 @@ impl Backoff {
     }
 
     async fn wait(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    fn next(&mut self) -> Duration {
         let full = self.least.saturating_mul(1 << self.failures.min(16)).min(self.most);
         self.failures = self.failures.saturating_add(1);
-        tokio::time::sleep(full.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+        full.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn token_findings<'a>(
         }
         if of.targets.is_empty() {
             let message = "has no effect: waypoints go by targetRefs alone; give it some".to_owned();
-            tell(Severity::Error, FindingReason::NoSuchTarget, message);
+            tell(Severity::Error, FindingReason::NoWaypoint, message);
         } else if of.rules.is_empty() {
             let message = "has no effect: it has no jwtRules".to_owned();
             tell(Severity::Warning, FindingReason::NeverMatches, message);
