@@ -131,6 +131,15 @@ fn a_gateway_that_can_be_no_waypoint_says_what_to_change() {
     assert!(account["metadata"]["ownerReferences"].is_null(), "{account:#}");
     assert!(!stage.may_read("default"));
 
+    // What the API server refuses is told in its words.
+    stage.gateway("odd", &json!({"infrastructure": {"labels": {"no label!": "x"}}}));
+    let refused = |gateway: &Value| {
+        let message = condition(gateway, "Programmed")["message"].as_str().unwrap_or_default().to_owned();
+        message.contains("the API server does not take the ServiceAccount odd")
+            && message.contains("no label!")
+    };
+    stage.await_object(GATEWAY, "Gateway", "odd", refused);
+
     // Another controller's Gateway is left alone.
     stage.kubernetes.apply(&json!({
         "apiVersion": GATEWAY, "kind": "GatewayClass", "metadata": {"name": stage.namespace},

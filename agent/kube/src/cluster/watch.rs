@@ -274,6 +274,35 @@ mod tests {
     }
 
     #[test]
+    fn the_manifests_let_each_role_watch_what_it_reads() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/manifests/orlop.yaml");
+        let manifests: Vec<serde_json::Value> =
+            serde_saphyr::from_multiple(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for (name, kinds) in [("orlop-node", Kinds::OfNodes), ("orlop-waypoint", Kinds::OfWaypoints)] {
+            let is_role = |object: &&serde_json::Value| {
+                object["kind"] == "ClusterRole" && object["metadata"]["name"] == name
+            };
+            let role = manifests.iter().find(is_role).unwrap();
+            for kind in kinds.all() {
+                let (group, plural) = (group(kind.api_versions()[0]), plural(kind));
+                let allows = |rule: &serde_json::Value| {
+                    let has = |field: &str, value: &str| {
+                        rule[field].as_array().is_some_and(|values| values.iter().any(|one| one == value))
+                    };
+                    has("apiGroups", group)
+                        && has("resources", &plural)
+                        && has("verbs", "list")
+                        && has("verbs", "watch")
+                };
+                assert!(
+                    role["rules"].as_array().unwrap().iter().any(allows),
+                    "{name} may not watch {plural}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn pauses_grow_up_to_a_limit() {
         let pauses: Vec<_> = Pauses::default().take(20).collect();
         assert!(pauses[0] <= Pauses::FIRST && pauses[0] >= Pauses::FIRST / 2);
