@@ -3,19 +3,26 @@ use std::sync::Arc;
 use orlop_model::world::security::{Action, AuthorizationPolicy, Mode, PeerAuthentication, Rule, Target};
 use orlop_model::world::{Labels, RequestAuthentication};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::field::NotNull;
 use crate::object::{Key, Object};
-use crate::target;
+use crate::target::{self, TargetObject};
 
 /// What is in force in place of an object that can't be understood and was never good: of a policy the strictest
-/// that it could be, for the workloads it selects if that can be read, else for its whole scope.
+/// that it could be, for the workloads it selects or the targets it names if those can be read, else for its whole scope.
 pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
+    #[derive(Deserialize)]
+    struct Written {
+        spec: Value,
+    }
+    let spec = serde_json::from_str::<Written>(text).map(|written| written.spec).unwrap_or_default();
     match key {
         Key::AuthorizationPolicy(name) => Some(Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy {
             name: name.clone(),
-            selector: selector(text),
+            selector: selector(&spec),
+            targets: targets(&spec, &name.namespace),
             action: Action::Deny,
             // Without conditions: it matches anything.
             rules: vec![Rule::default()],
@@ -23,14 +30,14 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
         }))),
         Key::PeerAuthentication(name) => Some(Object::PeerAuthentication(PeerAuthentication {
             name: name.clone(),
-            selector: selector(text),
+            selector: selector(&spec),
             mode: Some(Mode::Strict),
             ..PeerAuthentication::default()
         })),
         Key::RequestAuthentication(name) => {
             Some(Object::RequestAuthentication(Arc::new(RequestAuthentication {
                 name: name.clone(),
-                targets: targets(text, &name.namespace),
+                targets: targets(&spec, &name.namespace),
                 unreadable: true,
                 ..RequestAuthentication::default()
             })))
@@ -39,32 +46,27 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
     }
 }
 
-fn selector(text: &str) -> Labels {
-    #[derive(Deserialize)]
-    struct Object {
-        spec: Value,
-    }
-    let object = serde_json::from_str::<Object>(text).ok();
-    let labels = object.and_then(|object| object.spec.pointer("/selector/matchLabels").cloned());
-    labels.and_then(|labels| serde_json::from_value(labels).ok()).unwrap_or_default()
+fn selector(spec: &Value) -> Labels {
+    let labels = spec.pointer("/selector/matchLabels");
+    labels.and_then(|labels| Labels::deserialize(labels).ok()).unwrap_or_default()
 }
 
-/// What it is for; nothing where one of them can't be read, so that it is for its whole scope.
-fn targets(text: &str, namespace: &str) -> Vec<Target> {
-    #[derive(Deserialize)]
-    struct Object {
-        spec: Spec,
-    }
+/// What it is for; nothing where one of them can't be read, or where it also selects workloads, so that it is for its
+/// whole scope.
+fn targets(spec: &Value, namespace: &str) -> Vec<Target> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Spec {
+        selector: Option<IgnoredAny>,
         #[serde(default)]
-        target_refs: NotNull<Vec<target::TargetObject>>,
+        target_refs: NotNull<Vec<TargetObject>>,
         #[serde(default)]
-        target_ref: NotNull<target::TargetObject>,
+        target_ref: NotNull<TargetObject>,
     }
-    let object = serde_json::from_str::<Object>(text).ok();
-    let targets =
-        object.and_then(|Object { spec }| target::targets(spec.target_refs, spec.target_ref, namespace).ok());
-    targets.unwrap_or_default()
+    match Spec::deserialize(spec) {
+        Ok(Spec { selector: None, target_refs, target_ref }) => {
+            target::targets(target_refs, target_ref, namespace).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    }
 }

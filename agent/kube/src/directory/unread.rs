@@ -124,6 +124,8 @@ fn name_of(path: &Path) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use orlop_model::world::security::Target;
+
     use super::*;
 
     const WRONG: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
@@ -157,6 +159,33 @@ mod tests {
         let objects = stand_ins(Path::new("a.yaml"), &text, &Objects::default());
         let [Object::AuthorizationPolicy(policy)] = &objects[..] else { panic!("{objects:?}") };
         assert_eq!((policy.action, policy.selector["app"].as_str()), (Action::Deny, "web"));
+    }
+
+    #[test]
+    fn the_targets_count_if_they_can_be_read() {
+        let targets = |written: &str| {
+            let text = WRONG.replace("ruels: []", &format!("{written}, ruels: []"));
+            let objects = stand_ins(Path::new("a.yaml"), &text, &Objects::default());
+            let [Object::AuthorizationPolicy(policy)] = &objects[..] else { panic!("{objects:?}") };
+            assert_eq!(policy.action, Action::Deny);
+            policy.targets.clone()
+        };
+        let (web, api) = ("{kind: Service, name: web}", "{kind: Service, group: \"\", name: api}");
+        assert_eq!(
+            targets(&format!("targetRefs: [{web}, {api}]")),
+            [Target::Service("web".into()), Target::Service("api".into())]
+        );
+        assert_eq!(targets(&format!("targetRef: {web}")), [Target::Service("web".into())]);
+        // Then it is for all of its namespace: what is left of them may not be all that it was meant for.
+        for unsure in [
+            format!("targetRefs: [{web}, {{kind: Service}}]"),
+            format!("targetRefs: [{web}, {{kind: Pod, name: api}}]"),
+            format!("targetRefs: {web}"),
+            "targetRefs: []".into(),
+            format!("targetRefs: [{web}], selector: {{}}"),
+        ] {
+            assert_eq!(targets(&unsure), [], "{unsure}");
+        }
     }
 
     #[test]
