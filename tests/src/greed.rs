@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::iter;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -32,9 +33,20 @@ pub fn raise_descriptors() -> Result<()> {
     Ok(())
 }
 
-/// What the calls of one pod took, each on a connection of its own.
+/// What the calls of one pod took, each on a connection of its own, the shortest first.
 pub fn call_times(pod: &Pod, to: SocketAddr, calls: usize) -> Result<Vec<Duration>> {
-    let mut times = pod.run(|| (0..calls).map(|_| call(to)).collect::<io::Result<Vec<_>>>())??;
+    let mut left = calls;
+    call_times_while(pod, to, || left.checked_sub(1).map(|fewer| left = fewer).is_some())
+}
+
+/// Like [`call_times`], for as long as `goes_on` says so, which is asked before each call.
+pub fn call_times_while(
+    pod: &Pod,
+    to: SocketAddr,
+    mut goes_on: impl FnMut() -> bool + Send,
+) -> Result<Vec<Duration>> {
+    let mut times =
+        pod.run(|| iter::from_fn(|| goes_on().then(|| call(to))).collect::<io::Result<Vec<_>>>())??;
     times.sort_unstable();
     Ok(times)
 }
@@ -53,19 +65,32 @@ fn call(to: SocketAddr) -> io::Result<Duration> {
 pub struct Greed {
     stop: AtomicBool,
     dialled: AtomicUsize,
+    /// Between two dials of a thread.
+    pause: Option<Duration>,
 }
 
 impl Greed {
-    /// Has the pod dial so often without pause, and keep what it gets until [`Greed::stop`] is called, as far as there
+    /// Each thread of the pod dials so often a second; without pause if no rate is given.
+    pub fn at(rate: Option<u32>) -> Self {
+        Self { pause: rate.map(|rate| Duration::from_secs(1) / rate.max(1)), ..Self::default() }
+    }
+
+    /// Has the pod dial so often, and keep what it gets until [`Greed::stop`] is called, as far as there
     /// are descriptors. May run on several threads at once.
     pub fn run(&self, pod: &Pod, to: &[SocketAddr], dials: usize) -> Result<()> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let most = usize::try_from(limit)?.saturating_sub(SPARE);
         pod.run(|| {
             let mut open = Vec::new();
+            let mut due = Instant::now();
             for (number, to) in to.iter().cycle().take(dials).enumerate() {
                 if self.stop.load(Ordering::SeqCst) {
                     return;
+                }
+                if let Some(pause) = self.pause {
+                    // Those that are late are not left out.
+                    due += pause;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
                 if let Ok(stream) = TcpStream::connect_timeout(to, PATIENCE)
                     && stream.set_nonblocking(true).is_ok()

@@ -45,7 +45,7 @@ pub use agent::{Agent, AgentOptions, READY_PORT, binary, wait_for};
 pub use capture::{Capture, Frames};
 pub use control_plane::{ControlPlane, DetachedControlPlane, start_detached, stop_detached};
 pub use control_plane::{build as build_control_plane, control_plane_binary};
-pub use greed::{Greed, call_times, raise_descriptors};
+pub use greed::{Greed, call_times, call_times_while, raise_descriptors};
 pub use kubelet::{CgroupDriver, ContainerRuntime, PodCgroups};
 pub use load::{Iperf3, Iperf3Server, Wrk, WrkOptions, iperf3, wrk};
 pub use node::Node;

@@ -3,18 +3,21 @@
 
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use orlop_tests::traffic::EchoServer;
 use orlop_tests::{
-    Agent, AgentOptions, Greed, Pod, PodSpec, Testbed, call_times, raise_descriptors, wait_for,
+    Agent, AgentOptions, Greed, Pod, PodSpec, Testbed, call_times, call_times_while, raise_descriptors,
+    wait_for,
 };
 
 use super::measure::prepare;
 
 const CALLS: usize = 2000;
+/// While the greedy pod dials; of fewer a p99 says little.
+const FEWEST_CALLS: usize = 300;
 /// What the greedy pod dials; with few descriptors most of these are shed.
 const CONNECTIONS: usize = 50_000;
 /// A listener's queue holds 4096.
@@ -47,6 +50,9 @@ impl Sample {
 
 #[derive(Args)]
 pub(super) struct Options {
+    /// The greedy pod dials so often a second [default: without pause, which by itself takes a core].
+    #[arg(long, value_name = "DIALS")]
+    rate: Option<u32>,
     /// How often each case is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -65,7 +71,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut samples = [Vec::new(), Vec::new()];
     for round in 0..options.rounds {
         for (case, samples) in cases.iter().zip(&mut samples) {
-            let sample = case.measure().with_context(|| format!("fairness with {}", case.name))?;
+            let sample =
+                case.measure(options.rate).with_context(|| format!("fairness with {}", case.name))?;
             let [opening, open] = sample.ratios();
             println!(
                 "  round {} {:8} p99 {:8.3?} quiet, {:8.3?} while another pod dials {CONNECTIONS} times \
@@ -114,13 +121,13 @@ impl Case {
         Ok(Self { name, agents, greedy, modest, sinks, server })
     }
 
-    fn measure(&self) -> Result<Sample> {
+    fn measure(&self, rate: Option<u32>) -> Result<Sample> {
         // Nobody accepts these, which costs no descriptor.
         let listeners =
             (0..SINKS).map(|n| self.sinks.listen(false, 1000 + n)).collect::<Result<Vec<_>, _>>()?;
         let to: Vec<_> = (0..SINKS).map(|n| self.sinks.addr(1000 + n)).collect();
         let quiet = self.p99()?;
-        let greed = Greed::default();
+        let greed = Greed::at(rate);
         let sample = thread::scope(|scope| {
             let greedy = scope.spawn(|| greed.run(&self.greedy, &to, CONNECTIONS));
             let measured = self.measure_others(&greed, quiet);
@@ -148,18 +155,24 @@ impl Case {
         if !wait_for(PATIENCE, || greed.dialled() > 500) {
             bail!("the greedy pod opens nothing: {greed:?}");
         }
-        let opening = self.p99()?;
-        if greed.dialled() == CONNECTIONS {
-            bail!("the greedy pod was done before the calls of the other were");
-        }
-        if !wait_for(PATIENCE, || greed.dialled() == CONNECTIONS) {
+        let until = Instant::now() + PATIENCE;
+        let dials = || greed.dialled() < CONNECTIONS && Instant::now() < until;
+        let opening = call_times_while(&self.modest, self.server.addr(), dials)?;
+        if greed.dialled() < CONNECTIONS {
             bail!("the greedy pod does not get its connections: {greed:?}");
         }
-        Ok(Sample { quiet, opening, open: self.p99()? })
+        if opening.len() < FEWEST_CALLS {
+            bail!("the other pod made {} calls while it dialled: too few for a p99", opening.len());
+        }
+        Ok(Sample { quiet, opening: p99(&opening)?, open: self.p99()? })
     }
 
     fn p99(&self) -> Result<Duration> {
-        let times = call_times(&self.modest, self.server.addr(), CALLS)?;
-        times.get(CALLS * 99 / 100).copied().context("no call was made")
+        p99(&call_times(&self.modest, self.server.addr(), CALLS)?)
     }
+}
+
+/// Of times in order.
+fn p99(times: &[Duration]) -> Result<Duration> {
+    times.get(times.len() * 99 / 100).copied().context("no call was made")
 }
