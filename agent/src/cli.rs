@@ -36,7 +36,7 @@ pub enum Command {
     Waypoint(Box<WaypointArguments>),
     /// Sign the nodes' certificates, and do what one process does for a cluster.
     Controller(Box<ControllerArguments>),
-    /// Say what would become of a connection, and why, from a world directory alone.
+    /// Say what would become of a connection, and why, from the objects of a cluster or a world directory alone.
     Explain(Box<ExplainArguments>),
     /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
     Check(CheckArguments),
@@ -155,13 +155,13 @@ pub struct NodeArguments {
 /// Where the objects come from.
 #[derive(Args, Debug)]
 pub struct WorldArguments {
-    /// Directory of Kubernetes objects as YAML; watched for changes.
+    /// Directory of Kubernetes objects as YAML; `orlop node` and `waypoint` follow its changes.
     #[arg(long = "world", value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub directory: Option<PathBuf>,
-    /// Watch the objects in a Kubernetes cluster: the one that this pod runs in, or that $KUBECONFIG names.
+    /// The objects of a Kubernetes cluster: the one that this pod runs in, or that $KUBECONFIG names.
     #[arg(long)]
     pub kube: bool,
-    /// The cluster to watch.
+    /// Of the cluster that this names.
     #[arg(long, value_name = "FILE", requires = "kube")]
     pub kubeconfig: Option<PathBuf>,
 }
@@ -303,9 +303,8 @@ pub struct ExplainArguments {
     /// would fare differently.
     #[arg(long, value_name = "FILE", conflicts_with = "connection", required_unless_present = "connection")]
     pub replay: Option<PathBuf>,
-    /// Directory of Kubernetes objects as YAML.
-    #[arg(long, value_name = "DIR")]
-    pub world: PathBuf,
+    #[command(flatten)]
+    pub world: WorldArguments,
     #[command(flatten)]
     pub names: NameArguments,
 }

@@ -1,4 +1,4 @@
-//! `orlop explain`: what would become of a connection, from a world directory alone.
+//! `orlop explain`: what would become of a connection, from the objects of a directory or a cluster alone.
 
 use std::{
     fmt,
@@ -9,23 +9,21 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use orlop_kube::{ClusterWorld, Kinds};
 use orlop_model::{
     Balance, Connection, Judgement, NamespacedName, Reason, Route, Service, Snapshot, Transport, Workload,
-    WorkloadKind, compile, http::Grants, world::Resolution,
+    WorkloadKind, World, compile, http::Grants, world::Resolution,
 };
 
 use crate::{
-    cli::{ConnectionArguments, ExplainArguments},
-    replay, request,
+    cli::{ConnectionArguments, ExplainArguments, WorldArguments},
+    logging, replay, request,
 };
 
 /// Says where the connection would go and whether it would be let in, and fails with 2 if it would not; or does so
 /// for recorded flows, and fails with 2 if any fares differently.
 pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
-    let world = orlop_kube::read_world(&arguments.world).map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\norlop: "))
-    })?;
+    let world = read(&arguments.world)?;
     let good = match (&arguments.connection, &arguments.replay) {
         (Some(connection), _) => {
             // As the node of the client sees it.
@@ -35,12 +33,29 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
             explain(&snapshot, connection, |waypoint| {
                 compile(&world, &settings, 1).with_routes(waypoint, &world, &settings, Grants::Optional)
             })
-            .with_context(|| format!("in the world of {}", arguments.world.display()))?
+            .with_context(|| match &arguments.world.directory {
+                Some(directory) => format!("in the world of {}", directory.display()),
+                None => "in the cluster".to_owned(),
+            })?
         }
         (None, Some(flows)) => replay::run(&world, &arguments.names, flows)?,
         (None, None) => bail!("give either --from, --to and --port, or --replay"),
     };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// The world as it is now. What is wrong with a directory's objects is an error, since nothing is in force in their
+/// place; of a cluster's it is said, and the rest goes by what nodes would put in their place.
+fn read(source: &WorldArguments) -> anyhow::Result<World> {
+    if let Some(directory) = &source.directory {
+        return orlop_kube::read_world(directory).map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("{}", lines.join("\norlop: "))
+        });
+    }
+    logging::start_for_people();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(ClusterWorld::read(source.kubeconfig.as_deref(), Kinds::OfWaypoints))?)
 }
 
 /// What becomes of a connection.

@@ -1,5 +1,10 @@
 use anyhow::Context as _;
-use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::cli::{LogArguments, LogFormat};
 
@@ -16,4 +21,11 @@ pub fn start(arguments: &LogArguments) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says on standard error what is wrong with objects of a cluster, to somebody who has asked for something else.
+pub fn start_for_people() {
+    let filter = Targets::new().with_target("orlop_kube", LevelFilter::WARN);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time().with_target(false);
+    tracing_subscriber::registry().with(filter).with(lines).init();
 }

@@ -6,6 +6,7 @@ mod api;
 mod control_plane;
 mod controller;
 mod enrolment;
+mod explain;
 mod gateway_api;
 mod gateways;
 mod install;

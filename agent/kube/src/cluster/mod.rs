@@ -16,7 +16,7 @@ use kube::{Client, Config};
 use orlop_model::World;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::object::Kinds;
 pub(crate) use head::Head;
@@ -32,6 +32,8 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 const MAX_SETTLE: Duration = Duration::from_millis(200);
 /// How long a TCP connection to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to list everything for somebody who waits for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Updates on their way to the keeper.
 const QUEUE: usize = 1024;
 
@@ -63,6 +65,20 @@ pub enum ClusterError {
     /// The credentials are of no use.
     #[error("can't make a client of the Kubernetes API: {0}")]
     Client(#[source] kube::Error),
+    /// A kind can't be read.
+    #[error("can't read {kind}s of the Kubernetes API: {problem}")]
+    Failing {
+        /// Its name.
+        kind: &'static str,
+        /// What the client or the server said.
+        problem: String,
+    },
+    /// It takes too long to list everything.
+    #[error(
+        "the Kubernetes API has not listed everything within {0:?}; it must be let list the kinds that Orlop reads, \
+         and customresourcedefinitions"
+    )]
+    Late(Duration),
     /// The watches ended, which they never should.
     #[error("the watches of the Kubernetes API have ended")]
     Ended,
@@ -89,6 +105,27 @@ impl ClusterWorld {
                 Ok(Self { keeper, world: listed, listing: None })
             }
             world = kept => Ok(Self { keeper, world, listing: Some(listed) }),
+        }
+    }
+
+    /// What there is of these kinds now, for somebody who waits for it: fails with the first thing that can't be asked.
+    pub async fn read(kubeconfig: Option<&Path>, kinds: Kinds) -> Result<World, ClusterError> {
+        let mut keeper = Keeper::start(&client(kubeconfig).await?, kinds, Telling::Objects);
+        let mut world = World::default();
+        let listed = async {
+            while !keeper.store.is_complete() {
+                match keeper.updates.recv().await.ok_or(ClusterError::Ended)? {
+                    Update::Failing(kind, problem) => {
+                        return Err(ClusterError::Failing { kind: kind.name(), problem });
+                    }
+                    update => drop(keeper.store.apply(&mut world, update)),
+                }
+            }
+            Ok(())
+        };
+        match timeout(READ_TIMEOUT, listed).await {
+            Ok(listed) => listed.map(|()| world),
+            Err(_) => Err(ClusterError::Late(READ_TIMEOUT)),
         }
     }
 
