@@ -10,7 +10,7 @@ use orlop_tests::{AgentOptions, Pod, wait_for};
 
 use crate::pair::{Pair, TIMEOUT, assert_refused, dial};
 
-const SERVER: &str = "127.0.0.1:5300";
+pub const SERVER: &str = "127.0.0.1:5300";
 
 /// A pair whose first agent asks a DNS server of ours, and an address of a service of each family.
 struct Named {
@@ -116,8 +116,8 @@ fn without_an_answer_the_last_one_counts_and_without_a_name_nothing_is_reached()
     }
 }
 
-/// Answers on the loopback of the first node, for a second each; a name that it hasn't does not exist.
-struct NameServer(Arc<Mutex<State>>);
+/// Answers, for a second each; a name that it hasn't does not exist.
+pub struct NameServer(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -127,8 +127,12 @@ struct State {
 }
 
 impl NameServer {
+    /// On the loopback of the first node.
     fn start(pair: &Pair) -> Self {
-        let socket = pair.near.node().run(|| UdpSocket::bind(SERVER).unwrap()).unwrap();
+        Self::serve(pair.near.node().run(|| UdpSocket::bind(SERVER).unwrap()).unwrap())
+    }
+
+    pub fn serve(socket: UdpSocket) -> Self {
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
@@ -145,7 +149,7 @@ impl NameServer {
         Self(state)
     }
 
-    fn set(&self, name: &str, addresses: &[IpAddr]) {
+    pub fn set(&self, name: &str, addresses: &[IpAddr]) {
         self.0.lock().unwrap().names.insert(name.to_owned(), addresses.to_vec());
     }
 

@@ -1,21 +1,19 @@
 //! RequestAuthentications that the waypoint goes by, and AuthorizationPolicies that ask for what is in tokens.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod keys;
+
+use std::io::{Read, Write};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use orlop_tests::traffic::{Response, request};
-use orlop_tests::{Pod, PodSpec, wait_for};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _, SanType, SigningKey as _};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData as _, SigningKey as _};
 use serde_json::{Value, json};
 
 use super::Stage;
 use super::scripted::{Reply, Scripted};
-use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
+use crate::mesh::NAMESPACE;
 use crate::pair::program;
 
 const ISSUER: &str = "https://idp.example";
@@ -257,143 +255,6 @@ fn a_rule_of_a_route_leads_past_nobody_who_asks_for_tokens() {
     assert!(!seen.headers.contains_key("authorization"));
 }
 
-/// A pod outside the mesh.
-fn outsider(stage: &Stage, name: &str) -> Pod {
-    stage.mesh.nodes[0].pod(NAMESPACE, name, PodSpec::new().opt_out()).unwrap()
-}
-
-#[test]
-fn keys_are_fetched_and_nothing_is_believed_before_they_are() {
-    let stage = Stage::new();
-    let _server = stage.mesh.server.serve_http(80).unwrap();
-    let idp = outsider(&stage, "idp");
-    let issuer = Issuer::new("1");
-    let answer = Arc::new(Mutex::new((500, String::new())));
-    let told = Arc::clone(&answer);
-    let keys = Scripted::start(&idp, move |_| {
-        let (status, body) = told.lock().unwrap().clone();
-        Reply::Answer(status, body)
-    });
-    let uri = format!("http://{}/keys?all", idp.ipv4());
-    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": uri}));
-    let token = issuer.token(json!({}));
-    let refused = ask(&stage, "/", &[("authorization", &format!("Bearer {token}"))]);
-    assert_eq!((refused.status, refused.text().as_str()), (401, "token_keys_unavailable\n"));
-    // A redirect leads nowhere, and what is too long or no key set is none.
-    for (status, body, why) in [
-        (302, issuer.jwks(), "answers with status 302 "),
-        (200, " ".repeat(300 << 10), "more than 262144 bytes"),
-        (200, "<html>".to_owned(), "is no JSON"),
-    ] {
-        *answer.lock().unwrap() = (status, body);
-        await_value(true, || stage.waypoint.log().unwrap().contains(why));
-        assert_eq!(super::tokens::status(&stage, &token), 401, "{why}");
-    }
-    *answer.lock().unwrap() = (200, issuer.jwks());
-    await_value(200, || status(&stage, &token));
-    assert_eq!(keys.asked()[0].line, "GET /keys?all HTTP/1.1");
-    assert!(stage.waypoint.metric("orlop_token_key_fetches_total", &[]).unwrap() >= 1.0);
-    assert!(stage.waypoint.metric("orlop_token_key_fetches_failed_total", &[]).unwrap() >= 4.0);
-    // What was fetched stays while nobody answers.
-    drop(keys);
-    assert_eq!(status(&stage, &token), 200);
-    assert_eq!(status(&stage, &Issuer::new("2").token(json!({}))), 401);
-}
-
-#[test]
-fn keys_are_not_asked_for_where_only_the_waypoint_or_its_node_can_go() {
-    let stage = Stage::new();
-    let _server = stage.mesh.server.serve_http(80).unwrap();
-    let own = Scripted::start(&stage.gate, |_| Reply::Answer(200, "{\"keys\": []}".to_owned()));
-    let node = stage.mesh.nodes[1].ipv4();
-    let object = json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": stage.mesh.nodes[1].name()},
-        "status": {"addresses": [{"type": "InternalIP", "address": node.to_string()}]},
-    });
-    stage.change(|| stage.mesh.testbed.world().write("node.yaml", &object.to_string()).unwrap());
-    for host in [
-        "127.0.0.1".to_owned(),
-        "127.0.0.1:15000".to_owned(),
-        "[::1]".to_owned(),
-        "[::ffff:127.0.0.1]".to_owned(),
-        "0.0.0.0".to_owned(),
-        "169.254.169.254".to_owned(),
-        "[fe80::1]".to_owned(),
-        "[64:ff9b::a9fe:a9fe]".to_owned(),
-        stage.gate.ipv4().to_string(),
-        format!("[{}]", stage.gate.ipv6()),
-        node.to_string(),
-    ] {
-        authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("http://{host}/keys")}));
-        let told = format!("\"place\":\"http://{host}/keys\"");
-        let refused = |line: &str| line.contains(&told) && line.contains("keys are not asked for there");
-        let found = wait_for(TIMEOUT, || stage.waypoint.log().unwrap().lines().any(refused));
-        assert!(found, "{host}: {}", stage.waypoint.log().unwrap());
-        assert_eq!(status(&stage, &Issuer::new("1").token(json!({}))), 401, "{host}");
-    }
-    assert_eq!(own.count(), 0);
-}
-
-#[test]
-fn keys_come_over_tls_from_who_has_the_name_alone() {
-    let root = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let root_certificate = params.self_signed(&root).unwrap();
-    let file = std::env::temp_dir().join(format!("orlop-roots-{}.pem", std::process::id()));
-    std::fs::write(&file, root_certificate.pem()).unwrap();
-    let stage = Stage::with(&["--jwks-roots", &file.to_string_lossy()]);
-    std::fs::remove_file(&file).unwrap();
-    let _server = stage.mesh.server.serve_http(80).unwrap();
-    let (idp, impostor) = (outsider(&stage, "idp"), outsider(&stage, "impostor"));
-    let issuer = Issuer::new("1");
-    // Its certificate is for the other's address.
-    let signer = rcgen::Issuer::new(params, root);
-    let tls = |key: &KeyPair| {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = vec![SanType::IpAddress(idp.ipv4().into())];
-        let certificate = params.signed_by(key, &signer).unwrap();
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let config = rustls::ServerConfig::builder_with_provider(orlop_identity::provider());
-        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-        Arc::new(config.with_single_cert(vec![certificate.der().clone()], key).unwrap())
-    };
-    let config = tls(&KeyPair::generate().unwrap());
-    for pod in [&idp, &impostor] {
-        serve_keys(pod, Arc::clone(&config), issuer.jwks());
-    }
-    let token = issuer.token(json!({}));
-    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("https://{}/", impostor.ipv4())}));
-    await_value(true, || stage.waypoint.log().unwrap().contains("invalid peer certificate"));
-    assert_eq!(status(&stage, &token), 401);
-    authentication(&stage, json!({"issuer": ISSUER, "jwksUri": format!("https://{}/", idp.ipv4())}));
-    await_value(200, || status(&stage, &token));
-}
-
-/// Until the process ends.
-fn serve_keys(pod: &Pod, config: Arc<rustls::ServerConfig>, keys: String) {
-    let listener = pod.listen(false, 443).unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-            let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
-            let mut line = String::new();
-            // A client that does not like the certificate says nothing.
-            while stream.read_line(&mut line).is_ok_and(|length| length > 2) {
-                line.clear();
-            }
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{keys}",
-                keys.len()
-            );
-            let _ = stream.get_mut().write_all(answer.as_bytes());
-            stream.get_mut().conn.send_close_notify();
-            let _ = stream.get_mut().flush();
-            let _ = stream.read_to_end(&mut Vec::new());
-        }
-    });
-}
-
 #[test]
 fn one_that_can_not_be_understood_refuses_and_a_token_can_be_asked_about() {
     let stage = Stage::new();
@@ -434,4 +295,56 @@ fn one_that_can_not_be_understood_refuses_and_a_token_can_be_asked_about() {
     assert!(
         record["detail"].as_str().unwrap().contains("RequestAuthentication shop/broken can't be understood")
     );
+}
+
+#[test]
+fn a_websocket_goes_on_with_the_token_that_it_began_with_until_rules_change() {
+    let stage = Stage::new();
+    let issuer = Issuer::new("1");
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks()}));
+    policy(&stage, "ALLOW", json!({"from": [{"source": {"requestPrincipals": [format!("{ISSUER}/*")]}}]}));
+    let listener = stage.mesh.server.listen(false, 80).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+        // An echo, until it is cut.
+        let mut buffer = [0; 64];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..length]).is_err() {
+                return;
+            }
+        }
+    });
+    let mut stream = stage.connect();
+    let ask = format!(
+        "GET /chat HTTP/1.1\r\nhost: web\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
+         upgrade: websocket\r\n\r\n",
+        issuer.token(json!({}))
+    );
+    stream.get_mut().write_all(ask.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    // Another world with the same rules.
+    stage.change(|| stage.mesh.testbed.world().write("other.yaml", "").unwrap());
+    stream.get_mut().write_all(b"ping").unwrap();
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"ping");
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": Issuer::new("1").jwks()}));
+    let _ = stream.read_to_end(&mut Vec::new());
+    server.join().unwrap();
+    let record = stage.record(|record| record["code"] == 101);
+    assert_eq!((&record["reason"], &record["path"]), (&"invalid_token".into(), &"/chat".into()));
 }
