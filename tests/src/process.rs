@@ -106,31 +106,38 @@ impl Drop for Process {
     }
 }
 
-/// A command whose process joins a cgroup and a network namespace before it runs `program`.
+/// A command whose process joins a network namespace and a cgroup before it runs `program`, in this order: who looks into
+/// the cgroup must find nobody there who is still on the machine's own network.
 ///
 /// Unlike `ip netns exec` this leaves the mounts alone, so cgroupfs and bpffs stay visible.
 pub(crate) fn command_in(program: &str, netns: &Netns, cgroup: &Path) -> Result<Command> {
     let netns = netns.open()?;
-    let mut command = command_in_cgroup(program, cgroup)?;
+    let mut command = Command::new(program);
     // SAFETY: between fork and exec the closure only calls setns; it takes no lock and allocates nothing.
     unsafe {
         command.pre_exec(move || Ok(setns(&netns, CloneFlags::CLONE_NEWNET)?));
     }
+    join(&mut command, cgroup)?;
     Ok(command)
 }
 
 /// A command whose process joins a cgroup before it runs `program`.
 pub(crate) fn command_in_cgroup(program: &str, cgroup: &Path) -> Result<Command> {
+    let mut command = Command::new(program);
+    join(&mut command, cgroup)?;
+    Ok(command)
+}
+
+fn join(command: &mut Command, cgroup: &Path) -> Result<()> {
     let procs = cgroup.join("cgroup.procs");
     let procs = File::options()
         .write(true)
         .open(&procs)
         .with_context(|| format!("opening {}: is its testbed gone?", procs.display()))?;
-    let mut command = Command::new(program);
     // SAFETY: between fork and exec the closure only writes to an open file; it takes no lock and allocates
     // nothing.
     unsafe {
         command.pre_exec(move || (&procs).write_all(b"0"));
     }
-    Ok(command)
+    Ok(())
 }
