@@ -19,7 +19,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
-use kube::runtime::controller::{Action, Error as ControllerError};
+use kube::runtime::controller::{self, Action, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::{Controller, WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client};
@@ -34,6 +34,10 @@ use reconcile::{Context, reconcile};
 const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
 const CLASSES: &str = "gatewayclasses.gateway.networking.k8s.io";
 
+/// How many objects are brought into order at once.
+const AT_ONCE: u16 = 8;
+/// How long an object must be left alone before, so that many changes are one.
+const DEBOUNCE: Duration = Duration::from_millis(200);
 /// After a call of the API that failed.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -163,7 +167,8 @@ async fn reconcile_class(class: Arc<DynamicObject>, client: Arc<Client>) -> Resu
 
 fn controller_of(client: &Client, resource: ApiResource) -> Controller<DynamicObject> {
     let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-    Controller::new_with(api, watcher::Config::default(), resource)
+    let config = controller::Config::default().concurrency(AT_ONCE).debounce(DEBOUNCE);
+    Controller::new_with(api, watcher::Config::default(), resource).with_config(config)
 }
 
 fn gateways() -> ApiResource {

@@ -71,7 +71,7 @@ impl Objects {
 
 fn object<K: kube::Resource<DynamicType = ()>>(owner: Owner<'_>, body: Value) -> Value {
     let ApiResource { api_version, kind, .. } = ApiResource::erase::<K>(&());
-    let Owner { namespace, name, uid, infrastructure, .. } = owner;
+    let Owner { namespace, name, uid, .. } = owner;
     let mut object = json!({
         "apiVersion": api_version,
         "kind": kind,
@@ -79,7 +79,7 @@ fn object<K: kube::Resource<DynamicType = ()>>(owner: Owner<'_>, body: Value) ->
             "name": name,
             "namespace": namespace,
             "labels": labels(owner, &[]),
-            "annotations": infrastructure.annotations,
+            "annotations": annotations(owner),
             "ownerReferences": [{
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": name, "uid": uid,
                 "controller": true,
@@ -103,6 +103,19 @@ fn labels<'a>(owner: Owner<'a>, more: &[(&'a str, &'a str)]) -> BTreeMap<&'a str
         ("istio.io/use-waypoint", "none"),
     ];
     given.chain(ours).chain(more.iter().copied()).collect()
+}
+
+/// Those of `spec.infrastructure`, but for Kubernetes' own: its controllers write them, and would do so again each time
+/// that we have written something else, and some switch a pod's protection off.
+fn annotations(owner: Owner<'_>) -> BTreeMap<&str, &str> {
+    let is_kubernetes = |key: &str| {
+        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+        ["kubernetes.io", "k8s.io"]
+            .iter()
+            .any(|own| domain.strip_suffix(own).is_some_and(|sub| sub.is_empty() || sub.ends_with('.')))
+    };
+    let given = owner.infrastructure.annotations.iter();
+    given.map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| !is_kubernetes(key)).collect()
 }
 
 /// No class: a selector can't be changed.
@@ -142,7 +155,7 @@ fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
             "template": {
                 "metadata": {
                     "labels": labels(owner, &pod_labels),
-                    "annotations": owner.infrastructure.annotations,
+                    "annotations": annotations(owner),
                 },
                 "spec": {
                     "serviceAccountName": owner.name,
@@ -227,7 +240,14 @@ mod tests {
     fn labels_of_the_infrastructure_are_on_everything_and_take_nothing_out() {
         let infrastructure = json!({
             "labels": {"team": "shop", "orlop.dev/mesh": "enabled", GATEWAY_LABEL: "other"},
-            "annotations": {"note": "mine"},
+            "annotations": {
+                "note": "mine",
+                "deployment.kubernetes.io/revision": "99",
+                "kubernetes.io/change-cause": "mine",
+                "container.apparmor.security.beta.kubernetes.io/waypoint": "unconfined",
+                "x.k8s.io/y": "z",
+                "notkubernetes.io/kubernetes.io": "kept",
+            },
         });
         let infrastructure: Infrastructure = serde_json::from_value(infrastructure).unwrap();
         let owner = Owner {
@@ -257,7 +277,10 @@ mod tests {
                 (&metadata["labels"]["team"], &metadata["labels"][GATEWAY_LABEL]),
                 (&json!("shop"), &json!("gate"))
             );
-            assert_eq!(metadata["annotations"], json!({"note": "mine"}));
+            assert_eq!(
+                metadata["annotations"],
+                json!({"note": "mine", "notkubernetes.io/kubernetes.io": "kept"})
+            );
         }
         assert_eq!(template["metadata"]["labels"]["orlop.dev/mesh"], "disabled");
         assert_eq!(objects.deployment["metadata"]["ownerReferences"][0]["uid"], "u1");
