@@ -215,3 +215,34 @@ fn a_route_that_leads_to_another_service_leads_past_none_of_its_policies() {
     let copies: Vec<_> = v2.asked().into_iter().skip(2).map(|asked| asked.line).collect();
     assert_eq!(copies, ["GET /outer HTTP/1.1"]);
 }
+
+#[test]
+fn what_a_rule_of_another_namespace_makes_of_a_request_is_judged_too() {
+    let versions = versions(&[]);
+    let stage = &versions.stage;
+    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
+    stage.mesh.testbed.world().enrolled_namespace("far").unwrap();
+    let far = stage.mesh.nodes[0].pod("far", "client", PodSpec::new().service_account("client")).unwrap();
+    stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &far]).unwrap();
+    let public = "rules: [{to: [{operation: {paths: [/public/*]}}]}]";
+    stage.change(|| write_policy(stage, "web", "Service, group: '', name: web", public));
+    let ask = |path: &str| far.http_get(stage.web(), path, TIMEOUT).unwrap().status;
+    assert_eq!((ask("/public/x"), ask("/admin")), (200, 403));
+    let rewritten = |to: &str| {
+        let rule = format!(
+            "- backendRefs: [{{name: web, namespace: shop, port: 80}}]\n  filters:\n  - type: URLRewrite\n    \
+             urlRewrite: {{path: {{type: ReplaceFullPath, replaceFullPath: {to}}}}}"
+        );
+        route(stage, "HTTPRoute", "far", &rule);
+    };
+    rewritten("/public/y");
+    assert_eq!(ask("/public/x"), 200);
+    rewritten("/admin");
+    assert_eq!(ask("/public/x"), 403);
+    // What the service's own namespace does is its own affair.
+    stage.change(|| stage.mesh.testbed.world().remove("HTTPRoute-far.yaml").unwrap());
+    let own = "- backendRefs: [{name: web, port: 80}]\n  filters:\n  - type: URLRewrite\n    \
+        urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /admin}}";
+    route(stage, "HTTPRoute", NAMESPACE, own);
+    assert_eq!(ask("/public/x"), 200);
+}

@@ -13,7 +13,7 @@ use crate::name::NamespacedName;
 use crate::policy::{CompiledPolicy, Facts, Layer, Policies, RequestFacts, Sight, Token, TrustDomains};
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
-use crate::snapshot::WorkloadKind;
+use crate::snapshot::{Workload, WorkloadKind};
 use crate::waypoint;
 use crate::world::World;
 use crate::world::security::Target;
@@ -77,7 +77,9 @@ impl RequestPolicies {
             for (port, endpoint) in
                 service.ports.iter().flat_map(|port| port.endpoints.iter().map(move |of| (port, of)))
             {
-                let Some(workload) = &endpoint.workload else { continue };
+                // Another namespace's word does not count for it.
+                let its_own = |workload: &&Arc<Workload>| workload.name.namespace == service.name.namespace;
+                let Some(workload) = endpoint.workload.as_ref().filter(its_own) else { continue };
                 // By whichever of its addresses.
                 let place = (workload.kind, workload.name.clone(), endpoint.address.port());
                 let services: &mut Vec<_> = served.entry(place).or_default();

@@ -34,8 +34,8 @@ pub(super) fn connection(session: &Session, snapshot: &Snapshot) -> Result<Judge
     judge(session, snapshot, &session.target, None)
 }
 
-/// Whether it may reach the port of a service that a rule leads to, if that is another than it dialled, by what that
-/// is asked.
+/// Whether it may reach the port of a service that a rule leads to, by what that is asked: if that is another than it
+/// dialled, or if the rule is not of the service's namespace, and may have made something else of the request.
 pub(super) fn elsewhere(
     session: &Session,
     snapshot: &Snapshot,
@@ -46,7 +46,7 @@ pub(super) fn elsewhere(
     let is_dialled = |(dialled, its_port): (&Arc<Service>, u16)| {
         dialled.name == service.name && dialled.kind == service.kind && its_port == port
     };
-    if session.service_port().is_some_and(is_dialled) {
+    if template.is_own(&service.name.namespace) && session.service_port().is_some_and(is_dialled) {
         return Ok(None);
     }
     let target = Behind::Service { service: service.clone(), port, dialled: None };

@@ -10,7 +10,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
-    Behind, Reason, Service, Snapshot,
+    Behind, NamespacedName, Reason, Service, Snapshot,
     http::{Action, Choice, Rule, Selected, Split, normalised},
     world::routing::{Abort, Redirect},
 };
@@ -83,12 +83,12 @@ async fn handle(
         let mut asked = parts.clone();
         asked.extensions.clear();
         let credentials = credentials.clone();
-        let asked = Template { parts: asked, destined: destined.clone(), credentials };
+        let asked = Template { parts: asked, destined: destined.clone(), credentials, rule: None };
         record.goes_on = Some(Box::new(GoesOn { asked, elsewhere: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
-        let asked = Template { parts, destined, credentials };
+        let asked = Template { parts, destined, credentials, rule: None };
         let (response, answered) = send(session, plan, asked, body, record).await?;
         return Ok(Answer::Server(response, answered));
     };
@@ -100,7 +100,7 @@ async fn handle(
     if let Some(answer) = cors.and_then(|cors| cors::preflight(cors, &parts)) {
         return Ok(Answer::Own(answer.map(|()| Vec::new())));
     }
-    let asked = Template { parts, destined, credentials };
+    let asked = Template { parts, destined, credentials, rule: None };
     let answer = act(session, &snapshot, &selected, asked, body, record).await;
     answer.map(|mut answer| {
         let headers = match &mut answer {
@@ -151,7 +151,7 @@ async fn act(
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     let rule = selected.rule;
-    let Template { mut parts, destined, credentials } = asked;
+    let Template { mut parts, destined, credentials, .. } = asked;
     if let Some(response) = fault(session, rule).await {
         record.injected = true;
         return match response {
@@ -179,7 +179,8 @@ async fn act(
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
             rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
-            let asked = Template { parts, destined, credentials };
+            let rule = Some(Arc::clone(&rule.resource));
+            let asked = Template { parts, destined, credentials, rule };
             let (mut response, answered) = send(session, plan, asked, body, record).await?;
             rewrite::change_response(&changes, response.headers_mut());
             Ok(Answer::Server(response, answered))
@@ -227,7 +228,7 @@ async fn send(
     body: Incoming,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Answered), Refusal> {
-    let Template { mut parts, destined, credentials } = asked;
+    let Template { mut parts, destined, credentials, rule } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
     let mut whole = Request::from_parts(parts, ());
@@ -237,7 +238,9 @@ async fn send(
     let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
     let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
     parts.headers.insert(hbone::CLIENT_CERT, caller);
-    let mut template = Template { parts, destined, credentials };
+    let mut template = Template { parts, destined, credentials, rule };
+    // Without what the service that the rule leads to wants in headers: a mirror may trust another one's word.
+    let copied = (!plan.mirrors.is_empty()).then(|| template.clone());
     if let Some((service, port)) = plan.service() {
         let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &mut template)?;
         if let (Some(further), Some(so_far)) = (judgement, &mut record.judgement) {
@@ -249,7 +252,7 @@ async fn send(
     }
     let http2 = template.parts.version == Version::HTTP_2;
     let replay = Replay::new(body, http2, Rc::clone(&record.sent));
-    if switch.is_none() {
+    if let Some(template) = copied.filter(|_| switch.is_none()) {
         mirror::start(session, &plan, &template, &replay);
     }
     let (response, lease, deadline) = forward::send(session, &plan, &template, &replay, record).await?;
@@ -271,12 +274,20 @@ pub(super) struct Template {
     parts: request::Parts,
     destined: Destined,
     credentials: Option<Rc<Credentials>>,
+    /// The resource whose rule has made of the request what it is.
+    rule: Option<Arc<NamespacedName>>,
 }
 
 impl Template {
+    /// Whether it is what policies of this namespace's services were asked about, or what the namespace itself has made
+    /// of that.
+    pub(super) fn is_own(&self, namespace: &str) -> bool {
+        self.rule.as_ref().is_none_or(|rule| rule.namespace == namespace)
+    }
+
     /// Verifies what the client has shown by what is asked of it there.
     pub(super) fn authenticate(&mut self, snapshot: &Snapshot, target: &Behind) -> Result<(), Refusal> {
-        let Self { parts, destined, credentials } = self;
+        let Self { parts, destined, credentials, .. } = self;
         authenticate::apply(credentials.as_deref(), snapshot, target, &mut parts.headers, destined)
     }
 
