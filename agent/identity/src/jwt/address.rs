@@ -21,7 +21,7 @@ pub(super) fn refused(address: IpAddr, own: &[IpAddr]) -> Option<&'static str> {
     }
     match address {
         IpAddr::V4(ip) => of_v4(ip),
-        IpAddr::V6(ip) => of_v6(ip),
+        IpAddr::V6(ip) => of_v6(ip, own),
     }
 }
 
@@ -36,11 +36,11 @@ fn of_v4(ip: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-fn of_v6(ip: Ipv6Addr) -> Option<&'static str> {
+fn of_v6(ip: Ipv6Addr, own: &[IpAddr]) -> Option<&'static str> {
     let embedded = |high: u16, low: u16| {
         let [a, b] = high.to_be_bytes();
         let [c, d] = low.to_be_bytes();
-        refused(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), &[])
+        refused(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), own)
     };
     match ip.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0] => Some("is unspecified"),
@@ -99,6 +99,9 @@ mod tests {
             "240.0.0.1",
             "192.0.2.7",
             "::ffff:192.0.2.7",
+            "::192.0.2.7",
+            "64:ff9b::192.0.2.7",
+            "2002:c000:207::1",
             "fd00::7",
         ] {
             assert!(refused(text.parse().unwrap(), &own).is_some(), "{text}");
