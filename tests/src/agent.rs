@@ -246,6 +246,11 @@ impl Agent {
         self.process.rss()
     }
 
+    /// Memory of the BPF maps it has open, in bytes.
+    pub fn bpf_memory(&self) -> Result<u64> {
+        self.process.bpf_memory()
+    }
+
     /// Number of threads.
     pub fn threads(&self) -> Result<u64> {
         self.process.threads()

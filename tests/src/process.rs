@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -83,6 +84,22 @@ impl Process {
     /// Number of threads.
     pub fn threads(&self) -> Result<u64> {
         self.status_number("Threads:")
+    }
+
+    /// Memory of the BPF maps that the process has open, in bytes, as the kernel counts it: each once.
+    pub fn bpf_memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/fdinfo", self.pid());
+        let mut maps = BTreeMap::new();
+        for entry in fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
+            // Descriptors come and go.
+            let Ok(text) = entry.and_then(|entry| fs::read_to_string(entry.path())) else { continue };
+            let number =
+                |key| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+            if let (Some(map), Some(bytes)) = (number("map_id:"), number("memlock:")) {
+                maps.insert(map, bytes);
+            }
+        }
+        Ok(maps.values().sum())
     }
 
     fn status_number(&self, key: &str) -> Result<u64> {

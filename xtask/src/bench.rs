@@ -2,12 +2,14 @@
 //! machine is noisy for all. Only the ratios travel to other machines.
 
 mod fairness;
+mod figure;
 mod loads;
 mod measure;
 mod nodes;
 mod report;
 mod rig;
 mod samenode;
+mod scale;
 mod serve;
 
 use anyhow::Result;
@@ -32,6 +34,8 @@ enum Bench {
     Samenode(Options),
     /// A pod that dials all it can, and another one of its node.
     Fairness(fairness::Options),
+    /// Worlds of up to 100,000 workloads: what a change, the agent's memory and a decision cost.
+    Scale(scale::Options),
 }
 
 #[derive(ClapArgs)]
@@ -45,6 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Bench::Nodes(options)) => nodes::run(options),
         Some(Bench::Samenode(options)) => samenode::run(options),
         Some(Bench::Fairness(options)) => fairness::run(options),
+        Some(Bench::Scale(options)) => scale::run(options),
     }
 }
 

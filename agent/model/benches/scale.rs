@@ -1,0 +1,235 @@
+//! What the size of the world costs the pure parts: compiling it, compiling it again after an endpoint has changed, and
+//! one decision, which is to choose an endpoint of a service and to judge the connection there.
+//!
+//! `cargo bench -p orlop-model --bench scale -- SERVICES`, for `cargo xtask bench scale`: prints JSON, in seconds.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use orlop_model::world::security::{Action, AuthorizationPolicy, Match, Rule, Source};
+use orlop_model::world::{
+    EndpointSlice, Labels, Namespace, Node, Owner, Pod, Port, Service, ServicePort, SliceEndpoint, TargetPort,
+};
+use orlop_model::{
+    Balance, Connection, Hosts, NamespacedName, Service as Compiled, Settings, Snapshot, World, compile,
+    compile_after,
+};
+
+const ENDPOINTS: usize = 10;
+/// Services of one namespace.
+const NEIGHBOURS: usize = 10;
+/// Workloads of one node.
+const ON_A_NODE: usize = 50;
+const COMPILATIONS: usize = 5;
+const CHANGES: usize = 50;
+const DECISIONS: usize = 100_000;
+
+fn main() {
+    // cargo adds arguments of its own.
+    let services = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(1000);
+    let mut world = world(services);
+    let (settings, hosts) = (settings(), Hosts::new());
+    let mut snapshot = compile(&world, &settings, 1);
+    let compile = median(COMPILATIONS, |_| drop(black_box(compile(&world, &settings, 1))));
+    let change = median(CHANGES, |nth| {
+        let mut slice = slice(0);
+        if nth % 2 == 0 {
+            slice.endpoints.pop();
+        }
+        world.endpoint_slices.insert(slice.name.clone(), slice);
+        snapshot = compile_after(Some(&snapshot), &world, &hosts, &settings, 2);
+    });
+    let decision = median(DECISIONS / BATCH, |batch| {
+        (0..BATCH).for_each(|nth| decide(&snapshot, services, batch * BATCH + nth));
+    }) / BATCH as u32;
+    println!(
+        "{{\"compile\": {}, \"change\": {}, \"decision\": {}}}",
+        compile.as_secs_f64(),
+        change.as_secs_f64(),
+        decision.as_secs_f64()
+    );
+}
+
+/// One is too short to be timed.
+const BATCH: usize = 100;
+
+fn median(count: usize, mut run: impl FnMut(usize)) -> Duration {
+    let time = |number| {
+        let start = Instant::now();
+        run(number);
+        start.elapsed()
+    };
+    let mut times: Vec<_> = (0..count).map(time).collect();
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// A pod dials a service of its namespace: which endpoint, and may it?
+fn decide(snapshot: &Snapshot, services: usize, nth: usize) {
+    let service = nth * 7919 % services;
+    let client = nth % (NEIGHBOURS.min(services) * ENDPOINTS);
+    let client = service / NEIGHBOURS * NEIGHBOURS * ENDPOINTS + client;
+    let client = snapshot.workload_at(pod_address(client % (services * ENDPOINTS))).unwrap();
+    let dialled = SocketAddr::new(vip(service), 80);
+    let route = snapshot.route(client, dialled, &mut Turn(nth)).unwrap();
+    let destination = route.workload.as_ref().unwrap();
+    let connection = Connection {
+        source_identity: Some(&client.identity),
+        source: client.addresses[0],
+        destination,
+        address: route.upstream,
+    };
+    _ = black_box(snapshot.authorize(black_box(&connection)));
+}
+
+/// Chooses endpoints in turn.
+struct Turn(usize);
+
+impl Balance for Turn {
+    fn random(&mut self, bound: usize) -> usize {
+        self.0 += 1;
+        self.0 % bound
+    }
+
+    fn in_flight(&self, _: SocketAddr) -> usize {
+        0
+    }
+
+    fn last(&mut self, _: &Arc<Compiled>, _: u16, _: Duration) -> Option<SocketAddr> {
+        None
+    }
+}
+
+fn world(services: usize) -> World {
+    let namespaces = 0..services.div_ceil(NEIGHBOURS);
+    let pods = 0..services * ENDPOINTS;
+    let enrolled = Labels::from([("orlop.dev/mesh".to_owned(), "enabled".to_owned())]);
+    World {
+        namespaces: namespaces
+            .clone()
+            .map(|number| (namespace(number), Namespace { labels: enrolled.clone() }))
+            .collect(),
+        nodes: (0..pods.end.div_ceil(ON_A_NODE)).map(node).collect(),
+        pods: pods.map(pod).map(|pod| (pod.name.clone(), pod)).collect(),
+        services: (0..services).map(service).map(|service| (service.name.clone(), service)).collect(),
+        endpoint_slices: (0..services).map(slice).map(|slice| (slice.name.clone(), slice)).collect(),
+        authorization_policies: namespaces
+            .map(policy)
+            .map(|policy| (policy.name.clone(), Arc::new(policy)))
+            .collect(),
+        ..World::default()
+    }
+}
+
+fn namespace(number: usize) -> String {
+    format!("team-{number}")
+}
+
+fn name(of_service: usize, name: String) -> NamespacedName {
+    NamespacedName::new(namespace(of_service / NEIGHBOURS), name)
+}
+
+fn node(number: usize) -> (String, Node) {
+    let zone = ("topology.kubernetes.io/zone".to_owned(), format!("z{}", number % 3));
+    (format!("node-{number}"), Node { labels: [zone].into(), ..Node::default() })
+}
+
+fn pod_name(pod: usize) -> NamespacedName {
+    let service = pod / ENDPOINTS;
+    name(service, format!("service-{service}-5d4f8c7b9-{pod:05x}"))
+}
+
+fn pod(number: usize) -> Pod {
+    let service = number / ENDPOINTS;
+    let labels = [
+        ("app", format!("service-{service}")),
+        ("version", "v1".into()),
+        ("pod-template-hash", "5d4f8c7b9".into()),
+    ];
+    Pod {
+        name: pod_name(number),
+        uid: format!("7c9e6679-7425-40de-944b-{number:012}"),
+        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        node: Some(format!("node-{}", number / ON_A_NODE)),
+        service_account: format!("service-{service}"),
+        addresses: vec![pod_address(number)],
+        ready: true,
+        owner: Some(Owner { kind: "ReplicaSet".into(), name: format!("service-{service}-5d4f8c7b9") }),
+        container_ports: vec![Port { name: "http".into(), number: 8080 }],
+        ..Pod::default()
+    }
+}
+
+fn service(number: usize) -> Service {
+    let port = ServicePort {
+        name: "http".into(),
+        number: 80,
+        target: TargetPort::Number(8080),
+        ..ServicePort::default()
+    };
+    Service {
+        name: name(number, format!("service-{number}")),
+        cluster_ips: vec![vip(number)],
+        ports: vec![port],
+        selector: [("app".to_owned(), format!("service-{number}"))].into(),
+        ..Service::default()
+    }
+}
+
+fn slice(service: usize) -> EndpointSlice {
+    let endpoint = |pod| SliceEndpoint {
+        addresses: vec![pod_address(pod)],
+        ready: true,
+        serving: true,
+        node: Some(format!("node-{}", pod / ON_A_NODE)),
+        target: Some(pod_name(pod)),
+        ..SliceEndpoint::default()
+    };
+    EndpointSlice {
+        name: name(service, format!("service-{service}-abcde")),
+        service: Some(format!("service-{service}")),
+        ports: vec![Port { name: "http".into(), number: 8080 }],
+        endpoints: (service * ENDPOINTS..(service + 1) * ENDPOINTS).map(endpoint).collect(),
+        ..EndpointSlice::default()
+    }
+}
+
+/// Its services call each other.
+fn policy(number: usize) -> AuthorizationPolicy {
+    let namespaces = Match { values: vec![namespace(number).parse().unwrap()], not_values: vec![] };
+    let source = Source { namespaces, ..Source::default() };
+    AuthorizationPolicy {
+        name: NamespacedName::new(namespace(number), "own"),
+        action: Action::Allow,
+        rules: vec![Rule { from: vec![source], ..Rule::default() }],
+        ..AuthorizationPolicy::default()
+    }
+}
+
+fn pod_address(number: usize) -> IpAddr {
+    address([100, 64, 0, 0], number)
+}
+
+fn vip(service: usize) -> IpAddr {
+    address([198, 18, 0, 0], service)
+}
+
+fn address(base: [u8; 4], offset: usize) -> IpAddr {
+    Ipv4Addr::from(u32::from_be_bytes(base) + 1 + offset as u32).into()
+}
+
+fn settings() -> Settings {
+    Settings {
+        node: "node-0".into(),
+        trust_domain: "cluster.local".parse().unwrap(),
+        trust_domain_aliases: Vec::new(),
+        root_namespace: "istio-system".into(),
+        cluster: "Kubernetes".into(),
+        cluster_domain: "cluster.local".into(),
+        network: None,
+    }
+}
