@@ -1,11 +1,13 @@
 //! The same loads with no mesh, with Orlop and with the ztunnel that `$ZTUNNEL` names, in turn, so that a noisy
 //! machine is noisy for all. Only the ratios travel to other machines.
 
+mod chart;
 mod fairness;
 mod figure;
 mod loads;
 mod measure;
 mod nodes;
+mod record;
 mod report;
 mod rig;
 mod samenode;
@@ -36,6 +38,8 @@ enum Bench {
     Fairness(fairness::Options),
     /// Worlds of up to 100,000 workloads: what a change, the agent's memory and a decision cost.
     Scale(scale::Options),
+    /// Draw the figures that are on record.
+    Charts,
 }
 
 #[derive(ClapArgs)]
@@ -50,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Bench::Samenode(options)) => samenode::run(options),
         Some(Bench::Fairness(options)) => fairness::run(options),
         Some(Bench::Scale(options)) => scale::run(options),
+        Some(Bench::Charts) => record::draw_all(),
     }
 }
 

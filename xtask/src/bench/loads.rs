@@ -3,6 +3,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use orlop_tests::{WrkOptions, iperf3, wrk};
 
+use super::figure::Unit;
 use super::rig::{Case, HTTP_PORT, IPERF_PORT};
 
 /// A load and how to run it.
@@ -11,12 +12,6 @@ pub(super) struct Load {
     /// What its rate counts.
     pub(super) unit: Unit,
     pub(super) run: fn(&Case, Duration) -> Result<Sample>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
-    GigabitsPerSecond,
-    RequestsPerSecond,
 }
 
 /// What one run measured.

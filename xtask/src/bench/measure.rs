@@ -1,6 +1,5 @@
 //! What the benches that compare cases have in common.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +7,7 @@ use clap::Args;
 use orlop_tests::Ztunnel;
 
 use super::loads::{Load, Sample};
+use super::record::Output;
 use super::report::{self, Report};
 use super::rig::{Case, Programs, Rig, ZtunnelPrograms};
 use crate::{cargo, setup, test};
@@ -22,9 +22,8 @@ pub(super) struct Options {
     rounds: usize,
     /// Only loads whose names hold one of these.
     filters: Vec<String>,
-    /// Also write the figures as JSON to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Builds what the cases run, and removes what earlier runs left.
@@ -38,7 +37,13 @@ pub(super) fn prepare() -> Result<Programs> {
 }
 
 /// Meets every case with every load that is wanted, in turn, and tells of it.
-pub(super) fn compare(options: &Options, rig: &Rig, loads: &[Load], mut report: Report) -> Result<()> {
+pub(super) fn compare(
+    bench: &str,
+    options: &Options,
+    rig: &Rig,
+    loads: &[Load],
+    mut report: Report,
+) -> Result<()> {
     let filters = &options.filters;
     let wanted = |load: &&Load| filters.is_empty() || filters.iter().any(|f| load.name.contains(f.as_str()));
     let time = Duration::from_secs(options.seconds);
@@ -59,10 +64,7 @@ pub(super) fn compare(options: &Options, rig: &Rig, loads: &[Load], mut report: 
         }
     }
     println!("{}", report.table());
-    if let Some(path) = &options.json {
-        std::fs::write(path, report.json()).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
+    options.output.finish(bench, &report.figures())
 }
 
 /// Runs a load once, and adds what the case's proxies used for it.

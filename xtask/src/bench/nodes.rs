@@ -22,7 +22,7 @@ const TARGETS: [Target; 3] = [
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let rig = rig(&prepare()?).context("setting up the bench")?;
-    compare(options, &rig, &LOADS, Report::new(rig.names(), &TARGETS))
+    compare("nodes", options, &rig, &LOADS, Report::new(rig.names(), &TARGETS))
 }
 
 /// For each case a client on one node and a server on the other.

@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::loads::{Load, Sample, Unit};
+use super::figure::{Figure, Unit};
+use super::loads::{Load, Sample};
 
 /// The samples of a run, and what they come to.
 pub(super) struct Report {
@@ -18,29 +19,12 @@ pub(super) struct Target {
     pub(super) ratio: f64,
 }
 
+/// What a load with a case gave, a sample for each round.
 struct Row {
     load: &'static str,
     unit: Unit,
     case: &'static str,
     samples: Vec<Sample>,
-}
-
-/// What a load with a case came to: medians over the rounds.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Figures {
-    pub(super) load: &'static str,
-    pub(super) case: &'static str,
-    /// What the rate counts.
-    pub(super) unit: Unit,
-    pub(super) rate: f64,
-    /// Zero for bulk.
-    pub(super) p50: Duration,
-    pub(super) p99: Duration,
-    /// Seconds for a GB or a request, of the proxies together.
-    pub(super) cpu: f64,
-    /// Of the rate to the first case's in the same round; `None` for that one itself.
-    pub(super) ratio: Option<f64>,
-    pub(super) target: Option<f64>,
 }
 
 impl Report {
@@ -61,8 +45,13 @@ impl Report {
         self.memory.push((case, bytes));
     }
 
-    pub(super) fn figures(&self) -> Vec<Figures> {
-        self.rows.iter().map(|row| self.of(row)).collect()
+    /// Medians over the rounds.
+    pub(super) fn figures(&self) -> Vec<Figure> {
+        let memory = self
+            .memory
+            .iter()
+            .map(|&(case, bytes)| figure("memory of a proxy", case, "RSS", bytes as f64, Unit::Bytes));
+        self.rows.iter().flat_map(|row| self.of(row)).chain(memory).collect()
     }
 
     pub(super) fn table(&self) -> String {
@@ -70,18 +59,24 @@ impl Report {
             "\n{:27}{:14}{:>14}{:>10}{:>10}{:>19}{:>8}  {}\n",
             "load", "case", "rate", "p50", "p99", "CPU of proxies", "ratio", "target"
         );
-        for figures in self.figures() {
+        for row in &self.rows {
+            let figures = self.of(row);
+            let told = |quantity: &str| {
+                let found = figures.iter().find(|figure| figure.quantity == quantity);
+                found.map_or_else(String::new, Figure::to_string)
+            };
+            let ratio = self.ratio(row);
             let _ = writeln!(
                 text,
                 "{:27}{:14}{:>14}{:>10}{:>10}{:>19}{:>8}  {}",
-                figures.load,
-                figures.case,
-                words(figures.unit, figures.rate),
-                time(figures.p50),
-                time(figures.p99),
-                figures.cpu(),
-                figures.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
-                figures.verdict(),
+                row.load,
+                row.case,
+                told("rate"),
+                told("p50"),
+                told("p99"),
+                told("CPU"),
+                ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+                self.verdict(row, ratio),
             );
         }
         for (case, bytes) in &self.memory {
@@ -90,29 +85,23 @@ impl Report {
         text
     }
 
-    /// One object a row.
-    pub(super) fn json(&self) -> String {
-        let rows: Vec<String> = self.figures().iter().map(Figures::json).collect();
-        format!("[\n{}\n]\n", rows.join(",\n"))
-    }
-
-    fn of(&self, row: &Row) -> Figures {
-        let Row { load, unit, case, .. } = *row;
-        let target = self.targets.iter().find(|target| target.case == case && target.load.name == load);
-        let time = |of: fn(&Sample) -> Duration| {
-            Duration::from_secs_f64(row.median(|sample| of(sample).as_secs_f64()))
+    fn of(&self, row: &Row) -> Vec<Figure> {
+        let figure = |quantity, value, unit| figure(row.load, row.case, quantity, value, unit);
+        let seconds = |of: fn(&Sample) -> Duration| row.median(|sample| of(sample).as_secs_f64());
+        let mut rate = figure("rate", row.median(|sample| sample.rate), row.unit);
+        rate.ratio = self.ratio(row);
+        let of_cpu = match row.unit {
+            Unit::GigabitsPerSecond => Unit::SecondsPerGigabyte,
+            _ => Unit::SecondsPerRequest,
         };
-        Figures {
-            load,
-            case,
-            unit,
-            rate: row.median(|sample| sample.rate),
-            p50: time(|sample| sample.p50),
-            p99: time(|sample| sample.p99),
-            cpu: row.median(|sample| sample.cpu.as_secs_f64() / sample.work),
-            ratio: self.ratio(row),
-            target: target.map(|target| target.ratio),
-        }
+        let cpu = row.median(|sample| sample.cpu.as_secs_f64() / sample.work);
+        let further = [
+            figure("p50", seconds(|sample| sample.p50), Unit::Seconds),
+            figure("p99", seconds(|sample| sample.p99), Unit::Seconds),
+            figure("CPU", cpu, of_cpu),
+        ];
+        // Bulk has no latency, and no mesh no proxies.
+        std::iter::once(rate).chain(further.into_iter().filter(|figure| figure.value > 0.0)).collect()
     }
 
     /// The median over the rounds of this case's rate by the first case's in the same round.
@@ -120,6 +109,15 @@ impl Report {
         let base = self.cases.first().filter(|base| **base != row.case)?;
         let base = self.rows.iter().find(|other| other.load == row.load && other.case == *base)?;
         Some(median(row.samples.iter().zip(&base.samples).map(|(a, b)| a.rate / b.rate).collect()))
+    }
+
+    fn verdict(&self, row: &Row, ratio: Option<f64>) -> String {
+        let target = self.targets.iter().find(|of| of.case == row.case && of.load.name == row.load);
+        match (ratio, target.map(|target| target.ratio)) {
+            (Some(ratio), Some(target)) if ratio >= target => format!("{target:.2} met"),
+            (Some(_), Some(target)) => format!("{target:.2} MISSED"),
+            _ => String::new(),
+        }
     }
 }
 
@@ -129,59 +127,18 @@ impl Row {
     }
 }
 
-impl Figures {
-    fn cpu(&self) -> String {
-        match self.unit {
-            _ if self.cpu == 0.0 => String::new(),
-            Unit::GigabitsPerSecond => format!("{:.2} s/GB", self.cpu),
-            Unit::RequestsPerSecond => format!("{:.1} µs/request", self.cpu * 1e6),
-        }
-    }
-
-    fn verdict(&self) -> String {
-        match (self.ratio, self.target) {
-            (Some(ratio), Some(target)) if ratio >= target => format!("{target:.2} met"),
-            (Some(_), Some(target)) => format!("{target:.2} MISSED"),
-            _ => String::new(),
-        }
-    }
-
-    fn json(&self) -> String {
-        format!(
-            "  {{\"load\": \"{}\", \"case\": \"{}\", \"rate\": {:.3}, \"p50_us\": {:.1}, \"p99_us\": {:.1}, \
-             \"cpu_us_per_unit\": {:.3}, \"ratio\": {:.3}}}",
-            self.load,
-            self.case,
-            self.rate,
-            self.p50.as_secs_f64() * 1e6,
-            self.p99.as_secs_f64() * 1e6,
-            self.cpu * 1e6,
-            self.ratio.unwrap_or(1.0),
-        )
-    }
+/// A figure without a ratio.
+fn figure(what: &str, case: &str, quantity: &str, value: f64, unit: Unit) -> Figure {
+    let (what, case, quantity) = (what.to_owned(), case.to_owned(), quantity.to_owned());
+    Figure { what, case, quantity, value, unit, ratio: None }
 }
 
 /// A sample's rate in words.
 pub(super) fn rate(load: &Load, sample: &Sample) -> String {
-    words(load.unit, sample.rate)
+    figure(load.name, "", "rate", sample.rate, load.unit).to_string()
 }
 
-fn words(unit: Unit, rate: f64) -> String {
-    match unit {
-        Unit::GigabitsPerSecond => format!("{rate:.2} Gbit/s"),
-        Unit::RequestsPerSecond => format!("{:.2} k/s", rate / 1e3),
-    }
-}
-
-fn time(time: Duration) -> String {
-    match time.as_secs_f64() * 1e6 {
-        0.0 => String::new(),
-        micros if micros < 1e4 => format!("{micros:.0} µs"),
-        micros => format!("{:.1} ms", micros / 1e3),
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
@@ -202,7 +159,7 @@ mod tests {
             report.add(load, "other", Sample { rate: other, work: 1.0, ..Sample::default() });
         }
         let figures = report.figures();
-        assert_eq!(figures.iter().map(|figures| figures.ratio).collect::<Vec<_>>(), [None, Some(0.5)]);
+        assert_eq!(figures.iter().map(|figure| figure.ratio).collect::<Vec<_>>(), [None, Some(0.5)]);
         assert!(report.table().contains("0.40 met"));
     }
 }

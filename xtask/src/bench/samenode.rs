@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let rig = rig(&prepare()?).context("setting up the bench")?;
-    compare(options, &rig, &LOADS, Report::new(rig.names(), &TARGETS))
+    compare("samenode", options, &rig, &LOADS, Report::new(rig.names(), &TARGETS))
 }
 
 /// A node for each case, so that no agent's programs see another case's packets.

@@ -14,8 +14,9 @@ use clap::Args;
 use orlop_tests::traffic::HttpServer;
 use orlop_tests::{AgentOptions, Pod, PodSpec, ServiceSpec, TargetPort, Testbed};
 
-use super::figure::{self, Figure, Unit};
+use super::figure::{Figure, Unit};
 use super::measure::prepare;
+use super::record::Output;
 
 /// Changes that nothing is told of, so that every pair of pods has met.
 const WARM_UP: usize = 6;
@@ -37,9 +38,8 @@ pub(super) struct Options {
     /// Measure this program instead of a release build, and what is measured by itself as cargo builds it for tests.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
-    /// Also write the figures as JSON to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -57,10 +57,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     }
     let figures = with_growth(worlds);
     println!("{}", table(&figures));
-    match &options.json {
-        Some(path) => figure::write(path, &figures),
-        None => Ok(()),
-    }
+    options.output.finish("scale", &figures)
 }
 
 /// Starts an agent in a world of this size, and changes an endpoint now and then.
@@ -127,9 +124,9 @@ fn wait_until_at(client: &Pod, service: std::net::SocketAddr, pod: &Pod) -> Resu
     }
 }
 
-fn figure(services: usize, what: &str, quantity: &'static str, value: f64, unit: Unit) -> Figure {
+fn figure(services: usize, what: &str, quantity: &str, value: f64, unit: Unit) -> Figure {
     let case = format!("{} workloads", services * large::ENDPOINTS);
-    Figure { what: what.to_owned(), case, quantity, value, unit, ratio: None }
+    Figure { what: what.to_owned(), case, quantity: quantity.to_owned(), value, unit, ratio: None }
 }
 
 /// The ratio of each figure is to that of the smaller world before.
@@ -137,7 +134,8 @@ fn with_growth(worlds: Vec<Vec<Figure>>) -> Vec<Figure> {
     let mut all: Vec<Figure> = Vec::new();
     for world in worlds {
         for mut figure in world {
-            let is_same = |other: &&Figure| (&other.what, other.quantity) == (&figure.what, figure.quantity);
+            let is_same =
+                |other: &&Figure| (&other.what, &other.quantity) == (&figure.what, &figure.quantity);
             figure.ratio = all.iter().rev().find(is_same).map(|smaller| figure.value / smaller.value);
             all.push(figure);
         }
@@ -155,7 +153,7 @@ fn table(figures: &[Figure]) -> String {
     }
     for first in figures.iter().filter(|figure| figure.case == cases[0]) {
         let _ = write!(text, "\n{:26}", format!("{}, {}", first.what, first.quantity));
-        let row = figures.iter().filter(|of| (&of.what, of.quantity) == (&first.what, first.quantity));
+        let row = figures.iter().filter(|of| (&of.what, &of.quantity) == (&first.what, &first.quantity));
         for figure in row {
             let growth = figure.ratio.map_or_else(String::new, |ratio| format!(" (x{ratio:.2})"));
             let _ = write!(text, "{:>26}", format!("{figure}{growth}"));

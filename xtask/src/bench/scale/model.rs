@@ -21,7 +21,7 @@ pub(super) fn figures(services: usize, release: bool) -> Result<Vec<Figure>> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let found: Value = serde_json::from_str(&text).with_context(|| format!("the bench said {text:?}"))?;
-    let seconds = |what: &str, quantity: &'static str, key: &str| -> Result<Figure> {
+    let seconds = |what: &str, quantity: &str, key: &str| -> Result<Figure> {
         let value =
             found.get(key).and_then(Value::as_f64).with_context(|| format!("no {key} in {text:?}"))?;
         Ok(figure(services, what, quantity, value, Unit::Seconds))
