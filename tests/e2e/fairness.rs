@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What 99 of 100 calls from `pod` take at the most. Each of them is served.
 fn p99(pod: &Pod, to: SocketAddr) -> Duration {
-    call_times(pod, to, CALLS).unwrap()[CALLS * 99 / 100]
+    call_times(pod, to, CALLS, Duration::ZERO).unwrap()[CALLS * 99 / 100]
 }
 
 /// Whether others are slowed is measured by `cargo xtask bench fairness`, where nothing else runs.
@@ -53,7 +53,7 @@ fn a_pod_that_opens_fifty_thousand_connections_takes_nothing_from_the_others() {
             let shed = || failed(&pair.near, "connection_limit") as usize;
             assert!(wait_for(PATIENCE, || shed() >= DIALS - share), "{} shed", shed());
             let while_it_has = p99(&modest, server.addr());
-            call_times(&modest, outside.addr(), CALLS).unwrap();
+            call_times(&modest, outside.addr(), CALLS, Duration::ZERO).unwrap();
             (while_it_opens, while_it_has)
         };
         let measured = catch_unwind(AssertUnwindSafe(measure));

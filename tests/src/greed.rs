@@ -16,7 +16,7 @@ use crate::Pod;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks whether it is over.
 const PAUSE: Duration = Duration::from_millis(10);
-/// After so many dials those that were refused are let go.
+/// After so many dials those of them that were refused are let go.
 const LOOK: usize = 256;
 /// Descriptors that a greedy pod leaves to the rest of the process.
 const SPARE: usize = 2000;
@@ -34,19 +34,28 @@ pub fn raise_descriptors() -> Result<()> {
 }
 
 /// What the calls of one pod took, each on a connection of its own, the shortest first.
-pub fn call_times(pod: &Pod, to: SocketAddr, calls: usize) -> Result<Vec<Duration>> {
+pub fn call_times(pod: &Pod, to: SocketAddr, calls: usize, every: Duration) -> Result<Vec<Duration>> {
     let mut left = calls;
-    call_times_while(pod, to, || left.checked_sub(1).map(|fewer| left = fewer).is_some())
+    call_times_while(pod, to, every, || left.checked_sub(1).map(|fewer| left = fewer).is_some())
 }
 
 /// Like [`call_times`], for as long as `goes_on` says so, which is asked before each call.
+///
+/// A call starts `every` so long, or at once after one that took longer. Without a pause they soon run out
+/// of ports, each of which is kept for a minute: finding a free one is then most of a call.
 pub fn call_times_while(
     pod: &Pod,
     to: SocketAddr,
+    every: Duration,
     mut goes_on: impl FnMut() -> bool + Send,
 ) -> Result<Vec<Duration>> {
-    let mut times =
-        pod.run(|| iter::from_fn(|| goes_on().then(|| call(to))).collect::<io::Result<Vec<_>>>())??;
+    let mut next = Instant::now();
+    let calls = iter::from_fn(|| {
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        next = Instant::now() + every;
+        goes_on().then(|| call(to))
+    });
+    let mut times = pod.run(|| calls.collect::<io::Result<Vec<_>>>())??;
     times.sort_unstable();
     Ok(times)
 }
@@ -99,9 +108,11 @@ impl Greed {
                     open.push(stream);
                 }
                 self.dialled.fetch_add(1, Ordering::SeqCst);
-                // A connection that is refused by a proxy was open for a moment.
+                // A connection that is refused by a proxy was open for a moment. Looking at all that it has
+                // would take more time than dialling.
                 if number % LOOK == 0 {
-                    open.retain(is_open);
+                    let recent = open.split_off(open.len().saturating_sub(2 * LOOK));
+                    open.extend(recent.into_iter().filter(is_open));
                 }
             }
             while !self.stop.load(Ordering::SeqCst) {

@@ -16,6 +16,8 @@ use orlop_tests::{
 use super::measure::prepare;
 
 const CALLS: usize = 2000;
+/// Between two calls.
+const CALL_EVERY: Duration = Duration::from_millis(5);
 /// While the greedy pod dials; of fewer a p99 says little.
 const FEWEST_CALLS: usize = 300;
 /// What the greedy pod dials; with few descriptors most of these are shed.
@@ -157,7 +159,7 @@ impl Case {
         }
         let until = Instant::now() + PATIENCE;
         let dials = || greed.dialled() < CONNECTIONS && Instant::now() < until;
-        let opening = call_times_while(&self.modest, self.server.addr(), dials)?;
+        let opening = call_times_while(&self.modest, self.server.addr(), CALL_EVERY, dials)?;
         if greed.dialled() < CONNECTIONS {
             bail!("the greedy pod does not get its connections: {greed:?}");
         }
@@ -168,7 +170,7 @@ impl Case {
     }
 
     fn p99(&self) -> Result<Duration> {
-        p99(&call_times(&self.modest, self.server.addr(), CALLS)?)
+        p99(&call_times(&self.modest, self.server.addr(), CALLS, CALL_EVERY)?)
     }
 }
 
