@@ -24,6 +24,8 @@ const FEWEST_CALLS: usize = 300;
 const CONNECTIONS: usize = 50_000;
 /// A listener's queue holds 4096.
 const SINKS: u16 = 16;
+/// Another pod's calls take no longer than this, times what they take when it is quiet.
+const TARGET: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A greedy pod and a modest one on one node, and whom they dial on the other.
@@ -52,9 +54,9 @@ impl Sample {
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The greedy pod dials so often a second [default: without pause, which by itself takes a core].
-    #[arg(long, value_name = "DIALS")]
-    rate: Option<u32>,
+    /// The greedy pod dials so often a second; 0 is without pause, which by itself takes all of two cores.
+    #[arg(long = "rate", value_name = "DIALS", default_values_t = [2000, 0])]
+    rates: Vec<u32>,
     /// How often each case is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -70,32 +72,38 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Case::new(&testbed, "no mesh", "bare", None)?,
         Case::new(&testbed, "orlop", "mesh", Some(binary.as_path()))?,
     ];
+    for &rate in &options.rates {
+        let rate = (rate > 0).then_some(rate);
+        let pace = rate.map_or_else(|| "without pause".to_owned(), |rate| format!("{rate} times a second"));
+        compare(&cases, rate, &pace, options.rounds)?;
+    }
+    Ok(())
+}
+
+/// Has the greedy pod of each case dial at that rate, in turn, and tells what the modest one notices.
+fn compare(cases: &[Case; 2], rate: Option<u32>, pace: &str, rounds: usize) -> Result<()> {
+    println!("{CONNECTIONS} connections, dialled {pace}");
     let mut samples = [Vec::new(), Vec::new()];
-    for round in 0..options.rounds {
+    for round in 1..=rounds {
         for (case, samples) in cases.iter().zip(&mut samples) {
-            let sample =
-                case.measure(options.rate).with_context(|| format!("fairness with {}", case.name))?;
+            let sample = case.measure(rate).with_context(|| format!("fairness with {}", case.name))?;
             let [opening, open] = sample.ratios();
             println!(
-                "  round {} {:8} p99 {:8.3?} quiet, {:8.3?} while another pod dials {CONNECTIONS} times \
-                 ({opening:.2}), {:8.3?} while it has what it got ({open:.2})",
-                round + 1,
-                case.name,
-                sample.quiet,
-                sample.opening,
-                sample.open
+                "  round {round} {:8} p99 {:8.3?} quiet, {:8.3?} while another pod dials ({opening:.2}), \
+                 {:8.3?} while it has what it got ({open:.2})",
+                case.name, sample.quiet, sample.opening, sample.open
             );
             samples.push(sample);
         }
     }
-    println!("\nratio of p99 to quiet (median)   opening    open");
+    println!("  ratio of p99 to quiet (median; target {TARGET})   opening    open");
     for (case, samples) in cases.iter().zip(samples) {
         let median = |which: usize| {
             let mut ratios: Vec<_> = samples.iter().map(|sample| sample.ratios()[which]).collect();
             ratios.sort_by(f64::total_cmp);
             ratios.get(ratios.len() / 2).copied().unwrap_or_default()
         };
-        println!("{:30}  {:8.2}  {:6.2}", case.name, median(0), median(1));
+        println!("  {:46}  {:8.2}  {:6.2}", case.name, median(0), median(1));
     }
     Ok(())
 }
