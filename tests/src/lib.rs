@@ -47,7 +47,7 @@ pub use control_plane::{ControlPlane, DetachedControlPlane, start_detached, stop
 pub use control_plane::{build as build_control_plane, control_plane_binary};
 pub use greed::{Greed, call_times, call_times_while, raise_descriptors};
 pub use kubelet::{CgroupDriver, ContainerRuntime, PodCgroups};
-pub use load::{Iperf3, Iperf3Server, Wrk, WrkOptions, iperf3, wrk};
+pub use load::{Iperf3, Iperf3Server, Requests, WrkOptions, h2load, iperf3, wrk};
 pub use node::Node;
 pub use objects::{Endpoint, ServicePort, ServiceSpec, TargetPort};
 pub use pod::{Pod, PodSpec};

@@ -1,5 +1,6 @@
-//! Wrappers of the load generators iperf3 and wrk.
+//! Wrappers of the load generators iperf3, wrk and h2load.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -65,9 +66,9 @@ pub struct WrkOptions {
     pub close: bool,
 }
 
-/// What `wrk` measured.
+/// What `wrk` or `h2load` measured.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wrk {
+pub struct Requests {
     /// Answers per second.
     pub requests_per_second: f64,
     /// All answers.
@@ -81,7 +82,7 @@ pub struct Wrk {
 }
 
 /// Loads an [`HttpServer`](crate::traffic::HttpServer) from `pod`.
-pub fn wrk(pod: &Pod, to: SocketAddr, options: WrkOptions) -> Result<Wrk> {
+pub fn wrk(pod: &Pod, to: SocketAddr, options: WrkOptions) -> Result<Requests> {
     let (connections, time) =
         (options.connections.to_string(), format!("{}s", options.time.as_secs().max(1)));
     let url = format!("http://{to}/");
@@ -94,6 +95,20 @@ pub fn wrk(pod: &Pod, to: SocketAddr, options: WrkOptions) -> Result<Wrk> {
     parse_wrk(&output).with_context(|| format!("no result in wrk's output:\n{output}"))
 }
 
+/// Sends requests by HTTP/2 in clear, one at a time on each connection.
+pub fn h2load(pod: &Pod, to: SocketAddr, connections: u32, time: Duration) -> Result<Requests> {
+    let log = pod.node().lab().dir.join(format!("h2load-{}.{}.log", pod.namespace(), pod.name()));
+    let log = log.to_string_lossy();
+    // It appends.
+    let _ = fs::remove_file(&*log);
+    let (connections, seconds) = (connections.to_string(), time.as_secs().max(1).to_string());
+    let (log_file, url) = (format!("--log-file={log}"), format!("http://{to}/"));
+    let args = ["-t", "1", "-c", &connections, "-m", "1", "-D", &seconds, &log_file, &url];
+    let output = pod.output("h2load", &args)?;
+    let answers = fs::read_to_string(&*log).with_context(|| format!("reading {log}"))?;
+    parse_h2load(&answers, time).with_context(|| format!("no result in h2load's output:\n{output}"))
+}
+
 fn parse_iperf3(json: &str) -> Option<Iperf3> {
     let (_, sum) = json.rsplit_once("\"sum_received\"")?;
     let number = |key: &str| -> Option<f64> {
@@ -103,8 +118,8 @@ fn parse_iperf3(json: &str) -> Option<Iperf3> {
     Some(Iperf3 { bits_per_second: number("bits_per_second")?, bytes: number("bytes")? })
 }
 
-fn parse_wrk(output: &str) -> Option<Wrk> {
-    let mut result = Wrk::default();
+fn parse_wrk(output: &str) -> Option<Requests> {
+    let mut result = Requests::default();
     for line in output.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
@@ -121,6 +136,24 @@ fn parse_wrk(output: &str) -> Option<Wrk> {
         }
     }
     (result.requests > 0).then_some(result)
+}
+
+/// A line an answer: when it was asked for, its status, or -1, and microseconds.
+fn parse_h2load(log: &str, time: Duration) -> Option<Requests> {
+    let mut result = Requests::default();
+    let mut times = Vec::new();
+    for line in log.lines() {
+        let mut words = line.split_whitespace().skip(1);
+        let (status, micros): (i32, u64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        result.errors += u64::from(!(200..400).contains(&status));
+        times.push(micros);
+    }
+    times.sort_unstable();
+    let share = |percent: usize| times.get(times.len() * percent / 100).copied().map(Duration::from_micros);
+    (result.p50, result.p99) = (share(50)?, share(99)?);
+    result.requests = u64::try_from(times.len()).ok()?;
+    result.requests_per_second = result.requests as f64 / time.as_secs_f64();
+    Some(result)
 }
 
 /// wrk prints `66.00us`, `1.20ms`, `1.00s`.
@@ -151,6 +184,15 @@ mod tests {
         assert_eq!((result.requests, result.errors), (71234, 10));
         assert_eq!((result.p50, result.p99), (Duration::from_micros(66), Duration::from_micros(1200)));
         assert!((result.requests_per_second - 14246.8).abs() < 0.01);
+    }
+
+    #[test]
+    fn h2loads_log_is_read() {
+        let log = "1795879473602643\t200\t4959\n1795879473602637\t503\t8751\n1795879473602638\t-1\t9000\n";
+        let result = parse_h2load(log, Duration::from_secs(2)).unwrap();
+        assert_eq!((result.requests, result.errors), (3, 2));
+        assert_eq!((result.p50, result.p99), (Duration::from_micros(8751), Duration::from_micros(9000)));
+        assert!(parse_h2load("", Duration::from_secs(2)).is_none());
     }
 
     #[test]

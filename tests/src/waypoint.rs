@@ -34,6 +34,15 @@ impl Waypoint {
 
     /// Like [`start`](Self::start), as the Gateway of this name.
     pub fn named(pod: &Pod, name: &str, args: &[&str]) -> Result<Self> {
+        Self::in_testbed(&binary()?, pod, name, args)
+    }
+
+    /// Like [`start`](Self::start), with this program.
+    pub fn of(program: &Path, pod: &Pod, args: &[&str]) -> Result<Self> {
+        Self::in_testbed(program, pod, pod.name(), args)
+    }
+
+    fn in_testbed(program: &Path, pod: &Pod, name: &str, args: &[&str]) -> Result<Self> {
         let lab = pod.node().lab();
         let [world, ca] = [lab.world.dir(), &lab.ca_dir()].map(|path| path.to_string_lossy().into_owned());
         let name = format!("{}/{name}", pod.namespace());
@@ -41,17 +50,20 @@ impl Waypoint {
         let mut all =
             vec!["--world", &world, "--ca-dir", &ca, "--name", &name, "--service-account", &account];
         all.extend(args);
-        Self::with(pod, &all)
+        Self::run(program, pod, &all)
     }
 
     /// Starts it with these arguments alone, and some that only tests need, and waits until it is ready.
     pub fn with(pod: &Pod, args: &[&str]) -> Result<Self> {
-        let binary = binary()?;
+        Self::run(&binary()?, pod, args)
+    }
+
+    fn run(program: &Path, pod: &Pod, args: &[&str]) -> Result<Self> {
         let lab = pod.node().lab();
         let log = lab.dir.join(format!("waypoint-{}.{}.log", pod.namespace(), pod.name()));
         let output = File::options().create(true).append(true).open(&log);
         let output = output.with_context(|| format!("opening {}", log.display()))?;
-        let mut command = pod.command(&binary.to_string_lossy())?;
+        let mut command = pod.command(&program.to_string_lossy())?;
         command
             .arg("waypoint")
             .arg("--node")
@@ -134,9 +146,9 @@ impl Waypoint {
         self.process.wait(timeout)
     }
 
-    /// Resident memory in bytes.
-    pub fn rss(&self) -> Result<u64> {
-        self.process.rss()
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     fn log_tail(&self) -> String {

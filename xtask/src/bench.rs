@@ -2,6 +2,7 @@
 //! machine is noisy for all. Only the ratios travel to other machines.
 
 mod chart;
+mod envoy;
 mod fairness;
 mod figure;
 mod loads;
@@ -13,6 +14,7 @@ mod rig;
 mod samenode;
 mod scale;
 mod serve;
+mod waypoint;
 
 use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand};
@@ -40,6 +42,8 @@ enum Bench {
     Scale(scale::Options),
     /// Draw the figures that are on record.
     Charts,
+    /// Requests that are read and routed between two pods, by a waypoint and by Envoy.
+    Waypoint(waypoint::Options),
 }
 
 #[derive(ClapArgs)]
@@ -55,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Bench::Fairness(options)) => fairness::run(options),
         Some(Bench::Scale(options)) => scale::run(options),
         Some(Bench::Charts) => record::draw_all(),
+        Some(Bench::Waypoint(options)) => waypoint::run(options),
     }
 }
 

@@ -139,6 +139,8 @@ fn missing(purpose: For) -> Vec<Step> {
     // What shows that nothing is changed inside a pod.
     tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
+    tools.extend([(For::Bench, "h2load", "nghttp2-client"), (For::Bench, "openssl", "openssl")]);
+    tools.extend([(For::Bench, "nghttpd", "nghttp2-server"), (For::Bench, "taskset", "util-linux")]);
     tools.push((For::Fuzz, "c++", "g++"));
     tools.extend([(For::Kernels, "qemu-system-x86_64", "qemu-system-x86"), (For::Kernels, "xz", "xz-utils")]);
     for (needed_for, program, package) in tools {

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use orlop_tests::{WrkOptions, iperf3, wrk};
+use orlop_tests::{Requests, WrkOptions, h2load, iperf3, wrk};
 
 use super::figure::Unit;
-use super::rig::{Case, HTTP_PORT, IPERF_PORT};
+use super::rig::{Case, HTTP_PORT, HTTP2_PORT, IPERF_PORT};
 
 /// A load and how to run it.
 pub(super) struct Load {
@@ -47,6 +47,11 @@ pub(super) const NEW_CONNECTIONS: Load = Load {
     unit: Unit::RequestsPerSecond,
     run: |c, t| requests(c, t, 8, true),
 };
+/// HTTP/2 from the client to the server.
+pub(super) const HTTP2_1_CONNECTION: Load =
+    Load { name: "HTTP/2, 1 connection", unit: Unit::RequestsPerSecond, run: |c, t| http2(c, t, 1) };
+pub(super) const HTTP2_32_CONNECTIONS: Load =
+    Load { name: "HTTP/2, 32 connections", unit: Unit::RequestsPerSecond, run: |c, t| http2(c, t, 32) };
 
 fn bulk(case: &Case, time: Duration, streams: u32) -> Result<Sample> {
     let result = iperf3(&case.client, case.server.addr(IPERF_PORT), streams, time)?;
@@ -54,7 +59,14 @@ fn bulk(case: &Case, time: Duration, streams: u32) -> Result<Sample> {
 }
 
 fn requests(case: &Case, time: Duration, connections: u32, close: bool) -> Result<Sample> {
-    let result = wrk(&case.client, case.server.addr(HTTP_PORT), WrkOptions { connections, time, close })?;
+    sample(wrk(&case.client, (case.web, HTTP_PORT).into(), WrkOptions { connections, time, close })?)
+}
+
+fn http2(case: &Case, time: Duration, connections: u32) -> Result<Sample> {
+    sample(h2load(&case.client, (case.web, HTTP2_PORT).into(), connections, time)?)
+}
+
+fn sample(result: Requests) -> Result<Sample> {
     // wrk counts a server's orderly close as a read error now and then; a broken load it does not excuse.
     if result.errors * 100 > result.requests {
         bail!("{} of {} requests failed", result.errors, result.requests);
