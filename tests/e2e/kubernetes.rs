@@ -3,6 +3,7 @@
 //! All tests of a run share one, so each keeps to namespaces of its own.
 
 mod api;
+mod chart;
 mod control_plane;
 mod controller;
 mod enrolment;

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod changed;
+mod chart;
 mod check;
 mod dns;
 mod failclosed;

@@ -10,6 +10,7 @@ mod fuzz;
 mod image;
 mod integrity;
 mod kernels;
+mod manifests;
 mod setup;
 mod test;
 mod tidy;
@@ -47,6 +48,8 @@ enum Command {
     Build(cargo::BuildArgs),
     /// Write an OCI image with one static `orlop` in it, and what that is made of (SPDX).
     Image(image::Args),
+    /// Write the plain manifests of `deploy/` from its Helm chart.
+    Manifests,
     /// Install what the commands above need and this machine lacks.
     Setup(setup::Args),
     /// Check the rules of the house that the compiler does not.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Cluster(args) => cluster::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
         Command::Image(args) => setup::ensure(setup::For::Build).and_then(|()| image::run(&args)),
+        Command::Manifests => manifests::run(),
         Command::Setup(args) => setup::run(&args),
         Command::Tidy => tidy::run(),
         Command::Sweep => test::sweep(),

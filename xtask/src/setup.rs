@@ -7,6 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
+use crate::manifests;
+
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Also what `cargo xtask bench` needs.
@@ -43,6 +45,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure(purpose)?;
     let toolchain = if debian_core() { "Debian's rustc-web" } else { "rustup's nightly with rust-src" };
     println!("ready to {what}; the eBPF programs are built by {toolchain} and bpf-linker");
+    if let Err(error) = manifests::tools() {
+        println!("no helm and kubectl, so what needs them is skipped: {error:#}");
+    }
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
-use crate::{cargo, cluster, setup};
+use crate::{cargo, cluster, manifests, setup};
 
 /// What the names of all end-to-end tests begin with that need a control plane of Kubernetes, and of no others.
 const WITH_KUBERNETES: &str = "kubernetes::";
+/// What the names of all hold that need helm and kubectl, and of no others.
+const WITH_HELM: &str = "chart::";
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -16,21 +18,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require_root("the end-to-end tests make network namespaces and load eBPF", "cargo xtask test")?;
     setup::ensure(setup::For::Test)?;
     let binary = cargo::build(&cargo::BuildArgs::default())?;
-    let control_plane = cluster::build();
-    if let Err(error) = &control_plane {
-        eprintln!("no Kubernetes to test with, so these are skipped: {error:#}");
-        let list = ["test", "--package", "orlop-tests", "--test", "e2e", "--", WITH_KUBERNETES, "--list"];
-        cargo::run(cargo::cargo()?.args(list))?;
+    let mut skipped = Vec::new();
+    for (tests, what, found) in [
+        (WITH_KUBERNETES, "Kubernetes", cluster::build().map(drop)),
+        (WITH_HELM, "helm and kubectl", manifests::tools().map(drop)),
+    ] {
+        if let Err(error) = found {
+            eprintln!("no {what} to test with, so these are skipped: {error:#}");
+            let list = ["test", "--package", "orlop-tests", "--test", "e2e", "--", tests, "--list"];
+            cargo::run(cargo::cargo()?.args(list))?;
+            skipped.extend(["--skip", tests]);
+        }
     }
     sweep()?;
     let mut command = cargo::cargo()?;
     command
         .args(["test", "--workspace", "--no-fail-fast", "--"])
         .args(&args.filters)
+        .args(skipped)
         .env("ORLOP_BIN", binary);
-    if control_plane.is_err() {
-        command.args(["--skip", WITH_KUBERNETES]);
-    }
     let tests = cargo::run(&mut command);
     let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;
     for leftover in &leftovers {

@@ -187,7 +187,7 @@ fn lock(part: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {
 }
 
 /// Fails with what to do unless the output says that all went well.
-fn checked(command: &mut Command, what: &str) -> Result<()> {
+pub(crate) fn checked(command: &mut Command, what: &str) -> Result<()> {
     let output = command.output().with_context(|| format!("{what}: running {:?}", command.get_program()))?;
     if !output.status.success() {
         bail!("{what}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());

@@ -1,0 +1,63 @@
+//! The Helm chart, as helm sees it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use orlop_tests::DeployTools;
+
+/// What somebody may ask of the chart, beside what it is by itself.
+pub const VARIANTS: [&[&str]; 4] = [
+    &[],
+    &[
+        "--set=monitoring.podMonitor=true",
+        "--set=monitoring.dashboard=true",
+        "--set=imagePullSecrets={registry}",
+        "--set=mesh.trustDomainAliases={old.example,older.example}",
+        "--set=node.podAnnotations.note=a",
+        "--set=controller.podAnnotations.note=a",
+        "--set=controller.tolerations[0].operator=Exists",
+        "--set=node.args={--same-node=hbone}",
+        "--set=ca.nodeAccounts={istio-system/ztunnel}",
+        "--set=image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    ],
+    &["--set=ca.address=https://ca.example:15012"],
+    &["--set=node.enabled=false", "--set=waypoint.enabled=false", "--set=networkPolicy.enabled=false"],
+];
+
+pub fn deploy() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+#[test]
+fn lint_has_nothing_to_say() {
+    let tools = DeployTools::find().unwrap();
+    for variant in VARIANTS {
+        let output =
+            tools.helm().args(["lint", "--strict"]).arg(deploy().join("helm/orlop")).args(variant).output().unwrap();
+        assert!(output.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn plain_manifests_are_what_it_makes() {
+    let made = DeployTools::find().unwrap().manifests(&deploy().join("helm/orlop")).unwrap();
+    let there = fs::read_to_string(deploy().join("manifests/orlop.yaml")).unwrap();
+    let differs = made.lines().zip(there.lines()).position(|(made, there)| made != there);
+    assert!(made == there, "run `cargo xtask manifests`: they differ from line {differs:?} on");
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused_by_name() {
+    let tools = DeployTools::find().unwrap();
+    for (value, named) in [
+        ("--set=node.tolerationz=[]", "tolerationz"),
+        ("--set=controller.replicas=0", "/controller/replicas"),
+        ("--set=ca.address=http://ca.example", "/ca/address"),
+        ("--set=ca.lifetime=soon", "/ca/lifetime"),
+        ("--set=image.digest=latest", "/image/digest"),
+        ("--set=mesh.trustDomain=a/b", "/mesh/trustDomain"),
+    ] {
+        let error = tools.render(&deploy().join("helm/orlop"), &[value]).unwrap_err().to_string();
+        assert!(error.contains(named), "{value}: {error}");
+    }
+}
