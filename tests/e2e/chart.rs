@@ -32,8 +32,13 @@ pub fn deploy() -> PathBuf {
 fn lint_has_nothing_to_say() {
     let tools = DeployTools::find().unwrap();
     for variant in VARIANTS {
-        let output =
-            tools.helm().args(["lint", "--strict"]).arg(deploy().join("helm/orlop")).args(variant).output().unwrap();
+        let output = tools
+            .helm()
+            .args(["lint", "--strict"])
+            .arg(deploy().join("helm/orlop"))
+            .args(variant)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

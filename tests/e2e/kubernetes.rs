@@ -6,6 +6,7 @@ mod api;
 mod chart;
 mod control_plane;
 mod controller;
+mod definitions;
 mod enrolment;
 mod explain;
 mod gateway_api;

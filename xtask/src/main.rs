@@ -5,6 +5,7 @@
 mod bench;
 mod cargo;
 mod cluster;
+mod crds;
 mod demo;
 mod fuzz;
 mod image;
@@ -48,6 +49,8 @@ enum Command {
     Build(cargo::BuildArgs),
     /// Write an OCI image with one static `orlop` in it, and what that is made of (SPDX).
     Image(image::Args),
+    /// Write the CustomResourceDefinitions of `deploy/` from the types that read their objects.
+    Crds,
     /// Write the plain manifests of `deploy/` from its Helm chart.
     Manifests,
     /// Install what the commands above need and this machine lacks.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Cluster(args) => cluster::run(&args),
         Command::Build(args) => setup::ensure(setup::For::Build).and_then(|()| cargo::build(&args).map(drop)),
         Command::Image(args) => setup::ensure(setup::For::Build).and_then(|()| image::run(&args)),
+        Command::Crds => crds::run(),
         Command::Manifests => manifests::run(),
         Command::Setup(args) => setup::run(&args),
         Command::Tidy => tidy::run(),

@@ -7,7 +7,7 @@ use orlop_model::world::security::{
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::field::{FieldError, FieldPath, NotNull};
+use crate::field::{FieldError, FieldPath, Ignored, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
 use crate::read::Metadata;
 use crate::selector::{self, Selector};
@@ -35,72 +35,119 @@ pub(crate) struct Object {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SpecObject {
+pub(crate) struct SpecObject {
+    /// The workloads that the policy is for. Not together with targetRefs.
     selector: NotNull<Selector>,
+    /// What the policy is for, if it is one thing; see targetRefs.
     target_ref: NotNull<TargetObject>,
+    /// The Services, ServiceEntries, Gateways or GatewayClass whose requests the policy is for. Waypoints
+    /// judge them.
     target_refs: NotNull<Vec<TargetObject>>,
+    /// What the policy matches: whatever one of the rules does. Without rules it matches nothing, so that
+    /// ALLOW denies everything; the rule {} matches everything.
     rules: NotNull<Vec<RuleObject>>,
+    /// What is done with what matches: ALLOW (the default), DENY, AUDIT or CUSTOM.
     action: NotNull<String>,
+    /// Whom to ask, with action CUSTOM.
     #[serde(rename = "provider")]
-    _provider: Option<IgnoredAny>,
+    _provider: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct RuleObject {
+    /// Who is calling: one of these. Left out, anybody.
     from: NotNull<Vec<FromObject>>,
+    /// What is called: one of these. Left out, anything.
     to: NotNull<Vec<ToObject>>,
+    /// Further conditions, all of which must hold.
     when: NotNull<Vec<ConditionObject>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct FromObject {
+    /// Who is calling. All fields that are there must match.
     source: Option<SourceObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct ToObject {
+    /// What is called. All fields that are there must match.
     operation: Option<OperationObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SourceObject {
+    /// Identities as TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT. A '*' may be at the beginning or the end. Needs
+    /// mutual TLS.
     principals: Texts,
+    /// Identities that do not match.
     not_principals: Texts,
+    /// Principals of verified tokens, as ISSUER/SUBJECT. A '*' may be at the beginning or the end.
     request_principals: Texts,
+    /// Principals of tokens that do not match.
     not_request_principals: Texts,
+    /// Namespaces of the calling workloads. Needs mutual TLS.
     namespaces: Texts,
+    /// Namespaces that do not match.
     not_namespaces: Texts,
+    /// Service accounts as NAMESPACE/ACCOUNT, or ACCOUNT of the policy's namespace. Not together with
+    /// principals or namespaces.
     service_accounts: Texts,
+    /// Service accounts that do not match.
     not_service_accounts: Texts,
+    /// Addresses or CIDR blocks that the connection is from.
     ip_blocks: Texts,
+    /// Addresses or blocks that do not match.
     not_ip_blocks: Texts,
+    /// Addresses or CIDR blocks of the original client.
     remote_ip_blocks: Texts,
+    /// Addresses or blocks of original clients that do not match.
     not_remote_ip_blocks: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct OperationObject {
+    /// Hosts of the request, in either case. A '*' may be at the beginning or the end. For HTTP.
     hosts: Texts,
+    /// Hosts that do not match.
     not_hosts: Texts,
+    /// Ports that are called, each in quotes.
     ports: Texts,
+    /// Ports that do not match.
     not_ports: Texts,
+    /// Methods of the request, such as GET. For HTTP; gRPC is always POST.
     methods: Texts,
+    /// Methods that do not match.
     not_methods: Texts,
+    /// Paths of the request. A '*' may be at the beginning or the end; {*} is one segment, {**} one or more.
+    /// For HTTP.
     paths: Texts,
+    /// Paths that do not match.
     not_paths: Texts,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ConditionObject {
+    /// What is looked at: source.ip, destination.port, request.headers[NAME], request.auth.claims[NAME] and
+    /// others.
     key: Option<String>,
+    /// What it may be: one of these.
     values: Texts,
+    /// What it may not be.
     not_values: Texts,
 }
 

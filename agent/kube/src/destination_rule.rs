@@ -5,10 +5,9 @@ use orlop_model::world::routing::{
     Balancer, ConnectionPool, DestinationRule, HashOn, Outlier, Subset, TrafficPolicy,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::duration::{duration, positive};
-use crate::field::{FieldError, FieldPath, port};
+use crate::field::{FieldError, FieldPath, Ignored, port};
 use crate::metadata::namespaced;
 use crate::read::Metadata;
 use crate::service_entry::exports;
@@ -24,128 +23,201 @@ pub(crate) struct Object {
 
 /// A misspelt field would treat servers otherwise, so none is let pass.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Spec {
+pub(crate) struct Spec {
+    /// The name of a service. A short one is of the same namespace.
     host: String,
+    /// How its servers are treated.
     traffic_policy: Option<PolicyObject>,
+    /// Parts of the service, by labels, that VirtualServices lead to.
     subsets: Vec<SubsetObject>,
+    /// Namespaces whose workloads go by this: "." its own, "*" all, which is also meant if it is left out.
     export_to: Option<Vec<String>>,
-    workload_selector: Option<IgnoredAny>,
+    /// The clients that this is for. Has no effect.
+    workload_selector: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SubsetObject {
+    /// What it is called in VirtualServices.
     name: String,
+    /// Labels of its servers.
     labels: Labels,
+    /// Instead of the rule's, block by block.
     traffic_policy: Option<PolicyObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct PolicyObject {
+    /// Which server is next.
     load_balancer: Option<BalancerObject>,
+    /// When a server that fails is left out for a while.
     outlier_detection: Option<OutlierObject>,
+    /// How much a server is asked at once.
     connection_pool: Option<PoolObject>,
+    /// Instead of all this, by the service's port.
     port_level_settings: Vec<PortLevelObject>,
-    tls: Option<IgnoredAny>,
-    tunnel: Option<IgnoredAny>,
-    proxy_protocol: Option<IgnoredAny>,
-    retry_budget: Option<IgnoredAny>,
+    /// Has no effect: the mesh has mutual TLS of its own.
+    tls: Option<Ignored>,
+    /// Has no effect.
+    tunnel: Option<Ignored>,
+    /// Has no effect.
+    proxy_protocol: Option<Ignored>,
+    /// Has no effect.
+    retry_budget: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct PortLevelObject {
+    /// The service's port.
     port: Option<PortObject>,
+    /// Which server is next.
     load_balancer: Option<BalancerObject>,
+    /// When a server that fails is left out for a while.
     outlier_detection: Option<OutlierObject>,
+    /// How much a server is asked at once.
     connection_pool: Option<PoolObject>,
-    tls: Option<IgnoredAny>,
+    /// Has no effect: the mesh has mutual TLS of its own.
+    tls: Option<Ignored>,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct PortObject {
+    /// The number of the port.
     number: i32,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct BalancerObject {
+    /// LEAST_REQUEST (if left out), ROUND_ROBIN, RANDOM or PASSTHROUGH.
     simple: Option<String>,
+    /// The same server for what is the same in requests. Not together with simple.
     consistent_hash: Option<HashObject>,
-    locality_lb_setting: Option<IgnoredAny>,
-    warmup_duration_secs: Option<IgnoredAny>,
-    warmup: Option<IgnoredAny>,
+    /// Has no effect here.
+    locality_lb_setting: Option<Ignored>,
+    /// Has no effect.
+    warmup_duration_secs: Option<Ignored>,
+    /// Has no effect.
+    warmup: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct HashObject {
+    /// By this header.
     http_header_name: Option<String>,
+    /// By this parameter of the query.
     http_query_parameter_name: Option<String>,
+    /// By the client's address.
     use_source_ip: Option<bool>,
+    /// By this cookie, which is made if it is not there.
     http_cookie: Option<CookieObject>,
+    /// Has no effect.
     #[serde(rename = "ringHash")]
-    _ring_hash: Option<IgnoredAny>,
+    _ring_hash: Option<Ignored>,
+    /// Has no effect.
     #[serde(rename = "maglev")]
-    _maglev: Option<IgnoredAny>,
+    _maglev: Option<Ignored>,
+    /// Has no effect.
     #[serde(rename = "minimumRingSize")]
-    _minimum_ring_size: Option<IgnoredAny>,
+    _minimum_ring_size: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct CookieObject {
+    /// Its name.
     name: String,
+    /// Its path.
     path: Option<String>,
+    /// How long it lives; 0s is as long as the browser runs.
     ttl: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct OutlierObject {
+    /// The older name of consecutive5xxErrors.
     consecutive_errors: Option<u32>,
+    /// After so many failures in a row: 5 if left out, never if 0.
     #[serde(rename = "consecutive5xxErrors")]
     consecutive_5xx_errors: Option<u32>,
+    /// After so many answers 502, 503 or 504 in a row.
     consecutive_gateway_errors: Option<u32>,
+    /// How often to look: every 10s if left out.
     interval: Option<String>,
+    /// How long at first: 30s if left out; longer each time.
     base_ejection_time: Option<String>,
+    /// At most so many of the servers: 10 if left out.
     max_ejection_percent: Option<u32>,
+    /// None are left out, if fewer than these are well.
     min_health_percent: Option<u32>,
-    split_external_local_origin_errors: Option<IgnoredAny>,
-    consecutive_local_origin_failures: Option<IgnoredAny>,
+    /// Has no effect.
+    split_external_local_origin_errors: Option<Ignored>,
+    /// Has no effect.
+    consecutive_local_origin_failures: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct PoolObject {
+    /// Connections.
     tcp: Option<TcpObject>,
+    /// Requests.
     http: Option<HttpObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct TcpObject {
+    /// At most so many at once.
     max_connections: Option<u32>,
+    /// How long connecting may take: 10s if left out.
     connect_timeout: Option<String>,
-    tcp_keepalive: Option<IgnoredAny>,
-    max_connection_duration: Option<IgnoredAny>,
-    idle_timeout: Option<IgnoredAny>,
+    /// Has no effect.
+    tcp_keepalive: Option<Ignored>,
+    /// Has no effect.
+    max_connection_duration: Option<Ignored>,
+    /// Has no effect.
+    idle_timeout: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct HttpObject {
+    /// At most so many that wait.
     http1_max_pending_requests: Option<u32>,
+    /// At most so many at once.
     http2_max_requests: Option<u32>,
+    /// At most so many over one connection; 0 for any number.
     max_requests_per_connection: Option<u32>,
+    /// At most so many attempts again at once.
     max_retries: Option<u32>,
-    idle_timeout: Option<IgnoredAny>,
-    h2_upgrade_policy: Option<IgnoredAny>,
-    use_client_protocol: Option<IgnoredAny>,
-    max_concurrent_streams: Option<IgnoredAny>,
+    /// Has no effect.
+    idle_timeout: Option<Ignored>,
+    /// Has no effect.
+    h2_upgrade_policy: Option<Ignored>,
+    /// Has no effect.
+    use_client_protocol: Option<Ignored>,
+    /// Has no effect.
+    max_concurrent_streams: Option<Ignored>,
 }
 
 /// Converts a DestinationRule.

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use orlop_model::world::{Protocol, TargetPort};
-use serde::de::Error as _;
+use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 /// What is wrong with one field of an object.
@@ -87,6 +87,16 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for NotNull<T> {
             Some(value) => Ok(Self(Some(value))),
             None => Err(D::Error::custom("there is nothing in it; fill it, or leave it out")),
         }
+    }
+}
+
+/// A field of which only counts whether it is there.
+#[derive(Debug)]
+pub(crate) struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
     }
 }
 

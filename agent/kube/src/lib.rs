@@ -8,6 +8,8 @@
 mod authorization_policy;
 mod cluster;
 pub mod controller;
+#[cfg(test)]
+mod definitions;
 mod destination_rule;
 mod directory;
 mod duration;

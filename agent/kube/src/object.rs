@@ -111,6 +111,11 @@ impl Kind {
         }
     }
 
+    #[cfg(test)]
+    pub fn all_with_conditions() -> Vec<Self> {
+        Kinds::OfWaypoints.all().filter(|kind| kind.has_conditions()).collect()
+    }
+
     /// Group and versions in which it is read, the best first.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {

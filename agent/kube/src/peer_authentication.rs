@@ -26,16 +26,24 @@ pub(crate) struct Object {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Spec {
+pub(crate) struct Spec {
+    /// The workloads that this is for. Without it, all of the namespace, or of the mesh in the root
+    /// namespace.
     selector: NotNull<Selector>,
+    /// Whether connections must come with mutual TLS.
     mtls: NotNull<Mtls>,
+    /// The same by the port of the workload, in quotes. Needs a selector.
     port_level_mtls: NotNull<BTreeMap<String, Mtls>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct Mtls {
+    /// STRICT takes mutual TLS alone, PERMISSIVE takes plain text too, DISABLE no mutual TLS; UNSET is as the
+    /// next wider policy says.
     mode: NotNull<String>,
 }
 

@@ -38,45 +38,72 @@ pub(crate) struct Object {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SpecObject {
+pub(crate) struct SpecObject {
+    /// Workloads by their labels. Has no effect: waypoints go by targetRefs.
     selector: NotNull<Selector>,
+    /// What this is for, if it is one thing; see targetRefs.
     target_ref: NotNull<TargetObject>,
+    /// The Services, ServiceEntries, Gateways or GatewayClass whose requests this is for.
     target_refs: NotNull<Vec<TargetObject>>,
+    /// Whose tokens are taken, and how they are verified. A token that can not be believed is refused; a
+    /// request without one passes.
     jwt_rules: NotNull<Vec<RuleObject>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RuleObject {
+    /// Who has issued the tokens: their iss, letter by letter.
     issuer: Option<String>,
+    /// Whom the tokens must be for: one of these in their aud. Left out, anybody.
     audiences: Texts,
     // Protobuf's own name for it is in Istio's schema too.
+    /// Where the issuer's keys are, over HTTP or HTTPS. Left out with jwks, where the issuer's OpenID
+    /// configuration says.
     #[serde(alias = "jwks_uri")]
     jwks_uri: NotNull<String>,
+    /// The issuer's keys themselves (RFC 7517), as text. Not together with jwksUri.
     jwks: NotNull<String>,
+    /// Headers that the token may be in. Without these places: authorization after Bearer, and the parameter
+    /// access_token.
     from_headers: NotNull<Vec<HeaderObject>>,
+    /// Query parameters that the token may be in.
     from_params: Texts,
+    /// Cookies that the token may be in.
     from_cookies: Texts,
+    /// The header that the claims are put into, in base64url, for the server.
     output_payload_to_header: NotNull<String>,
+    /// Whether the token goes on to the server. False if left out.
     forward_original_token: NotNull<bool>,
+    /// Headers that single claims are put into, for the server.
     output_claim_to_headers: NotNull<Vec<ClaimObject>>,
+    /// How long fetching keys may take: 5s if left out.
     timeout: NotNull<String>,
+    /// Claims that are lists parted by spaces, beside scope and permission.
     space_delimited_claims: Texts,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct HeaderObject {
+    /// Its name, in either case.
     name: Option<String>,
+    /// What is before the token in it, such as "Bearer ".
     #[serde(default)]
     prefix: String,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct ClaimObject {
+    /// The name of the header.
     header: Option<String>,
+    /// The name of the claim.
     claim: Option<String>,
 }
 

@@ -7,8 +7,10 @@ use crate::field::{FieldError, FieldPath, NotNull};
 
 /// Istio's WorkloadSelector.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct Selector {
+    /// Labels that a workload must have, all of them. Without any, every workload of the namespace.
     match_labels: NotNull<BTreeMap<String, String>>,
 }
 

@@ -6,9 +6,8 @@ use orlop_model::world::{
     Backend, BackendAddress, Exports, Labels, Protocol, Resolution, ServiceEntry, ServicePort, TargetPort,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use crate::field::{FieldError, FieldPath, host, port};
+use crate::field::{FieldError, FieldPath, Ignored, host, port};
 use crate::metadata::{label, namespaced};
 use crate::read::Metadata;
 use crate::service::distribution_annotation;
@@ -39,33 +38,50 @@ struct Allocated {
 
 /// A misspelt field would send connections elsewhere, so none is let pass.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Spec {
+pub(crate) struct Spec {
+    /// Names by which the service is reached.
     hosts: Option<Vec<String>>,
+    /// Addresses or CIDR blocks by which it is reached. If left out for names that have none, some are given.
     addresses: Option<Vec<String>>,
+    /// Its ports.
     ports: Option<Vec<PortObject>>,
+    /// MESH_EXTERNAL (if left out) or MESH_INTERNAL: whether its servers are workloads of the mesh.
     location: Option<String>,
+    /// Where its servers are: NONE, where the client dials; STATIC, at the endpoints; DNS or DNS_ROUND_ROBIN,
+    /// where DNS says; DYNAMIC_DNS.
     resolution: Option<String>,
+    /// Its servers. Not together with workloadSelector.
     endpoints: Option<Vec<BackendObject>>,
+    /// Its servers by their labels: Pods and WorkloadEntries of the same namespace.
     workload_selector: Option<SelectorObject>,
+    /// Namespaces that see it: "." its own, "*" all, which is also meant if it is left out.
     export_to: Option<Vec<String>>,
-    /// The server is known by its workload's identity.
+    /// Has no effect: a server is known by its workload's identity.
     #[serde(rename = "subjectAltNames")]
-    _subject_alt_names: Option<IgnoredAny>,
+    _subject_alt_names: Option<Ignored>,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PortObject {
+    /// The number of the port.
     number: i32,
+    /// Its name.
     name: Option<String>,
+    /// What is spoken: HTTP, HTTP2, GRPC, TLS, TCP and others.
     protocol: Option<String>,
+    /// The servers' port, if that is another one.
     target_port: Option<i32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct SelectorObject {
+    /// Labels that a server must have, all of them.
     labels: Labels,
 }
 

@@ -5,12 +5,17 @@ use crate::field::{FieldError, FieldPath, NotNull};
 
 /// Gateway API's and Istio's PolicyTargetReference.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TargetObject {
+    /// The API group of what is meant; empty for a Service.
     #[serde(default)]
     group: String,
+    /// Service, ServiceEntry, Gateway or GatewayClass.
     kind: Option<String>,
+    /// Its name.
     name: Option<String>,
+    /// Its namespace: the policy's own, which is also meant if it is left out.
     namespace: Option<String>,
 }
 

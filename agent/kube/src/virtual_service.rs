@@ -7,10 +7,9 @@ use orlop_model::world::routing::{
     VirtualService, WeightedDestination,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::duration::positive;
-use crate::field::{FieldError, FieldPath, host, port};
+use crate::field::{FieldError, FieldPath, Ignored, host, port};
 use crate::metadata::namespaced;
 use crate::read::Metadata;
 use crate::service_entry::exports;
@@ -31,126 +30,197 @@ pub(crate) struct Object {
 
 /// A misspelt field would send requests elsewhere, so none is let pass.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Spec {
+pub(crate) struct Spec {
+    /// Hosts that the rules are for. A short name is a service of the same namespace.
     hosts: Vec<String>,
+    /// The Gateways that the rules are for. "mesh", which is also meant if it is left out, is traffic between
+    /// workloads.
     gateways: Vec<String>,
+    /// Rules for HTTP. The first that matches counts.
     http: Vec<RuleObject>,
-    tls: Option<IgnoredAny>,
-    tcp: Option<IgnoredAny>,
+    /// Rules for TLS. Not read yet.
+    tls: Option<Ignored>,
+    /// Rules for TCP. Not read yet.
+    tcp: Option<Ignored>,
+    /// Namespaces whose workloads go by this: "." its own, "*" all, which is also meant if it is left out.
     export_to: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RuleObject {
+    /// A name for logs.
     name: String,
+    /// What the rule is for: whatever one of these matches. Left out, every request.
     #[serde(rename = "match")]
     matches: Vec<MatchObject>,
+    /// Where requests go, by weight.
     route: Vec<RouteObject>,
+    /// The answer is a redirect.
     redirect: Option<RedirectObject>,
+    /// The answer is this, and nobody is asked.
     direct_response: Option<DirectObject>,
+    /// A VirtualService without hosts that says more.
     delegate: Option<DelegateObject>,
+    /// What of the request is changed before it goes on.
     rewrite: Option<RewriteObject>,
+    /// How long the answer may take, all attempts together. Left out, or 0s: for ever.
     timeout: Option<String>,
+    /// Whether and when to try again.
     retries: Option<RetriesObject>,
+    /// Delays and failures that are made on purpose.
     fault: Option<FaultObject>,
+    /// A service that gets a copy of requests, and whose answers nobody reads.
     mirror: Option<DestinationObject>,
+    /// Several of these, each with its share. Not together with mirror.
     mirrors: Vec<MirrorObject>,
+    /// Of how many requests mirror gets a copy: of all if left out.
     mirror_percentage: Option<PercentObject>,
+    /// The same as a whole number.
     mirror_percent: Option<u32>,
+    /// Which other origins may ask from a browser.
     cors_policy: Option<CorsObject>,
+    /// Headers that are changed.
     headers: Option<HeadersObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct MatchObject {
+    /// A name for logs.
     #[serde(rename = "name")]
     _name: Option<String>,
+    /// The path with its query.
     uri: Option<StringObject>,
+    /// Whether upper and lower case are the same in exact and prefix of uri.
     ignore_uri_case: bool,
+    /// http or https.
     scheme: Option<StringObject>,
+    /// The method.
     method: Option<StringObject>,
+    /// The host that is asked, with its port if that is given.
     authority: Option<StringObject>,
+    /// Headers by their names in lower case. {} is any value.
     headers: BTreeMap<String, StringObject>,
+    /// Headers that must not be so.
     without_headers: BTreeMap<String, StringObject>,
+    /// Parameters of the query by their names.
     query_params: BTreeMap<String, StringObject>,
+    /// The port that is called.
     port: Option<i32>,
+    /// Labels of the calling workload.
     source_labels: Labels,
+    /// The namespace of the calling workload.
     source_namespace: Option<String>,
+    /// Instead of the VirtualService's own gateways.
     gateways: Vec<String>,
+    /// Has no effect.
     #[serde(rename = "statPrefix")]
-    _stat_prefix: Option<IgnoredAny>,
+    _stat_prefix: Option<Ignored>,
 }
 
 /// Istio's StringMatch: one of these, or none of them for anything that is there.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct StringObject {
+    /// The whole value.
     exact: Option<String>,
+    /// What the value begins with.
     prefix: Option<String>,
+    /// A regular expression (RE2's syntax) for the whole value.
     regex: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RouteObject {
+    /// The service.
     destination: DestinationObject,
+    /// Its share, relative to the others.
     weight: Option<i64>,
+    /// Headers that are changed on this way.
     headers: Option<HeadersObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct DestinationObject {
+    /// The name of a service. A short one is of the same namespace.
     host: String,
+    /// One of the subsets that the service's DestinationRule names.
     subset: Option<String>,
+    /// The port, if the service has several.
     port: Option<PortObject>,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct PortObject {
+    /// The number of the port.
     number: i32,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct DelegateObject {
+    /// Its name.
     name: String,
+    /// Its namespace, if that is another one.
     namespace: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RewriteObject {
+    /// What takes the place of the path, or of the prefix that was matched.
     uri: Option<String>,
+    /// The host that the server is asked for.
     authority: Option<String>,
+    /// Replaces what matches in the path. Not together with uri.
     uri_regex_rewrite: Option<RegexRewriteObject>,
 }
 
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RegexRewriteObject {
+    /// A regular expression (RE2's syntax).
     #[serde(rename = "match")]
     expression: String,
+    /// What takes its place; \1 is the first group.
     #[serde(default)]
     rewrite: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct HeadersObject {
+    /// Those of the request.
     request: Option<ChangeObject>,
+    /// Those of the answer.
     response: Option<ChangeObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct ChangeObject {
+    /// Headers that have this value then, whatever they had.
     set: BTreeMap<String, String>,
+    /// Values that are added.
     add: BTreeMap<String, String>,
+    /// Names of headers that are taken out.
     remove: Vec<String>,
 }
 

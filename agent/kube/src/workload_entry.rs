@@ -20,14 +20,22 @@ pub(crate) struct Object {
 /// A WorkloadEntry's `spec`, which is also an entry of a ServiceEntry's `endpoints`. A misspelt field would send
 /// connections elsewhere, so none is let pass.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct BackendObject {
+    /// Its address, or a name for DNS.
     address: Option<String>,
+    /// Its ports by the names of the service's, if they are others.
     ports: Option<BTreeMap<String, i32>>,
+    /// Labels by which it is selected.
     labels: Option<Labels>,
+    /// Where it is, as REGION/ZONE/SUBZONE.
     locality: Option<String>,
+    /// The service account whose identity it has.
     service_account: Option<String>,
+    /// The network that it is in.
     network: Option<String>,
+    /// Its share, relative to the others.
     weight: Option<u32>,
 }
 

