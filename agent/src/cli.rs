@@ -13,7 +13,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use orlop_identity::CaAddress;
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
 
-pub use self::{controller::ControllerArguments, waypoint::WaypointArguments};
+pub use self::{
+    controller::ControllerArguments,
+    waypoint::{TraceArguments, WaypointArguments},
+};
 
 /// Where the admin API listens.
 const ADMIN: &str = "127.0.0.1:15000";

@@ -24,6 +24,7 @@ mod replay;
 mod request;
 mod sandboxes;
 mod token_keys;
+mod traces;
 mod udp;
 mod waypoint;
 mod worlds;

@@ -30,6 +30,7 @@ use crate::{
     handover::ServerSockets,
     hosts::Names,
     limits, logging, token_keys,
+    traces::Traces,
     worlds::Worlds,
 };
 
@@ -54,7 +55,9 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let keys = token_keys::sources(arguments.host_resolver, arguments.jwks_roots.as_deref())?;
-    let config = config(&arguments, descriptors, keys.clone());
+    let traces = Traces::start(&arguments.traces, &arguments.name)?;
+    let tracer = traces.as_ref().map(Traces::tracer);
+    let config = WaypointConfig { tracer, ..config(&arguments, descriptors, keys.clone()) };
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
@@ -115,6 +118,9 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
         left = waypoint.drain(limit) => left,
         never = worlds.publish_all() => match never? {},
     };
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     tracing::info!(connections = left, "stopped");
     Ok(())
 }
@@ -194,6 +200,7 @@ fn config(arguments: &WaypointArguments, descriptors: usize, keys: KeySources) -
             ..HttpLimits::default()
         },
         keys,
+        tracer: None,
     }
 }
 

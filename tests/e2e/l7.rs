@@ -11,6 +11,7 @@ mod routes;
 mod scripted;
 mod speaks;
 mod tokens;
+mod traces;
 
 use std::io::BufReader;
 use std::net::{IpAddr, SocketAddr, TcpStream};

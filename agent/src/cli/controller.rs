@@ -4,7 +4,7 @@ use clap::Args;
 use orlop_kube::controller::WaypointSettings;
 use orlop_model::NamespacedName;
 
-use super::{LogArguments, NameArguments, duration};
+use super::{LogArguments, NameArguments, TraceArguments, duration};
 
 #[derive(Args, Debug)]
 pub struct ControllerArguments {
@@ -51,6 +51,8 @@ pub struct ControllerArguments {
     #[arg(long, value_name = "IMAGE")]
     pub waypoint_image: Option<String>,
     #[command(flatten)]
+    pub waypoint_traces: TraceArguments,
+    #[command(flatten)]
     pub names: NameArguments,
     #[command(flatten)]
     pub log: LogArguments,
@@ -71,6 +73,7 @@ impl ControllerArguments {
         let authority = self.serving_names().into_iter().next()?;
         let mut args = vec![format!("--ca-address=https://{authority}:{}", self.listen.port())];
         args.extend(self.names.to_args());
+        args.extend(self.waypoint_traces.to_args());
         Some(WaypointSettings { image, args, audience: self.token_audience.clone() })
     }
 }

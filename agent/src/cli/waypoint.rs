@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Args;
+use hyper::Uri;
 use orlop_model::NamespacedName;
 
 use super::{
@@ -78,5 +79,37 @@ pub struct WaypointArguments {
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
     #[command(flatten)]
+    pub traces: TraceArguments,
+    #[command(flatten)]
     pub log: LogArguments,
+}
+
+#[derive(Args, Debug)]
+pub struct TraceArguments {
+    /// The collector that gets spans of requests, by OTLP over gRPC, such as http://collector.observability:4317
+    /// [default: none].
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    pub otlp: Option<Uri>,
+    /// Of the requests that begin a trace, so many percent are traced; what continues one is traced as the rest of it.
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = percent)]
+    pub trace_sampling: f64,
+}
+
+impl TraceArguments {
+    /// The arguments of a waypoint that say the same.
+    pub fn to_args(&self) -> Vec<String> {
+        let Some(collector) = &self.otlp else { return Vec::new() };
+        vec![format!("--otlp={collector}"), format!("--trace-sampling={}", self.trace_sampling)]
+    }
+}
+
+fn collector(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    let plain = uri.scheme_str() == Some("http") && uri.host().is_some();
+    if plain { Ok(uri) } else { Err("want http://HOST:PORT; spans can't be sent by TLS yet".to_owned()) }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| "want a number from 0 to 100".to_owned())
 }

@@ -24,6 +24,7 @@ use super::{
     record::RequestRecord,
     replay::Replay,
     session::Session,
+    trace::Attempt,
     upstream::{Lease, Unanswered, Upstreams},
 };
 use crate::refusal::Refusal;
@@ -155,7 +156,8 @@ async fn attempts(
         let attempt = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let endpoint = plan.endpoint(session, state.as_deref(), hash, &tried)?;
         tried.push(endpoint.address);
-        let tried_once = once(session, plan, template, replay, &endpoint, record);
+        let span = record.trace.as_ref().map(|trace| trace.attempt(endpoint.address, attempt));
+        let tried_once = once(session, plan, template, replay, (&endpoint, span.as_ref()), record);
         let result = match plan.retries.per_try {
             Some(limit) => match timeout(limit, tried_once).await {
                 Ok(result) => result,
@@ -164,6 +166,9 @@ async fn attempts(
             None => tried_once.await,
         };
         let status = result.as_ref().ok().map(|(response, _)| response.status().as_u16());
+        if let Some(span) = span {
+            span.end(result.as_ref().map(|(response, _)| response.status()).map_err(|error| &error.refusal));
+        }
         plan.tell(session, state.as_deref(), endpoint.address, status);
         let again = attempt < plan.retries.attempts && plan.wants_again(&result) && replay.is_whole();
         if again && let Some(state) = &state {
@@ -187,7 +192,7 @@ async fn once(
     plan: &Plan<'_>,
     template: &Template,
     replay: &Replay,
-    endpoint: &Endpoint,
+    (endpoint, span): (&Endpoint, Option<&Attempt>),
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
     session.check(plan.snapshot, endpoint).map_err(Refusal::from)?;
@@ -199,7 +204,14 @@ async fn once(
     }
     let connect_timeout = plan.target().and_then(|target| target.policy?.pool.as_ref()?.connect_timeout);
     let mut lease = within(connect_timeout, Upstreams::lease(session, &key)).await?;
-    let mut request = template.request(&key, replay.attempt())?;
+    let anew = || {
+        let mut request = template.request(&key, replay.attempt())?;
+        if let Some(span) = span {
+            span.tell(request.headers_mut());
+        }
+        Ok::<_, Refusal>(request)
+    };
+    let mut request = anew()?;
     loop {
         match lease.send(request).await {
             Ok(response) => return Ok((response, lease)),
@@ -209,7 +221,7 @@ async fn once(
             }
             // RFC 9110, section 9.2.2: the server may have closed it just before it came.
             Err(Unanswered { refused: false, .. }) if lease.reused && is_safe(template.method(), replay) => {
-                request = template.request(&key, replay.attempt())?;
+                request = anew()?;
                 lease = within(connect_timeout, Upstreams::open(session, &key)).await?;
             }
             Err(unanswered) => return Err(unanswered),

@@ -23,6 +23,7 @@ mod replay;
 mod rewrite;
 mod session;
 mod sniff;
+mod trace;
 mod upstream;
 
 use std::{
@@ -35,6 +36,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use opentelemetry_sdk::trace::SdkTracer;
 use orlop_identity::{Identities, jwt::KeySources};
 use orlop_model::{Choice, NamespacedName, Snapshot, Workload};
 use tokio::{
@@ -72,6 +74,8 @@ pub struct WaypointConfig {
     pub http: HttpLimits,
     /// By what tokens are verified.
     pub keys: KeySources,
+    /// What makes spans of requests.
+    pub tracer: Option<SdkTracer>,
 }
 
 /// Limits and timeouts of HTTP, of clients and servers alike.
@@ -123,6 +127,7 @@ pub(crate) struct Own {
     pub(crate) metrics: RequestMetrics,
     pub(crate) hosts: Hosts,
     pub(crate) keys: KeySources,
+    pub(crate) tracer: Option<SdkTracer>,
 }
 
 /// One worker's part of the waypoint.
@@ -146,7 +151,7 @@ impl Waypoint {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let WaypointConfig { name, workload, proxy, http, keys } = config;
+        let WaypointConfig { name, workload, proxy, http, keys, tracer } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer),
@@ -176,6 +181,7 @@ impl Waypoint {
                 metrics: requests,
                 hosts: Hosts::default(),
                 keys,
+                tracer,
             }),
         })
     }

@@ -9,10 +9,11 @@ use std::{
 };
 
 use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
+use opentelemetry::KeyValue;
 use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload};
 use tracing::field::display;
 
-use super::{exchange::GoesOn, failure, metrics::RequestKey, session::Session, upstream::Key};
+use super::{exchange::GoesOn, failure, metrics::RequestKey, session::Session, trace::Trace, upstream::Key};
 use crate::{refusal::Refusal, series::Place};
 
 /// A request from its head to the end of its answer.
@@ -50,6 +51,8 @@ pub(super) struct RequestRecord {
     pub(super) judgement: Option<Judgement>,
     /// What was asked, where that goes on once it is answered, so that it can be judged again.
     pub(super) goes_on: Option<Box<GoesOn>>,
+    /// Its span, if it is traced.
+    pub(super) trace: Option<Trace>,
     /// Why it ended otherwise than both ends wanted.
     pub(super) outcome: Option<Refusal>,
 }
@@ -60,6 +63,8 @@ impl RequestRecord {
         let grpc = content_type
             .is_some_and(|value| value == b"application/grpc" || value.starts_with(b"application/grpc+"));
         session.active.set(session.active.get() + 1);
+        let tracer = session.local.own.tracer.as_ref();
+        let trace = tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers()));
         Self {
             session: Rc::clone(session),
             started: Instant::now(),
@@ -83,6 +88,7 @@ impl RequestRecord {
             waited: None,
             judgement: None,
             goes_on: None,
+            trace,
             // Unless somebody says otherwise: the client is gone.
             outcome: Some(Reason::Reset.into()),
         }
@@ -146,6 +152,41 @@ impl RequestRecord {
         );
     }
 
+    /// Ends the span. Attributes are named as OpenTelemetry does, where it does.
+    fn trace(&self) {
+        let Some(trace) = &self.trace else { return };
+        let name = self.service.as_ref().map(|service| &*service.hostname);
+        if !trace.is_recorded() {
+            return trace.end(None, Vec::new(), None);
+        }
+        let version = match self.version {
+            Version::HTTP_2 => "2",
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        };
+        let mut about = vec![
+            KeyValue::new("http.request.method", self.method.as_str().to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(self.code.as_u16())),
+            KeyValue::new("network.protocol.version", version),
+            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("url.path", self.path.path().to_owned()),
+            KeyValue::new("client.address", self.session.client.ip().to_string()),
+            KeyValue::new("source.principal", self.session.peer.identity.to_string()),
+            KeyValue::new("response_flags", self.flag()),
+        ];
+        let authority = self.authority.as_ref().map(|authority| authority.as_str().to_owned());
+        about.extend(authority.map(|authority| KeyValue::new("server.address", authority)));
+        let status = self.grpc_status.map(i64::from);
+        about.extend(status.map(|status| KeyValue::new("rpc.grpc.status_code", status)));
+        let refused = self.outcome.as_ref().map(|refusal| refusal.reason.as_str());
+        about.extend(refused.map(|reason| KeyValue::new("error.type", reason)));
+        let failure = match &self.outcome {
+            Some(refusal) => Some(format!("{}: {}", refusal.reason.as_str(), refusal.detail)),
+            None => self.code.is_server_error().then(String::new),
+        };
+        trace.end(name, about, failure);
+    }
+
     fn flag(&self) -> &'static str {
         match &self.outcome {
             _ if self.injected => "FI",
@@ -162,6 +203,7 @@ impl Drop for RequestRecord {
         if tracing::enabled!(target: "access", tracing::Level::INFO) {
             self.log(duration);
         }
+        self.trace();
         let session = &self.session;
         let key = RequestKey {
             source: Place(session.source.clone()),

@@ -1,0 +1,189 @@
+//! Spans of requests, as a collector gets them.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span, span::SpanKind, status::StatusCode};
+use orlop_tests::traffic::request;
+use orlop_tests::{Pod, wait_for};
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use super::Stage;
+use super::routes::routes;
+use super::scripted::{Reply, Scripted};
+use crate::hbone::within;
+use crate::mesh::TIMEOUT;
+
+const PORT: u16 = 4317;
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+
+/// An OTLP collector in a pod.
+struct Collector {
+    stop: watch::Sender<bool>,
+    got: Arc<Mutex<Vec<ResourceSpans>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    fn start(pod: &Pod) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let (ready, started) = channel();
+        let (pod, got) = (pod.clone(), Arc::default());
+        let kept = Arc::clone(&got);
+        let thread = thread::spawn(move || {
+            within(&pod, async move || {
+                let listener = tokio::net::TcpListener::bind(("127.0.0.1", PORT)).await.unwrap();
+                ready.send(()).unwrap();
+                loop {
+                    tokio::select! {
+                        accepted = listener.accept() => {
+                            drop(spawn_local(serve(accepted.unwrap().0, Arc::clone(&kept))));
+                        }
+                        _ = stopped.wait_for(|stop| *stop) => return,
+                    }
+                }
+            });
+        });
+        started.recv_timeout(TIMEOUT).unwrap();
+        Self { stop, got, thread: Some(thread) }
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let got = self.got.lock().unwrap();
+        got.iter().flat_map(|of| &of.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(tcp: tokio::net::TcpStream, got: Arc<Mutex<Vec<ResourceSpans>>>) {
+    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let got = Arc::clone(&got);
+        spawn_local(async move {
+            let _ = take(request, respond, &got).await;
+        });
+    }
+}
+
+async fn take(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    got: &Mutex<Vec<ResourceSpans>>,
+) -> Result<(), h2::Error> {
+    assert_eq!(request.uri().path(), "/opentelemetry.proto.collector.trace.v1.TraceService/Export");
+    let (mut body, mut receive) = (Vec::new(), request.into_body());
+    while let Some(data) = receive.data().await {
+        let data = data?;
+        receive.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    // A flag and the length come first.
+    let message = ExportTraceServiceRequest::decode(&body[5..]).unwrap();
+    got.lock().unwrap().extend(message.resource_spans);
+    let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut send = respond.send_response(response, false)?;
+    send.send_data(Bytes::from_static(&[0; 5]), false)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    send.send_trailers(trailers)
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn attribute(span: &Span, key: &str) -> Option<String> {
+    let value = &span.attributes.iter().find(|attribute| attribute.key == key)?.value;
+    match value.as_ref()?.value.as_ref()? {
+        Value::StringValue(text) => Some(text.clone()),
+        Value::IntValue(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_request_and_its_attempts_are_part_of_the_callers_trace() {
+    let stage = Stage::with(&["--otlp", "http://127.0.0.1:4317", "--trace-sampling", "0"]);
+    let collector = Collector::start(&stage.gate);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let server = Scripted::start(&stage.mesh.server, |_| {
+        let first = ASKED.fetch_add(1, Ordering::SeqCst) == 0;
+        Reply::Answer(if first { 503 } else { 200 }, String::new())
+    });
+    let retried = "- retries: {attempts: 1, retryOn: \"503\"}\n  route: [{destination: {host: web}}]";
+    stage.change(|| stage.mesh.testbed.world().write("routes.yaml", &routes(retried)).unwrap());
+    let ask = |path: &str, headers: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: web\r\n{headers}\r\n");
+        assert_eq!(request(&mut stage.connect(), &head).unwrap().status, 200);
+    };
+    ask("/traced?secret", &format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntracestate: a=b\r\n"));
+    ask("/untraced", &format!("traceparent: 00-{TRACE}-{PARENT}-00\r\n"));
+    ask("/b3", &format!("x-b3-traceid: {TRACE}\r\nx-b3-spanid: {PARENT}\r\nx-b3-sampled: 0\r\n"));
+    ask("/new", "");
+
+    // What waits to be sent is, before the waypoint ends.
+    stage.waypoint.terminate().unwrap();
+    assert!(wait_for(2 * TIMEOUT, || collector.spans().len() >= 3), "{:?}", collector.spans());
+    let spans = collector.spans();
+    let of = |kind: SpanKind| spans.iter().filter(move |span| span.kind == kind as i32).collect::<Vec<_>>();
+    let (servers, mut attempts) = (of(SpanKind::Server), of(SpanKind::Client));
+    let [span] = servers.as_slice() else { panic!("{spans:?}") };
+    assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (TRACE.to_owned(), PARENT.to_owned()));
+    assert_eq!(span.name, "GET web.shop.svc.cluster.local");
+    for (key, wanted) in [
+        ("http.response.status_code", "200"),
+        ("url.path", "/traced"),
+        ("response_flags", "-"),
+        ("source.principal", "spiffe://cluster.local/ns/shop/sa/client"),
+    ] {
+        assert_eq!(attribute(span, key).as_deref(), Some(wanted), "{key}");
+    }
+    attempts.sort_by_key(|span| span.start_time_unix_nano);
+    let codes: Vec<_> = attempts
+        .iter()
+        .map(|attempt| {
+            assert_eq!(attempt.parent_span_id, span.span_id);
+            attribute(attempt, "http.response.status_code").unwrap()
+        })
+        .collect();
+    assert_eq!(codes, ["503", "200"]);
+    assert_eq!(attempts[0].status.as_ref().unwrap().code, StatusCode::Error as i32);
+    assert_eq!(attribute(attempts[1], "http.request.resend_count").as_deref(), Some("1"));
+
+    // The server is told of the attempt that it sees, also of one that nobody traces.
+    let asked = server.asked();
+    let told = |path: &str, name: &str| -> BTreeSet<String> {
+        let of = asked.iter().filter(|asked| asked.line.contains(path));
+        of.filter_map(|asked| asked.headers.get(name).cloned()).collect()
+    };
+    let wanted = attempts.iter().map(|attempt| format!("00-{TRACE}-{}-01", hex(&attempt.span_id)));
+    assert_eq!(told("/traced", "traceparent"), wanted.collect());
+    assert_eq!(told("/traced", "tracestate"), BTreeSet::from(["a=b".to_owned()]));
+    let untraced = told("/untraced", "traceparent").pop_first().unwrap();
+    assert!(untraced.starts_with(&format!("00-{TRACE}-")) && untraced.ends_with("-00"), "{untraced}");
+    assert!(!untraced.contains(PARENT));
+    assert_eq!(told("/b3", "x-b3-traceid"), BTreeSet::from([TRACE.to_owned()]));
+    assert_ne!(told("/b3", "x-b3-spanid"), BTreeSet::from([PARENT.to_owned()]));
+    assert_eq!(told("/b3", "x-b3-sampled"), BTreeSet::from(["0".to_owned()]));
+    assert!(told("/new", "traceparent").pop_first().unwrap().ends_with("-00"));
+}
