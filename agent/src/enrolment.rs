@@ -337,7 +337,7 @@ impl Enrolment {
 
     /// Brings what the kernel knows of services and policy in step, and closes the connections that it no longer
     /// allows.
-    fn judge_again(&mut self, snapshot: &Snapshot, applied: &mut Applied) -> anyhow::Result<()> {
+    fn judge_again(&mut self, snapshot: &Arc<Snapshot>, applied: &mut Applied) -> anyhow::Result<()> {
         self.datapath.renew_services(self.same_node.then_some(snapshot))?;
         let pods: HashMap<_, _> = self.pods.values().map(|pod| (pod.pod.netns().cookie(), pod)).collect();
         let allowed = |pair: &AllowedPair| {

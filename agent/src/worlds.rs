@@ -1,12 +1,16 @@
 //! The states of the world, each compiled and put in force.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use orlop_model::{
     Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of, http::Grants,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::hosts::Names;
 
@@ -23,26 +27,21 @@ pub struct Worlds {
     publish: Publish,
     generation: u64,
     previous: Option<Arc<Snapshot>>,
-    findings: Vec<Finding>,
+    /// Whose findings are to be told.
+    told: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Worlds {
+    /// Must be called within a runtime.
     pub fn new(
         worlds: watch::Receiver<Arc<World>>,
         names: Names,
         settings: Settings,
         publish: Publish,
     ) -> Self {
-        Self {
-            worlds,
-            names,
-            settings,
-            waypoint: None,
-            publish,
-            generation: 0,
-            previous: None,
-            findings: Vec::new(),
-        }
+        let (told, snapshots) = watch::channel(Arc::default());
+        tokio::spawn(tell(snapshots));
+        Self { worlds, names, settings, waypoint: None, publish, generation: 0, previous: None, told }
     }
 
     /// Makes ready the routes of this waypoint as well.
@@ -70,7 +69,7 @@ impl Worlds {
         let snapshot = Arc::new(snapshot);
         self.previous = Some(Arc::clone(&snapshot));
         (self.publish)(Arc::clone(&snapshot));
-        report(&mut self.findings, snapshot.findings());
+        self.told.send_replace(Arc::clone(&snapshot));
         snapshot
     }
 
@@ -90,8 +89,28 @@ impl Worlds {
     }
 }
 
+/// Between two looks for findings, at the least, and as a multiple of what a look costs: a twentieth of one core at the
+/// most.
+const PAUSE: Duration = Duration::from_millis(200);
+const PAUSES: u32 = 20;
+
+/// Tells the findings of the newest snapshot, after it is in force: to find them takes a look at the whole world.
+async fn tell(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut known = Vec::new();
+    while snapshots.changed().await.is_ok() {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let start = Instant::now();
+        known = match spawn_blocking(move || report(&known, &snapshot)).await {
+            Ok(found) => found,
+            Err(error) => return tracing::error!(%error, "no findings are told any more"),
+        };
+        sleep(PAUSE.max(start.elapsed() * PAUSES)).await;
+    }
+}
+
 /// Says of each resource that needs attention what is the matter, once.
-fn report(known: &mut Vec<Finding>, found: &[Finding]) {
+fn report(known: &[Finding], snapshot: &Snapshot) -> Vec<Finding> {
+    let found = snapshot.findings();
     for finding in found.iter().filter(|finding| !known.contains(finding)) {
         let Finding { kind, name, severity, reason, message } = finding;
         match severity {
@@ -99,5 +118,5 @@ fn report(known: &mut Vec<Finding>, found: &[Finding]) {
             Severity::Warning | Severity::Error => tracing::warn!(kind, %name, ?reason, message, "finding"),
         }
     }
-    *known = found.to_vec();
+    found.to_vec()
 }

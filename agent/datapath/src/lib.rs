@@ -40,6 +40,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sys::statfs;
@@ -272,7 +273,7 @@ impl Datapath {
     }
 
     /// Has the hooks choose the endpoints of the services of this snapshot, or, without one, of none.
-    pub fn renew_services(&self, snapshot: Option<&Snapshot>) -> Result<(), DatapathError> {
+    pub fn renew_services(&self, snapshot: Option<&Arc<Snapshot>>) -> Result<(), DatapathError> {
         self.services.renew(snapshot).map_err(map_error("write", "SERVICES"))
     }
 

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -32,17 +32,10 @@ struct Inner {
 struct State {
     /// Of the value that was written last.
     revision: u64,
-    /// What is in the kernel is what is known here.
-    adopted: bool,
-    known: HashMap<NamespacedName, Known>,
-}
-
-#[derive(Debug)]
-struct Known {
-    service: Arc<orlop_model::Service>,
-    /// Whether all of its addresses lead to it.
-    alone: bool,
-    ports: Vec<LocalService>,
+    /// What the kernel is in step with; `None` where that is not known.
+    snapshot: Option<Arc<Snapshot>>,
+    /// What is in the kernel, by the service that it is of.
+    known: HashMap<NamespacedName, Vec<LocalService>>,
 }
 
 impl Services {
@@ -51,27 +44,23 @@ impl Services {
         Self(Arc::new(Inner { services, last, state: Mutex::default() }))
     }
 
-    /// Brings the kernel in step with the snapshot; without one, nothing is left there. Costs no more than a glance
-    /// at a service that the snapshot shares with the one before.
-    pub(crate) fn renew(&self, snapshot: Option<&Snapshot>) -> io::Result<()> {
+    /// Brings the kernel in step with the snapshot; without one, nothing is left there. Looks only at the services that
+    /// the snapshot does not share with the one before, and at those that have an address of theirs.
+    pub(crate) fn renew(&self, snapshot: Option<&Arc<Snapshot>>) -> io::Result<()> {
         let mut state = self.state();
         // If it fails half way, all is done again.
-        let adopted = std::mem::take(&mut state.adopted);
-        let mut before = std::mem::take(&mut state.known);
-        let (mut known, mut unwanted, mut wanted) = (HashMap::new(), HashSet::new(), Vec::new());
-        if !adopted {
-            before.clear();
+        let before = std::mem::take(&mut state.snapshot);
+        let (mut unwanted, mut wanted) = (HashSet::new(), Vec::new());
+        if before.is_none() {
+            state.known.clear();
             unwanted.extend(self.0.services.keys()?);
         }
-        for (name, now) in snapshot.into_iter().flat_map(services) {
-            let then = before.remove(&name);
-            if let Some(then) = then.as_ref().filter(|then| then.is_still(&now)) {
-                known.insert(name, Known { ports: then.ports.clone(), ..now });
-                continue;
-            }
-            let snapshot = snapshot.into_iter();
-            let ports: Vec<_> = snapshot.flat_map(|snapshot| snapshot.local_services(&now.service)).collect();
-            let then = then.map(|then| then.ports).unwrap_or_default();
+        let (none, before) = (Arc::default(), before.unwrap_or_default());
+        let now = snapshot.unwrap_or(&none);
+        for name in changed(&before, now) {
+            let ports: Vec<_> =
+                now.service(&name).map(|service| now.local_services(service).collect()).unwrap_or_default();
+            let then = state.known.remove(&name).unwrap_or_default();
             unwanted.extend(then.iter().map(|port| sockets::endpoint(port.address)));
             for port in &ports {
                 if then.contains(port) {
@@ -80,13 +69,12 @@ impl Services {
                     wanted.push(port.clone());
                 }
             }
-            known.insert(name, Known { ports, ..now });
+            if !ports.is_empty() {
+                state.known.insert(name, ports);
+            }
         }
-        let gone = before.values().flat_map(|known| &known.ports);
-        unwanted.extend(gone.map(|port| sockets::endpoint(port.address)));
         self.write(&mut state, &unwanted, &wanted)?;
-        state.known = known;
-        state.adopted = true;
+        state.snapshot = Some(Arc::clone(now));
         Ok(())
     }
 
@@ -140,18 +128,17 @@ impl Services {
     }
 }
 
-impl Known {
-    fn is_still(&self, now: &Self) -> bool {
-        self.alone && now.alone && Arc::ptr_eq(&self.service, &now.service)
+/// The services that are not the same in both, and those that have one of their addresses in either: of two Services
+/// with one address only one has it.
+fn changed(before: &Snapshot, now: &Snapshot) -> BTreeSet<NamespacedName> {
+    let mut names = BTreeSet::new();
+    for (name, then, is) in now.changed_services(before) {
+        let addresses = then.into_iter().chain(is).flat_map(|service| &service.vips);
+        let owners = addresses.flat_map(|vip| [before.service_at(*vip), now.service_at(*vip)]);
+        names.extend(owners.flatten().map(|owner| owner.name.clone()));
+        names.insert(name.clone());
     }
-}
-
-fn services(snapshot: &Snapshot) -> impl Iterator<Item = (NamespacedName, Known)> {
-    snapshot.services().map(|service| {
-        let leads_here = |owner: &Arc<_>| Arc::ptr_eq(owner, service);
-        let alone = service.vips.iter().all(|vip| snapshot.service_at(*vip).is_some_and(leads_here));
-        (service.name.clone(), Known { service: Arc::clone(service), alone, ports: Vec::new() })
-    })
+    names
 }
 
 fn value(port: &LocalService, revision: u64) -> Service {

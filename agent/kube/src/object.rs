@@ -149,11 +149,11 @@ impl Kind {
         match self {
             Self::Namespace => {
                 let (name, namespace) = namespace::convert(typed(object)?)?;
-                Ok(Object::Namespace(name, namespace))
+                Ok(Object::Namespace(name, Arc::new(namespace)))
             }
             Self::Node => {
                 let (name, node) = node::convert(typed(object)?)?;
-                Ok(Object::Node(name, node))
+                Ok(Object::Node(name, Arc::new(node)))
             }
             Self::Pod => {
                 let pod = typed(object)?;
@@ -161,19 +161,21 @@ impl Kind {
                     Source::Directory => pod::convert_trusted(pod)?,
                     Source::Cluster => pod::convert(pod)?,
                 };
-                Ok(Object::Pod(Box::new(pod)))
+                Ok(Object::Pod(Arc::new(pod)))
             }
-            Self::Service => Ok(Object::Service(service::convert(typed(object)?)?)),
-            Self::EndpointSlice => Ok(Object::EndpointSlice(endpoint_slice::convert(typed(object)?)?)),
-            Self::ServiceEntry => Ok(Object::ServiceEntry(Box::new(service_entry::convert(typed(object)?)?))),
+            Self::Service => Ok(Object::Service(Arc::new(service::convert(typed(object)?)?))),
+            Self::EndpointSlice => {
+                Ok(Object::EndpointSlice(Arc::new(endpoint_slice::convert(typed(object)?)?)))
+            }
+            Self::ServiceEntry => Ok(Object::ServiceEntry(Arc::new(service_entry::convert(typed(object)?)?))),
             Self::WorkloadEntry => {
-                Ok(Object::WorkloadEntry(Box::new(workload_entry::convert(typed(object)?)?)))
+                Ok(Object::WorkloadEntry(Arc::new(workload_entry::convert(typed(object)?)?)))
             }
             Self::AuthorizationPolicy => {
                 Ok(Object::AuthorizationPolicy(Arc::new(authorization_policy::convert(typed(object)?)?)))
             }
             Self::PeerAuthentication => {
-                Ok(Object::PeerAuthentication(peer_authentication::convert(typed(object)?)?))
+                Ok(Object::PeerAuthentication(Arc::new(peer_authentication::convert(typed(object)?)?)))
             }
             Self::VirtualService => {
                 Ok(Object::VirtualService(Arc::new(virtual_service::convert(typed(object)?)?)))
@@ -306,6 +308,27 @@ impl Key {
         }
     }
 
+    /// Removes the object from the world. Says whether it was there.
+    pub fn remove_from(&self, world: &mut World) -> bool {
+        match self {
+            Self::Namespace(name) => world.namespaces.remove(name).is_some(),
+            Self::Node(name) => world.nodes.remove(name).is_some(),
+            Self::Pod(name) => world.pods.remove(name).is_some(),
+            Self::Service(name) => world.services.remove(name).is_some(),
+            Self::EndpointSlice(name) => world.endpoint_slices.remove(name).is_some(),
+            Self::ServiceEntry(name) => world.service_entries.remove(name).is_some(),
+            Self::WorkloadEntry(name) => world.workload_entries.remove(name).is_some(),
+            Self::AuthorizationPolicy(name) => world.authorization_policies.remove(name).is_some(),
+            Self::PeerAuthentication(name) => world.peer_authentications.remove(name).is_some(),
+            Self::VirtualService(name) => world.virtual_services.remove(name).is_some(),
+            Self::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
+            Self::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
+            Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
+            Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
+            Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
+        }
+    }
+
     pub fn kind(&self) -> Kind {
         match self {
             Self::Namespace(_) => Kind::Namespace,
@@ -349,19 +372,18 @@ impl fmt::Display for Key {
     }
 }
 
-/// A converted object.
-#[derive(Clone, Debug)]
+/// A converted object: at the same place in every world for as long as it doesn't change.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
-    Namespace(String, Namespace),
-    Node(String, ClusterNode),
-    Pod(Box<Pod>),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    ServiceEntry(Box<ServiceEntry>),
-    WorkloadEntry(Box<WorkloadEntry>),
-    /// At the same place in every world for as long as it doesn't change.
+    Namespace(String, Arc<Namespace>),
+    Node(String, Arc<ClusterNode>),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    ServiceEntry(Arc<ServiceEntry>),
+    WorkloadEntry(Arc<WorkloadEntry>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    PeerAuthentication(PeerAuthentication),
+    PeerAuthentication(Arc<PeerAuthentication>),
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     RequestAuthentication(Arc<RequestAuthentication>),
@@ -398,11 +420,11 @@ impl Object {
         match self {
             Self::Namespace(name, namespace) => drop(world.namespaces.insert(name, namespace)),
             Self::Node(name, node) => drop(world.nodes.insert(name, node)),
-            Self::Pod(pod) => drop(world.pods.insert(pod.name.clone(), *pod)),
+            Self::Pod(pod) => drop(world.pods.insert(pod.name.clone(), pod)),
             Self::Service(service) => drop(world.services.insert(service.name.clone(), service)),
             Self::EndpointSlice(slice) => drop(world.endpoint_slices.insert(slice.name.clone(), slice)),
-            Self::ServiceEntry(entry) => drop(world.service_entries.insert(entry.name.clone(), *entry)),
-            Self::WorkloadEntry(entry) => drop(world.workload_entries.insert(entry.name.clone(), *entry)),
+            Self::ServiceEntry(entry) => drop(world.service_entries.insert(entry.name.clone(), entry)),
+            Self::WorkloadEntry(entry) => drop(world.workload_entries.insert(entry.name.clone(), entry)),
             Self::AuthorizationPolicy(policy) => {
                 drop(world.authorization_policies.insert(policy.name.clone(), policy));
             }
@@ -417,6 +439,30 @@ impl Object {
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
+    }
+
+    /// Like [`put`](Self::put), where the world does not have the very same already. Says whether it did not.
+    pub fn put_if_new(self, world: &mut World) -> bool {
+        let same = match &self {
+            Self::Namespace(name, new) => world.namespaces.get(name) == Some(new),
+            Self::Node(name, new) => world.nodes.get(name) == Some(new),
+            Self::Pod(new) => world.pods.get(&new.name) == Some(new),
+            Self::Service(new) => world.services.get(&new.name) == Some(new),
+            Self::EndpointSlice(new) => world.endpoint_slices.get(&new.name) == Some(new),
+            Self::ServiceEntry(new) => world.service_entries.get(&new.name) == Some(new),
+            Self::WorkloadEntry(new) => world.workload_entries.get(&new.name) == Some(new),
+            Self::AuthorizationPolicy(new) => world.authorization_policies.get(&new.name) == Some(new),
+            Self::PeerAuthentication(new) => world.peer_authentications.get(&new.name) == Some(new),
+            Self::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
+            Self::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
+            Self::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
+            Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
+            Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
+        };
+        if !same {
+            self.put(world);
+        }
+        !same
     }
 }
 

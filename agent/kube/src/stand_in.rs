@@ -28,12 +28,12 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
             rules: vec![Rule::default()],
             ..AuthorizationPolicy::default()
         }))),
-        Key::PeerAuthentication(name) => Some(Object::PeerAuthentication(PeerAuthentication {
+        Key::PeerAuthentication(name) => Some(Object::PeerAuthentication(Arc::new(PeerAuthentication {
             name: name.clone(),
             selector: selector(&spec),
             mode: Some(Mode::Strict),
             ..PeerAuthentication::default()
-        })),
+        }))),
         Key::RequestAuthentication(name) => {
             Some(Object::RequestAuthentication(Arc::new(RequestAuthentication {
                 name: name.clone(),

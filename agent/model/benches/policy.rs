@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
 
+mod harness;
+
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use harness::{report, times};
 use orlop_model::world::Pod;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Match, Operation, Pattern, Rule, ServiceAccount, Source,
@@ -29,19 +31,20 @@ fn main() {
     println!("{POLICIES} policies of {RULES} rules, {PODS} pods");
 
     let snapshot = compile(&world, &settings, 1);
-    let times = |compile: &mut dyn FnMut() -> Snapshot| times(COMPILATIONS, |_| drop(black_box(compile())));
-    report("compile, everything new", times(&mut || compile(&world, &settings, 2)));
+    let compiling =
+        |compile: &mut dyn FnMut() -> Snapshot| times(COMPILATIONS, |_| drop(black_box(compile())));
+    report("compile, everything new", compiling(&mut || compile(&world, &settings, 2)));
     let pod = pod(PODS);
     world.pods.insert(pod.name.clone(), pod);
     report(
         "compile, after one pod",
-        times(&mut || compile_after(Some(&snapshot), &world, &hosts, &settings, 2)),
+        compiling(&mut || compile_after(Some(&snapshot), &world, &hosts, &settings, 2)),
     );
     let policy = policy(0);
     world.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
     report(
         "compile, after one policy",
-        times(&mut || compile_after(Some(&snapshot), &world, &hosts, &settings, 2)),
+        compiling(&mut || compile_after(Some(&snapshot), &world, &hosts, &settings, 2)),
     );
 
     let callers: Vec<_> = (0..1000).map(|n| caller(n * 97)).collect();
@@ -54,24 +57,7 @@ fn main() {
         // What comes of it is dropped in time: an answer holds names.
         _ = black_box(snapshot.authorize(black_box(&connection)));
     };
-    report("decision", self::times(DECISIONS, decide));
-}
-
-/// How long each of so many runs took, sorted.
-fn times(count: usize, mut run: impl FnMut(usize)) -> Vec<Duration> {
-    let time = |number| {
-        let start = Instant::now();
-        run(number);
-        start.elapsed()
-    };
-    let mut times: Vec<_> = (0..count).map(time).collect();
-    times.sort();
-    times
-}
-
-fn report(what: &str, times: Vec<Duration>) {
-    let at = |hundredth: usize| times[(times.len() * hundredth / 100).min(times.len() - 1)];
-    println!("{what:26} p50 {:>10.1?}  p99 {:>10.1?}  worst {:>10.1?}", at(50), at(99), at(100));
+    report("decision", times(DECISIONS, decide));
 }
 
 fn world() -> World {

@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on should stop")]
 
+mod harness;
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use harness::{median, shares, times};
 use orlop_model::world::security::{Action, AuthorizationPolicy, Match, Rule, Source};
 use orlop_model::world::{
     EndpointSlice, Labels, Namespace, Node, Owner, Pod, Port, Service, ServicePort, SliceEndpoint, TargetPort,
@@ -34,18 +37,16 @@ fn main() {
     let mut world = world(services);
     let (settings, hosts) = (settings(), Hosts::new());
     let mut snapshot = compile(&world, &settings, 1);
-    let compile = median(COMPILATIONS, |_| drop(black_box(compile(&world, &settings, 1))));
-    let change = median(CHANGES, |nth| {
+    let compile = median(&times(COMPILATIONS, |_| drop(black_box(compile(&world, &settings, 1)))));
+    let change = median(&times(CHANGES, |nth| {
         let mut slice = slice(0);
         if nth % 2 == 0 {
             slice.endpoints.pop();
         }
         world.endpoint_slices.insert(slice.name.clone(), slice);
         snapshot = compile_after(Some(&snapshot), &world, &hosts, &settings, 2);
-    });
-    let decision = median(DECISIONS / BATCH, |batch| {
-        (0..BATCH).for_each(|nth| decide(&snapshot, services, batch * BATCH + nth));
-    }) / BATCH as u32;
+    }));
+    let decision = median(&shares(DECISIONS, |nth| decide(&snapshot, services, nth)));
     println!(
         "{{\"compile\": {}, \"change\": {}, \"decision\": {}}}",
         compile.as_secs_f64(),
@@ -54,34 +55,17 @@ fn main() {
     );
 }
 
-/// One is too short to be timed.
-const BATCH: usize = 100;
-
-fn median(count: usize, mut run: impl FnMut(usize)) -> Duration {
-    let time = |number| {
-        let start = Instant::now();
-        run(number);
-        start.elapsed()
-    };
-    let mut times: Vec<_> = (0..count).map(time).collect();
-    times.sort();
-    times[times.len() / 2]
-}
-
-/// A pod dials a service of its namespace: which endpoint, and may it?
+/// A pod of this node dials any service, and is dialled by that endpoint: where does the one go, and may the other?
 fn decide(snapshot: &Snapshot, services: usize, nth: usize) {
-    let service = nth * 7919 % services;
-    let client = nth % (NEIGHBOURS.min(services) * ENDPOINTS);
-    let client = service / NEIGHBOURS * NEIGHBOURS * ENDPOINTS + client;
-    let client = snapshot.workload_at(pod_address(client % (services * ENDPOINTS))).unwrap();
-    let dialled = SocketAddr::new(vip(service), 80);
-    let route = snapshot.route(client, dialled, &mut Turn(nth)).unwrap();
-    let destination = route.workload.as_ref().unwrap();
+    let own = snapshot.workload_at(pod_address(nth % ON_A_NODE.min(services * ENDPOINTS))).unwrap();
+    let dialled = SocketAddr::new(vip(nth * 7919 % services), 80);
+    let route = snapshot.route(own, dialled, &mut Turn(nth)).unwrap();
+    let other = route.workload.as_ref().unwrap();
     let connection = Connection {
-        source_identity: Some(&client.identity),
-        source: client.addresses[0],
-        destination,
-        address: route.upstream,
+        source_identity: Some(&other.identity),
+        source: other.addresses[0],
+        destination: own,
+        address: SocketAddr::new(own.addresses[0], 8080),
     };
     _ = black_box(snapshot.authorize(black_box(&connection)));
 }

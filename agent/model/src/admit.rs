@@ -72,7 +72,7 @@ impl Snapshot {
     pub fn admit(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
         let (destination, port) = (connection.destination, connection.address.port());
         if connection.source_identity.is_none() && self.mutual_tls(destination, port) == Mode::Strict {
-            let policy = self.peer_authentication(destination, port).cloned();
+            let policy = self.peer_authentication(destination, port);
             return Err(Refused {
                 reason: Reason::PlaintextRefused,
                 detail: self.explain_strict(destination, port),

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -101,13 +102,23 @@ impl Snapshot {
     /// Judges a connection by the AuthorizationPolicies that apply to its destination: one that a CUSTOM or DENY
     /// policy matches is denied; else, where ALLOW policies apply, one of them must match.
     ///
-    /// A pod the snapshot doesn't know is denied everything. Allocates only for policies in dry run.
+    /// A pod the snapshot doesn't know is denied everything. For the enrolled pods of this node that allocates for
+    /// policies in dry run alone.
     pub fn authorize(&self, connection: &Connection<'_>) -> Result<Allowed, Denied> {
-        let Some(policies) = self.policies.of(&connection.destination.name) else {
+        let Some(policies) = self.policies_of(&connection.destination.name) else {
             let cause = Cause::UnknownDestination;
             return Err(Denied { policy: None, audit: false, dry_run: Vec::new(), cause });
         };
         policies.judge(&connection.facts())
+    }
+
+    /// `None` of a pod that the snapshot doesn't know.
+    pub(crate) fn policies_of(&self, pod: &NamespacedName) -> Option<Cow<'_, Policies>> {
+        match self.local.policies.get(pod) {
+            Some(policies) => Some(Cow::Borrowed(policies)),
+            // Another node guards it.
+            None => self.live_pod(pod).map(|pod| Cow::Owned(self.policies.of(pod))),
+        }
     }
 }
 

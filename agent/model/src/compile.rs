@@ -1,27 +1,26 @@
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::allocation::Allocation;
-use crate::dns::Zone;
-use crate::endpoints::{Endpoints, Workloads};
+use crate::change;
+use crate::dns::{ServiceHosts, Zone};
+use crate::endpoints::Endpoints;
 use crate::hosts::Hosts;
 use crate::identity::{Identity, TrustDomain};
-use crate::mutual_tls::{MutualTls, PeerAuthentications};
+use crate::local::{self, Local};
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::optin::opted_in;
 use crate::owner::names;
-use crate::policy::{Prepared, Scopes, findings, listed};
+use crate::policy::Prepared;
 use crate::service::{Service, ServiceIndex, ServiceKind};
 use crate::service_entry;
-use crate::snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
+use crate::snapshot::{Input, Snapshot, Workload, WorkloadKind};
 use crate::waypoint::{self, Waypoints};
+use crate::workloads::Workloads;
 use crate::world::security::IpBlock;
 use crate::world::{self, Exports, Labels, Pod, Protocol, Resolution, World};
-
-/// Says where a local pod's network namespace is, for sources that have no container runtime behind them.
-const NETNS: &str = "orlop.dev/netns";
 
 /// Where Istio's users have the policies for the whole mesh.
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
@@ -58,8 +57,9 @@ pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, gener
     compile_after(None, world, hosts, settings, generation)
 }
 
-/// [`compile_resolved`], without making ready again what `previous` has made of policies that are still there: an
-/// `AuthorizationPolicy` at the same place as in its world is the same policy.
+/// [`compile_resolved`], without making ready again what `previous` has made of what is still there: an object at the
+/// same place as in its world is the same object. Where only pods, Services and EndpointSlices have changed, what has
+/// nothing to do with those is shared.
 pub fn compile_after(
     previous: Option<&Snapshot>,
     world: &World,
@@ -67,82 +67,66 @@ pub fn compile_after(
     settings: &Settings,
     generation: u64,
 ) -> Snapshot {
-    let pods: Vec<_> = live(world).map(|pod| Arc::new(workload(world, settings, pod))).collect();
-    let pod_by_address = by_address(live(world).zip(&pods));
-    let entries = world.workload_entries.values();
-    let entries: Vec<_> =
-        entries.map(|entry| Arc::new(service_entry::workload(entry, hosts, settings))).collect();
-    let entry_by_address = first_by_address(&entries);
-    let workloads = Workloads { pods, pod_by_address, entries, entry_by_address };
-    let local_pods = live(world)
-        .zip(&workloads.pods)
-        .filter(|(_, workload)| workload.enrolled && workload.node == settings.node)
-        .map(|(pod, workload)| LocalPod {
-            workload: workload.clone(),
-            netns: netns(pod),
-            probed: pod.probed.clone(),
-        })
-        .collect();
+    let changed = previous.and_then(|previous| change::after(previous, world, hosts, settings, generation));
+    changed.unwrap_or_else(|| whole(previous, world, hosts, settings, generation))
+}
+
+fn whole(
+    previous: Option<&Snapshot>,
+    world: &World,
+    hosts: &Hosts,
+    settings: &Settings,
+    generation: u64,
+) -> Snapshot {
+    let workloads = Workloads::new(world, hosts, settings);
+    let used_waypoints = waypoint::used(world);
     let endpoints = Endpoints::new(world, hosts, settings, &workloads);
-    let waypoint_names = waypoint::used(world);
-    let waypoint = |name: &NamespacedName, labels: &Labels| {
-        waypoint::of_service(world, name, labels).filter(|_| !waypoint_names.contains(name))
-    };
-    let services = world.services.values().map(|of| {
-        let waypoint = waypoint(&of.name, &of.labels);
-        Arc::new(Service { waypoint, ..service(of, &endpoints, settings) })
+    let services = Services { world, settings, endpoints: &endpoints, used_waypoints: &used_waypoints };
+    let service_entries = services.of_entries();
+    let mut zone = Zone::new(&settings.cluster_domain, &service_entries);
+    let of_name = world.services.iter().map(|(name, of)| {
+        let service = Arc::new(services.of(of));
+        zone.put(name, ServiceHosts::of(world, &workloads, of, &service));
+        (name.clone(), service)
     });
-    let services: Vec<_> = services.collect();
-    let allocation = Allocation::new(world);
-    let of_entry = |entry: &world::ServiceEntry| {
-        let waypoint = waypoint(&entry.name, &entry.labels);
-        service_entry::services(entry, &endpoints, &allocation, waypoint)
-    };
-    let service_entries: Vec<_> = world.service_entries.values().flat_map(of_entry).collect();
-    let service_index = ServiceIndex::new(&services, &service_entries);
-    let zone =
-        Zone::new(world, &settings.cluster_domain, &workloads.pod_by_address, &services, &service_entries);
-    let labelled = live(world).zip(&workloads.pods).map(|(pod, workload)| (workload, &pod.labels));
-    let registered = world.workload_entries.values().zip(&workloads.entries);
-    let registered = registered.map(|(entry, workload)| (workload, &entry.backend.labels));
-    let waypoints =
-        Waypoints::new(world, services.iter().chain(&service_entries), labelled.chain(registered));
-    let previous = previous.map(|previous| &previous.prepared);
-    let mut prepared = Prepared::new(previous, world, settings);
-    let mut scopes = Scopes::new(&prepared, previous, settings);
-    let policies = scopes.index(live(world));
-    let peer_authentications = PeerAuthentications::new(world, settings);
-    let mutual_tls = MutualTls::new(&peer_authentications, live(world));
-    let all_services: Vec<_> = services.iter().chain(&service_entries).collect();
-    let findings = findings(world, settings, &scopes, &peer_authentications, &all_services);
-    prepared.layers = scopes.into_layers();
-    let Workloads { pods, pod_by_address, entry_by_address, .. } = workloads;
-    Snapshot {
+    let services: Map<_, _> = of_name.collect();
+    let prepared = Prepared::new(previous.map(|previous| &*previous.policies), world, settings);
+    let names = local::names(world, settings, &workloads);
+    let (local, prepared) = Local::new(world, settings, &workloads, &prepared, &names);
+    let snapshot = Snapshot {
         generation,
-        as_of: world.as_of,
-        workloads: pods,
+        world: world.clone(),
+        input: Some(Arc::new(Input { settings: settings.clone(), hosts: hosts.clone() })),
+        service_index: ServiceIndex::new(&services, &service_entries),
+        workloads,
         services,
-        service_entries,
-        local_pods,
-        workload_by_address: pod_by_address,
-        entry_by_address,
-        service_index,
+        service_entries: Arc::new(service_entries),
         zone,
-        waypoints,
-        policies,
-        prepared,
-        mutual_tls,
-        listed_policies: listed(world, &settings.root_namespace),
-        routes: Arc::default(),
-        findings,
-    }
+        used_waypoints: Arc::new(used_waypoints),
+        local: Arc::new(local),
+        policies: Arc::new(prepared),
+        ..Snapshot::default()
+    };
+    Snapshot { waypoints: Arc::new(waypoints(&snapshot)), ..snapshot }
 }
 
-fn live(world: &World) -> impl Iterator<Item = &Pod> {
-    world.pods.values().filter(|pod| !pod.phase.is_terminal())
+/// Which workloads of the snapshot have waypoints.
+pub(crate) fn waypoints(snapshot: &Snapshot) -> Waypoints {
+    let Snapshot { world, workloads, used_waypoints, .. } = snapshot;
+    let labels = |workload: &Arc<Workload>| Some(&world.pods.get(&workload.name)?.labels);
+    let labelled = workloads.pods.values().filter_map(|of| Some((of, labels(of)?)));
+    let labels = |workload: &Arc<Workload>| Some(&world.workload_entries.get(&workload.name)?.backend.labels);
+    let registered = workloads.entries.values().filter_map(|of| Some((of, labels(of)?)));
+    let services = snapshot.services.values().chain(snapshot.service_entries.iter());
+    Waypoints::new(world, used_waypoints, services, labelled.chain(registered))
 }
 
-fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
+/// The pods that live, by name.
+pub(crate) fn live(world: &World) -> impl Iterator<Item = (&NamespacedName, &Arc<Pod>)> {
+    world.pods.iter().filter(|(_, pod)| !pod.phase.is_terminal())
+}
+
+pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
     let none = Labels::new();
     let namespace = world.namespaces.get(&pod.name.namespace).map_or(&none, |namespace| &namespace.labels);
     let names = names(pod);
@@ -163,7 +147,7 @@ fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
     }
 }
 
-fn unicast(addresses: &[IpAddr]) -> Vec<IpAddr> {
+pub(crate) fn unicast(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let mut kept = Vec::with_capacity(addresses.len());
     for address in addresses.iter().map(IpAddr::to_canonical) {
         let other = address.is_loopback() || address.is_unspecified() || address.is_multicast();
@@ -174,39 +158,37 @@ fn unicast(addresses: &[IpAddr]) -> Vec<IpAddr> {
     kept
 }
 
-/// Two pods can claim one address for a moment, when it is reused. The enrolled one gets it, so that nothing
-/// meant for it goes in clear; then the one that stays; then the first by name.
-fn by_address<'a>(
-    pods: impl Iterator<Item = (&'a Pod, &'a Arc<Workload>)>,
-) -> HashMap<IpAddr, Arc<Workload>> {
-    let mut pods: Vec<_> = pods.filter(|(pod, _)| !pod.host_network).collect();
-    pods.sort_by_key(|(pod, workload)| (!workload.enrolled, pod.terminating));
-    let mut map = HashMap::with_capacity(pods.len());
-    for (_, workload) in pods {
-        for &address in &workload.addresses {
-            map.entry(address).or_insert_with(|| workload.clone());
-        }
-    }
-    map
+/// Makes services of their objects.
+pub(crate) struct Services<'a> {
+    pub world: &'a World,
+    pub settings: &'a Settings,
+    pub endpoints: &'a Endpoints<'a>,
+    pub used_waypoints: &'a BTreeSet<NamespacedName>,
 }
 
-/// A relative path would depend on where the agent was started.
-fn netns(pod: &Pod) -> Option<PathBuf> {
-    pod.annotations.get(NETNS).map(PathBuf::from).filter(|path| path.is_absolute())
-}
-
-/// Of two WorkloadEntries with one address: the one that takes HBONE, so that nothing meant for it goes in clear;
-/// then the first by name.
-fn first_by_address(entries: &[Arc<Workload>]) -> HashMap<IpAddr, Arc<Workload>> {
-    let mut sorted: Vec<_> = entries.iter().collect();
-    sorted.sort_by_key(|entry| !entry.enrolled);
-    let mut map = HashMap::with_capacity(entries.len());
-    for entry in sorted {
-        for &address in &entry.addresses {
-            map.entry(address).or_insert_with(|| entry.clone());
+impl Services<'_> {
+    /// The one of a Kubernetes Service.
+    pub fn of(&self, of: &world::Service) -> Service {
+        Service {
+            waypoint: self.waypoint(&of.name, &of.labels),
+            ..service(of, self.endpoints, self.settings)
         }
     }
-    map
+
+    /// Those of all ServiceEntries.
+    fn of_entries(&self) -> Vec<Arc<Service>> {
+        let allocation = Allocation::new(self.world);
+        let of = |entry: &Arc<world::ServiceEntry>| {
+            let waypoint = self.waypoint(&entry.name, &entry.labels);
+            service_entry::services(entry, self.endpoints, &allocation, waypoint)
+        };
+        self.world.service_entries.values().flat_map(of).collect()
+    }
+
+    /// A waypoint has none before it.
+    fn waypoint(&self, name: &NamespacedName, labels: &Labels) -> Option<NamespacedName> {
+        waypoint::of_service(self.world, name, labels).filter(|_| !self.used_waypoints.contains(name))
+    }
 }
 
 fn service(service: &world::Service, endpoints: &Endpoints<'_>, settings: &Settings) -> Service {

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,68 +9,30 @@ use crate::name::NamespacedName;
 use crate::service::{Endpoint, Preference, ServicePort};
 use crate::service_entry::{addresses, tunnelled};
 use crate::snapshot::Workload;
+use crate::workloads::{Workloads, in_namespace};
 use crate::world::{
-    self, Backend, EndpointSlice, Labels, Pod, Protocol, Resolution, SliceEndpoint, TargetPort,
-    WorkloadEntry, World,
+    self, Backend, EndpointSlice, Labels, Pod, Protocol, Resolution, SliceEndpoint, TargetPort, World,
 };
 
 /// Finds the endpoints of services.
 pub(crate) struct Endpoints<'a> {
+    world: &'a World,
     settings: &'a Settings,
     hosts: &'a Hosts,
     neighbourhood: Neighbourhood<'a>,
     workloads: &'a Workloads,
-    by_name: HashMap<&'a NamespacedName, &'a Arc<Workload>>,
-    /// By namespace and service name.
-    slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
-    pods: HashMap<&'a str, Vec<&'a Pod>>,
-    entries: HashMap<&'a str, Vec<(&'a WorkloadEntry, &'a Arc<Workload>)>>,
-}
-
-/// Everything that may be an endpoint.
-pub(crate) struct Workloads {
-    /// Sorted by name.
-    pub pods: Vec<Arc<Workload>>,
-    pub pod_by_address: HashMap<IpAddr, Arc<Workload>>,
-    /// The WorkloadEntries, sorted by name.
-    pub entries: Vec<Arc<Workload>>,
-    pub entry_by_address: HashMap<IpAddr, Arc<Workload>>,
-}
-
-impl Workloads {
-    /// What takes connections to the address: the same for every way to it, so that a workload that takes HBONE is
-    /// never reached in clear.
-    fn at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.pod_by_address.get(&address).or_else(|| self.entry_by_address.get(&address))
-    }
 }
 
 impl<'a> Endpoints<'a> {
     pub fn new(world: &'a World, hosts: &'a Hosts, settings: &'a Settings, workloads: &'a Workloads) -> Self {
-        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
-        for slice in world.endpoint_slices.values() {
-            if let Some(service) = &slice.service {
-                slices.entry((slice.name.namespace.as_str(), service.as_str())).or_default().push(slice);
-            }
-        }
-        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
-        for pod in world.pods.values() {
-            pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
-        }
-        let mut entries: HashMap<_, Vec<_>> = HashMap::new();
-        for (entry, workload) in world.workload_entries.values().zip(&workloads.entries) {
-            entries.entry(entry.name.namespace.as_str()).or_default().push((entry, workload));
-        }
-        let by_name = workloads.pods.iter().map(|workload| (&workload.name, workload)).collect();
-        let neighbourhood = Neighbourhood::new(world, settings);
-        Self { settings, hosts, neighbourhood, workloads, by_name, slices, pods, entries }
+        Self { world, settings, hosts, neighbourhood: Neighbourhood::new(world, settings), workloads }
     }
 
     /// The ports of a Kubernetes Service of this protocol, with their endpoints. EndpointSlices say it where there are any, since
     /// their ports are already resolved; else the service's selector does. WorkloadEntries are in no slice.
     pub fn of(&self, service: &world::Service, protocol: Protocol) -> Vec<ServicePort> {
         let namespace = service.name.namespace.as_str();
-        let slices = self.slices.get(&(namespace, service.name.name.as_str()));
+        let slices = self.workloads.slices.get(&service.name);
         let wanted = Preference { distribution: service.distribution, node_local: service.node_local };
         let mut ports = Vec::with_capacity(service.ports.len());
         for port in service.ports.iter().filter(|port| port.protocol == protocol) {
@@ -119,7 +80,12 @@ impl<'a> Endpoints<'a> {
         addresses.filter(|&ip| !is_special(ip)).map(endpoint).collect()
     }
 
-    fn sliced(&self, slices: &[&EndpointSlice], port: &world::ServicePort, always: bool) -> Vec<Endpoint> {
+    fn sliced(
+        &self,
+        slices: &[Arc<EndpointSlice>],
+        port: &world::ServicePort,
+        always: bool,
+    ) -> Vec<Endpoint> {
         let mut found = Vec::new();
         for slice in slices {
             let ports = if port.protocol == Protocol::Udp { &slice.udp_ports } else { &slice.ports };
@@ -158,7 +124,7 @@ impl<'a> Endpoints<'a> {
     fn owner_of(&self, pod: &NamespacedName, ip: IpAddr) -> Option<&'a Arc<Workload>> {
         match self.workloads.pod_by_address.get(&ip) {
             Some(owner) => (owner.name == *pod).then_some(owner),
-            None => self.by_name.get(pod).copied().filter(|workload| workload.addresses.contains(&ip)),
+            None => self.workloads.pods.get(pod).filter(|workload| workload.addresses.contains(&ip)),
         }
     }
 
@@ -169,12 +135,11 @@ impl<'a> Endpoints<'a> {
         port: &world::ServicePort,
         always: bool,
     ) -> Vec<Endpoint> {
-        let pods =
-            self.pods.get(namespace).into_iter().flatten().filter(|pod| selects(selector, &pod.labels));
+        let pods = in_namespace(&self.world.pods, namespace);
         let mut found = Vec::new();
-        for pod in pods {
+        for (_, pod) in pods.filter(|(_, pod)| selects(selector, &pod.labels)) {
             let Some(number) = target_port(port, pod) else { continue };
-            let Some(workload) = self.by_name.get(&pod.name) else { continue };
+            let Some(workload) = self.workloads.pods.get(&pod.name) else { continue };
             for &ip in workload.addresses.iter().filter(|&&ip| self.owner_of(&pod.name, ip).is_some()) {
                 found.push(Endpoint {
                     address: SocketAddr::new(ip, number),
@@ -195,9 +160,10 @@ impl<'a> Endpoints<'a> {
         selector: &Labels,
         port: &world::ServicePort,
     ) -> Vec<Endpoint> {
-        let entries = self.entries.get(namespace).into_iter().flatten();
-        let selected = entries.filter(|(entry, _)| selects(selector, &entry.backend.labels));
-        let endpoints = selected.flat_map(|(entry, workload)| {
+        let entries = in_namespace(&self.world.workload_entries, namespace).map(|(_, entry)| entry);
+        let selected = entries.filter(|entry| selects(selector, &entry.backend.labels));
+        let known = selected.filter_map(|entry| Some((entry, self.workloads.entries.get(&entry.name)?)));
+        let endpoints = known.flat_map(|(entry, workload)| {
             let number = backend_port(&entry.backend, port);
             workload.addresses.iter().filter(|&&ip| !is_special(ip)).map(move |&ip| {
                 self.of_backend(&entry.backend, SocketAddr::new(ip, number), self.workloads.at(ip).cloned())
@@ -230,7 +196,8 @@ pub(crate) fn is_special(ip: IpAddr) -> bool {
     link_local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
 }
 
-fn selects(selector: &Labels, labels: &Labels) -> bool {
+/// Whether the labels are those that a selector asks for; one that asks for none selects nothing.
+pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -7,20 +8,15 @@ use crate::snapshot::{Snapshot, Workload};
 use crate::world::security::{Mode, PeerAuthentication};
 use crate::world::{Pod, World};
 
-/// What PeerAuthentications say of pods.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct MutualTls {
-    by_workload: HashMap<NamespacedName, Modes>,
-}
-
-#[derive(Clone, Debug)]
-struct Modes {
+/// What PeerAuthentications say of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Modes {
     ports: BTreeMap<u16, Said>,
     other: Said,
 }
 
 /// A mode, and the PeerAuthentication that says so; `None` where none does.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Said {
     mode: Mode,
     by: Option<Arc<NamespacedName>>,
@@ -32,12 +28,12 @@ impl Snapshot {
     /// The PeerAuthentication that selects the pod counts before that of its namespace, and that before that of
     /// the root namespace; what one leaves UNSET the next says. A pod the snapshot doesn't know is `Strict`.
     pub fn mutual_tls(&self, workload: &Workload, port: u16) -> Mode {
-        self.mutual_tls.of(workload, port).map_or(Mode::Strict, |said| said.mode)
+        self.modes(workload).map_or(Mode::Strict, |modes| modes.of(port).mode)
     }
 
     /// The PeerAuthentication behind [`mutual_tls`](Self::mutual_tls); `None` where none says anything.
-    pub fn peer_authentication(&self, workload: &Workload, port: u16) -> Option<&Arc<NamespacedName>> {
-        self.mutual_tls.of(workload, port)?.by.as_ref()
+    pub fn peer_authentication(&self, workload: &Workload, port: u16) -> Option<Arc<NamespacedName>> {
+        self.modes(workload)?.of(port).by.clone()
     }
 
     /// Tells in one line why a connection without mutual TLS is refused at this port, for a pod that is strict.
@@ -53,7 +49,7 @@ impl Snapshot {
 
     /// Which of the pod's ports take connections with mutual TLS alone; port 0 stands for all others.
     pub fn strict_ports(&self, workload: &Workload) -> BTreeMap<u16, bool> {
-        let Some(modes) = self.mutual_tls.by_workload.get(&workload.name) else { return [(0, true)].into() };
+        let Some(modes) = self.modes(workload) else { return [(0, true)].into() };
         let other = modes.other.mode == Mode::Strict;
         let ports = modes.ports.iter().map(|(&port, said)| (port, said.mode == Mode::Strict));
         // What says the same as all others say needs no saying.
@@ -63,16 +59,21 @@ impl Snapshot {
             .filter(|&(port, strict)| strict != (port != 0 && other))
             .collect()
     }
+
+    /// `None` of a pod that the snapshot doesn't know.
+    fn modes(&self, workload: &Workload) -> Option<Cow<'_, Modes>> {
+        if let Some(modes) = self.local.mutual_tls.get(&workload.name) {
+            return Some(Cow::Borrowed(modes));
+        }
+        // Of a pod that another node guards.
+        let (pod, input) = (self.live_pod(&workload.name)?, self.input.as_ref()?);
+        Some(Cow::Owned(PeerAuthentications::new(&self.world, &input.settings).of(pod)))
+    }
 }
 
-impl MutualTls {
-    pub fn new<'p>(in_force: &PeerAuthentications<'_>, pods: impl Iterator<Item = &'p Pod>) -> Self {
-        Self { by_workload: pods.map(|pod| (pod.name.clone(), in_force.of(pod))).collect() }
-    }
-
-    fn of(&self, workload: &Workload, port: u16) -> Option<&Said> {
-        let modes = self.by_workload.get(&workload.name)?;
-        Some(modes.ports.get(&port).unwrap_or(&modes.other))
+impl Modes {
+    fn of(&self, port: u16) -> &Said {
+        self.ports.get(&port).unwrap_or(&self.other)
     }
 }
 
@@ -97,7 +98,7 @@ impl<'a> PeerAuthentications<'a> {
         for policy in sorted {
             let namespace = policy.name.namespace.as_str();
             if policy.selector.is_empty() {
-                found.scopes.entry(namespace).or_insert(policy);
+                found.scopes.entry(namespace).or_insert(&**policy);
             } else if namespace != root_namespace {
                 // In the root namespace a selector has no meaning that Istio would honour.
                 found.selecting.entry(namespace).or_default().push(policy);
@@ -120,7 +121,8 @@ impl<'a> PeerAuthentications<'a> {
         candidates.iter().find(selects).copied()
     }
 
-    fn of(&self, pod: &Pod) -> Modes {
+    /// What they say of the pod.
+    pub fn of(&self, pod: &Pod) -> Modes {
         let own = self.selecting(pod);
         let wider = [self.of_scope(&pod.name.namespace), self.of_scope(self.root_namespace)];
         let said =

@@ -48,7 +48,7 @@ impl Snapshot {
     /// Whether this is an enrolled pod of this node.
     pub(crate) fn is_local(&self, workload: &Workload) -> bool {
         workload.kind == WorkloadKind::Pod
-            && self.local_pods.binary_search_by(|local| local.workload.name.cmp(&workload.name)).is_ok()
+            && self.local_pods().binary_search_by(|local| local.workload.name.cmp(&workload.name)).is_ok()
     }
 }
 

@@ -1,5 +1,4 @@
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::snapshot::Workload;
 use crate::world::security::IpBlock;
@@ -220,49 +220,73 @@ impl Preference {
 }
 
 /// Finds services by address.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServiceIndex {
-    cluster_ips: HashMap<IpAddr, Arc<Service>>,
+    cluster_ips: Map<IpAddr, Service>,
     /// The other addresses. Kubernetes Services come first in each list.
-    claims: HashMap<IpBlock, Vec<Arc<Service>>>,
+    claims: Map<IpBlock, Vec<Arc<Service>>>,
     /// The prefix lengths in `claims`, the longest first, by family.
     lengths: [Vec<u8>; 2],
     /// By host name. Kubernetes Services come first in each list.
-    hosts: HashMap<String, Vec<Arc<Service>>>,
+    hosts: Map<String, Vec<Arc<Service>>>,
 }
 
 impl ServiceIndex {
     /// Of two Services with one address the first by name has it.
-    pub fn new(services: &[Arc<Service>], entries: &[Arc<Service>]) -> Self {
-        let mut index = Self::default();
-        for service in services {
+    pub fn new(services: &Map<NamespacedName, Service>, entries: &[Arc<Service>]) -> Self {
+        let mut cluster_ips = BTreeMap::new();
+        for service in services.values() {
             for &vip in &service.vips {
-                if let Entry::Vacant(entry) = index.cluster_ips.entry(vip) {
-                    entry.insert(service.clone());
-                }
+                cluster_ips.entry(vip).or_insert_with(|| service.clone());
             }
         }
-        for service in services.iter().chain(entries) {
-            index.hosts.entry(service.hostname.clone()).or_default().push(service.clone());
+        let mut hosts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for service in services.values().chain(entries) {
+            hosts.entry(service.hostname.clone()).or_default().push(service.clone());
         }
         let aliases = |service: &Arc<Service>| service.aliases.clone();
         let of_services =
-            services.iter().flat_map(|service| aliases(service).into_iter().map(move |at| (at, service)));
+            services.values().flat_map(|service| aliases(service).into_iter().map(move |at| (at, service)));
         let of_entries = entries.iter().flat_map(|entry| {
             let vips = entry.vips.iter().copied().map(IpBlock::single);
             vips.chain(aliases(entry)).map(move |at| (at, entry))
         });
+        let mut claims: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (block, service) in of_services.chain(of_entries) {
-            index.claims.entry(block).or_default().push(service.clone());
+            claims.entry(block).or_default().push(service.clone());
         }
-        for v4 in [false, true] {
-            let of_family = index.claims.keys().filter(|block| block.is_ipv4() == v4);
-            let lengths = &mut index.lengths[usize::from(v4)];
-            *lengths = of_family.map(IpBlock::length).collect();
+        let lengths = [false, true].map(|v4| {
+            let of_family = claims.keys().filter(|block: &&IpBlock| block.is_ipv4() == v4);
+            let mut lengths: Vec<_> = of_family.map(IpBlock::length).collect();
             lengths.sort_unstable_by(|a, b| b.cmp(a));
             lengths.dedup();
+            lengths
+        });
+        Self {
+            cluster_ips: cluster_ips.into_iter().collect(),
+            claims: claims.into_iter().collect(),
+            lengths,
+            hosts: hosts.into_iter().collect(),
         }
-        index
+    }
+
+    /// Puts a service in the place of an earlier state of it that is found in the same ways. False if it is not.
+    pub fn replace(&mut self, then: &Arc<Service>, now: &Arc<Service>) -> bool {
+        if (&then.vips, &then.aliases, &then.hostname) != (&now.vips, &now.aliases, &now.hostname) {
+            return false;
+        }
+        for vip in &now.vips {
+            if self.cluster_ips.get(vip).is_some_and(|owner| Arc::ptr_eq(owner, then)) {
+                self.cluster_ips.insert(*vip, Arc::clone(now));
+            }
+        }
+        let in_list = |list: Option<&mut Vec<Arc<Service>>>| {
+            let same = list.into_iter().flatten().filter(|service| Arc::ptr_eq(service, then));
+            same.for_each(|service| *service = Arc::clone(now));
+        };
+        now.aliases.iter().for_each(|block| in_list(self.claims.get_mut(block)));
+        in_list(self.hosts.get_mut(&now.hostname));
+        true
     }
 
     pub fn cluster_ip(&self, address: IpAddr) -> Option<&Arc<Service>> {

@@ -1,58 +1,58 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
+use crate::compile::Settings;
 use crate::dns::Zone;
+use crate::hosts::Hosts;
 use crate::http::Routes;
 use crate::identity::Identity;
-use crate::mutual_tls::MutualTls;
+use crate::local::Local;
+use crate::map::{Difference, Map};
 use crate::name::NamespacedName;
-use crate::policy::{Finding, ListedPolicy, PolicyIndex, Prepared};
+use crate::policy::{self, Finding, Prepared};
 use crate::service::{Service, ServiceIndex};
 use crate::waypoint::Waypoints;
+use crate::workloads::Workloads;
+use crate::world::World;
 
-/// The compiled world. Immutable: a change of the world makes another one with a higher generation.
+/// The compiled world. Immutable: a change of the world makes another one with a higher generation, which shares with
+/// this one what has not changed.
 ///
 /// Serializes to what an admin may see of it.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub(crate) generation: u64,
-    #[serde(skip)]
-    pub(crate) as_of: Option<SystemTime>,
-    /// Sorted by name.
-    pub(crate) workloads: Vec<Arc<Workload>>,
-    /// Sorted by name.
-    pub(crate) services: Vec<Arc<Service>>,
+    /// What it was made of.
+    pub(crate) world: World,
+    pub(crate) input: Option<Arc<Input>>,
+    pub(crate) workloads: Workloads,
+    pub(crate) services: Map<NamespacedName, Service>,
     /// Sorted by name, then by host in the order of the ServiceEntry.
-    pub(crate) service_entries: Vec<Arc<Service>>,
-    pub(crate) local_pods: Vec<LocalPod>,
-    #[serde(skip)]
-    pub(crate) workload_by_address: HashMap<IpAddr, Arc<Workload>>,
-    #[serde(skip)]
-    pub(crate) entry_by_address: HashMap<IpAddr, Arc<Workload>>,
-    #[serde(skip)]
+    pub(crate) service_entries: Arc<Vec<Arc<Service>>>,
     pub(crate) service_index: ServiceIndex,
-    #[serde(skip)]
     pub(crate) zone: Zone,
-    #[serde(skip)]
-    pub(crate) waypoints: Waypoints,
-    #[serde(skip)]
-    pub(crate) policies: PolicyIndex,
-    /// For the next compilation.
-    #[serde(skip)]
-    pub(crate) prepared: Prepared,
-    #[serde(skip)]
-    pub(crate) mutual_tls: MutualTls,
-    /// Sorted by kind and name.
-    pub(crate) listed_policies: Vec<ListedPolicy>,
-    #[serde(skip)]
+    /// The names that labels give waypoints.
+    pub(crate) used_waypoints: Arc<BTreeSet<NamespacedName>>,
+    pub(crate) waypoints: Arc<Waypoints>,
+    pub(crate) local: Arc<Local>,
+    pub(crate) policies: Arc<Prepared>,
     pub(crate) routes: Arc<Routes>,
-    /// Sorted by resource.
-    pub(crate) findings: Vec<Finding>,
+    /// Of the routes.
+    pub(crate) route_findings: Vec<Finding>,
+    /// Once somebody has asked.
+    pub(crate) findings: OnceLock<Vec<Finding>>,
+}
+
+/// What a snapshot was made with besides the world.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub settings: Settings,
+    pub hosts: Hosts,
 }
 
 impl Snapshot {
@@ -61,22 +61,21 @@ impl Snapshot {
         self.generation
     }
 
-    /// When the world was so, if that is of the past; see [`World::as_of`](crate::World::as_of).
+    /// When the world was so, if that is of the past; see [`World::as_of`].
     pub fn as_of(&self) -> Option<SystemTime> {
-        self.as_of
+        self.world.as_of
     }
 
     /// The live pod that has this address, or else the WorkloadEntry. Pods on the host's network are not found:
     /// the address is the node's.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         let address = address.to_canonical();
-        self.workload_by_address.get(&address).or_else(|| self.entry_by_address.get(&address))
+        self.workloads.at(address)
     }
 
     /// The live pod of this name.
     pub fn workload(&self, name: &NamespacedName) -> Option<&Arc<Workload>> {
-        let index = self.workloads.binary_search_by(|workload| workload.name.cmp(name)).ok()?;
-        self.workloads.get(index)
+        self.workloads.pods.get(name)
     }
 
     /// The Kubernetes Service that has this cluster IP.
@@ -92,35 +91,49 @@ impl Snapshot {
     pub fn service_to(&self, namespace: &str, address: IpAddr) -> Option<&Arc<Service>> {
         let address = address.to_canonical();
         self.service_at(address).or_else(|| {
-            let is_pod = self.workload_by_address.contains_key(&address);
+            let is_pod = self.workloads.pod_by_address.contains_key(&address);
             if is_pod { None } else { self.service_index.claimed(namespace, address) }
         })
     }
 
     /// The Kubernetes Service of this name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
-        let index = self.services.binary_search_by(|service| service.name.cmp(name)).ok()?;
-        self.services.get(index)
+        self.services.get(name)
     }
 
     /// The enrolled pods of this node, sorted by name.
     pub fn local_pods(&self) -> &[LocalPod] {
-        &self.local_pods
+        &self.local.pods
     }
 
     /// All live pods, sorted by name.
     pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        self.workloads.iter()
+        self.workloads.pods.values()
     }
 
-    /// What the authors of policies should know, sorted by resource.
+    /// What the authors of policies should know, sorted by resource. Costs a look at the whole world, once.
     pub fn findings(&self) -> &[Finding] {
-        &self.findings
+        self.findings.get_or_init(|| {
+            let Some(input) = &self.input else { return Vec::new() };
+            let mut found = policy::findings(self, &input.settings);
+            found.extend(self.route_findings.iter().cloned());
+            found.sort();
+            found.dedup();
+            found
+        })
     }
 
     /// All Kubernetes Services, sorted by name.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
-        self.services.iter()
+        self.services.values()
+    }
+
+    /// The Kubernetes Services that are not the same as in an earlier snapshot, sorted by name.
+    pub fn changed_services<'a>(
+        &'a self,
+        earlier: &'a Self,
+    ) -> impl Iterator<Item = Difference<'a, NamespacedName, Service>> {
+        earlier.services.differences(&self.services)
     }
 
     /// The hosts of all ServiceEntries, each a service, sorted by the entry's name.
@@ -129,8 +142,23 @@ impl Snapshot {
     }
 }
 
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let root_namespace = self.input.as_ref().map_or("", |input| &input.settings.root_namespace);
+        let mut fields = serializer.serialize_struct("Snapshot", 7)?;
+        fields.serialize_field("generation", &self.generation)?;
+        fields.serialize_field("workloads", &self.workloads().collect::<Vec<_>>())?;
+        fields.serialize_field("services", &self.services().collect::<Vec<_>>())?;
+        fields.serialize_field("service_entries", &self.service_entries)?;
+        fields.serialize_field("local_pods", &self.local.pods)?;
+        fields.serialize_field("listed_policies", &policy::listed(&self.world, root_namespace))?;
+        fields.serialize_field("findings", self.findings())?;
+        fields.end()
+    }
+}
+
 /// A live pod, or a WorkloadEntry, as the mesh sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Workload {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -161,7 +189,7 @@ pub struct Workload {
 }
 
 /// What a workload is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub enum WorkloadKind {
     /// A pod.
     #[default]
@@ -171,7 +199,7 @@ pub enum WorkloadKind {
 }
 
 /// An enrolled pod of this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LocalPod {
     /// The pod.
     pub workload: Arc<Workload>,

@@ -26,14 +26,14 @@ pub(crate) fn is_class(name: &str) -> bool {
 }
 
 /// Which waypoints stand before workloads.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Waypoints {
     of_pods: HashMap<NamespacedName, Required>,
     of_entries: HashMap<NamespacedName, Required>,
 }
 
 /// Waypoints are named by their Service, which has the Gateway's name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Required {
     /// The one for connections to the workload's own address.
     through: NamespacedName,
@@ -135,10 +135,10 @@ impl Waypoints {
     /// Finds the waypoints of workloads. What is itself behind a waypoint's Service has none.
     pub fn new<'w>(
         world: &World,
+        used: &BTreeSet<NamespacedName>,
         services: impl Iterator<Item = &'w Arc<Service>> + Clone,
         workloads: impl Iterator<Item = (&'w Arc<Workload>, &'w Labels)>,
     ) -> Self {
-        let used = used(world);
         if used.is_empty() {
             return Self::default();
         }
@@ -207,7 +207,7 @@ pub(crate) fn of_service(world: &World, name: &NamespacedName, labels: &Labels) 
 }
 
 /// What labels say: nothing, no waypoint, or this one.
-fn wish(labels: &Labels, namespace: &str) -> Option<Option<NamespacedName>> {
+pub(crate) fn wish(labels: &Labels, namespace: &str) -> Option<Option<NamespacedName>> {
     let value = |key| labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
     match value(WAYPOINT)? {
         "none" => Some(None),

@@ -9,11 +9,11 @@ mod service_entry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::map::Map;
 use crate::name::NamespacedName;
 use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
@@ -29,6 +29,9 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Every object the mesh knows of.
 ///
+/// A clone shares everything with its origin: a state of the world costs what it does not share with the one before, and
+/// an object that stays where it is need not be looked at again.
+///
 /// Serializes for a node to be kept and read again: without the kinds that nodes don't read, and without [`Self::as_of`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct World {
@@ -37,47 +40,46 @@ pub struct World {
     #[serde(skip)]
     pub as_of: Option<SystemTime>,
     /// Namespaces by name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: Map<String, Namespace>,
     /// Nodes by name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Map<String, Node>,
     /// Pods by name, in any phase.
-    pub pods: BTreeMap<NamespacedName, Pod>,
+    pub pods: Map<NamespacedName, Pod>,
     /// Services by name.
-    pub services: BTreeMap<NamespacedName, Service>,
+    pub services: Map<NamespacedName, Service>,
     /// EndpointSlices by name.
-    pub endpoint_slices: BTreeMap<NamespacedName, EndpointSlice>,
+    pub endpoint_slices: Map<NamespacedName, EndpointSlice>,
     /// ServiceEntries by name.
-    pub service_entries: BTreeMap<NamespacedName, ServiceEntry>,
+    pub service_entries: Map<NamespacedName, ServiceEntry>,
     /// WorkloadEntries by name.
-    pub workload_entries: BTreeMap<NamespacedName, WorkloadEntry>,
-    /// AuthorizationPolicies by name. A policy that stays where it is from one world to the next need not be
-    /// compiled again.
-    pub authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
+    pub workload_entries: Map<NamespacedName, WorkloadEntry>,
+    /// AuthorizationPolicies by name.
+    pub authorization_policies: Map<NamespacedName, AuthorizationPolicy>,
     /// PeerAuthentications by name.
-    pub peer_authentications: BTreeMap<NamespacedName, PeerAuthentication>,
+    pub peer_authentications: Map<NamespacedName, PeerAuthentication>,
     /// VirtualServices by name.
     #[serde(skip)]
-    pub virtual_services: BTreeMap<NamespacedName, Arc<VirtualService>>,
+    pub virtual_services: Map<NamespacedName, VirtualService>,
     /// DestinationRules by name.
     #[serde(skip)]
-    pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
+    pub destination_rules: Map<NamespacedName, DestinationRule>,
     /// RequestAuthentications by name.
     #[serde(skip)]
-    pub request_authentications: BTreeMap<NamespacedName, Arc<RequestAuthentication>>,
+    pub request_authentications: Map<NamespacedName, RequestAuthentication>,
     /// HTTPRoutes by name.
     #[serde(skip)]
-    pub http_routes: BTreeMap<NamespacedName, Arc<Route>>,
+    pub http_routes: Map<NamespacedName, Route>,
     /// GRPCRoutes by name.
     #[serde(skip)]
-    pub grpc_routes: BTreeMap<NamespacedName, Arc<Route>>,
+    pub grpc_routes: Map<NamespacedName, Route>,
     /// ReferenceGrants by name.
     #[serde(skip)]
-    pub reference_grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
+    pub reference_grants: Map<NamespacedName, ReferenceGrant>,
 }
 
 impl World {
     /// The routes of a kind.
-    pub fn routes_mut(&mut self, kind: RouteKind) -> &mut BTreeMap<NamespacedName, Arc<Route>> {
+    pub fn routes_mut(&mut self, kind: RouteKind) -> &mut Map<NamespacedName, Route> {
         match kind {
             RouteKind::Http => &mut self.http_routes,
             RouteKind::Grpc => &mut self.grpc_routes,

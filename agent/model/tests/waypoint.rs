@@ -117,9 +117,9 @@ fn a_waypoint_may_be_in_another_namespace() {
     assert_eq!(route(&world, "client", "10.96.0.1:80"), Err(Reason::NoReadyWaypoint));
     let there = NamespacedName::new("gates", "gate");
     let service = world.services.remove(&id("gate")).unwrap();
-    world.services.insert(there.clone(), Service { name: there.clone(), ..service });
+    world.services.insert(there.clone(), Service { name: there.clone(), ..(*service).clone() });
     let pod = world.pods.remove(&id("gate")).unwrap();
-    world.pods.insert(there.clone(), Pod { name: there, ..pod });
+    world.pods.insert(there.clone(), Pod { name: there, ..(*pod).clone() });
     assert!(through_gate(&world, "10.96.0.1:80"));
 }
 

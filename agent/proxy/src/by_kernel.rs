@@ -45,7 +45,7 @@ impl Refused {
         {
             let port = self.destination.port();
             detail += &format!(": {}", snapshot.explain_strict(workload, port));
-            policy = snapshot.peer_authentication(workload, port).cloned();
+            policy = snapshot.peer_authentication(workload, port);
         }
         Flow {
             time: SystemTime::now(),

@@ -56,19 +56,19 @@ impl Store {
                 if self.malformed.remove(&key).is_some() {
                     tracing::info!("{key}: good again");
                 }
-                put(world, object)
+                object.put_if_new(world)
             }
             Update::Malformed(key, error, text) => self.malformed(world, key, error, &text),
             Update::Told(_, _, update) => self.apply(world, *update),
             Update::Delete(key) => {
                 self.malformed.remove(&key);
-                remove(world, &key)
+                key.remove_from(world)
             }
             Update::Listed(kind, there) => {
                 self.missing.remove(&kind);
                 let gone: Vec<_> = keys(world, kind).into_iter().filter(|key| !there.contains(key)).collect();
                 self.malformed.retain(|key, _| key.kind() != kind || there.contains(key));
-                gone.iter().filter(|key| remove(world, key)).count() > 0
+                gone.iter().filter(|key| key.remove_from(world)).count() > 0
             }
             Update::Failing(kind, problem) => {
                 self.fails(kind, problem);
@@ -96,7 +96,7 @@ impl Store {
             tracing::error!("{key}: {error} ({meanwhile})");
         }
         self.malformed.insert(key, error);
-        stand_in.is_some_and(|object| put(world, object))
+        stand_in.is_some_and(|object| object.put_if_new(world))
     }
 
     /// Of an API server that is away one line is enough; what it forbids is said of each kind.
@@ -115,51 +115,6 @@ impl Store {
             tracing::debug!(kind = kind_name, problem, "the Kubernetes API can't be asked");
         }
         self.failing.insert(kind, problem);
-    }
-}
-
-/// Most updates tell of fields that nobody reads. Says whether this one does not.
-fn put(world: &mut World, object: Object) -> bool {
-    let same = match &object {
-        Object::Namespace(name, new) => world.namespaces.get(name) == Some(new),
-        Object::Node(name, new) => world.nodes.get(name) == Some(new),
-        Object::Pod(new) => world.pods.get(&new.name) == Some(new),
-        Object::Service(new) => world.services.get(&new.name) == Some(new),
-        Object::EndpointSlice(new) => world.endpoint_slices.get(&new.name) == Some(new),
-        Object::ServiceEntry(new) => world.service_entries.get(&new.name) == Some(new),
-        Object::WorkloadEntry(new) => world.workload_entries.get(&new.name) == Some(new),
-        Object::AuthorizationPolicy(new) => world.authorization_policies.get(&new.name) == Some(new),
-        Object::PeerAuthentication(new) => world.peer_authentications.get(&new.name) == Some(new),
-        Object::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
-        Object::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
-        Object::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
-        Object::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
-        Object::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
-    };
-    if !same {
-        object.put(world);
-    }
-    !same
-}
-
-/// Says whether it was there.
-fn remove(world: &mut World, key: &Key) -> bool {
-    match key {
-        Key::Namespace(name) => world.namespaces.remove(name).is_some(),
-        Key::Node(name) => world.nodes.remove(name).is_some(),
-        Key::Pod(name) => world.pods.remove(name).is_some(),
-        Key::Service(name) => world.services.remove(name).is_some(),
-        Key::EndpointSlice(name) => world.endpoint_slices.remove(name).is_some(),
-        Key::ServiceEntry(name) => world.service_entries.remove(name).is_some(),
-        Key::WorkloadEntry(name) => world.workload_entries.remove(name).is_some(),
-        Key::AuthorizationPolicy(name) => world.authorization_policies.remove(name).is_some(),
-        Key::PeerAuthentication(name) => world.peer_authentications.remove(name).is_some(),
-        Key::VirtualService(name) => world.virtual_services.remove(name).is_some(),
-        Key::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
-        Key::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
-        Key::HttpRoute(name) => world.http_routes.remove(name).is_some(),
-        Key::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
-        Key::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
     }
 }
 

@@ -15,7 +15,7 @@ use orlop_model::World;
 use tokio::sync::watch as channel;
 
 use crate::error::WorldError;
-use files::Files;
+use files::{Files, Look};
 
 /// A directory of ordinary Kubernetes objects, in files named `*.yaml`, `*.yml` or `*.json`.
 ///
@@ -32,7 +32,8 @@ impl WorldDirectory {
     /// Reads the directory. Every file must be good; the error is the first in the order of the files' names.
     pub fn open(path: &Path) -> Result<Self, WorldError> {
         let mut files = Files::default();
-        if let Some(error) = files.refresh(path)?.into_iter().next() {
+        files.refresh(path, &Look::Everywhere)?;
+        if let Some(error) = files.pop_error() {
             return Err(error);
         }
         let world = files.world();
@@ -47,7 +48,8 @@ impl WorldDirectory {
     /// Watches the directory from now on, until the receiver and all its clones are dropped. Must be called
     /// within a tokio runtime with time enabled.
     ///
-    /// A change is there within some 20 ms. A bad file is logged with its line, and its last good objects stay
+    /// A change is there within some 20 ms, whatever the size of the world: only the files that changed are read. A
+    /// bad file is logged with its line, and its last good objects stay
     /// in force until it is good again or gone; in place of policies in it that never were good, nothing passes.
     /// If the directory itself goes away, everything stays in force.
     pub fn watch(self) -> channel::Receiver<Arc<World>> {
@@ -60,7 +62,8 @@ impl WorldDirectory {
 /// Reads a world directory once, for commands that work offline. Tells everything that is wrong with it.
 pub fn read_world(path: &Path) -> Result<World, Vec<WorldError>> {
     let mut files = Files::default();
-    let errors = files.refresh(path).map_err(|error| vec![error])?;
+    files.refresh(path, &Look::Everywhere).map_err(|error| vec![error])?;
+    let errors: Vec<_> = std::iter::from_fn(|| files.pop_error()).collect();
     if errors.is_empty() { Ok(files.world()) } else { Err(errors) }
 }
 
@@ -69,5 +72,5 @@ pub fn read_world(path: &Path) -> Result<World, Vec<WorldError>> {
 pub fn world(text: &str) -> Result<World, WorldError> {
     let path = Path::new("fuzz.yaml");
     unread::stand_ins(path, text, &objects::Objects::default());
-    Files::of(path, text).map(|mut files| files.world())
+    Files::of(path, text).map(|files| files.world())
 }

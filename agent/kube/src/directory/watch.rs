@@ -1,15 +1,18 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use orlop_model::World;
+use orlop_model::world::Pod;
+use orlop_model::{Map, NamespacedName, World};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::files::{Files, is_world_name};
+use super::files::{Files, Look, is_world_name, warn_of_shared_addresses};
 use crate::error::WorldError;
 
 /// How long it must be quiet before the files are read, so that a change of several files is seen as one.
@@ -22,7 +25,9 @@ const POLL: Duration = Duration::from_secs(1);
 /// Keeps `sender` in step with the directory until nobody listens any more.
 pub(super) async fn run(directory: PathBuf, files: Files, sender: watch::Sender<Arc<World>>) {
     let files = Arc::new(Mutex::new(files));
-    let mut keeper = Keeper { directory, files, reported: BTreeMap::new(), sender: sender.clone() };
+    let (pods, shared) = (Map::new(), BTreeSet::new());
+    let reported = BTreeMap::new();
+    let mut keeper = Keeper { directory, files, reported, pods, shared, sender: sender.clone() };
     tokio::select! {
         () = sender.closed() => {}
         () = keeper.run() => {}
@@ -34,6 +39,9 @@ struct Keeper {
     files: Arc<Mutex<Files>>,
     /// Files known to be bad, and what was said about them.
     reported: Problems,
+    /// The pods of which it was told who shares an address, and these.
+    pods: Map<NamespacedName, Pod>,
+    shared: BTreeSet<IpAddr>,
     sender: watch::Sender<Arc<World>>,
 }
 
@@ -44,10 +52,17 @@ type Problems = BTreeMap<PathBuf, String>;
 enum Change {
     /// Someone writes the file and may not be done.
     Writing(PathBuf),
-    /// The files are whole, or gone.
-    Done(Vec<PathBuf>),
+    /// What is there is whole, or gone.
+    Done(Look),
     /// The watch is no longer on the directory.
     Lost,
+}
+
+/// What happened until it was quiet.
+struct Settled {
+    look: Look,
+    /// The watch is no longer on the directory.
+    lost: bool,
 }
 
 impl Keeper {
@@ -60,10 +75,10 @@ impl Keeper {
                 format!("{path}: can't watch the world directory, so looking every second: {error}")
             });
             // What happened before the watch began is seen now.
-            let mut lost = self.update(&mut changes, unwatched, false).await;
+            let mut lost = self.update(&mut changes, unwatched, Look::Everywhere, false).await;
             while let (false, Some(change)) = (lost, changes.recv().await) {
-                lost = settle(Some(change), &mut changes).await;
-                lost |= self.update(&mut changes, None, true).await;
+                let settled = settle(Some(change), &mut changes).await;
+                lost = settled.lost | self.update(&mut changes, None, settled.look, true).await;
             }
             if !lost {
                 sleep(POLL).await;
@@ -77,16 +92,18 @@ impl Keeper {
         &mut self,
         changes: &mut mpsc::UnboundedReceiver<Change>,
         unwatched: Option<String>,
+        look: Look,
         settled: bool,
     ) -> bool {
         let mut lost = false;
-        let (mut problems, mut world) = self.read().await;
+        let (mut problems, mut world) = self.read(look.clone()).await;
         let differs = world.as_ref().is_some_and(|world| *world != **self.sender.borrow());
         let is_new = |(path, problem): (_, &String)| self.reported.get(path) != Some(problem);
         if (differs && !settled) || problems.iter().any(is_new) {
             // A file may have been caught half written.
-            lost = settle(None, changes).await;
-            (problems, world) = self.read().await;
+            let settled = settle(None, changes).await;
+            lost = settled.lost;
+            (problems, world) = self.read(look.and(settled.look)).await;
         }
         if let Some(problem) = unwatched {
             problems.entry(self.directory.clone()).or_insert(problem);
@@ -99,22 +116,39 @@ impl Keeper {
             }
             _ => false,
         });
+        self.tell_of_shared_addresses().await;
         lost
     }
 
     /// Reads on a thread where that may block.
-    async fn read(&self) -> (Problems, Option<World>) {
+    async fn read(&self, look: Look) -> (Problems, Option<World>) {
         let (directory, files) = (self.directory.clone(), self.files.clone());
         let read = tokio::task::spawn_blocking(move || {
-            // A panic leaves the files as they were, since they are only changed at the end of a refresh.
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-            let errors = files.refresh(&directory).unwrap_or_else(|error| vec![error]);
-            let problem = |error: &WorldError| format!("{error} ({})", files.meanwhile(error.path()));
-            let problems = errors.iter().map(|error| (error.path().to_owned(), problem(error))).collect();
+            let whole = files.refresh(&directory, &look);
+            let problem = |error: &WorldError| {
+                (error.path().to_owned(), format!("{error} ({})", files.meanwhile(error.path())))
+            };
+            let problems = match &whole {
+                Ok(()) => files.errors().map(problem).collect(),
+                Err(error) => [problem(error)].into(),
+            };
             (problems, Some(files.world()))
         });
         let failed = |error| ([(self.directory.clone(), format!("reading failed: {error}"))].into(), None);
         read.await.unwrap_or_else(failed)
+    }
+
+    /// After what was read is on its way: it takes a look at all pods.
+    async fn tell_of_shared_addresses(&mut self) {
+        let world = Arc::clone(&self.sender.borrow());
+        if self.pods.is_same(&world.pods) {
+            return;
+        }
+        self.pods = world.pods.clone();
+        let known = mem::take(&mut self.shared);
+        let told = tokio::task::spawn_blocking(move || warn_of_shared_addresses(&world, &known)).await;
+        self.shared = told.unwrap_or_default();
     }
 
     fn report(&mut self, problems: Problems) {
@@ -130,37 +164,43 @@ impl Keeper {
     }
 }
 
-/// Waits until the directory is quiet and no file is half written, or long enough. Returns whether the watch was
-/// lost.
-async fn settle(first: Option<Change>, changes: &mut mpsc::UnboundedReceiver<Change>) -> bool {
+/// Waits until the directory is quiet and no file is half written, or long enough.
+async fn settle(first: Option<Change>, changes: &mut mpsc::UnboundedReceiver<Change>) -> Settled {
     let limit = Instant::now() + MAX_SETTLE;
     let mut writing = BTreeSet::new();
-    let mut lost = false;
+    let mut settled = Settled { look: Look::At(BTreeSet::new()), lost: false };
     let mut next = first;
     loop {
         match next.take() {
             Some(Change::Writing(path)) => {
+                settled.look = settled.look.and(Look::At([path.clone()].into()));
                 writing.insert(path);
             }
-            Some(Change::Done(paths)) => writing.retain(|path| !paths.contains(path)),
-            Some(Change::Lost) => lost = true,
+            Some(Change::Done(look)) => {
+                match &look {
+                    Look::At(paths) => writing.retain(|path| !paths.contains(path)),
+                    Look::Everywhere => {}
+                }
+                settled.look = settled.look.and(look);
+            }
+            Some(Change::Lost) => settled = Settled { look: Look::Everywhere, lost: true },
             None => {}
         }
         let quiet = if writing.is_empty() { Instant::now() + DEBOUNCE } else { limit };
         match timeout_at(quiet.min(limit), changes.recv()).await {
             Ok(Some(change)) => next = Some(change),
-            Ok(None) | Err(_) => return lost,
+            Ok(None) | Err(_) => return settled,
         }
     }
 }
 
 fn start(directory: &Path, changes: mpsc::UnboundedSender<Change>) -> notify::Result<RecommendedWatcher> {
     let root = std::path::absolute(directory)?;
-    let watched = root.clone();
+    let (watched, directory) = (root.clone(), directory.to_owned());
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         let change = match event {
-            Ok(event) => change(&root, event),
-            Err(_) => Some(Change::Done(Vec::new())),
+            Ok(event) => change(&root, &directory, event),
+            Err(_) => Some(Change::Done(Look::Everywhere)),
         };
         if let Some(change) = change {
             // Nobody listens any more: the watcher is about to be dropped.
@@ -171,22 +211,30 @@ fn start(directory: &Path, changes: mpsc::UnboundedSender<Change>) -> notify::Re
     Ok(watcher)
 }
 
-fn change(root: &Path, event: Event) -> Option<Change> {
+fn change(root: &Path, directory: &Path, event: Event) -> Option<Change> {
+    // As the files are named that are read from the directory.
+    let named = |path: &PathBuf| Some(directory.join(path.strip_prefix(root).ok()?));
     match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Change::Done(event.paths)),
         // The reading itself causes these.
-        EventKind::Access(_) => None,
+        EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write) => None,
         // Editors hold files of other names open for as long as they run.
         EventKind::Modify(ModifyKind::Data(_)) => {
-            event.paths.into_iter().find(|path| is_world_name(path)).map(Change::Writing)
+            event.paths.iter().find(|path| is_world_name(path)).and_then(named).map(Change::Writing)
         }
-        EventKind::Modify(ModifyKind::Metadata(_)) => Some(Change::Done(Vec::new())),
         EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_)
             if event.paths.iter().any(|path| path == root) =>
         {
             Some(Change::Lost)
         }
-        // An overflow of the kernel's queue is among these: everything is read again anyway.
-        _ => Some(Change::Done(event.paths)),
+        EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => {
+            Some(Change::Done(Look::Everywhere))
+        }
+        // A hidden name may be where links lead, any other that of a directory; an overflow of the kernel's queue has
+        // none.
+        _ => {
+            let files = event.paths.iter().map(|path| named(path).filter(|path| is_world_name(path)));
+            let files = files.collect::<Option<BTreeSet<_>>>().filter(|files| !files.is_empty());
+            Some(Change::Done(files.map_or(Look::Everywhere, Look::At)))
+        }
     }
 }

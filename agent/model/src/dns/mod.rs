@@ -11,7 +11,7 @@ use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::world::Resolution;
 use zone::Host;
-pub(crate) use zone::Zone;
+pub(crate) use zone::{ServiceHosts, Zone};
 
 /// Of ExternalNames that name each other.
 const MAX_ALIASES: u32 = 8;
@@ -155,7 +155,7 @@ impl Snapshot {
         let labels: Vec<_> = relative.rsplit('.').collect();
         match *labels.as_slice() {
             ["" | "svc" | "pod"] => Answer::empty(),
-            ["svc" | "pod", namespace] if self.zone.has_namespace(namespace) => Answer::empty(),
+            ["svc" | "pod", namespace] if self.has_namespace(namespace) => Answer::empty(),
             ["pod", namespace, dashed] => self.pod(namespace, dashed, kind),
             ["svc", namespace, service, ref rest @ ..] => {
                 let service = self.service(&NamespacedName::new(namespace, service));

@@ -1,25 +1,31 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::endpoints::is_special;
+use crate::endpoints::{is_special, selects};
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::service::Service as Compiled;
-use crate::snapshot::Workload;
-use crate::world::{EndpointSlice, Pod, Service, SliceEndpoint, World};
+use crate::snapshot::Snapshot;
+use crate::workloads::{Workloads, in_namespace};
+use crate::world::{Pod, Service, SliceEndpoint, World};
 
 /// What the cluster's names need of the world besides the services' addresses and ports.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Zone {
     domain: String,
-    namespaces: BTreeSet<String>,
     /// Of headless services all, of others those that have a name of their own; sorted by label and address.
-    hosts: HashMap<NamespacedName, Vec<Host>>,
-    /// ServiceEntries by host, with all labels or below a `*`.
-    external: HashMap<String, Vec<Arc<Compiled>>>,
+    hosts: Map<NamespacedName, Vec<Host>>,
+    external: Arc<External>,
+    /// The first label of a ready host with the address, by headless service.
+    by_address: Map<(IpAddr, NamespacedName), String>,
+}
+
+/// ServiceEntries by host, with all labels or below a `*`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct External {
+    names: HashMap<String, Vec<Arc<Compiled>>>,
     wildcards: HashMap<String, Vec<Arc<Compiled>>>,
-    /// The first headless service by name that has the address.
-    by_address: HashMap<IpAddr, (NamespacedName, String)>,
 }
 
 /// An endpoint of a service, whatever its ports.
@@ -33,51 +39,34 @@ pub(crate) struct Host {
 }
 
 impl Zone {
-    pub fn new(
-        world: &World,
-        domain: &str,
-        by_address: &HashMap<IpAddr, Arc<Workload>>,
-        services: &[Arc<Compiled>],
-        service_entries: &[Arc<Compiled>],
-    ) -> Self {
-        let endpoints = Endpoints::new(world, by_address);
-        let live = world.pods.values().filter(|pod| !pod.phase.is_terminal());
-        let of_pods = live.map(|pod| &pod.name.namespace);
-        let mut zone = Self {
-            domain: domain.to_ascii_lowercase(),
-            namespaces: world.namespaces.keys().chain(of_pods).cloned().collect(),
-            ..Self::default()
-        };
+    /// Without the hosts of Kubernetes Services: see [`put`](Self::put).
+    pub fn new(domain: &str, service_entries: &[Arc<Compiled>]) -> Self {
+        let mut external = External::default();
         for entry in service_entries {
             let (names, host) = match entry.hostname.strip_prefix("*.") {
-                Some(parent) => (&mut zone.wildcards, parent),
-                None => (&mut zone.external, entry.hostname.as_str()),
+                Some(parent) => (&mut external.wildcards, parent),
+                None => (&mut external.names, entry.hostname.as_str()),
             };
             names.entry(host.to_owned()).or_default().push(entry.clone());
         }
-        for (service, compiled) in world.services.values().zip(services) {
-            let headless = service.cluster_ips.is_empty();
-            zone.namespaces.insert(service.name.namespace.clone());
-            let Some(mut hosts) = endpoints.of(service, compiled) else { continue };
-            hosts.retain(|host| headless || host.label != dashed(host.address));
-            hosts.sort();
-            hosts.dedup_by(|a, b| {
-                (&a.label, a.address) == (&b.label, b.address) && {
-                    b.ready |= a.ready;
-                    true
-                }
-            });
-            if headless {
-                for host in hosts.iter().filter(|host| host.ready) {
-                    let named = || (service.name.clone(), host.label.clone());
-                    zone.by_address.entry(host.address).or_insert_with(named);
-                }
-            }
-            if headless || !hosts.is_empty() {
-                zone.hosts.insert(service.name.clone(), hosts);
+        Self { domain: domain.to_ascii_lowercase(), external: Arc::new(external), ..Self::default() }
+    }
+
+    /// Gives a service its hosts, in the place of those it had.
+    pub fn put(&mut self, name: &NamespacedName, hosts: Option<ServiceHosts>) {
+        for host in self.hosts.remove(name).iter().flat_map(|hosts| hosts.iter()) {
+            self.by_address.remove(&(host.address, name.clone()));
+        }
+        let Some(ServiceHosts { headless, hosts }) = hosts else { return };
+        if headless {
+            // The first of several labels counts.
+            for host in hosts.iter().rev().filter(|host| host.ready) {
+                self.by_address.insert((host.address, name.clone()), host.label.clone());
             }
         }
-        zone
+        if headless || !hosts.is_empty() {
+            self.hosts.insert(name.clone(), hosts);
+        }
     }
 
     /// Of all names, in lower case.
@@ -93,24 +82,23 @@ impl Zone {
             // The first of equals is the smallest.
             visible.min_by_key(|(_, entry)| entry.name.namespace != client).map(|(index, _)| index)
         };
-        let parents = name.match_indices('.').map(|(dot, _)| self.wildcards.get(&name[dot + 1..]));
-        std::iter::once(self.external.get(name))
+        let External { names, wildcards } = &*self.external;
+        let parents = name.match_indices('.').map(|(dot, _)| wildcards.get(&name[dot + 1..]));
+        std::iter::once(names.get(name))
             .chain(parents)
             .find_map(|entries| entries?.get(seen(entries)?).map(|entry| &**entry))
     }
 
-    pub fn has_namespace(&self, name: &str) -> bool {
-        self.namespaces.contains(name)
-    }
-
     /// `None` for a service without endpoints of its own.
     pub fn hosts(&self, service: &NamespacedName) -> Option<&[Host]> {
-        self.hosts.get(service).map(Vec::as_slice)
+        self.hosts.get(service).map(|hosts| hosts.as_slice())
     }
 
-    /// The headless service, and the label in it, of the host with this address.
+    /// The first headless service by name that has a host with this address, and the host's label.
     pub fn host_at(&self, address: IpAddr) -> Option<(&NamespacedName, &str)> {
-        self.by_address.get(&address).map(|(service, label)| (service, label.as_str()))
+        let ((at, service), label) =
+            self.by_address.starting_at(&(address, NamespacedName::default())).next()?;
+        (*at == address).then_some((service, label.as_str()))
     }
 }
 
@@ -119,29 +107,45 @@ fn dashed(address: IpAddr) -> String {
     address.to_string().replace(['.', ':'], "-")
 }
 
-struct Endpoints<'a> {
-    world: &'a World,
-    by_address: &'a HashMap<IpAddr, Arc<Workload>>,
-    /// By namespace and service name.
-    slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
-    pods: HashMap<&'a str, Vec<&'a Pod>>,
+/// The hosts of a service.
+pub(crate) struct ServiceHosts {
+    headless: bool,
+    /// Sorted by label and address.
+    hosts: Vec<Host>,
 }
 
-impl<'a> Endpoints<'a> {
-    fn new(world: &'a World, by_address: &'a HashMap<IpAddr, Arc<Workload>>) -> Self {
-        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
-        for slice in world.endpoint_slices.values() {
-            if let Some(service) = &slice.service {
-                slices.entry((slice.name.namespace.as_str(), service.as_str())).or_default().push(slice);
+impl ServiceHosts {
+    /// Those of a service that has endpoints of its own.
+    pub fn of(world: &World, workloads: &Workloads, service: &Service, compiled: &Compiled) -> Option<Self> {
+        let headless = service.cluster_ips.is_empty();
+        let mut hosts = Endpoints { world, workloads }.of(service, compiled)?;
+        hosts.retain(|host| headless || host.label != dashed(host.address));
+        hosts.sort();
+        hosts.dedup_by(|a, b| {
+            (&a.label, a.address) == (&b.label, b.address) && {
+                b.ready |= a.ready;
+                true
             }
-        }
-        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
-        for pod in world.pods.values().filter(|pod| !pod.phase.is_terminal()) {
-            pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
-        }
-        Self { world, by_address, slices, pods }
+        });
+        Some(Self { headless, hosts })
     }
+}
 
+impl Snapshot {
+    /// Whether there is a namespace of this name, or something in one.
+    pub(crate) fn has_namespace(&self, name: &str) -> bool {
+        self.world.namespaces.contains_key(name)
+            || in_namespace(&self.workloads.pods, name).next().is_some()
+            || in_namespace(&self.services, name).next().is_some()
+    }
+}
+
+struct Endpoints<'a> {
+    world: &'a World,
+    workloads: &'a Workloads,
+}
+
+impl Endpoints<'_> {
     /// From EndpointSlices where there are any, else from the service's selector, and whatever else is an endpoint of
     /// its ports. `None` without any of these.
     fn of(&self, service: &Service, compiled: &Compiled) -> Option<Vec<Host>> {
@@ -157,17 +161,15 @@ impl<'a> Endpoints<'a> {
     }
 
     fn of_pods(&self, service: &Service) -> Option<Vec<Host>> {
-        let key = (service.name.namespace.as_str(), service.name.name.as_str());
-        if let Some(slices) = self.slices.get(&key) {
+        if let Some(slices) = self.workloads.slices.get(&service.name) {
             let listed = slices.iter().flat_map(|slice| &slice.endpoints);
             return Some(listed.flat_map(|endpoint| self.listed(service, endpoint)).collect());
         }
         if service.selector.is_empty() {
             return None;
         }
-        let pods = self.pods.get(key.0).into_iter().flatten();
-        let selected =
-            pods.filter(|pod| service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
+        let pods = in_namespace(&self.world.pods, &service.name.namespace).map(|(_, pod)| pod);
+        let selected = pods.filter(|pod| !pod.phase.is_terminal() && selects(&service.selector, &pod.labels));
         Some(selected.flat_map(|pod| self.selected(service, pod)).collect())
     }
 
@@ -194,7 +196,7 @@ impl<'a> Endpoints<'a> {
 
     /// Whether the address is the pod's, and not already another's.
     fn has(&self, pod: &NamespacedName, ip: IpAddr) -> bool {
-        match self.by_address.get(&ip) {
+        match self.workloads.pod_by_address.get(&ip) {
             Some(owner) => owner.name == *pod,
             None => {
                 let pod = self.world.pods.get(pod).filter(|pod| !pod.phase.is_terminal());

@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Routes;
 use super::authorize::RequestPolicies;
@@ -33,7 +33,7 @@ impl Snapshot {
         grants: Grants,
     ) -> Self {
         let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
-        let all = self.services.iter().chain(&self.service_entries);
+        let all = self.services.values().chain(self.service_entries.iter());
         let compiler = Compiler { world, settings, snapshot: &self, namespace: &waypoint.namespace };
         let mut findings = Vec::new();
         let mut tables = HashMap::new();
@@ -62,9 +62,8 @@ impl Snapshot {
             labels: labels.unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         });
-        self.findings.extend(findings);
-        self.findings.sort();
-        self.findings.dedup();
+        self.route_findings = findings;
+        self.findings = OnceLock::new();
         self
     }
 

@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use super::finding::{Finding, FindingReason, Severity};
 use super::rule::{CompiledRule, Sight, Test};
-use super::{CompiledPolicy, Scopes, TrustDomains};
-use crate::compile::Settings;
+use super::{CompiledPolicy, TrustDomains};
+use crate::compile::{Settings, live};
 use crate::identity::Identity;
 use crate::mutual_tls::PeerAuthentications;
 use crate::name::NamespacedName;
 use crate::service::{self, ServiceKind};
+use crate::snapshot::Snapshot;
 use crate::waypoint;
 use crate::world::security::{
     Action, AuthorizationPolicy, Condition, Pattern, PeerAuthentication, Rule, Target,
@@ -16,13 +17,8 @@ use crate::world::security::{
 use crate::world::{Labels, Pod, Protocol, Service, TargetPort, World};
 
 /// Whatever can be told from the world alone, sorted by resource.
-pub(crate) fn findings(
-    world: &World,
-    settings: &Settings,
-    scopes: &Scopes<'_>,
-    peer_authentications: &PeerAuthentications<'_>,
-    services: &[&Arc<service::Service>],
-) -> Vec<Finding> {
+pub(crate) fn findings(snapshot: &Snapshot, settings: &Settings) -> Vec<Finding> {
+    let (world, scopes) = (&snapshot.world, &*snapshot.policies.scopes);
     let mut found = Vec::new();
     let mut tell = |policy: &AuthorizationPolicy, (severity, reason, message): Remark| {
         let (kind, name) = ("AuthorizationPolicy", policy.name.clone());
@@ -30,7 +26,8 @@ pub(crate) fn findings(
     };
     let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
     let mut targeted = world.authorization_policies.values().filter(|of| !of.targets.is_empty()).peekable();
-    let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services.iter().copied()));
+    let services = || snapshot.services().chain(snapshot.service_entries());
+    let enforcing = targeted.peek().map(|_| Enforcing::new(world, settings, services()));
     for policy in targeted {
         for target in &policy.targets {
             if let Some(Err((reason, why))) = enforcing.as_ref().map(|of| of.check(&policy.name, target)) {
@@ -43,11 +40,15 @@ pub(crate) fn findings(
         }
     }
     let udp = UdpPorts::new(world, settings);
-    for (policy, compiled, applies) in scopes.policies() {
+    let mut selecting = vec![false; scopes.policies.len()];
+    for (name, pod) in live(world) {
+        scopes.positions(name, &pod.labels).into_iter().for_each(|position| selecting[position] = true);
+    }
+    for ((policy, compiled), selecting) in scopes.policies.iter().zip(selecting) {
         for remark in &compiled.findings {
             tell(policy, remark.clone());
         }
-        if !applies {
+        if !selecting && !policy.selector.is_empty() {
             let selector = shown(&policy.selector);
             let message = format!("its selector ({selector}) matches no pod, so it has no effect");
             tell(policy, (Severity::Warning, FindingReason::SelectsNothing, message));
@@ -56,7 +57,7 @@ pub(crate) fn findings(
             tell(policy, (Severity::Info, FindingReason::UdpNotEnforced, message));
         });
     }
-    of_peer_authentications(world, settings, peer_authentications, &mut found);
+    of_peer_authentications(world, settings, &PeerAuthentications::new(world, settings), &mut found);
     found.sort();
     found.dedup();
     found
@@ -258,12 +259,12 @@ impl<'a> UdpPorts<'a> {
                     TargetPort::Number(number) => number,
                     TargetPort::Unset | TargetPort::Name(_) => port.number,
                 };
-                services.entry(number).or_default().push(service);
+                services.entry(number).or_default().push(&**service);
             }
         }
         let mut pods: HashMap<_, Vec<_>> = HashMap::new();
         for pod in world.pods.values().filter(|pod| !pod.phase.is_terminal()) {
-            pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
+            pods.entry(pod.name.namespace.as_str()).or_default().push(&**pod);
         }
         Self { services, pods, root_namespace: &settings.root_namespace }
     }

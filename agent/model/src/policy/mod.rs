@@ -16,7 +16,6 @@ mod texts;
 mod tokens;
 mod trust;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::authorize::{Allowed, Cause, Denied, DryRun, Outcome};
@@ -35,18 +34,6 @@ use rule::{Clause, CompiledRule};
 pub(crate) use scope::Scopes;
 pub(crate) use tokens::{token_fields, token_findings};
 pub(crate) use trust::TrustDomains;
-
-/// Which policies apply to which pod.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PolicyIndex {
-    by_workload: HashMap<NamespacedName, Policies>,
-}
-
-impl PolicyIndex {
-    pub fn of(&self, workload: &NamespacedName) -> Option<&Policies> {
-        self.by_workload.get(workload)
-    }
-}
 
 /// The policies that apply to one pod: those that select it, those of its namespace, those of the mesh. Each
 /// layer is shared by all pods that have the same one. At a waypoint: those of a service, of the waypoint, of its
@@ -126,6 +113,13 @@ impl Policies {
     /// Policies that apply together.
     pub fn new(layers: [Option<Arc<Layer>>; 3]) -> Self {
         Self(layers)
+    }
+
+    /// Of its layers, each sorted.
+    #[cfg(test)]
+    pub fn names(&self) -> Vec<Vec<NamespacedName>> {
+        let names = |layer: &Layer| layer.policies.iter().map(|policy| (*policy.name).clone()).collect();
+        self.layers().map(names).collect()
     }
 
     /// What a CUSTOM or DENY policy matches is denied; else, where ALLOW policies apply, one of them must match.

@@ -2,74 +2,79 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::rule::{CompiledRule, Sight};
-use super::{CompiledPolicy, Layer, TrustDomains, findings};
+use super::{CompiledPolicy, Layer, Policies, Scopes, TrustDomains, findings};
 use crate::compile::Settings;
-use crate::identity::TrustDomain;
-use crate::world::World;
+use crate::name::NamespacedName;
 use crate::world::security::AuthorizationPolicy;
+use crate::world::{Pod, World};
 
-/// What a compilation makes of policies, for the next one: an object that is still at its place, as part of the same
-/// layer, is not made ready again.
+/// What a compilation makes of policies, for itself and for the next one: an object that is still at its place, as part
+/// of the same layer, is not made ready again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Prepared {
-    /// What principals were expanded with.
-    trust_domains: Vec<TrustDomain>,
-    /// Sorted by name, without those for waypoints and gateways.
-    pub policies: Vec<(Arc<AuthorizationPolicy>, Arc<CompiledPolicy>)>,
-    pub layers: HashMap<LayerKey, Arc<Layer>>,
+    pub scopes: Arc<Scopes>,
+    layers: HashMap<LayerKey, Arc<Layer>>,
 }
 
 /// Where the policies of a layer are. The layer keeps them there.
-pub(crate) type LayerKey = Vec<usize>;
+type LayerKey = Vec<usize>;
 
 impl Prepared {
-    /// Makes the world's policies ready. Layers come later, when it is known which are needed.
+    /// Makes the world's policies ready.
     pub fn new(previous: Option<&Self>, world: &World, settings: &Settings) -> Self {
-        let own = std::iter::once(&settings.trust_domain);
-        let trust_domains: Vec<_> = own.chain(&settings.trust_domain_aliases).cloned().collect();
-        let previous = previous.filter(|previous| previous.trust_domains == trust_domains);
-        let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
-        let mut before = previous.map_or(&[][..], |previous| &previous.policies).iter().peekable();
-        let mut policies = Vec::with_capacity(world.authorization_policies.len());
-        for policy in world.authorization_policies.values().filter(|policy| policy.targets.is_empty()) {
-            while before.next_if(|(old, _)| !Arc::ptr_eq(old, policy) && old.name < policy.name).is_some() {}
-            let compiled = match before.next_if(|(old, _)| Arc::ptr_eq(old, policy)) {
-                Some((_, compiled)) => compiled.clone(),
-                None => Arc::new(CompiledPolicy::new(policy, Sight::Connections, &trust)),
-            };
-            policies.push((policy.clone(), compiled));
-        }
-        Self { trust_domains, policies, layers: HashMap::new() }
+        let mut layers = previous.map(|previous| previous.layers.clone()).unwrap_or_default();
+        let before = previous.map(|previous| &*previous.scopes);
+        let scopes = Scopes::new(before, world, settings, |policies| of(&mut layers, policies));
+        Self { scopes: Arc::new(scopes), layers }
+    }
+
+    /// The policies of these pods, and what they and the next compilation need.
+    pub fn apply<'p>(
+        &self,
+        pods: impl Iterator<Item = &'p Arc<Pod>>,
+    ) -> (Self, HashMap<NamespacedName, Policies>) {
+        let scopes = self.scopes.namespaces.values().chain([&self.scopes.mesh]);
+        let own = scopes.filter_map(|scope| scope.layer.as_ref());
+        let mut needed: HashMap<_, _> = own.map(|layer| (key(&layer.policies), layer.clone())).collect();
+        let mut layers = self.layers.clone();
+        let policies = pods.map(|pod| {
+            let policies = self.with_layer(pod, |selected| {
+                let layer = of(&mut layers, selected);
+                needed.insert(key(selected.iter().copied()), layer.clone());
+                layer
+            });
+            (pod.name.clone(), policies)
+        });
+        let policies = policies.collect();
+        (Self { scopes: self.scopes.clone(), layers: needed }, policies)
+    }
+
+    /// The policies of a pod: those of one that was not among those of [`apply`](Self::apply) are made ready just now.
+    pub fn of(&self, pod: &Pod) -> Policies {
+        self.with_layer(pod, |selected| {
+            let known = self.layers.get(&key(selected.iter().copied())).cloned();
+            known.unwrap_or_else(|| Arc::new(Layer::new(selected.iter().copied().cloned().collect())))
+        })
+    }
+
+    fn with_layer(&self, pod: &Pod, layer: impl FnOnce(&[&Arc<CompiledPolicy>]) -> Arc<Layer>) -> Policies {
+        let positions = self.scopes.positions(&pod.name, &pod.labels);
+        let selected: Vec<_> = positions.iter().map(|&position| &self.scopes.policies[position].1).collect();
+        let selected = (!selected.is_empty()).then(|| layer(&selected));
+        let [namespace, mesh] =
+            self.scopes.around(&pod.name.namespace).map(|scope| scope.and_then(|scope| scope.layer.clone()));
+        Policies::new([selected, namespace, mesh])
     }
 }
 
-/// The layers that are needed now: those there were, and those that are made.
-#[derive(Debug)]
-pub(crate) struct Layers<'a> {
-    before: Option<&'a HashMap<LayerKey, Arc<Layer>>>,
-    now: HashMap<LayerKey, Arc<Layer>>,
+/// The layer of these policies, sorted by name.
+fn of(layers: &mut HashMap<LayerKey, Arc<Layer>>, policies: &[&Arc<CompiledPolicy>]) -> Arc<Layer> {
+    let made = || Arc::new(Layer::new(policies.iter().copied().cloned().collect()));
+    layers.entry(key(policies.iter().copied())).or_insert_with(made).clone()
 }
 
-impl<'a> Layers<'a> {
-    pub fn new(previous: Option<&'a Prepared>) -> Self {
-        Self { before: previous.map(|previous| &previous.layers), now: HashMap::new() }
-    }
-
-    /// The layer of these policies, sorted by name.
-    pub fn of<'p>(&mut self, policies: impl Iterator<Item = &'p Arc<CompiledPolicy>> + Clone) -> Arc<Layer> {
-        let key: LayerKey = policies.clone().map(|policy| Arc::as_ptr(policy).addr()).collect();
-        if let Some(layer) = self.now.get(&key) {
-            return layer.clone();
-        }
-        let known = self.before.and_then(|before| before.get(&key)).cloned();
-        let layer = known.unwrap_or_else(|| Arc::new(Layer::new(policies.cloned().collect())));
-        self.now.insert(key, layer.clone());
-        layer
-    }
-
-    pub fn into_inner(self) -> HashMap<LayerKey, Arc<Layer>> {
-        self.now
-    }
+fn key<'p>(policies: impl IntoIterator<Item = &'p Arc<CompiledPolicy>>) -> LayerKey {
+    policies.into_iter().map(|policy| Arc::as_ptr(policy).addr()).collect()
 }
 
 impl CompiledPolicy {

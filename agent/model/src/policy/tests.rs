@@ -11,7 +11,7 @@ use crate::snapshot::Snapshot;
 use crate::world::security::{
     Action, AuthorizationPolicy, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
-use crate::world::{Pod, World};
+use crate::world::{Namespace, Pod, World};
 
 const POLICIES: usize = 10_000;
 const RULES: usize = 10;
@@ -61,14 +61,17 @@ fn pods_with_the_same_policies_share_them() {
         ..AuthorizationPolicy::default()
     };
     let mut world = with([selecting("a", "web"), selecting("b", "db"), selecting("c", "web")]);
+    let enrolled = [("orlop.dev/mesh".to_owned(), "enabled".to_owned())].into();
+    world.namespaces.insert("shop".into(), Namespace { labels: enrolled });
     for name in ["web-1", "web-2", "db-1"] {
         let labels = [("app".to_owned(), name.split('-').next().unwrap().to_owned())].into();
         let name = NamespacedName::new("shop", name);
-        world.pods.insert(name.clone(), Pod { name, labels, service_account: "a".into(), ..Pod::default() });
+        let pod =
+            Pod { name, labels, node: Some("one".into()), service_account: "a".into(), ..Pod::default() };
+        world.pods.insert(pod.name.clone(), pod);
     }
     let snapshot = snapshot(&world);
-    let layer =
-        |name| snapshot.policies.of(&NamespacedName::new("shop", name)).unwrap().0[0].clone().unwrap();
+    let layer = |name| snapshot.local.policies[&NamespacedName::new("shop", name)].0[0].clone().unwrap();
     assert!(Arc::ptr_eq(&layer("web-1"), &layer("web-2")));
     assert!(!Arc::ptr_eq(&layer("web-1"), &layer("db-1")));
     assert_eq!(layer("web-1").policies.len(), 2);

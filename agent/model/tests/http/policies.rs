@@ -138,7 +138,7 @@ fn a_pods_address_takes_what_each_of_its_services_allows() {
         of_web(Action::Allow, to(paths(&["/web*", "/both"]))),
         policy(Target::Service("other".to_owned()), Action::Allow, to(paths(&["/other*", "/both"]))),
     ]);
-    let mut slice = world.endpoint_slices.values().next().unwrap().clone();
+    let mut slice = (**world.endpoint_slices.values().next().unwrap()).clone();
     slice.name = NamespacedName::new("shop", "other-1");
     slice.service = Some("other".to_owned());
     world.endpoint_slices.insert(slice.name.clone(), slice);

@@ -260,7 +260,7 @@ fn a_pods_own_address_is_no_way_to_have_another_services_issuers() {
         ],
         [],
     );
-    let mut slice = world.endpoint_slices.values().next().unwrap().clone();
+    let mut slice = (**world.endpoint_slices.values().next().unwrap()).clone();
     slice.name = NamespacedName::new("shop", "other-1");
     slice.service = Some("other".to_owned());
     world.endpoint_slices.insert(slice.name.clone(), slice);

@@ -79,7 +79,7 @@ fn an_address_of_the_clients_other_family_is_not_its_own() {
 fn policy_decides() {
     let mut world = with(|_| {});
     let mut add = |policy: orlop_model::world::security::AuthorizationPolicy| {
-        world.authorization_policies.insert(policy.name.clone(), policy.into());
+        world.authorization_policies.insert(policy.name.clone(), policy);
         may_dial(&world, WEB)
     };
     assert!(add(policy("db", Action::Allow, [principals(&["td1/ns/shop/sa/default"])])));

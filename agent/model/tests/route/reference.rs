@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use orlop_model::world::security::IpBlock;
 use orlop_model::world::{
-    Backend, BackendAddress, Distribution, Exports, Labels, Phase, Pod, Protocol, Resolution, Service,
-    ServiceEntry, ServicePort, SliceEndpoint, TargetPort, WorkloadEntry,
+    Backend, BackendAddress, Distribution, EndpointSlice, Exports, Labels, Phase, Pod, Protocol, Resolution,
+    Service, ServiceEntry, ServicePort, SliceEndpoint, TargetPort, WorkloadEntry,
 };
 use orlop_model::{NamespacedName, Reason, Transport, World};
 
@@ -49,7 +50,9 @@ fn found<'a>(world: &'a World, namespace: &str, address: IpAddr) -> Option<Found
     entries.sort_by_key(|(entry, block)| {
         (u8::MAX - length(block), entry.name.namespace != namespace, &entry.name)
     });
-    external.map(Found::Service).or_else(|| entries.first().map(|(entry, _)| Found::Entry(entry)))
+    external
+        .map(|service| Found::Service(service))
+        .or_else(|| entries.first().map(|(entry, _)| Found::Entry(entry)))
 }
 
 fn length(block: &IpBlock) -> u8 {
@@ -83,8 +86,7 @@ fn of_service(
     let port = port_of(&service.ports, destination.port())?;
     let (of, selector) = (&service.name.namespace, &service.selector);
     let mut slices = world.endpoint_slices.values().peekable();
-    let is_own =
-        |slice: &orlop_model::world::EndpointSlice| slice.service.as_ref() == Some(&service.name.name);
+    let is_own = |slice: &Arc<EndpointSlice>| slice.service.as_ref() == Some(&service.name.name);
     let mut listed = if slices.any(is_own) {
         sliced(world, service, port)
     } else {
@@ -193,7 +195,7 @@ fn sliced(world: &World, service: &Service, port: &ServicePort) -> Vec<Candidate
 
 fn far_of_slice(world: &World, endpoint: &SliceEndpoint, address: IpAddr) -> u8 {
     let pod = endpoint.target.as_ref().and_then(|name| world.pods.get(name));
-    let pod = pod.or_else(|| pod_at(world, address));
+    let pod = pod.map(|pod| &**pod).or_else(|| pod_at(world, address));
     let node = endpoint.node.clone().or_else(|| pod?.node.clone());
     match &node {
         Some(node) if node == HERE => 0,
@@ -317,13 +319,13 @@ fn pod_at(world: &World, address: IpAddr) -> Option<&Pod> {
         .filter(|pod| !address.is_loopback() && pod.addresses.iter().any(|a| a.to_canonical() == address))
         .collect();
     claims.sort_by_key(|pod| (!enrolled(world, pod), pod.terminating, &pod.name));
-    claims.first().copied()
+    claims.first().map(|pod| &***pod)
 }
 
 fn entry_at(world: &World, address: IpAddr) -> Option<&WorkloadEntry> {
     let here =
-        |entry: &&WorkloadEntry| matches!(entry.backend.address, BackendAddress::Ip(a) if a == address);
-    world.workload_entries.values().filter(here).min_by_key(|entry| !tunnels(entry))
+        |entry: &&Arc<WorkloadEntry>| matches!(entry.backend.address, BackendAddress::Ip(a) if a == address);
+    world.workload_entries.values().filter(here).map(|entry| &**entry).min_by_key(|entry| !tunnels(entry))
 }
 
 fn tunnels(entry: &WorkloadEntry) -> bool {

@@ -1,12 +1,9 @@
 //! Worlds of all kinds of objects, with whatever may be in them.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_model::NamespacedName;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Mode, Operation, Pattern, PeerAuthentication,
     Rule, ServiceAccount, Source, Target,
@@ -16,6 +13,7 @@ use orlop_model::world::{
     PathPattern, Phase, Pod, Port, Protocol, Resolution, Segment, Service, ServiceEntry, ServicePort,
     SliceEndpoint, TargetPort, WorkloadEntry, World,
 };
+use orlop_model::{Map, NamespacedName};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -32,8 +30,8 @@ pub(super) fn world() -> impl Strategy<Value = World> {
         (vec(authorization_policy(), 0..3), vec(peer_authentication(), 0..3)),
     )
         .prop_map(|(namespaces, nodes, pods, services, slices, entries, policies)| World {
-            namespaces,
-            nodes,
+            namespaces: namespaces.into_iter().collect(),
+            nodes: nodes.into_iter().collect(),
             pods: by(pods, |pod| &pod.name),
             services: by(services, |service| &service.name),
             endpoint_slices: by(slices, |slice| &slice.name),
@@ -42,13 +40,13 @@ pub(super) fn world() -> impl Strategy<Value = World> {
                 entries.1.into_iter().map(|(name, backend)| WorkloadEntry { name, backend }).collect(),
                 |entry| &entry.name,
             ),
-            authorization_policies: by(policies.0.into_iter().map(Arc::new).collect(), |policy| &policy.name),
+            authorization_policies: by(policies.0, |policy| &policy.name),
             peer_authentications: by(policies.1, |policy| &policy.name),
             ..World::default()
         })
 }
 
-fn by<T>(objects: Vec<T>, name: impl Fn(&T) -> &NamespacedName) -> BTreeMap<NamespacedName, T> {
+fn by<T>(objects: Vec<T>, name: impl Fn(&T) -> &NamespacedName) -> Map<NamespacedName, T> {
     objects.into_iter().map(|object| (name(&object).clone(), object)).collect()
 }
 

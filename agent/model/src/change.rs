@@ -1,0 +1,267 @@
+//! Compiles a world of which little has changed: what was made of the rest is shared with the snapshot before.
+//!
+//! Only pods, Services and EndpointSlices change often, and what one of them means is seen in few places: in what it is
+//! itself, and in the services that it may be an endpoint of. Those are made again, by the same functions as for a
+//! whole world. Whatever reaches further, such as a namespace, a policy or an address that two pods claim, is not for
+//! this file: it leaves all of it to a compilation of the whole.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::compile::{Services, Settings, waypoints, workload};
+use crate::dns::ServiceHosts;
+use crate::endpoints::{Endpoints, selects};
+use crate::hosts::Hosts;
+use crate::local::{Local, is_local};
+use crate::map::Map;
+use crate::name::NamespacedName;
+use crate::service::ServiceIndex;
+use crate::snapshot::Snapshot;
+use crate::waypoint::wish;
+use crate::workloads::{Workloads, addresses_of, in_namespace, mentions};
+use crate::world::{EndpointSlice, Labels, Pod, Service, World};
+
+/// With more changes at once, to begin anew is as quick.
+const FEW: usize = 1000;
+
+/// An object that has changed: its name, what it was and what it is.
+type Changed<'a, T> = (&'a NamespacedName, Option<&'a Arc<T>>, Option<&'a Arc<T>>);
+
+/// The snapshot of a world that differs from the one before in a few pods, Services and EndpointSlices; `None` where it
+/// takes a compilation of the whole.
+pub(crate) fn after(
+    previous: &Snapshot,
+    world: &World,
+    hosts: &Hosts,
+    settings: &Settings,
+    generation: u64,
+) -> Option<Snapshot> {
+    let input = previous.input.as_ref()?;
+    if input.settings != *settings || input.hosts != *hosts || reaches_further(&previous.world, world) {
+        return None;
+    }
+    let pods = few(&previous.world.pods, &world.pods)?;
+    let services = few(&previous.world.services, &world.services)?;
+    let slices = few(&previous.world.endpoint_slices, &world.endpoint_slices)?;
+    let relabelled =
+        pods.iter().any(|(name, then, now)| names_another_waypoint(name, *then, *now, |of| &of.labels))
+            || services
+                .iter()
+                .any(|(name, then, now)| names_another_waypoint(name, *then, *now, |of| &of.labels));
+    if relabelled {
+        return None;
+    }
+
+    let mut affected: BTreeSet<NamespacedName> = services.iter().map(|(name, ..)| (*name).clone()).collect();
+    let mut workloads = previous.workloads.clone();
+    for (_, then, now) in &slices {
+        workloads.put_slice(*then, *now);
+        affected.extend(then.iter().chain(now).filter_map(|slice| service_of(slice)));
+    }
+    for &(name, then, now) in &pods {
+        put_pod(&mut workloads, world, settings, name, then, now)?;
+    }
+    for (name, then, now) in &pods {
+        let states = [*then, *now].into_iter().flatten();
+        affected.extend(served_by(world, &workloads, &name.namespace, states));
+    }
+
+    let mut snapshot = Snapshot {
+        generation,
+        world: world.clone(),
+        route_findings: Vec::new(),
+        routes: Arc::default(),
+        findings: Default::default(),
+        workloads,
+        ..previous.clone()
+    };
+    put_services(&mut snapshot, hosts, settings, &affected);
+    put_local(&mut snapshot, previous, settings, &pods);
+    if !snapshot.used_waypoints.is_empty() {
+        snapshot.waypoints = Arc::new(waypoints(&snapshot));
+    }
+    Some(snapshot)
+}
+
+/// Whether something else is not the same that a compilation looks at.
+fn reaches_further(then: &World, now: &World) -> bool {
+    let World {
+        as_of,
+        namespaces,
+        nodes,
+        pods: _,
+        services: _,
+        endpoint_slices: _,
+        service_entries,
+        workload_entries,
+        authorization_policies,
+        peer_authentications,
+        request_authentications,
+        // Only a waypoint's routes are made of these.
+        virtual_services: _,
+        destination_rules: _,
+        http_routes: _,
+        grpc_routes: _,
+        reference_grants: _,
+    } = now;
+    then.as_of != *as_of
+        || then.namespaces != *namespaces
+        || then.nodes != *nodes
+        || then.service_entries != *service_entries
+        || then.workload_entries != *workload_entries
+        || then.peer_authentications != *peer_authentications
+        || then.request_authentications != *request_authentications
+        // What was made ready of a policy is known by its place.
+        || then.authorization_policies.differences(authorization_policies).next().is_some()
+}
+
+fn few<'a, T>(
+    then: &'a Map<NamespacedName, T>,
+    now: &'a Map<NamespacedName, T>,
+) -> Option<Vec<Changed<'a, T>>> {
+    let found: Vec<_> = then.differences(now).take(FEW).collect();
+    (found.len() < FEW).then_some(found)
+}
+
+fn names_another_waypoint<T>(
+    name: &NamespacedName,
+    then: Option<&Arc<T>>,
+    now: Option<&Arc<T>>,
+    labels: fn(&T) -> &Labels,
+) -> bool {
+    let wished = |of: Option<&Arc<T>>| wish(labels(of?), &name.namespace)?;
+    wished(then) != wished(now)
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
+    Some(NamespacedName::new(&*slice.name.namespace, slice.service.as_deref()?))
+}
+
+/// Puts a pod in the place of the one that had its name. `None` where that is not only about this pod.
+fn put_pod(
+    workloads: &mut Workloads,
+    world: &World,
+    settings: &Settings,
+    name: &NamespacedName,
+    then: Option<&Arc<Pod>>,
+    now: Option<&Arc<Pod>>,
+) -> Option<()> {
+    let states = || [then, now].into_iter().flatten();
+    let selected = |pod: &Arc<Pod>| {
+        in_namespace(&world.service_entries, &name.namespace)
+            .any(|(_, entry)| selects(&entry.selector, &pod.labels))
+    };
+    if states().any(selected) {
+        return None;
+    }
+    if let Some(then) = then {
+        for ip in addresses_of(then) {
+            is_own(workloads, name, then, ip)?;
+            match then.host_network {
+                true => workloads.of_nodes.subtract(ip),
+                false => drop(workloads.pod_by_address.remove(&ip)),
+            }
+        }
+    }
+    let Some(now) = now.filter(|now| !now.phase.is_terminal()) else {
+        workloads.pods.remove(name);
+        return Some(());
+    };
+    let workload = Arc::new(workload(world, settings, now));
+    // Where nothing of it is new, what was made of it before serves as well.
+    let workload =
+        workloads.pods.get(name).filter(|before| **before == workload).cloned().unwrap_or(workload);
+    for &ip in &workload.addresses {
+        is_own(workloads, name, now, ip)?;
+        match now.host_network {
+            true => workloads.of_nodes.add(ip),
+            false => drop(workloads.pod_by_address.insert(ip, Arc::clone(&workload))),
+        }
+    }
+    workloads.pods.insert(name.clone(), workload);
+    Some(())
+}
+
+/// `None` where somebody else has a say on a pod's address.
+fn is_own(workloads: &Workloads, name: &NamespacedName, pod: &Pod, ip: IpAddr) -> Option<()> {
+    let others = workloads.pod_by_address.get(&ip).is_some_and(|owner| owner.name != *name);
+    let of_node = !pod.host_network && workloads.of_nodes.contains_key(&ip);
+    (!others && !of_node && !workloads.contested.contains(&ip)).then_some(())
+}
+
+/// The services that a pod of this namespace, in any of these states, may be an endpoint of.
+fn served_by<'a>(
+    world: &World,
+    workloads: &Workloads,
+    namespace: &str,
+    states: impl Iterator<Item = &'a Arc<Pod>> + Clone,
+) -> Vec<NamespacedName> {
+    let addresses: Vec<_> = states.clone().flat_map(|pod| addresses_of(pod)).collect();
+    let selecting = |service: &Service| states.clone().any(|pod| selects(&service.selector, &pod.labels));
+    let services = in_namespace(&world.services, namespace).filter(|(_, service)| selecting(service));
+    let slices = in_namespace(&world.endpoint_slices, namespace).chain(&workloads.foreign);
+    let naming = slices.filter(|(_, slice)| mentions(slice, &addresses));
+    let of_slices = naming.filter_map(|(_, slice)| service_of(slice));
+    services.map(|(name, _)| name.clone()).chain(of_slices).collect()
+}
+
+/// Makes these services again.
+fn put_services(
+    snapshot: &mut Snapshot,
+    hosts: &Hosts,
+    settings: &Settings,
+    affected: &BTreeSet<NamespacedName>,
+) {
+    let Snapshot { world, workloads, used_waypoints, .. } = &snapshot.clone();
+    let Snapshot { services, service_entries, service_index, zone, .. } = snapshot;
+    let endpoints = Endpoints::new(world, hosts, settings, workloads);
+    let making = Services { world, settings, endpoints: &endpoints, used_waypoints };
+    let mut is_indexed = true;
+    for name in affected {
+        let then = services.get(name).cloned();
+        let Some(of) = world.services.get(name) else {
+            zone.put(name, None);
+            services.remove(name);
+            is_indexed &= then.is_none();
+            continue;
+        };
+        let now = Arc::new(making.of(of));
+        zone.put(name, ServiceHosts::of(world, workloads, of, &now));
+        match then {
+            Some(then) if then == now => {}
+            then => {
+                is_indexed &= then.is_some_and(|then| service_index.replace(&then, &now));
+                services.insert(name.clone(), now);
+            }
+        }
+    }
+    if !is_indexed {
+        *service_index = ServiceIndex::new(services, service_entries);
+    }
+}
+
+/// Takes over what has changed of this node's own pods.
+fn put_local(snapshot: &mut Snapshot, previous: &Snapshot, settings: &Settings, pods: &[Changed<'_, Pod>]) {
+    let here = |snapshot: &Snapshot, name: &NamespacedName| {
+        snapshot.workload(name).is_some_and(|workload| is_local(workload, settings))
+    };
+    if !pods.iter().any(|(name, ..)| here(previous, name) || here(snapshot, name)) {
+        return;
+    }
+    let mut names: BTreeSet<_> = previous.local.pods.iter().map(|of| of.workload.name.clone()).collect();
+    for (name, ..) in pods {
+        match here(snapshot, name) {
+            true => drop(names.insert((*name).clone())),
+            false => drop(names.remove(*name)),
+        }
+    }
+    let names: Vec<_> = names.into_iter().collect();
+    let Snapshot { world, workloads, policies, .. } = &*snapshot;
+    let (local, prepared) = Local::new(world, settings, workloads, policies, &names);
+    snapshot.local = Arc::new(local);
+    snapshot.policies = Arc::new(prepared);
+}
+
+#[cfg(test)]
+mod tests;
