@@ -72,7 +72,10 @@ fn world() -> World {
 fn pod(number: usize) -> Pod {
     Pod {
         name: NamespacedName::new("shop", format!("web-{number}")),
-        labels: [("app".to_owned(), format!("app-{}", number % 100))].into(),
+        labels: [("app", format!("app-{}", number % 100)), ("orlop.dev/mesh", "enabled".into())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
+        node: Some("one".into()),
         service_account: "web".into(),
         addresses: vec![[10, 1, (number / 250) as u8, (number % 250) as u8].into()],
         ..Pod::default()
