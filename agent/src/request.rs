@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use orlop_identity::jwt::{self, KeySet, Keys};
 use orlop_model::{
     Behind, Hop, Judgement, NamespacedName, Reason, Service, Snapshot, Workload,
-    http::{Claims, Headers, Request, TokenRefused, TokenRules, Tokens, normalised},
+    http::{Claims, Counted, Headers, Request, TokenRefused, TokenRules, Tokens, normalised},
     world::KeySource,
 };
 
@@ -36,10 +36,14 @@ pub fn explain(
     let snapshot = seen_by(&waypoint.name);
     println!("  request   {} {}", line.method, line.path);
     match judge(&snapshot, &waypoint.name, source, dialled, connection, line) {
-        Ok((judgement, rule)) => {
+        Ok(Judged { judgement, rule, counted }) => {
             match judgement.policy {
                 Some(policy) => println!("  allowed by AuthorizationPolicy {policy}"),
                 None => println!("  allowed, as no ALLOW policy applies to it"),
+            }
+            for Counted { limit, .. } in counted {
+                let (resource, name, rate) = (&limit.resource, &limit.of.name, limit.of.rate);
+                println!("  counted by RateLimit {resource}, limit {name}: {rate}");
             }
             if let Some(rule) = rule {
                 println!("  follows   {rule}");
@@ -57,7 +61,16 @@ pub fn explain(
     }
 }
 
-/// What the policies say, and the rule that the request follows.
+/// What becomes of a request that is let in.
+struct Judged {
+    /// What the policies say.
+    judgement: Judgement,
+    /// The rule that it follows.
+    rule: Option<String>,
+    /// The limits that it counts for.
+    counted: Vec<Counted>,
+}
+
 fn judge(
     snapshot: &Snapshot,
     waypoint: &NamespacedName,
@@ -65,7 +78,7 @@ fn judge(
     dialled: SocketAddr,
     connection: &ConnectionArguments,
     line: &RequestLine,
-) -> Result<(Judgement, Option<String>), (Reason, String)> {
+) -> Result<Judged, (Reason, String)> {
     let namespace = source.identity.namespace();
     let refused = |reason| (reason, String::new());
     let target = snapshot.behind(waypoint, namespace, &dialled.to_string()).map_err(refused)?;
@@ -91,6 +104,9 @@ fn judge(
     let judgement = routes
         .authorize(&target, &source.identity, address, Some(&request), &Shown(&request))
         .map_err(|refused| (refused.reason, refused.detail))?;
+    let counted = routes
+        .limits(&target, &source.identity, address, &request, &Shown(&request))
+        .map_err(|refused| (refused.reason, refused.detail))?;
     let selected = match &target {
         Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
         Behind::Workload { .. } => None,
@@ -100,7 +116,7 @@ fn judge(
         let name = name.map_or_else(String::new, |name| format!(", rule {name}"));
         format!("{} {}{name}", selected.rule.kind, selected.rule.resource)
     });
-    Ok((judgement, rule))
+    Ok(Judged { judgement, rule, counted })
 }
 
 /// The request's own token, if it shows one.

@@ -5,6 +5,7 @@ mod gateway_api;
 mod h2c;
 mod hostile;
 mod leaving;
+mod limits;
 mod policy;
 mod resilience;
 mod routes;

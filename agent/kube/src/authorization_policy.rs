@@ -58,7 +58,7 @@ pub(crate) struct SpecObject {
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
-struct RuleObject {
+pub(crate) struct RuleObject {
     /// Who is calling: one of these. Left out, anybody.
     from: NotNull<Vec<FromObject>>,
     /// What is called: one of these. Left out, anything.
@@ -199,6 +199,15 @@ fn dry_run(metadata: &Metadata) -> Result<bool, FieldError> {
     }
 }
 
+/// Converts rules that must be some if the field is there.
+pub(crate) fn rules(
+    list: NotNull<Vec<RuleObject>>,
+    namespace: &str,
+    path: FieldPath,
+) -> Result<Vec<Rule>, FieldError> {
+    entries(list, path, |entry, path| rule(entry, namespace, path))
+}
+
 fn rule(rule: RuleObject, namespace: &str, path: FieldPath) -> Result<Rule, FieldError> {
     let from = entries(rule.from, path.clone().key("from"), |entry, path| {
         let path = path.key("source");
@@ -294,11 +303,8 @@ fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> R
         _ => match header(&key).as_deref() {
             Some("host" | ":authority") => Condition::Host(both(path, "values", values, not, host)?),
             Some(":method") => Condition::Method(both(path, "values", values, not, method)?),
-            Some(name) if !name.starts_with(':') && !UNREAD_HEADERS.contains(&name) => {
-                if !name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-                {
+            Some(name) if is_seen(name) => {
+                if !is_header(name) {
                     return Err(FieldError::new(
                         path.clone().key("key"),
                         format!("{name:?} is no name of a header"),
@@ -323,11 +329,24 @@ const UNREAD_HEADERS: [&str; 7] = [
 ];
 
 /// The names in the brackets of a key that is about a claim.
-fn claim(key: &str) -> Option<Vec<String>> {
+pub(crate) fn claim(key: &str) -> Option<Vec<String>> {
     let names = key.strip_prefix(CLAIMS)?.strip_prefix('[')?.strip_suffix(']')?;
     let names: Vec<_> = names.split("][").map(str::to_owned).collect();
     let is_name = |name: &String| !name.is_empty() && !name.contains(['[', ']']);
     names.iter().all(is_name).then_some(names)
+}
+
+/// The name of the header that a key is about and that servers get as the client writes it, in lower case.
+pub(crate) fn header_seen(key: &str) -> Option<String> {
+    header(key).filter(|name| is_seen(name) && is_header(name))
+}
+
+fn is_seen(name: &str) -> bool {
+    !name.starts_with(':') && !UNREAD_HEADERS.contains(&name)
+}
+
+fn is_header(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 /// The name of the header that a key is about, in lower case.

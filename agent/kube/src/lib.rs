@@ -24,6 +24,7 @@ mod object;
 mod peer_authentication;
 mod pod;
 mod probes;
+mod rate_limit;
 mod read;
 mod request_authentication;
 mod selector;

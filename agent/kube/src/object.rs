@@ -9,8 +9,8 @@ use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
-    EndpointSlice, Namespace, Node as ClusterNode, Pod, RequestAuthentication, Service, ServiceEntry,
-    WorkloadEntry,
+    EndpointSlice, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication, Service,
+    ServiceEntry, WorkloadEntry,
 };
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_path_to_error::Segment;
@@ -18,7 +18,7 @@ use serde_path_to_error::Segment;
 use crate::field::{FieldError, FieldPath};
 use crate::{
     authorization_policy, destination_rule, endpoint_slice, gateway_api, namespace, node,
-    peer_authentication, pod, request_authentication, service, service_entry, virtual_service,
+    peer_authentication, pod, rate_limit, request_authentication, service, service_entry, virtual_service,
     workload_entry,
 };
 
@@ -37,6 +37,7 @@ pub(crate) enum Kind {
     VirtualService,
     DestinationRule,
     RequestAuthentication,
+    RateLimit,
     HttpRoute,
     GrpcRoute,
     ReferenceGrant,
@@ -56,10 +57,11 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 6] = [
+    const OF_WAYPOINTS: [Self; 7] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
+        Self::RateLimit,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::ReferenceGrant,
@@ -84,6 +86,7 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::RateLimit => "RateLimit",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
@@ -99,7 +102,8 @@ impl Kind {
             | Self::PeerAuthentication
             | Self::VirtualService
             | Self::DestinationRule
-            | Self::RequestAuthentication => true,
+            | Self::RequestAuthentication
+            | Self::RateLimit => true,
             Self::Namespace
             | Self::Node
             | Self::Pod
@@ -132,6 +136,7 @@ impl Kind {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            Self::RateLimit => &["orlop.dev/v1alpha1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
         }
@@ -186,6 +191,7 @@ impl Kind {
             Self::RequestAuthentication => {
                 Ok(Object::RequestAuthentication(Arc::new(request_authentication::convert(typed(object)?)?)))
             }
+            Self::RateLimit => Ok(Object::RateLimit(Arc::new(rate_limit::convert(typed(object)?)?))),
             Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
             Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
             Self::ReferenceGrant => {
@@ -239,6 +245,7 @@ pub(crate) enum Key {
     VirtualService(NamespacedName),
     DestinationRule(NamespacedName),
     RequestAuthentication(NamespacedName),
+    RateLimit(NamespacedName),
     HttpRoute(NamespacedName),
     GrpcRoute(NamespacedName),
     ReferenceGrant(NamespacedName),
@@ -261,6 +268,7 @@ impl Key {
             Kind::VirtualService => Self::VirtualService(namespaced()),
             Kind::DestinationRule => Self::DestinationRule(namespaced()),
             Kind::RequestAuthentication => Self::RequestAuthentication(namespaced()),
+            Kind::RateLimit => Self::RateLimit(namespaced()),
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
@@ -281,6 +289,7 @@ impl Key {
             | Self::VirtualService(name)
             | Self::DestinationRule(name)
             | Self::RequestAuthentication(name)
+            | Self::RateLimit(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::ReferenceGrant(name) => Some(name),
@@ -302,6 +311,7 @@ impl Key {
             Self::VirtualService(name) => world.virtual_services.contains_key(name),
             Self::DestinationRule(name) => world.destination_rules.contains_key(name),
             Self::RequestAuthentication(name) => world.request_authentications.contains_key(name),
+            Self::RateLimit(name) => world.rate_limits.contains_key(name),
             Self::HttpRoute(name) => world.http_routes.contains_key(name),
             Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
             Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
@@ -323,6 +333,7 @@ impl Key {
             Self::VirtualService(name) => world.virtual_services.remove(name).is_some(),
             Self::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
             Self::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
+            Self::RateLimit(name) => world.rate_limits.remove(name).is_some(),
             Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
             Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
             Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
@@ -343,6 +354,7 @@ impl Key {
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
+            Self::RateLimit(_) => Kind::RateLimit,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
@@ -365,6 +377,7 @@ impl fmt::Display for Key {
             | Self::VirtualService(name)
             | Self::DestinationRule(name)
             | Self::RequestAuthentication(name)
+            | Self::RateLimit(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::ReferenceGrant(name) => write!(f, "{kind} {name}"),
@@ -387,6 +400,7 @@ pub(crate) enum Object {
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     RequestAuthentication(Arc<RequestAuthentication>),
+    RateLimit(Arc<RateLimit>),
     /// An HTTPRoute or a GRPCRoute.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
@@ -407,6 +421,7 @@ impl Object {
             Self::VirtualService(of) => Key::VirtualService(of.name.clone()),
             Self::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
             Self::RequestAuthentication(of) => Key::RequestAuthentication(of.name.clone()),
+            Self::RateLimit(of) => Key::RateLimit(of.name.clone()),
             Self::Route(of) => match of.kind {
                 RouteKind::Http => Key::HttpRoute(of.name.clone()),
                 RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
@@ -436,6 +451,7 @@ impl Object {
             Self::RequestAuthentication(of) => {
                 drop(world.request_authentications.insert(of.name.clone(), of));
             }
+            Self::RateLimit(of) => drop(world.rate_limits.insert(of.name.clone(), of)),
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
@@ -456,6 +472,7 @@ impl Object {
             Self::VirtualService(new) => world.virtual_services.get(&new.name) == Some(new),
             Self::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
             Self::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
+            Self::RateLimit(new) => world.rate_limits.get(&new.name) == Some(new),
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
         };

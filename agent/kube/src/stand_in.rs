@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use orlop_model::world::security::{Action, AuthorizationPolicy, Mode, PeerAuthentication, Rule, Target};
-use orlop_model::world::{Labels, RequestAuthentication};
+use orlop_model::world::{Labels, RateLimit, RequestAuthentication};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -42,6 +42,12 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
                 ..RequestAuthentication::default()
             })))
         }
+        Key::RateLimit(name) => Some(Object::RateLimit(Arc::new(RateLimit {
+            name: name.clone(),
+            targets: targets(&spec, &name.namespace),
+            unreadable: true,
+            ..RateLimit::default()
+        }))),
         _ => None,
     }
 }

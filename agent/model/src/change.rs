@@ -98,6 +98,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         authorization_policies,
         peer_authentications,
         request_authentications,
+        rate_limits,
         // Only a waypoint's routes are made of these.
         virtual_services: _,
         destination_rules: _,
@@ -112,6 +113,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         || then.workload_entries != *workload_entries
         || then.peer_authentications != *peer_authentications
         || then.request_authentications != *request_authentications
+        || then.rate_limits != *rate_limits
         // What was made ready of a policy is known by its place.
         || then.authorization_policies.differences(authorization_policies).next().is_some()
 }

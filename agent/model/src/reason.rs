@@ -62,6 +62,10 @@ reasons! {
     InvalidToken = "invalid_token",
     /// The keys of the token's issuer can't be had.
     TokenKeysUnavailable = "token_keys_unavailable",
+    /// There were as many requests as a RateLimit lets pass.
+    RateLimited = "rate_limited",
+    /// Nobody can tell whether a RateLimit lets it pass.
+    RateLimitUnavailable = "rate_limit_unavailable",
     /// It came without mutual TLS to a workload that takes none of those.
     PlaintextRefused = "plaintext_refused",
     /// The tunnel's target is not an address of the pod it arrived at, or is a port of the proxy.

@@ -2,6 +2,7 @@
 
 pub mod gateway_api;
 mod path_pattern;
+mod rate_limit;
 mod request_authentication;
 pub mod routing;
 pub mod security;
@@ -17,6 +18,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
+pub use rate_limit::{KeyPart, Limit, Rate, RateError, RateLimit, Unit};
 pub use request_authentication::{
     ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
 };
@@ -66,6 +68,9 @@ pub struct World {
     /// RequestAuthentications by name.
     #[serde(skip)]
     pub request_authentications: Map<NamespacedName, RequestAuthentication>,
+    /// RateLimits by name.
+    #[serde(skip)]
+    pub rate_limits: Map<NamespacedName, RateLimit>,
     /// HTTPRoutes by name.
     #[serde(skip)]
     pub http_routes: Map<NamespacedName, Route>,

@@ -112,7 +112,7 @@ impl Kubernetes {
     }
 
     /// Makes the kinds of Istio and the Gateway API that Orlop reads, without a schema: an API server takes anything as
-    /// one. They have a status.
+    /// one. They have a status. And those of Orlop's own.
     pub fn define_istio(&self) {
         for (group, kind, plural) in [
             ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies"),
@@ -127,6 +127,23 @@ impl Kubernetes {
             ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),
         ] {
             self.define(group, kind, plural, &json!({"status": {}}), &anything());
+        }
+        self.define_own();
+    }
+
+    /// Makes Orlop's own kinds, as `deploy/crds` has them.
+    fn define_own(&self) {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+        for entry in fs::read_dir(directory).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            for definition in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
+                self.apply(&definition);
+                let spec = &definition["spec"];
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                let version = text(&spec["versions"][0]["name"]);
+                let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
+                self.wait_served(&format!("/apis/{group}/{version}/{plural}?limit=1"));
+            }
         }
     }
 

@@ -61,6 +61,16 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "jwtRules": [{"issuer": "https://idp.example", "audiences": ["web"], "forwardOriginalToken": true}],
         },
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "orlop.dev/v1alpha1", "kind": "RateLimit", "metadata": metadata("web"),
+        "spec": {
+            "targetRefs": [{"kind": "Service", "group": "", "name": "web"}],
+            "limits": [{
+                "name": "callers", "requests": 5, "unit": "minute", "burst": 2, "by": ["source.principal"],
+                "match": [{"from": [{"source": {"notNamespaces": ["infra"]}}], "to": [{"operation": {"methods": ["GET"]}}]}],
+            }],
+        },
+    }));
     let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
     for kind in ["HTTPRoute", "GRPCRoute"] {
         kubernetes.apply(&json!({
@@ -98,6 +108,11 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             istio("security", &namespace, "requestauthentications"),
             "RequestAuthentication",
             "security.istio.io/v1",
+        ),
+        (
+            format!("/apis/orlop.dev/v1alpha1/namespaces/{namespace}/ratelimits"),
+            "RateLimit",
+            "orlop.dev/v1alpha1",
         ),
         (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
@@ -177,6 +192,8 @@ fn only(world: &mut World, namespace: &str) {
     world.peer_authentications.retain(|name, _| name.namespace == namespace);
     world.virtual_services.retain(|name, _| name.namespace == namespace);
     world.destination_rules.retain(|name, _| name.namespace == namespace);
+    world.request_authentications.retain(|name, _| name.namespace == namespace);
+    world.rate_limits.retain(|name, _| name.namespace == namespace);
     world.http_routes.retain(|name, _| name.namespace == namespace);
     world.grpc_routes.retain(|name, _| name.namespace == namespace);
     world.reference_grants.retain(|name, _| name.namespace == namespace);

@@ -231,7 +231,7 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 
 fn is_custom(kind: Kind) -> bool {
     let group = group(kind.api_versions()[0]);
-    group.contains("istio.io") || group.starts_with("gateway.networking.")
+    group.contains("istio.io") || group.starts_with("gateway.networking.") || group == "orlop.dev"
 }
 
 fn group(api_version: &str) -> &str {
@@ -264,6 +264,7 @@ mod tests {
             "virtualservices",
             "destinationrules",
             "requestauthentications",
+            "ratelimits",
             "httproutes",
             "grpcroutes",
             "referencegrants",

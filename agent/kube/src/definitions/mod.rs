@@ -257,7 +257,9 @@ fn every_version_that_is_read_is_defined() {
     }
     let conditions = Kind::all_with_conditions();
     let defined: Vec<_> = definitions().iter().map(|definition| definition.kind).collect();
-    assert!(conditions.iter().all(|kind| defined.contains(kind)), "{conditions:?}");
+    // Our own is written by hand.
+    let made = conditions.iter().filter(|kind| **kind != Kind::RateLimit);
+    assert!(made.into_iter().all(|kind| defined.contains(kind)), "{conditions:?}");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use super::objects::Objects;
 use crate::object::{Key, Kind, Object, Source};
 use crate::stand_in::stand_in;
 
-const POLICIES: [Kind; 3] =
-    [Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::RequestAuthentication];
+const POLICIES: [Kind; 4] =
+    [Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::RequestAuthentication, Kind::RateLimit];
 /// Where a policy is that names no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -91,6 +91,7 @@ fn of_text(text: &str, path: &Path, in_force: &Objects) -> Vec<Object> {
             Object::RequestAuthentication(of) => {
                 kind == Kind::RequestAuthentication && of.name.namespace == namespace
             }
+            Object::RateLimit(of) => kind == Kind::RateLimit && of.name.namespace == namespace,
             _ => false,
         })
     };

@@ -149,7 +149,7 @@ fn add(rules: &mut TokenRules, of: &RequestAuthentication) {
     }
 }
 
-fn service_key(policy: &NamespacedName, target: &Target) -> Option<ServiceKey> {
+pub(super) fn service_key(policy: &NamespacedName, target: &Target) -> Option<ServiceKey> {
     let named = |name: &str| NamespacedName::new(&policy.namespace, name);
     match target {
         Target::Service(name) => Some((ServiceKind::Service, named(name))),
@@ -158,7 +158,7 @@ fn service_key(policy: &NamespacedName, target: &Target) -> Option<ServiceKey> {
     }
 }
 
-fn is_for_waypoint(
+pub(super) fn is_for_waypoint(
     policy: &NamespacedName,
     target: &Target,
     waypoint: &NamespacedName,

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use super::Request;
 use super::authentication::Authentications;
-use super::token::{TokenRules, Tokens};
+use super::limit::{Counted, Limits};
+use super::token::{Claims, TokenRules, Tokens};
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
 use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::name::NamespacedName;
-use crate::policy::{CompiledPolicy, Facts, Layer, Policies, RequestFacts, Sight, Token, TrustDomains};
+use crate::policy::{
+    CompiledPolicy, Facts, Finding, Layer, Policies, RequestFacts, Sight, Token, TrustDomains,
+};
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
 use crate::snapshot::{Workload, WorkloadKind};
@@ -33,6 +36,8 @@ pub(super) struct RequestPolicies {
     served: HashMap<(WorkloadKind, NamespacedName, u16), Vec<(ServiceKey, u16)>>,
     /// Whose tokens are taken.
     pub authentications: Authentications,
+    /// How many requests may be made.
+    pub limits: Limits,
 }
 
 impl RequestPolicies {
@@ -68,10 +73,11 @@ impl RequestPolicies {
             }
         }
         let authentications = Authentications::new(world, settings, waypoint);
+        let limits = Limits::new(world, settings, waypoint, &trust);
         let mut served: HashMap<_, Vec<_>> = HashMap::new();
         for service in services {
             let key = (service.kind, service.name.clone());
-            if !of_services.contains_key(&key) && !authentications.names(&key) {
+            if !of_services.contains_key(&key) && !authentications.names(&key) && !limits.names(&key) {
                 continue;
             }
             for (port, endpoint) in
@@ -97,6 +103,7 @@ impl RequestPolicies {
             services: services.collect(),
             served,
             authentications,
+            limits,
         }
     }
 
@@ -126,17 +133,7 @@ impl RequestPolicies {
             return Err(unreadable(name));
         }
         let request = request.map(RequestFacts::new);
-        let facts = |destination| Facts {
-            request: request.as_ref(),
-            ..Facts::new(Some(client), address, destination)
-        };
-        let facts = match target {
-            Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
-            Behind::Service { port, dialled: None, .. } => {
-                Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
-            }
-            Behind::Workload { address, .. } => facts(*address),
-        };
+        let facts = facts(target, client, address, request.as_ref());
         // Each of a workload's services could have been dialled, and each has its say, as if it had been.
         let mut all = Judgement::default();
         for service in self.services_of(target) {
@@ -145,6 +142,45 @@ impl RequestPolicies {
             all.add(self.of_service(service, &Facts { port, ..facts }, tokens)?);
         }
         Ok(all)
+    }
+
+    /// What it counts for, of each service that it may have meant.
+    pub fn limits(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        request: &Request<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Vec<Counted>, Refused> {
+        let mut counted = Vec::new();
+        if self.limits.is_empty() {
+            return Ok(counted);
+        }
+        let request = RequestFacts::new(request);
+        let facts = facts(target, client, address, Some(&request));
+        for service in self.services_of(target) {
+            let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
+            let service = service.map(|(service, _)| service);
+            if let Some(name) = self.limits.unreadable(target, service.as_ref()) {
+                let detail = format!(
+                    "RateLimit {name} can't be understood: until it can, nothing passes where it is for"
+                );
+                let (reason, judgement) = (Reason::RateLimitUnavailable, Judgement::default());
+                return Err(Refused { reason, detail, judgement });
+            }
+            let verified = self.verified(service.as_ref(), &facts, tokens)?;
+            let facts = Facts { port, token: token(&verified), ..facts };
+            self.limits.count(service.as_ref(), &facts, &mut counted);
+        }
+        Ok(counted)
+    }
+
+    /// What their authors should know of policies that ask for what is in tokens.
+    pub fn findings(&self, world: &World, settings: &Settings, waypoint: &NamespacedName) -> Vec<Finding> {
+        let mut found = self.authentications.findings(world, settings, waypoint);
+        found.extend(self.limits.findings(world, settings, waypoint, &self.authentications));
+        found
     }
 
     /// The services whose policies count for this, and their ports; none where only the waypoint's do.
@@ -173,23 +209,53 @@ impl RequestPolicies {
         if let Some(name) = rules.and_then(|rules| rules.unreadable.as_ref()) {
             return Err(unreadable(name));
         }
-        let verified = match rules.filter(|rules| facts.request.is_some() && !rules.rules.is_empty()) {
-            Some(rules) => Some(tokens.verified(rules).map_err(|refused| Refused {
-                reason: refused.reason,
-                detail: refused.detail,
-                judgement: Judgement::default(),
-            })?),
-            None => None,
-        };
-        let token = match &verified {
-            None => Token::Untold,
-            Some(None) => Token::Missing,
-            Some(Some(claims)) => Token::Verified(claims),
-        };
-        let facts = Facts { token, ..*facts };
+        let verified = self.verified(service.as_ref(), facts, tokens)?;
+        let facts = Facts { token: token(&verified), ..*facts };
         let of_service = service.and_then(|service| self.services.get(&service).cloned());
         let policies = Policies::new([of_service, self.waypoint.clone(), self.class.clone()]);
         Judgement::of(policies.judge(&facts), |denied| denied.explain_by(&facts))
+    }
+
+    /// What a request's token says by what is asked of it for this service; `None` where nobody asks for any.
+    fn verified(
+        &self,
+        service: Option<&ServiceKey>,
+        facts: &Facts<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Option<Option<Arc<Claims>>>, Refused> {
+        let rules = self.authentications.of(service);
+        match rules.filter(|rules| facts.request.is_some() && !rules.rules.is_empty()) {
+            Some(rules) => tokens.verified(rules).map(Some).map_err(|refused| Refused {
+                reason: refused.reason,
+                detail: refused.detail,
+                judgement: Judgement::default(),
+            }),
+            None => Ok(None),
+        }
+    }
+}
+
+fn facts<'a>(
+    target: &Behind,
+    client: &'a Identity,
+    address: IpAddr,
+    request: Option<&'a RequestFacts<'a>>,
+) -> Facts<'a> {
+    let facts = |destination| Facts { request, ..Facts::new(Some(client), address, destination) };
+    match target {
+        Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
+        Behind::Service { port, dialled: None, .. } => {
+            Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
+        }
+        Behind::Workload { address, .. } => facts(*address),
+    }
+}
+
+fn token(verified: &Option<Option<Arc<Claims>>>) -> Token<'_> {
+    match verified {
+        None => Token::Untold,
+        Some(None) => Token::Missing,
+        Some(Some(claims)) => Token::Verified(claims),
     }
 }
 

@@ -10,7 +10,7 @@ use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, FindingReason, Severity, token_findings};
+use crate::policy::{Finding, FindingReason, Severity, limit_findings, token_findings};
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -51,7 +51,8 @@ impl Snapshot {
             .then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
         let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
         let destinations = Destinations::new(world, settings, &waypoint.namespace, all.clone());
-        findings.extend(policies.authentications.findings(world, settings, waypoint));
+        findings.extend(policies.findings(world, settings, waypoint));
+        findings.extend(limit_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));
         let node = world.nodes.get(&settings.node);
         self.routes = Arc::new(Routes {

@@ -3,11 +3,13 @@
 
 mod authentication;
 mod authorize;
+mod bucket;
 mod compile;
 mod destination;
 mod findings;
 mod gateway_api;
 mod index;
+mod limit;
 mod matching;
 mod path;
 mod rule;
@@ -19,8 +21,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use bucket::Bucket;
 pub use destination::Target;
 pub use gateway_api::Grants;
+pub use limit::{Counted, Limit};
 pub(crate) use path::readings;
 pub use path::{PathError, normalised};
 pub use rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
@@ -129,6 +133,29 @@ impl Routes {
         tokens: &dyn Tokens,
     ) -> Result<Judgement, Refused> {
         self.policies.judge(target, client, address, request, tokens)
+    }
+
+    /// The limits that a request for this counts for. Those that a client at this address is let ask it by, which is
+    /// to be seen first: what is denied counts for none.
+    pub fn limits(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        request: &Request<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Vec<Counted>, Refused> {
+        self.policies.limits(target, client, address, request, tokens)
+    }
+
+    /// Whether there are RateLimits at all.
+    pub fn has_limits(&self) -> bool {
+        !self.policies.limits.is_empty()
+    }
+
+    /// All limits.
+    pub fn all_limits(&self) -> impl Iterator<Item = &Arc<Limit>> {
+        self.policies.limits.all()
     }
 
     /// What the RequestAuthentications say of the tokens in requests for this; of a workload that several services lead

@@ -257,17 +257,31 @@ impl Claims {
         find(&self.all, path)
     }
 
+    /// What the claim of these names has, in one text, if it is something that can be written in one.
+    pub(crate) fn text(&self, names: &[String]) -> Option<String> {
+        fn text(claim: &Claim) -> Option<String> {
+            match claim {
+                Claim::Text(text) | Claim::Number(text) => Some(text.clone()),
+                Claim::Bool(is) => Some(is.to_string()),
+                Claim::List(list) => Some(list.iter().map(text).collect::<Option<Vec<_>>>()?.join(",")),
+                Claim::Object(_) | Claim::Null => None,
+            }
+        }
+        text(self.at(names)?)
+    }
+
+    fn at(&self, names: &[String]) -> Option<&Claim> {
+        let [first, nested @ ..] = names else { return None };
+        nested.iter().try_fold(self.all.get(first)?, |claim, name| match claim {
+            Claim::Object(inner) => inner.get(name),
+            _ => None,
+        })
+    }
+
     /// What the claim of these names has.
     pub(crate) fn values(&self, names: &[String]) -> Values<'_> {
         let [first, nested @ ..] = names else { return Values::Missing };
-        let mut claim = self.all.get(first);
-        for name in nested {
-            claim = match claim {
-                Some(Claim::Object(inner)) => inner.get(name),
-                _ => None,
-            };
-        }
-        match claim {
+        match self.at(names) {
             None | Some(Claim::Null) => Values::Missing,
             Some(Claim::Text(text)) if nested.is_empty() && self.space_delimited.contains(first) => {
                 Values::Texts(text.split(' ').filter(|part| !part.is_empty()).collect())

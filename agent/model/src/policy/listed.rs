@@ -11,7 +11,8 @@ pub struct ListedPolicy {
     pub kind: &'static str,
     /// Its name.
     pub name: NamespacedName,
-    /// What it does: `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`, the mode of mutual TLS, or whose tokens it takes.
+    /// What it does: `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`, the mode of mutual TLS, how many requests it lets
+    /// pass, or whose tokens it takes.
     pub action: String,
     /// Whose connections it is for.
     pub applies_to: String,
@@ -49,7 +50,21 @@ pub(crate) fn listed(world: &World, root_namespace: &str) -> Vec<ListedPolicy> {
             targets => shown(targets),
         },
     });
-    policies.chain(modes).chain(tokens).collect()
+    let limits = world.rate_limits.values().map(|of| ListedPolicy {
+        kind: "RateLimit",
+        name: of.name.clone(),
+        action: match &of.limits[..] {
+            _ if of.unreadable => "refuses all".to_owned(),
+            [] => "no limit".to_owned(),
+            [limit] => limit.rate.to_string(),
+            [first, ..] => format!("{} and {} more", first.rate, of.limits.len() - 1),
+        },
+        applies_to: match of.targets.as_slice() {
+            [] => scope(&of.name, &Labels::new(), root_namespace),
+            targets => shown(targets),
+        },
+    });
+    policies.chain(modes).chain(limits).chain(tokens).collect()
 }
 
 fn shown(targets: &[Target]) -> String {

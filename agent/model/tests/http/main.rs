@@ -5,6 +5,7 @@
 mod destinations;
 mod findings;
 mod gateway_api;
+mod limits;
 mod policies;
 mod reference;
 mod semantics;

@@ -22,7 +22,7 @@ use super::{
     body::{ResponseBody, grpc_status},
     cors, failure, forward, headers,
     io::Io,
-    mirror, opaque,
+    limit, mirror, opaque,
     record::RequestRecord,
     replay::{Replay, RequestBody},
     rewrite::{self, Destined},
@@ -79,6 +79,8 @@ async fn handle(
     let presented = credentials.as_deref();
     authenticate::apply(presented, &snapshot, &session.target, &mut parts.headers, &mut destined)?;
     record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined, presented)?);
+    let dialled = (&session.target, session.port());
+    limit::take(session, &snapshot, dialled, (&parts, &destined), presented, record)?;
     if headers::wants_websocket(parts.version, &parts.headers) {
         let mut asked = parts.clone();
         asked.extensions.clear();
@@ -245,6 +247,9 @@ async fn send(
         let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &mut template)?;
         if let (Some(further), Some(so_far)) = (judgement, &mut record.judgement) {
             so_far.add(further);
+            let target = Behind::Service { service: Arc::clone(service), port, dialled: None };
+            let asked = (template.parts(), template.destined());
+            limit::take(session, plan.snapshot, (&target, port), asked, template.credentials(), record)?;
             if let Some(goes_on) = &mut record.goes_on {
                 goes_on.elsewhere = Some((Arc::clone(service), port, template.clone()));
             }

@@ -10,13 +10,27 @@ use super::{body::ResponseBody, record::RequestRecord};
 use crate::refusal::Refusal;
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// RFC 6750, section 3.
 const INVALID_TOKEN: HeaderValue = HeaderValue::from_static(r#"Bearer error="invalid_token""#);
 
+/// What an answer of our own has beyond what its reason says.
+#[derive(Default)]
+pub(super) struct Extra {
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
 /// Answers a request that went nowhere.
 pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
+    let extra = record.extra.take();
+    let mut response = plain(refusal, record);
+    response.headers_mut().extend(extra.into_iter().flat_map(|extra| extra.headers));
+    response
+}
+
+fn plain(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
     let status = status(refusal.reason);
     // The reason says what is wrong without telling a stranger where things are; the log says more.
     let (reason, text) = (refusal.reason, refusal.reason.as_str());
@@ -35,8 +49,13 @@ pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<Re
         }
         return response;
     }
-    // As GRPCRoute has it.
-    let grpc = if reason == Reason::InvalidRoute { UNAVAILABLE } else { grpc_status(status) };
+    let grpc = match reason {
+        // As GRPCRoute has it.
+        Reason::InvalidRoute => UNAVAILABLE,
+        // What is unavailable is tried again at once.
+        Reason::RateLimited => RESOURCE_EXHAUSTED,
+        _ => grpc_status(status),
+    };
     of_grpc(grpc, text, record)
 }
 
@@ -64,6 +83,7 @@ fn status(reason: Reason) -> StatusCode {
         Reason::BadRequest => StatusCode::BAD_REQUEST,
         Reason::PolicyDenied => StatusCode::FORBIDDEN,
         Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
+        Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
         Reason::InvalidRoute => StatusCode::INTERNAL_SERVER_ERROR,
@@ -96,6 +116,8 @@ pub(super) fn flag(reason: Reason) -> &'static str {
         Reason::Overflow => "UO",
         Reason::FaultInjected => "FI",
         Reason::PolicyDenied | Reason::InvalidToken | Reason::TokenKeysUnavailable => "UAEX",
+        Reason::RateLimited => "RL",
+        Reason::RateLimitUnavailable => "RLSE",
         Reason::Draining => "DC",
         _ => "UF",
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use orlop_model::{Identity, Service, Workload};
+use orlop_model::{Identity, Reason, Service, Workload};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
@@ -57,6 +57,9 @@ pub struct RequestMetrics {
     folded: Counter,
     pub(super) ejected: Counter,
     pub(super) mirrors_dropped: Counter,
+    /// Requests that shared the bucket of a limit's keys past [`super::buckets`]' room.
+    pub(super) keys_folded: Counter,
+    failed: Family<[(&'static str, &'static str); 1], Counter>,
     seen: Arc<Mutex<HashSet<Labels>>>,
 }
 
@@ -72,6 +75,8 @@ impl RequestMetrics {
             folded: Counter::default(),
             ejected: Counter::default(),
             mirrors_dropped: Counter::default(),
+            keys_folded: Counter::default(),
+            failed: Family::default(),
             seen: Arc::default(),
         };
         registry.register("istio_requests", "Requests", metrics.requests.clone());
@@ -88,6 +93,10 @@ impl RequestMetrics {
         );
         let help = "Copies of requests that were not sent, since too many were under way";
         registry.register("orlop_mirrors_dropped", help, metrics.mirrors_dropped.clone());
+        let help = "Requests whose keys were too many for their limit, which share a bucket";
+        registry.register("orlop_rate_limit_keys_folded", help, metrics.keys_folded.clone());
+        let help = "Requests that were refused or cut short, by reason";
+        registry.register("orlop_requests_failed", help, metrics.failed.clone());
         metrics
     }
 
@@ -103,6 +112,11 @@ impl RequestMetrics {
             sent: self.sent.get_or_create_owned(&labels),
             received: self.received.get_or_create_owned(&labels),
         }
+    }
+
+    /// A request has ended otherwise than both ends wanted.
+    pub(super) fn failed(&self, reason: Reason) {
+        self.failed.get_or_create_owned(&[("reason", reason.as_str())]).inc();
     }
 
     /// Whether this label set is known already or there is room for one more.

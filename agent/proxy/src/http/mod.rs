@@ -7,6 +7,7 @@ mod authenticate;
 mod authorize;
 mod balance;
 mod body;
+mod buckets;
 mod cors;
 mod exchange;
 mod failure;
@@ -14,6 +15,7 @@ mod forward;
 mod headers;
 mod hosts;
 mod io;
+mod limit;
 mod listener;
 mod metrics;
 mod mirror;
@@ -48,6 +50,7 @@ use tokio::{
 pub use self::metrics::RequestMetrics;
 use self::{
     balance::Draws,
+    buckets::Buckets,
     hosts::{HostCache, Hosts},
     metrics::RequestSeriesCache,
     upstream::Upstreams,
@@ -128,6 +131,7 @@ pub(crate) struct Own {
     pub(crate) hosts: Hosts,
     pub(crate) keys: KeySources,
     pub(crate) tracer: Option<SdkTracer>,
+    pub(crate) buckets: Buckets,
 }
 
 /// One worker's part of the waypoint.
@@ -182,6 +186,7 @@ impl Waypoint {
                 hosts: Hosts::default(),
                 keys,
                 tracer,
+                buckets: Buckets::default(),
             }),
         })
     }
@@ -214,6 +219,7 @@ impl Waypoint {
         let generation = snapshot.generation();
         let routes = snapshot.routes();
         self.own.keys.want(&routes.remote_keys(), routes.node_addresses());
+        self.own.buckets.keep(routes.all_limits());
         self.shared.snapshot.store(snapshot);
         self.shared.generation.send_replace(generation);
     }

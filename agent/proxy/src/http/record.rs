@@ -10,10 +10,17 @@ use std::{
 
 use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
 use opentelemetry::KeyValue;
-use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload};
+use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload, http::Limit};
 use tracing::field::display;
 
-use super::{exchange::GoesOn, failure, metrics::RequestKey, session::Session, trace::Trace, upstream::Key};
+use super::{
+    exchange::GoesOn,
+    failure::{self, Extra},
+    metrics::RequestKey,
+    session::Session,
+    trace::Trace,
+    upstream::Key,
+};
 use crate::{refusal::Refusal, series::Place};
 
 /// A request from its head to the end of its answer.
@@ -53,6 +60,10 @@ pub(super) struct RequestRecord {
     pub(super) goes_on: Option<Box<GoesOn>>,
     /// Its span, if it is traced.
     pub(super) trace: Option<Trace>,
+    /// The limits that it was counted for.
+    pub(super) counted: Vec<Arc<Limit>>,
+    /// What an answer of our own has beyond what its reason says.
+    pub(super) extra: Option<Box<Extra>>,
     /// Why it ended otherwise than both ends wanted.
     pub(super) outcome: Option<Refusal>,
 }
@@ -89,6 +100,8 @@ impl RequestRecord {
             judgement: None,
             goes_on: None,
             trace,
+            counted: Vec::new(),
+            extra: None,
             // Unless somebody says otherwise: the client is gone.
             outcome: Some(Reason::Reset.into()),
         }
@@ -205,6 +218,9 @@ impl Drop for RequestRecord {
         }
         self.trace();
         let session = &self.session;
+        if let Some(refusal) = &self.outcome {
+            session.local.own.metrics.failed(refusal.reason);
+        }
         let key = RequestKey {
             source: Place(session.source.clone()),
             source_identity: session.peer.identity.clone(),

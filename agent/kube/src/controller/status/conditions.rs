@@ -67,7 +67,7 @@ fn condition(kind: &'static str, status: &'static str, reason: &str, message: St
 /// What holds for as long as an object can't be understood.
 fn meanwhile(kind: Kind) -> &'static str {
     match kind {
-        Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
+        Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::RateLimit => {
             "until it is mended, agents that had read it before go on with what it said then, and to all others it \
              denies everything where it applies"
         }

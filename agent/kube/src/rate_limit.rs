@@ -1,0 +1,256 @@
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use orlop_model::NamespacedName;
+use orlop_model::world::{KeyPart, Limit, Rate, RateLimit, Unit};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::authorization_policy::{self, RuleObject};
+use crate::field::{FieldError, FieldPath, NotNull};
+use crate::metadata::{namespaced, subdomain};
+use crate::read::Metadata;
+use crate::target::{TargetObject, targets};
+
+/// An `orlop.dev` RateLimit as it is written. A field nobody reads could be the one that says whom it is for, so none
+/// is let pass.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Object {
+    #[serde(rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: IgnoredAny,
+    metadata: Metadata,
+    #[serde(default)]
+    spec: NotNull<SpecObject>,
+    #[serde(rename = "status")]
+    _status: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SpecObject {
+    target_ref: NotNull<TargetObject>,
+    target_refs: NotNull<Vec<TargetObject>>,
+    limits: NotNull<Vec<LimitObject>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LimitObject {
+    name: NotNull<String>,
+    requests: Option<u32>,
+    unit: Option<String>,
+    burst: NotNull<u32>,
+    by: NotNull<Vec<String>>,
+    #[serde(rename = "match")]
+    matches: NotNull<Vec<RuleObject>>,
+}
+
+/// Converts a RateLimit.
+pub(crate) fn convert(object: Object) -> Result<RateLimit, FieldError> {
+    let name = namespaced(&object.metadata)?;
+    let spec = object.spec.0.unwrap_or_default();
+    let targets = targets(spec.target_refs, spec.target_ref, &name.namespace)?;
+    if targets.is_empty() {
+        let problem = "is missing; name the Services, ServiceEntries or the Gateway that it is for";
+        return Err(FieldError::new("spec.targetRefs", problem));
+    }
+    let written = spec.limits.0.unwrap_or_default();
+    if written.is_empty() {
+        return Err(FieldError::new("spec.limits", "is missing; say how many requests there may be"));
+    }
+    let several = written.len() > 1;
+    let mut limits = Vec::with_capacity(written.len());
+    let mut names = BTreeSet::new();
+    for (index, of) in written.into_iter().enumerate() {
+        let path = FieldPath::from("spec.limits").index(index);
+        let default = if several { format!("{}-{index}", name.name) } else { name.name.clone() };
+        let limit = limit(of, &name, default, &path)?;
+        if !names.insert(limit.name.clone()) {
+            let problem = format!("{:?} is the name of another limit as well", limit.name);
+            return Err(FieldError::new(path.key("name"), problem));
+        }
+        limits.push(Arc::new(limit));
+    }
+    Ok(RateLimit { name, targets, limits, unreadable: false })
+}
+
+fn limit(
+    of: LimitObject,
+    resource: &NamespacedName,
+    default_name: String,
+    path: &FieldPath,
+) -> Result<Limit, FieldError> {
+    let at = |key: &str| path.clone().key(key);
+    let name = of.name.0.unwrap_or(default_name);
+    // It goes into headers.
+    subdomain(&name, "").map_err(|error| FieldError::new(at("name"), error.problem))?;
+    let requests = positive(of.requests, at("requests"))?;
+    let unit = match of.unit.as_deref() {
+        Some("second") => Unit::Second,
+        Some("minute") => Unit::Minute,
+        Some("hour") => Unit::Hour,
+        Some("day") => Unit::Day,
+        other => {
+            let problem = other.map_or_else(|| "is missing".to_owned(), |other| format!("{other:?} is none"));
+            let problem = format!("{problem}; write second, minute, hour or day");
+            return Err(FieldError::new(at("unit"), problem));
+        }
+    };
+    let burst = match of.burst.0 {
+        Some(burst) => positive(Some(burst), at("burst"))?,
+        // Whoever writes a hundred a minute takes it that a hundred may come at once.
+        None => requests,
+    };
+    let rate = Rate::new(requests, unit, burst)
+        .map_err(|error| FieldError::new(at("requests"), error.to_string()))?;
+    let by = of.by.0.unwrap_or_default().into_iter().enumerate();
+    let by = by.map(|(index, text)| key_part(&text, || at("by").index(index)));
+    let matches = authorization_policy::rules(of.matches, &resource.namespace, at("match"))?;
+    Ok(Limit { name, rate, by: by.collect::<Result<_, _>>()?, matches })
+}
+
+fn positive(number: Option<u32>, path: FieldPath) -> Result<NonZeroU32, FieldError> {
+    number.and_then(NonZeroU32::new).ok_or_else(|| {
+        FieldError::new(path, "must be at least 1; to let nobody in write an AuthorizationPolicy")
+    })
+}
+
+/// Named as AuthorizationPolicies do in `when`.
+fn key_part(text: &str, path: impl Fn() -> FieldPath) -> Result<KeyPart, FieldError> {
+    Ok(match text {
+        "source.principal" => KeyPart::Principal,
+        "source.namespace" => KeyPart::Namespace,
+        "source.serviceAccount" => KeyPart::ServiceAccount,
+        // At a waypoint the client is who dials it.
+        "source.ip" | "remote.ip" => KeyPart::Address,
+        "destination.service" => KeyPart::Service,
+        "request.host" => KeyPart::Host,
+        "request.method" => KeyPart::Method,
+        "request.path" => KeyPart::Path,
+        "request.auth.principal" => KeyPart::RequestPrincipal,
+        other => match authorization_policy::claim(other) {
+            Some(names) => KeyPart::Claim(names),
+            None => match authorization_policy::header_seen(other) {
+                Some(name) => KeyPart::Header(name),
+                None => {
+                    let problem = format!(
+                        "{text:?} is nothing to count by; write source.principal, source.namespace, \
+                         source.serviceAccount, source.ip, destination.service, request.host, request.method, \
+                         request.path, request.headers[NAME], request.auth.principal or request.auth.claims[NAME]"
+                    );
+                    return Err(FieldError::new(path(), problem));
+                }
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_model::world::security::Target;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::object::{Kind, Object, Source};
+
+    fn read(spec: Value) -> Result<RateLimit, FieldError> {
+        let object = json!({
+            "apiVersion": "orlop.dev/v1alpha1", "kind": "RateLimit",
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": spec,
+        });
+        match Kind::RateLimit.convert(object, Source::Cluster)? {
+            Object::RateLimit(found) => Ok(Arc::unwrap_or_clone(found)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn of(limits: Value) -> Result<RateLimit, FieldError> {
+        read(json!({"targetRefs": [{"kind": "Service", "group": "", "name": "web"}], "limits": limits}))
+    }
+
+    fn number(number: u32) -> NonZeroU32 {
+        NonZeroU32::new(number).unwrap()
+    }
+
+    #[test]
+    fn every_field_is_carried_over() {
+        let found = of(json!([{
+            "name": "logins", "requests": 5, "unit": "minute", "burst": 2,
+            "by": [
+                "source.principal", "source.namespace", "source.serviceAccount", "source.ip", "destination.service",
+                "request.host", "request.method", "request.path", "request.headers[X-Tenant]",
+                "request.auth.principal", "request.auth.claims[team][name]",
+            ],
+            "match": [{"to": [{"operation": {"methods": ["POST"], "paths": ["/login"]}}]}],
+        }]))
+        .unwrap();
+        assert_eq!(found.targets, [Target::Service("web".into())]);
+        let limit = &found.limits[0];
+        assert_eq!(limit.name, "logins");
+        assert_eq!(limit.rate, Rate::new(number(5), Unit::Minute, number(2)).unwrap());
+        let by = [
+            KeyPart::Principal,
+            KeyPart::Namespace,
+            KeyPart::ServiceAccount,
+            KeyPart::Address,
+            KeyPart::Service,
+            KeyPart::Host,
+            KeyPart::Method,
+            KeyPart::Path,
+            KeyPart::Header("x-tenant".into()),
+            KeyPart::RequestPrincipal,
+            KeyPart::Claim(vec!["team".into(), "name".into()]),
+        ];
+        assert_eq!(limit.by, by);
+        assert_eq!(limit.matches[0].to[0].methods.values.len(), 1);
+    }
+
+    #[test]
+    fn a_limit_needs_no_name_and_its_burst_is_what_may_come_in_a_unit() {
+        let found = of(json!([{"requests": 9, "unit": "hour"}])).unwrap();
+        let limit = &found.limits[0];
+        assert_eq!((&*limit.name, limit.rate.burst(), limit.by.len()), ("web", 9, 0));
+        let several = json!([{"requests": 9, "unit": "hour"}, {"requests": 1, "unit": "day"}]);
+        let names: Vec<_> = of(several).unwrap().limits.iter().map(|limit| limit.name.clone()).collect();
+        assert_eq!(names, ["web-0", "web-1"]);
+    }
+
+    #[test]
+    fn what_says_nothing_or_something_else_is_an_error() {
+        let whole = json!({"requests": 1, "unit": "second"});
+        for (change, path) in [
+            (json!({"requests": 0}), "requests"),
+            (json!({"requests": null}), "requests"),
+            (json!({"requests": 1_000_001}), "requests"),
+            (json!({"requests": 1, "unit": "day", "burst": 1000}), "requests"),
+            (json!({"unit": "month"}), "unit"),
+            (json!({"unit": null}), "unit"),
+            (json!({"burst": 0}), "burst"),
+            (json!({"burst": null}), "burst"),
+            (json!({"name": "a b"}), "name"),
+            (json!({"by": ["source"]}), "by[0]"),
+            (json!({"by": ["request.headers[]"]}), "by[0]"),
+            (json!({"by": ["request.headers[x-forwarded-client-cert]"]}), "by[0]"),
+            (json!({"match": []}), "match"),
+            (json!({"match": [{"to": [{"operation": {}}]}]}), "match[0].to[0].operation"),
+            (json!({"per": "minute"}), "per"),
+        ] {
+            let mut limit = whole.clone();
+            for (key, value) in change.as_object().unwrap() {
+                limit[key] = value.clone();
+            }
+            let error = of(json!([limit])).unwrap_err();
+            assert_eq!(error.path.to_string(), format!("spec.limits[0].{path}"), "{change}: {error}");
+        }
+        assert_eq!(of(json!([])).unwrap_err().path.to_string(), "spec.limits");
+        let twice =
+            json!([{"name": "a", "requests": 1, "unit": "day"}, {"name": "a", "requests": 1, "unit": "day"}]);
+        assert_eq!(of(twice).unwrap_err().path.to_string(), "spec.limits[1].name");
+        let nobody = json!({"limits": [whole]});
+        assert_eq!(read(nobody).unwrap_err().path.to_string(), "spec.targetRefs");
+    }
+}
