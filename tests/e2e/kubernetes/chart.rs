@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use orlop_tests::DeployTools;
+use orlop_tests::{DeployTools, wait_for};
 use serde_json::{Value, json};
 
 use super::api::{Kubernetes, anything};
 use super::install::SYSTEM;
+use super::replica::LONG;
 use crate::chart::{VARIANTS, deploy};
 
 /// What `kubectl apply --dry-run=server` says of what the chart makes with these arguments.
@@ -87,8 +88,12 @@ fn istio_s_definitions_come_with_it_and_stay_unless_they_are_somebody_else_s() {
 
     // What they say is what people read.
     let field = "authorizationpolicy.spec.rules.from.source.principals";
-    let explained = run(tools.kubectl(&kubeconfig).args(["explain", field]));
-    assert!(explained.contains("Identities as TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT"), "{explained}");
+    // The API server describes a kind somewhat later than it serves it.
+    let explains = || {
+        let output = tools.kubectl(&kubeconfig).args(["explain", field]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("Identities as TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
+    };
+    assert!(wait_for(LONG, explains), "kubectl explain {field} does not say what it is");
     kubernetes.apply(&json!({
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "kept", "namespace": "default"}, "spec": {"rules": [{}]},

@@ -75,7 +75,9 @@ impl DeployTools {
     /// `kubectl` for the cluster of a kubeconfig.
     pub fn kubectl(&self, kubeconfig: &Path) -> Command {
         let mut command = Command::new(self.directory.join("kubectl"));
-        command.arg("--kubeconfig").arg(kubeconfig).arg("--cache-dir").arg(self.directory.join("cache"));
+        command.arg("--kubeconfig").arg(kubeconfig);
+        // Of this cluster alone, and as long as it is there.
+        command.arg("--cache-dir").arg(kubeconfig.with_file_name("kubectl-cache"));
         command.stdin(Stdio::null());
         command
     }
