@@ -95,6 +95,12 @@ pub struct NodeArguments {
     /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
+    /// Hold pods that ask for it, over a volume of gate.orlop.dev, from their start until they are enrolled.
+    #[arg(long)]
+    pub boot_gate: bool,
+    /// kubelet's --root-dir, for --boot-gate.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", requires = "boot_gate")]
+    pub kubelet_dir: PathBuf,
     /// How pods of this node talk to each other once the proxy has let one connection through.
     #[arg(long, value_enum, default_value_t = SameNode::Kernel)]
     pub same_node: SameNode,

@@ -18,8 +18,10 @@ pub fn config(
     let by_name = |map: &BTreeMap<NamespacedName, Value>| -> Value {
         map.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
     };
-    let enrolled =
-        status.enrolled.iter().map(|(name, cookie)| (name.clone(), json!({ "netns_cookie": cookie })));
+    let enrolled = status.enrolled.iter().map(|(name, cookie)| {
+        let gated = status.gated.as_ref().map(|gated| gated.contains(name));
+        (name.clone(), json!({ "netns_cookie": cookie, "gated": gated }))
+    });
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
     let waiting = status.waiting.iter().map(|name| (name.clone(), json!("nothing of it runs yet")));
     let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();

@@ -30,6 +30,8 @@ pub struct Status {
     pub failed: BTreeMap<NamespacedName, String>,
     /// Pods of which nothing runs yet.
     pub waiting: BTreeSet<NamespacedName>,
+    /// Pods of the mesh that are held whenever they are not enrolled; `None` without a boot gate.
+    pub gated: Option<BTreeSet<NamespacedName>>,
     /// The agent takes no new connections.
     pub draining: bool,
 }

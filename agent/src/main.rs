@@ -4,6 +4,7 @@
 
 mod admin;
 mod authority;
+mod boot_gate;
 mod ca;
 mod check;
 mod cli;

@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Servers},
     authority::Authority,
+    boot_gate::{Behind, BootGate},
     check,
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
@@ -34,7 +35,7 @@ use crate::{
     handover::{Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
     hosts::Names,
     last_world, limits, logging,
-    sandboxes::{Changes, Sandboxes},
+    sandboxes::{Changes, PodCgroups, Sandboxes},
     udp,
     worlds::Worlds,
 };
@@ -71,6 +72,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         cgroup: arguments.cgroup.as_deref(),
         pods_cgroup: arguments.pods_cgroup.as_deref(),
         node: own_netns.cookie(),
+        boot_gate: arguments.boot_gate,
     };
     let open = || {
         let datapath = Datapath::open(&place)?;
@@ -93,6 +95,9 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     registry.register_collector(Box::new(last_world::Gauge(status.subscribe())));
     let counts = udp::Counts { datapath: Arc::clone(&datapath), status: status.subscribe() };
     registry.register_collector(Box::new(counts));
+    if arguments.boot_gate {
+        registry.register_collector(Box::new(Behind(Arc::clone(&datapath))));
+    }
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let proxy = Arc::new(Proxy::start(
         config(&arguments, descriptors),
@@ -134,6 +139,10 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let sandboxes = Sandboxes::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
     let sandbox_changes = sandboxes.watch().context("cannot watch pods' cgroups")?;
+    let boot_gate = arguments.boot_gate.then(|| {
+        let cgroups = PodCgroups::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
+        BootGate::new(&arguments.node, &arguments.kubelet_dir, Arc::clone(&datapath), cgroups)
+    });
     let enrolment = Enrolment::new(
         Arc::clone(&datapath),
         Arc::clone(&proxy),
@@ -157,6 +166,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         servers,
         status,
         sandbox_changes,
+        boot_gate,
         given_up: JoinSet::new(),
     };
     let successor = tokio::select! {
@@ -226,6 +236,7 @@ struct Agent {
     servers: Servers,
     status: watch::Sender<Status>,
     sandbox_changes: Changes,
+    boot_gate: Option<BootGate>,
     /// New agents that did not get ready, for as long as they run.
     given_up: JoinSet<()>,
 }
@@ -242,13 +253,25 @@ impl Agent {
         let mut door = None;
         if predecessor.is_none() {
             door = Some(Door::open(run_dir)?);
-            self.proxy.serve();
-            self.servers.serve(&self.admin);
+            self.serve()?;
         }
         let mut starting = true;
         loop {
             let snapshot = worlds.publish();
             loop {
+                // First, so that a pod that has left the mesh is not held once it is withdrawn.
+                if predecessor.is_none()
+                    && let Some(gate) = &self.boot_gate
+                {
+                    match gate.keep(&snapshot) {
+                        Ok(gated) => self.status.send_modify(|status| status.gated = Some(gated)),
+                        // What is held stays so.
+                        Err(error) => tracing::error!(
+                            error = format!("{error:#}"),
+                            "the boot gate is not as it should be"
+                        ),
+                    }
+                }
                 let mut applied;
                 (enrolment, applied) = tokio::select! {
                     applied = enrolment.apply(Arc::clone(&snapshot)) => applied?,
@@ -285,6 +308,12 @@ impl Agent {
         }
     }
 
+    fn serve(&mut self) -> anyhow::Result<()> {
+        self.proxy.serve();
+        self.servers.serve(&self.admin);
+        self.boot_gate.as_mut().map_or(Ok(()), BootGate::serve)
+    }
+
     /// Takes over from the agent before, once every pod is enrolled here too.
     async fn take_over(&mut self, mut predecessor: Predecessor, applied: &Applied) -> anyhow::Result<Door> {
         if let Some(lost) = predecessor.loses(&applied.failed) {
@@ -292,8 +321,7 @@ impl Agent {
         }
         self.datapath.attach()?;
         predecessor.take_over().await.context("the agent that runs does not hand over")?;
-        self.proxy.serve();
-        self.servers.serve(&self.admin);
+        self.serve()?;
         // Those that this agent has no use for.
         predecessor.servers.clear();
         let door = Door::inherit(predecessor.door.try_clone()?)?;

@@ -13,7 +13,7 @@ use core::ops::Range;
 /// Version of the layout below and of the maps; part of the pin path, so that two layouts never meet in one map.
 ///
 /// A change of either takes the next number, and a line in `common/layouts`: `cargo xtask tidy` knows.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -256,6 +256,19 @@ pub struct Verdict {
     pub epoch: u64,
 }
 
+/// So far below the root of the hierarchy a cgroup in `GATED` may be.
+pub const MAX_POD_DEPTH: usize = 16;
+
+/// Value of `HELD`: where a socket was made while its pod was held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// `SO_NETNS_COOKIE` of its netns, which no pod was enrolled by then.
+    pub netns: u64,
+    /// Id of the cgroup in `GATED` that it was made below.
+    pub cgroup: u64,
+}
+
 /// Key of `UDP_PEERS`: whom an enrolled pod exchanges datagrams with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -365,11 +378,13 @@ pub enum Refusal {
     NoSourcePort = 6,
     /// The kernel vouched for the connection until policy changed, before it was established.
     Revoked = 7,
+    /// The pod is held until it is enrolled.
+    Gated = 8,
 }
 
 impl Refusal {
     /// Every refusal, in the order of its index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoListener,
         Self::ReservedPort,
         Self::NoSocketStorage,
@@ -378,6 +393,7 @@ impl Refusal {
         Self::Plaintext,
         Self::NoSourcePort,
         Self::Revoked,
+        Self::Gated,
     ];
 
     /// The reason as metrics and logs write it.
@@ -391,6 +407,7 @@ impl Refusal {
             Self::Plaintext => "plaintext_refused",
             Self::NoSourcePort => "no_source_port",
             Self::Revoked => "revoked",
+            Self::Gated => "gated",
         }
     }
 }
@@ -413,6 +430,7 @@ mod tests {
         assert_eq!(size_of::<Vouched>(), 8 + 16 + 20 + 20 + 8 + 8 + 8);
         assert_eq!(size_of::<Pair>(), 8 + 16 + 4 + 4);
         assert_eq!(size_of::<Verdict>(), 8 + 16 + 8);
+        assert_eq!(size_of::<Held>(), 8 + 8);
         assert_eq!(size_of::<UdpPeer>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Traffic>(), 4 * 8);
         assert_eq!(size_of::<Event>(), 4 + 4 + 8 + 20 + 20 + 20 + 4 + 4 * 8 + 4 + 4);

@@ -7,7 +7,7 @@ use orlop_common::{
 
 use crate::{
     context::{SockAddr, forget, hash, is_ipv4, is_ipv6_link_local, is_loopback, same, store_with, stored},
-    dns, events,
+    dns, events, gate,
     maps::{self, AGENT_SOCKETS, DIALLED},
     services, trusted,
 };
@@ -29,6 +29,9 @@ pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
 fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
     let netns = ctx.netns();
     let Some(pod) = maps::pod(netns) else {
+        if gate::holds_connect(ctx) {
+            return REFUSE;
+        }
         trusted::node_dials(ctx, netns);
         return ALLOW;
     };

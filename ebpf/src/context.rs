@@ -15,22 +15,24 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_release,
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release,
         bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
-    programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
+    programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use orlop_common::{Address, Endpoint, Flow, ListenerKey, TCP, TrustedFlow, UDP};
 
 pub use crate::address::{is_ipv4, is_ipv6_link_local, is_loopback, mapped, same};
 use crate::address::{split, words};
+pub use packet::{Datagram, is_from_or_to_loopback, packet_ends, socket_of};
 
 /// `AF_INET`
 pub const AF_INET: u32 = 2;
 const AF_INET6: u16 = 10;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
-const UDP_HEADER: u32 = 8;
+/// `IPPROTO_MPTCP`
+const MPTCP: u32 = 262;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const TCP_CONGESTION: i32 = 13;
 /// Always built in, and it never paces.
@@ -67,6 +69,8 @@ macro_rules! load_ipv6 {
         }
     };
 }
+
+mod packet;
 
 load_ipv6!(user_ip6, bpf_sock_addr, user_ip6);
 load_ipv6!(src_ip6, bpf_sock, src_ip6);
@@ -399,81 +403,23 @@ impl Lookup {
     }
 }
 
-/// Netns cookie of a UDP socket that is being made; `None` for any other socket.
+/// Netns cookie of a socket that is being made.
 #[inline(always)]
-pub fn netns_of_new_udp(ctx: &SockContext) -> Option<u64> {
-    if load!(ctx.sock, type_) != SOCK_DGRAM || load!(ctx.sock, protocol) != UDP {
-        return None;
-    }
+pub fn netns_of_new(ctx: &SockContext) -> u64 {
     // SAFETY: the helper accepts any context of this program type (5.7).
-    Some(unsafe { bpf_get_netns_cookie(ctx.sock.cast()) })
+    unsafe { bpf_get_netns_cookie(ctx.sock.cast()) }
 }
 
-/// A UDP datagram, or several of one size that the stack carries as one, in a `cgroup_skb` context. Its data
-/// begin with the IP header.
-pub struct Datagram<'a> {
-    ctx: &'a SkBuffContext,
-    socket: *mut bpf_sock,
-    ipv4: bool,
-    /// Length of the IP header.
-    header: u32,
+/// Whether it is a UDP socket.
+#[inline(always)]
+pub fn is_new_udp(ctx: &SockContext) -> bool {
+    load!(ctx.sock, type_) == SOCK_DGRAM && load!(ctx.sock, protocol) == UDP
 }
 
-impl<'a> Datagram<'a> {
-    /// `None` for anything else, and for IPv6 with extension headers.
-    #[inline(always)]
-    pub fn of(ctx: &'a SkBuffContext) -> Option<Self> {
-        let socket = load!(ctx.skb.skb, __bindgen_anon_2.sk);
-        if socket.is_null() {
-            return None;
-        }
-        // SAFETY: the helper takes any socket of a context (5.1).
-        let socket = unsafe { bpf_sk_fullsock(socket) };
-        if socket.is_null() || load!(socket, protocol) != UDP {
-            return None;
-        }
-        let first: u8 = ctx.load(0).ok()?;
-        let ipv4 = first >> 4 == 4;
-        let (protocol, header) = if ipv4 { (9, u32::from(first & 0xf) * 4) } else { (6, 40) };
-        let protocol: u8 = ctx.load(protocol).ok()?;
-        (u32::from(protocol) == UDP).then_some(Self { ctx, socket, ipv4, header })
-    }
-
-    #[inline(always)]
-    pub fn source(&self) -> Option<Endpoint> {
-        self.endpoint(12, 8, 0)
-    }
-
-    #[inline(always)]
-    pub fn destination(&self) -> Option<Endpoint> {
-        self.endpoint(16, 24, 2)
-    }
-
-    /// From the offsets of the address in the IP header and of the port in UDP's (RFC 791, 8200, 768).
-    #[inline(always)]
-    fn endpoint(&self, ipv4: usize, ipv6: usize, port: usize) -> Option<Endpoint> {
-        let address =
-            if self.ipv4 { mapped(self.ctx.load(ipv4).ok()?) } else { words(self.ctx.load(ipv6).ok()?) };
-        let port: u16 = self.ctx.load(self.header as usize + port).ok()?;
-        Some(Endpoint { address, port: u16::from_be(port), reserved: 0 })
-    }
-
-    /// What `map` keeps with the socket that sends or receives it.
-    #[inline(always)]
-    pub fn owner(&self, map: &SkStorage<u64>) -> Option<u64> {
-        stored(map, self.socket)
-    }
-
-    #[inline(always)]
-    pub fn packets(&self) -> u64 {
-        u64::from(load!(self.ctx.skb.skb, gso_segs)).max(1)
-    }
-
-    /// Of the payload.
-    #[inline(always)]
-    pub fn bytes(&self) -> u64 {
-        u64::from(load!(self.ctx.skb.skb, len).saturating_sub(self.header + UDP_HEADER))
-    }
+/// Whether it is one of MPTCP (RFC 8684).
+#[inline(always)]
+pub fn is_new_mptcp(ctx: &SockContext) -> bool {
+    load!(ctx.sock, protocol) == MPTCP
 }
 
 /// `number`, or what its lowest four bits are. The verifier sees that it is below 16 where LLVM, which does not,

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use orlop_common::{
-    Address, Client, Dialled, EVENTS_BYTES, Endpoint, Event, Flow, Last, ListenerKey, Pair, Pod, PodPort,
+    Address, Client, Dialled, EVENTS_BYTES, Endpoint, Event, Flow, Held, Last, ListenerKey, Pair, Pod, PodPort,
     Refusal, Service, Traffic, Trust, TrustedFlow, UdpPeer, Verdict, Vouched,
 };
 
@@ -94,6 +94,15 @@ pub static VOUCHED: SkStorage<Vouched> = SkStorage::new();
 /// that is pushed out before it was let in is treated like any other.
 #[btf_map]
 pub static TRUSTED: LruHashMap<TrustedFlow, Trust, 65536> = LruHashMap::new();
+
+/// Cgroups of pods whose sockets are held until the pod is enrolled, by id. Written by the agent, read by `gate`.
+#[btf_map]
+pub static GATED: HashMap<u64, u32, 4096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Marks a socket that was made while its pod was held. Written when it is made, read by `gate`; goes with the
+/// socket.
+#[btf_map]
+pub static HELD: SkStorage<Held> = SkStorage::new();
 
 /// Netns cookie of a UDP socket. Written when it is made; goes with the socket.
 #[btf_map]

@@ -23,7 +23,7 @@ use crate::{
 
 /// Netns cookie of the node itself, set before loading.
 #[unsafe(no_mangle)]
-static NODE_NETNS: u64 = 0;
+pub static NODE_NETNS: u64 = 0;
 
 /// Id of the cgroup that every pod's is below, set before loading; 0 if there is none.
 #[unsafe(no_mangle)]

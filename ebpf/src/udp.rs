@@ -4,47 +4,42 @@
 //! does. It cannot ask for the netns before 6.12, so the socket carries its own since it was made; an address
 //! would let a pod count as another. TCP leaves at its first branch.
 
-use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock},
-    programs::{SkBuffContext, SockContext},
-};
+use aya_ebpf::programs::{SkBuffContext, SockContext};
 use orlop_common::{Endpoint, Traffic, UdpPeer};
 
 use crate::{
-    context::{Datagram, add_atomically, is_loopback, netns_of_new_udp, same, store_with},
+    context::{self, Datagram, add_atomically, is_loopback, same, store_with},
     maps::{OWNER, UDP_PEERS, UDP_PODS},
 };
 
-/// These hooks only look on.
-const PASS: i32 = 1;
 const BPF_NOEXIST: u64 = 1;
 
-#[cgroup_sock(sock_create)]
-pub fn orlop_udp_made(ctx: SockContext) -> i32 {
-    if let Some(netns) = netns_of_new_udp(&ctx) {
+/// A socket is made in `netns`.
+#[inline(always)]
+pub fn made(ctx: &SockContext, netns: u64) {
+    if context::is_new_udp(ctx) {
         store_with(&OWNER, ctx.sock, &netns);
     }
-    PASS
 }
 
-#[cgroup_skb(egress)]
-pub fn orlop_udp_out(ctx: SkBuffContext) -> i32 {
-    if let Some(datagram) = Datagram::of(&ctx) {
+/// A packet leaves.
+#[inline(always)]
+pub fn sent(ctx: &SkBuffContext) {
+    if let Some(datagram) = Datagram::of(ctx) {
         count(&datagram, Datagram::source, Datagram::destination, |traffic| {
             (&mut traffic.sent_packets, &mut traffic.sent_bytes)
         });
     }
-    PASS
 }
 
-#[cgroup_skb(ingress)]
-pub fn orlop_udp_in(ctx: SkBuffContext) -> i32 {
-    if let Some(datagram) = Datagram::of(&ctx) {
+/// A packet arrives.
+#[inline(always)]
+pub fn received(ctx: &SkBuffContext) {
+    if let Some(datagram) = Datagram::of(ctx) {
         count(&datagram, Datagram::destination, Datagram::source, |traffic| {
             (&mut traffic.received_packets, &mut traffic.received_bytes)
         });
     }
-    PASS
 }
 
 #[inline(always)]

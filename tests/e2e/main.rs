@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod attacks;
+mod boot_gate;
 mod changed;
 mod chart;
 mod check;

@@ -79,6 +79,12 @@ impl Node {
         Pod::create_as_kubelet(self, namespace, name, uid, cgroups)
     }
 
+    /// The cgroup of a pod as kubelet makes it, before anything runs in it.
+    pub fn pod_cgroup(&self, cgroups: PodCgroups, uid: &str) -> Result<PathBuf> {
+        let pod = cgroups.pod(&self.lab().kubelet_cgroup(self.name()), uid);
+        cgroup::create(&pod).map(|()| pod)
+    }
+
     /// The cgroup that all pods are below which kubelet has made so.
     pub fn pods_cgroup(&self, cgroups: PodCgroups) -> Result<PathBuf> {
         let root = cgroups.root(&self.lab().kubelet_cgroup(self.name()));

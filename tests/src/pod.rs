@@ -115,12 +115,10 @@ impl Pod {
         uid: &str,
         cgroups: PodCgroups,
     ) -> Result<Self> {
-        let lab = node.lab();
         let (netns, wired) = new_sandbox(node, namespace, name)?;
         let mut object = object(node, namespace, name, PodSpec::new(), &netns, &wired);
         uid.clone_into(&mut object.uid);
-        let cgroup = cgroups.pod(&lab.kubelet_cgroup(node.name()), uid);
-        cgroup::create(&cgroup)?;
+        let cgroup = node.pod_cgroup(cgroups, uid)?;
         let sandbox = Sandbox::start(cgroups, &cgroup, &netns, node.netns())?;
         let container = sandbox.container.clone();
         Ok(Self::new(node, netns, cgroup, container, wired, object, Some(sandbox)))

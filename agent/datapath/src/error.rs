@@ -51,6 +51,9 @@ pub enum DatapathError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What is in the cgroup could not be held.
+    #[error("{} is of no cgroup2 hierarchy, or too deep in it, to be held until its pod is enrolled", .0.display())]
+    NotGateable(PathBuf),
     /// A map operation failed.
     #[error("cannot {action} map {map}")]
     Map {

@@ -127,7 +127,7 @@ impl Probe {
 
     /// The kinds of our programs, and the helpers that ours of that kind call.
     fn program_kinds(&mut self) {
-        let loaded = object::load(None, &Constants::default()).ok();
+        let loaded = object::load(None, &Constants::WIDEST).ok();
         for (name, kind) in links::programs() {
             let (section, since) = known::program(kind);
             let accepted = load(kind, &ALLOW).map(drop).map_err(refusal);
@@ -164,7 +164,7 @@ impl Probe {
     }
 
     fn programs(&mut self) {
-        let loaded = match object::load(None, &Constants::default()) {
+        let loaded = match object::load(None, &Constants::WIDEST) {
             Ok(loaded) => loaded,
             Err(error) => return self.add("eBPF object", None, Err(text(error))),
         };
@@ -319,7 +319,7 @@ mod tests {
         for map_type in object::try_maps().unwrap_or_default().into_keys() {
             assert!(known::map_type(map_type).1.is_some(), "add map type {map_type} to features/known.rs");
         }
-        let Ok(loaded) = object::load(None, &Constants::default()) else { return };
+        let Ok(loaded) = object::load(None, &Constants::WIDEST) else { return };
         for (name, kind) in links::programs() {
             for helper in loaded.helpers(name).unwrap() {
                 assert!(known::helper(helper, kind).1.is_some(), "add helper {helper} to features/known.rs");

@@ -19,6 +19,7 @@ mod events;
 mod features;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod gate;
 mod layouts;
 mod links;
 mod maps;
@@ -57,6 +58,7 @@ pub use crate::{
     error::DatapathError,
     events::{Ending, Event, Events, RefusedConnection, VouchedConnection},
     features::{Feature, Version, features},
+    gate::{CgroupId, Gate},
     services::Services,
     sockets::Sockets,
     udp::{UdpExchange, UdpTraffic},
@@ -78,6 +80,8 @@ pub struct Place<'a> {
     pub pods_cgroup: Option<&'a Path>,
     /// The netns of the node itself, from which kubelet probes pods.
     pub node: NetnsCookie,
+    /// Whether pods in [`Datapath::gate`] are held.
+    pub boot_gate: bool,
 }
 /// Every socket that a pod may have in `LISTENERS`.
 const LISTENERS: [(u32, u16); 5] = [
@@ -120,6 +124,7 @@ pub struct Datapath {
     verdicts: Verdicts,
     services: Services,
     sockets: Sockets,
+    gate: Gate,
 }
 
 impl Datapath {
@@ -139,8 +144,10 @@ impl Datapath {
             Some(path) => fs::metadata(&path).map_err(file("look at", &path))?.ino(),
             None => 0,
         };
+        let root = cgroup.clone();
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
-        let constants = Constants { pod: 0, node: place.node, pods_cgroup };
+        let boot_gate = place.boot_gate.into();
+        let constants = Constants { pod: 0, node: place.node, pods_cgroup, boot_gate };
         let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
         let addresses = loaded.take_map("POD_ADDRESSES")?;
         let shared = addresses.try_clone().map_err(map_error("share", "POD_ADDRESSES"))?;
@@ -156,6 +163,7 @@ impl Datapath {
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
+            gate: Gate::new(loaded.take_map("GATED")?, root),
             services: Services::new(loaded.take_map("SERVICES")?, loaded.take_map("LAST")?),
             sockets: Sockets::new(
                 loaded.take_map("ORIGINAL_DST")?,
@@ -265,6 +273,11 @@ impl Datapath {
         allowed: impl Fn(&AllowedPair) -> bool,
     ) -> Result<Vec<AllowedPair>, DatapathError> {
         self.verdicts.renew(generation, allowed).map_err(map_error("write", "VERDICTS"))
+    }
+
+    /// Which pods are held until they are enrolled.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The services of which the hooks choose endpoints.

@@ -27,9 +27,9 @@ const CGROUP_PROGRAMS: [(&str, ProgramKind); 12] = [
     ("orlop_sendmsg6", ProgramKind::UdpSend6),
     ("orlop_connect4", ProgramKind::Connect4),
     ("orlop_connect6", ProgramKind::Connect6),
-    ("orlop_udp_made", ProgramKind::SocketMade),
-    ("orlop_udp_out", ProgramKind::Egress),
-    ("orlop_udp_in", ProgramKind::Ingress),
+    ("orlop_made", ProgramKind::SocketMade),
+    ("orlop_out", ProgramKind::Egress),
+    ("orlop_in", ProgramKind::Ingress),
 ];
 
 /// The program of each pod's netns.

@@ -30,6 +30,13 @@ pub struct Constants {
     pub node: u64,
     /// Id of the cgroup that every pod's is below; 0 if there is none.
     pub pods_cgroup: u64,
+    /// 1 if pods are held until they are enrolled.
+    pub boot_gate: u64,
+}
+
+impl Constants {
+    /// With everything that programs may have to do, for the verifier to look at.
+    pub const WIDEST: Self = Self { pod: 1, node: 1, pods_cgroup: 1, boot_gate: 1 };
 }
 
 /// Every kernel from 5.15 on has these kinds of BTF; newer kinds are rewritten to older ones.
@@ -81,7 +88,7 @@ pub fn load(pins: Option<&Path>, constants: &Constants) -> Result<Loaded, Datapa
 
 /// Makes a map of each type that the object has, for the time of the call.
 pub fn try_maps() -> Result<BTreeMap<u32, io::Result<()>>, DatapathError> {
-    let (object, btf) = parse(&Constants::default())?;
+    let (object, btf) = parse(&Constants::WIDEST)?;
     let typed = |map: &aya_obj::Map| map.section_kind() != EbpfSectionKind::Rodata;
     let made = object.maps.iter().map(|(name, map)| {
         let definition = definition(name, map, typed(map).then_some(btf.as_fd()));
@@ -141,6 +148,7 @@ fn parse(constants: &Constants) -> Result<(Object, OwnedFd), DatapathError> {
         ("POD_NETNS", constants.pod.to_ne_bytes()),
         ("NODE_NETNS", constants.node.to_ne_bytes()),
         ("PODS_CGROUP", constants.pods_cgroup.to_ne_bytes()),
+        ("BOOT_GATE", constants.boot_gate.to_ne_bytes()),
     ];
     let values = values.iter().map(|(name, value)| (*name, (&value[..], true)));
     object.patch_map_data(values.collect()).map_err(broken)?;

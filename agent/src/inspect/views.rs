@@ -49,6 +49,9 @@ pub fn table(view: View, dump: &Value) -> Table {
     }
 }
 
+/// Of a pod that the boot gate does not know.
+const NOT_GATED: &str = "not gated: in clear from its next start until it is enrolled; replace the pod";
+
 /// The node's pods, and how each stands.
 fn status(dump: &Value) -> Table {
     let mut table = Table::new(
@@ -66,7 +69,9 @@ fn status(dump: &Value) -> Table {
         for (pod, detail) in dump[key].as_object().into_iter().flatten() {
             let identity = identity_of(pod);
             let held = certificate(identity);
-            let detail = [text(detail), text(&held["last_error"])].into_iter().find(|text| !text.is_empty());
+            let not_gated = if detail["gated"] == false { NOT_GATED } else { "" };
+            let details = [text(detail), text(&held["last_error"]), not_gated.to_owned()];
+            let detail = details.into_iter().find(|text| !text.is_empty());
             table.row([
                 pod.clone(),
                 state.to_owned(),
@@ -176,7 +181,7 @@ mod tests {
     fn dump() -> Value {
         json!({
             "node": "n1",
-            "enrolled": {"shop/cart": {"netns_cookie": 7}},
+            "enrolled": {"shop/cart": {"netns_cookie": 7, "gated": false}},
             "not_enrolled": {"shop/pay": "cannot open its netns"},
             "certificates": [{
                 "identity": "spiffe://cluster.local/ns/shop/sa/cart",
@@ -207,7 +212,7 @@ mod tests {
             .lines()
             .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
-        assert_eq!(lines[1], ["shop/cart", "enrolled", "valid", "2026-01-02T00:00:00Z", "-"]);
+        assert_eq!(lines[1], ["shop/cart", "enrolled", "valid", "2026-01-02T00:00:00Z", NOT_GATED]);
         assert_eq!(lines[2], ["shop/pay", "refused", "-", "-", "cannot open its netns"]);
     }
 

@@ -1,6 +1,7 @@
 //! Finds the network namespaces of this node's pods as the kernel has them: the cgroup that kubelet named after the
 //! pod's UID, the processes in it, and theirs. Neither the container runtime nor a CNI plugin is asked.
 
+mod cgroups;
 mod names;
 mod processes;
 mod watch;
@@ -14,6 +15,8 @@ use std::{
 
 use anyhow::Context as _;
 
+pub use cgroups::PodCgroups;
+pub use names::is_uid;
 pub use processes::NetnsId;
 use processes::{PodProcess, netns_of, oldest};
 pub use watch::Changes;
@@ -111,28 +114,42 @@ impl Sandboxes {
     }
 
     fn list(&self) -> io::Result<HashMap<String, PathBuf>> {
-        let roots = match &self.roots {
-            Roots::Named(root) => vec![root.clone()],
-            // Where processes are in several hierarchies, they are the same ones.
-            Roots::Below(hierarchies) => hierarchies
-                .iter()
-                .map(|root| pods_roots(root))
-                .find(|roots| !roots.is_empty())
-                .unwrap_or_default(),
-        };
-        let mut found = HashMap::new();
-        for root in &roots {
-            for (name, path) in children(root)? {
-                if let Some(uid) = names::pod_uid(&name) {
-                    found.insert(uid, path);
-                } else if names::is_quality(&name) {
-                    let pods = children(&path)?.into_iter();
-                    found.extend(pods.filter_map(|(name, path)| Some((names::pod_uid(&name)?, path))));
+        Ok(pods_below(&self.roots.find()?)?.into_iter().collect())
+    }
+}
+
+impl Roots {
+    /// The cgroups that all pods' are below. Where processes are in several hierarchies, they are the same ones.
+    fn find(&self) -> io::Result<Vec<PathBuf>> {
+        match self {
+            Self::Named(root) => Ok(vec![root.clone()]),
+            Self::Below(hierarchies) => {
+                for hierarchy in hierarchies {
+                    let roots = pods_roots(hierarchy)?;
+                    if !roots.is_empty() {
+                        return Ok(roots);
+                    }
                 }
+                Ok(Vec::new())
             }
         }
-        Ok(found)
     }
+}
+
+/// Every pod's cgroup, by its UID.
+fn pods_below(roots: &[PathBuf]) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for root in roots {
+        for (name, path) in children(root)? {
+            if let Some(uid) = names::pod_uid(&name) {
+                found.push((uid, path));
+            } else if names::is_quality(&name) {
+                let pods = children(&path)?.into_iter();
+                found.extend(pods.filter_map(|(name, path)| Some((names::pod_uid(&name)?, path))));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The cgroup v2 hierarchy first, then those of v1: kubelet may use them on a hybrid machine.
@@ -149,11 +166,11 @@ fn hierarchies(cgroup: Option<&Path>, mounts: &str) -> Vec<PathBuf> {
 }
 
 /// The cgroups of a hierarchy below which all pods' are.
-fn pods_roots(hierarchy: &Path) -> Vec<PathBuf> {
+fn pods_roots(hierarchy: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![(hierarchy.to_owned(), 0)];
     while let Some((path, depth)) = left.pop() {
-        for (name, path) in children(&path).unwrap_or_default() {
+        for (name, path) in children(&path)? {
             if names::is_pods_root(&name) {
                 found.push(path);
             } else if depth < MAX_DEPTH {
@@ -161,7 +178,7 @@ fn pods_roots(hierarchy: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// The directories in one, by name; none if it is gone.

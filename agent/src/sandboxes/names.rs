@@ -28,8 +28,28 @@ pub fn pod_uid(name: &str) -> Option<String> {
         Some(slice) => slice.rsplit_once("-pod")?.1.replace('_', "-"),
         None => name.strip_prefix("pod")?.to_owned(),
     };
-    let valid = !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    valid.then_some(uid)
+    is_uid(&uid).then_some(uid)
+}
+
+/// Whether a pod's UID may be this: a UUID, or a hash of a static pod's.
+pub fn is_uid(uid: &str) -> bool {
+    !uid.is_empty() && uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// What the cgroup of the pod with this UID may be called, in the one that all pods' are below and is called `root`:
+/// one name for each quality of service.
+pub fn pod_cgroups(root: &str, uid: &str) -> [String; 3] {
+    let quality = ["", "burstable", "besteffort"];
+    match root.strip_suffix(".slice") {
+        Some(root) => quality.map(|quality| match quality {
+            "" => format!("{root}-pod{}.slice", uid.replace('-', "_")),
+            _ => format!("{root}-{quality}.slice/{root}-{quality}-pod{}.slice", uid.replace('-', "_")),
+        }),
+        None => quality.map(|quality| match quality {
+            "" => format!("pod{uid}"),
+            _ => format!("{quality}/pod{uid}"),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -49,6 +69,17 @@ mod tests {
         ];
         for name in names {
             assert_eq!(pod_uid(&name).as_deref(), Some(UID), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pods_cgroup_is_named_as_it_is_read() {
+        for root in ["kubepods", "kubepods.slice", "kubelet-kubepods.slice"] {
+            for path in pod_cgroups(root, UID) {
+                let mut names: Vec<_> = path.split('/').collect();
+                assert_eq!(names.pop().and_then(pod_uid).as_deref(), Some(UID), "{path}");
+                assert!(names.into_iter().all(is_quality), "{path}");
+            }
         }
     }
 

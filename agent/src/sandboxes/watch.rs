@@ -143,7 +143,8 @@ impl Changes {
 
     fn look_for_pods(&mut self) {
         for hierarchy in self.hierarchies.clone() {
-            pods_roots(&hierarchy).iter().for_each(|root| self.add(root, Level::Pods));
+            let roots = pods_roots(&hierarchy).unwrap_or_default();
+            roots.iter().for_each(|root| self.add(root, Level::Pods));
         }
     }
 

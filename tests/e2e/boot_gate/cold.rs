@@ -1,0 +1,109 @@
+//! Many pods that start at once and dial before anybody knows them.
+
+use std::thread;
+
+use orlop_tests::traffic::EchoServer;
+use orlop_tests::{Agent, Pod, wait_for};
+
+use super::Gated;
+use super::inside::{Inside, Said};
+use crate::mesh::TIMEOUT;
+
+const PODS: usize = 64;
+/// What they say, which nobody may read on the wire.
+const WORD: &str = "cold-start";
+
+fn uid(number: usize) -> String {
+    format!("c01d0000-0000-0000-0000-{number:012}")
+}
+
+/// An enrolled pod of the other node.
+struct Server {
+    _agent: Agent,
+    echo: EchoServer,
+}
+
+impl Server {
+    fn start(gated: &Gated) -> Self {
+        let node = gated.outside.node();
+        let pod = node.pod("shop", "server", Default::default()).unwrap();
+        let agent = node.agent(Default::default()).unwrap();
+        agent.wait_enrolled([&pod]).unwrap();
+        gated.agent.wait_until(|dump| dump.contains("shop/server")).unwrap();
+        Self { _agent: agent, echo: pod.serve_echo(80).unwrap() }
+    }
+}
+
+/// Starts a pod's processes, which dial from then on.
+fn start(gated: &Gated, server: &Server, number: usize) -> (Pod, Inside) {
+    let pod = gated.kubelet.sandbox("shop", &format!("cold-{number}"), &uid(number));
+    let mut inside = Inside::of(&pod);
+    let to = if number.is_multiple_of(2) { server.echo.addr() } else { server.echo.addr6() };
+    inside.begin(&format!("insist {} {} {WORD}", to.ip(), to.port()));
+    (pod, inside)
+}
+
+/// Each is served in the end, and from then on each time.
+fn assert_all_served(server: &Server, pods: &mut [(Pod, Inside)]) {
+    for (pod, inside) in pods {
+        let said = inside.hear();
+        assert!(matches!(&said, Said::Other(said) if said.starts_with("after ")), "{}: {said:?}", pod.name());
+        for to in [server.echo.addr(), server.echo.addr6()] {
+            assert_eq!(inside.dial(to), Said::Ok, "{}", pod.name());
+        }
+    }
+}
+
+#[test]
+fn pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
+    let gated = Gated::new();
+    let server = Server::start(&gated);
+    let capture = gated.testbed.capture().unwrap();
+    let one = |number: usize| {
+        gated.kubelet.cgroup(&uid(number));
+        gated.kubelet.publish(&uid(number)).unwrap();
+        let (pod, inside) = start(&gated, &server, number);
+        // As late as the API may tell.
+        pod.set_ready(true).unwrap();
+        (pod, inside)
+    };
+    let mut pods: Vec<_> = thread::scope(|scope| {
+        let half = |first: usize| scope.spawn(move || (first..PODS).step_by(2).map(one).collect::<Vec<_>>());
+        let halves = [0, 1].map(half);
+        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
+    });
+    assert_all_served(&server, &mut pods);
+    gated.agent.wait_enrolled(pods.iter().map(|(pod, _)| pod)).unwrap();
+    assert!(!capture.stop().unwrap().contains(WORD.as_bytes()), "something went in clear");
+}
+
+#[test]
+fn pods_that_start_while_the_agent_is_down_wait_for_it() {
+    let mut gated = Gated::new();
+    let server = Server::start(&gated);
+    // kubelet has asked for one half of them.
+    for number in 0..PODS / 2 {
+        gated.kubelet.cgroup(&uid(number));
+        gated.kubelet.publish(&uid(number)).unwrap();
+    }
+    gated.agent.kill().unwrap();
+    let capture = gated.testbed.capture().unwrap();
+    let mut pods: Vec<_> = (0..PODS / 2).map(|number| start(&gated, &server, number)).collect();
+    for (pod, _) in &pods {
+        pod.set_ready(true).unwrap();
+    }
+    for number in PODS / 2..PODS {
+        gated.kubelet.cgroup(&uid(number));
+        gated.kubelet.publish(&uid(number)).expect_err("no agent runs");
+    }
+    gated.agent.restart().unwrap();
+    for number in PODS / 2..PODS {
+        assert!(wait_for(TIMEOUT, || gated.kubelet.publish(&uid(number)).is_ok()), "{number}");
+        let (pod, inside) = start(&gated, &server, number);
+        pod.set_ready(true).unwrap();
+        pods.push((pod, inside));
+    }
+    assert_all_served(&server, &mut pods);
+    gated.agent.wait_enrolled(pods.iter().map(|(pod, _)| pod)).unwrap();
+    assert!(!capture.stop().unwrap().contains(WORD.as_bytes()), "something went in clear");
+}
