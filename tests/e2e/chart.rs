@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use orlop_tests::DeployTools;
 
 /// What somebody may ask of the chart, beside what it is by itself.
-pub const VARIANTS: [&[&str]; 4] = [
+pub const VARIANTS: [&[&str]; 5] = [
     &[],
     &[
         "--set=monitoring.podMonitor=true",
@@ -21,6 +21,7 @@ pub const VARIANTS: [&[&str]; 4] = [
         "--set=image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
     ],
     &["--set=ca.address=https://ca.example:15012"],
+    &["--set=node.bootGate.enabled=true"],
     &["--set=node.enabled=false", "--set=waypoint.enabled=false", "--set=networkPolicy.enabled=false"],
 ];
 
@@ -61,6 +62,7 @@ fn values_that_mean_nothing_are_refused_by_name() {
         ("--set=ca.lifetime=soon", "/ca/lifetime"),
         ("--set=image.digest=latest", "/image/digest"),
         ("--set=mesh.trustDomain=a/b", "/mesh/trustDomain"),
+        ("--set=node.bootGate.kubeletDir=var/lib/kubelet", "/node/bootGate/kubeletDir"),
     ] {
         let error = tools.render(&deploy().join("helm/orlop"), &[value]).unwrap_err().to_string();
         assert!(error.contains(named), "{value}: {error}");
