@@ -18,4 +18,5 @@ mod last_world;
 mod replica;
 mod source;
 mod status;
+mod told;
 mod waypoint;

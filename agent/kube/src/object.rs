@@ -93,6 +93,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is a route of the Gateway API, whose conditions are of each of its parents by itself.
+    pub fn is_route(self) -> bool {
+        matches!(self, Self::HttpRoute | Self::GrpcRoute)
+    }
+
     /// Whether the controller writes conditions of its objects.
     pub fn has_conditions(self) -> bool {
         match self {
@@ -104,20 +109,13 @@ impl Kind {
             | Self::DestinationRule
             | Self::RequestAuthentication
             | Self::RateLimit => true,
-            Self::Namespace
-            | Self::Node
-            | Self::Pod
-            | Self::Service
-            | Self::EndpointSlice
-            | Self::HttpRoute
-            | Self::GrpcRoute
-            | Self::ReferenceGrant => false,
+            kind => kind.is_route(),
         }
     }
 
     #[cfg(test)]
     pub fn all_with_conditions() -> Vec<Self> {
-        Kinds::OfWaypoints.all().filter(|kind| kind.has_conditions()).collect()
+        Kinds::OfWaypoints.all().filter(|kind| kind.has_conditions() && !kind.is_route()).collect()
     }
 
     /// Group and versions in which it is read, the best first.

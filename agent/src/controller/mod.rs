@@ -7,10 +7,10 @@ mod root;
 use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
-use futures_util::future::{OptionFuture, join4};
+use futures_util::future::{OptionFuture, join5};
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
-    BundlePublisher, Election, PlacedPods, Reviewer, RootStore, RotationTiming, StatusWriter,
+    BundlePublisher, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming, StatusWriter,
     WaypointProvisioner, connect,
 };
 use tokio::{
@@ -91,12 +91,17 @@ async fn serve(
     let lead = || {
         let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
         let rotation = store.rotate(timing, || root::generate(trust_domain));
-        let provisioner = waypoints.clone().map(|with| WaypointProvisioner::new(client.clone(), with));
+        let (events, event_writer) = Events::new(client.clone(), &arguments.name);
+        let provisioner =
+            waypoints.clone().map(|with| WaypointProvisioner::new(client.clone(), with, events.clone()));
         // Of no node.
-        let status = StatusWriter::new(client.clone(), arguments.names.settings(""));
+        let mut status = StatusWriter::new(client.clone(), arguments.names.settings(""), events);
+        if let Some(provisioner) = &provisioner {
+            status = status.with_own(provisioner.own());
+        }
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
-            join4(publisher.run(), rotation, waypoints, status.run()).await;
+            join5(publisher.run(), rotation, waypoints, status.run(), event_writer.run()).await;
         }
     };
     tokio::select! {

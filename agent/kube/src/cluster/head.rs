@@ -1,3 +1,4 @@
+use orlop_model::world::gateway_api::GROUP as GATEWAY_API;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -20,14 +21,28 @@ pub(crate) struct Head {
     /// Whether the API server knows who owns each condition, and not only who owns the whole list. That is up to
     /// the kind's definition (`x-kubernetes-list-type`).
     pub each_owned: bool,
+    /// Of a route, what it is for, and what is said of it there.
+    pub parents: Parents,
     /// Why the object can't be understood.
     pub refused: Option<FieldError>,
+}
+
+/// Of a route (`gateway.networking.k8s.io`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Parents {
+    /// `spec.parentRefs`
+    pub refs: Vec<Value>,
+    /// `status.parents`, of all controllers.
+    pub told: Vec<Value>,
 }
 
 impl Head {
     /// Reads as much as can be read.
     pub fn read(text: &str, api_version: &'static str, refused: Option<FieldError>) -> Self {
-        let Object { metadata, status } = serde_json::from_str(text).unwrap_or_default();
+        let Object { metadata, spec, status } = serde_json::from_str(text).unwrap_or_default();
+        let is_route = api_version.starts_with(GATEWAY_API);
+        let spec = spec.filter(|_| is_route).and_then(|of| serde_json::from_str(of.get()).ok());
+        let Spec { parent_refs } = spec.unwrap_or_default();
         let status: Status = status.and_then(|of| serde_json::from_str(of.get()).ok()).unwrap_or_default();
         let owned = |field: &Managed| {
             let fields = field.fields.as_ref().map_or("", |fields| fields.get());
@@ -46,6 +61,10 @@ impl Head {
             // Where there is none nobody's can be lost.
             each_owned: conditions.is_empty() || metadata.managed_fields.iter().any(owned),
             conditions,
+            parents: Parents {
+                refs: parent_refs.unwrap_or_default(),
+                told: status.parents.filter(|_| is_route).unwrap_or_default(),
+            },
             refused,
         }
     }
@@ -63,6 +82,7 @@ const CONDITIONS: &str = "f:conditions";
 #[serde(default)]
 struct Object {
     metadata: Metadata,
+    spec: Option<Box<RawValue>>,
     /// Read by itself, since it may be anything where a definition has no schema.
     status: Option<Box<RawValue>>,
 }
@@ -84,9 +104,16 @@ struct Managed {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    parent_refs: Option<Vec<Value>>,
+}
+
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Status {
     conditions: Option<Vec<Value>>,
+    parents: Option<Vec<Value>>,
 }
 
 #[cfg(test)]
@@ -116,6 +143,18 @@ mod tests {
             ..Head::default()
         };
         assert_eq!(read, wanted);
+    }
+
+    #[test]
+    fn of_a_route_its_parents_are_read_and_of_nothing_else() {
+        let object = json!({
+            "spec": {"parentRefs": [{"name": "web"}], "rules": 7},
+            "status": {"parents": [{"controllerName": "example.com/other"}]},
+        });
+        let route = Head::read(&object.to_string(), "gateway.networking.k8s.io/v1", None).parents;
+        assert_eq!(route.refs, [json!({"name": "web"})]);
+        assert_eq!(route.told, [json!({"controllerName": "example.com/other"})]);
+        assert_eq!(head(&object).parents, Parents::default());
     }
 
     #[test]

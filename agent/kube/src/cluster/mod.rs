@@ -20,6 +20,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::object::Kinds;
 pub(crate) use head::Head;
+#[cfg(test)]
+pub(crate) use head::Parents;
 pub(crate) use item::Item;
 pub(crate) use seen::Seen;
 use store::{Store, Update};

@@ -2,6 +2,7 @@
 
 mod bearer;
 mod bundle;
+mod events;
 mod leader;
 mod placed;
 mod root_secret;
@@ -11,12 +12,13 @@ mod waypoints;
 
 pub use bearer::{Bearer, ReviewError, Reviewer};
 pub use bundle::{BUNDLE, BundlePublisher, ISTIO_BUNDLE};
+pub use events::{EventWriter, Events};
 pub use leader::Election;
 pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
 pub use status::StatusWriter;
-pub use waypoints::{WaypointProvisioner, WaypointSettings};
+pub use waypoints::{OwnGateways, WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
 use std::time::Duration;
@@ -67,6 +69,9 @@ impl CallError {
         move |source| Self { action, source }
     }
 }
+
+/// By what classes of Gateways, and what is said of routes, are ours: `controllerName`.
+const CONTROLLER: &str = "orlop.dev/waypoint-controller";
 
 /// Under which name the controller applies fields.
 pub const FIELD_MANAGER: &str = "orlop-controller";

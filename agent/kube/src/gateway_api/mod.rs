@@ -186,6 +186,32 @@ fn backends(
     backends.collect()
 }
 
+/// What an entry of `spec.parentRefs` names, whatever else is in the route.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ParentRef {
+    Service(Parent),
+    Gateway(NamespacedName),
+    Other,
+}
+
+impl ParentRef {
+    /// Of a route in this namespace.
+    pub fn read(entry: &Value, namespace: &str) -> Self {
+        let text = |key: &str| entry[key].as_str().map(str::to_owned);
+        let Some(name) = text("name") else { return Self::Other };
+        let name = in_namespace(text("namespace"), name, namespace);
+        match (text("group").as_deref().unwrap_or(GROUP), text("kind").as_deref().unwrap_or("Gateway")) {
+            ("", "Service") => Self::Service(Parent {
+                service: name,
+                section: text("sectionName").filter(|section| !section.is_empty()),
+                port: entry["port"].as_u64().and_then(|port| port.try_into().ok()),
+            }),
+            (GROUP, "Gateway") => Self::Gateway(name),
+            _ => Self::Other,
+        }
+    }
+}
+
 fn in_namespace(namespace: Option<String>, name: String, own: &str) -> NamespacedName {
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
     NamespacedName::new(namespace.unwrap_or_else(|| own.to_owned()), name)

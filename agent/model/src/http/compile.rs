@@ -43,7 +43,7 @@ impl Snapshot {
             }
         }
         findings.extend(unread(world));
-        let attaching = Attaching { world, snapshot: &self, waypoint, grants };
+        let attaching = Attaching { world, snapshot: &self, waypoint: Some(waypoint), grants };
         let attached = attaching.all(&tables, &mut findings);
         let labels = tables
             .values()

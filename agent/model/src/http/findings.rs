@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::compile::{full_host, meshed, missing, specificity};
 use super::destination::{labels_of, most_specific};
+use super::gateway_api::survey_routes;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity, limit_findings, shown, token_findings};
@@ -24,6 +25,7 @@ impl Snapshot {
         let mut found = survey.found;
         found.extend(unread(world));
         let services = || self.services().chain(self.service_entries());
+        found.extend(survey_routes(world, self));
         found.extend(limit_findings(world, settings, services()));
         found.extend(token_findings(world, settings, services()));
         found.extend(self.findings().iter().cloned());

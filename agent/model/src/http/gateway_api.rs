@@ -50,9 +50,13 @@ impl Attached {
 pub(super) struct Attaching<'a> {
     pub world: &'a World,
     pub snapshot: &'a Snapshot,
-    pub waypoint: &'a NamespacedName,
+    /// `None` for any.
+    pub waypoint: Option<&'a NamespacedName>,
     pub grants: Grants,
 }
+
+/// Why a backend is none.
+type Problem = (FindingReason, String);
 
 impl<'a> Attaching<'a> {
     /// `tables` are those of VirtualServices, by the host name of the service.
@@ -66,8 +70,8 @@ impl<'a> Attaching<'a> {
         for route in self.routes() {
             let mut ours = false;
             for (number, parent) in route.parents.iter().enumerate() {
-                match self.parent(parent) {
-                    Ok(service) if service.waypoint.as_ref() == Some(self.waypoint) => {
+                match parent_of(self.snapshot, parent) {
+                    Ok(service) if self.waypoint.is_none_or(|own| service.waypoint.as_ref() == Some(own)) => {
                         ours = true;
                         let routes = by_service.entry(&parent.service).or_default();
                         let routes = routes.entry(&route.name.namespace).or_default();
@@ -113,26 +117,6 @@ impl<'a> Attaching<'a> {
     fn routes(&self) -> impl Iterator<Item = &'a Route> {
         let (http, grpc) = (self.world.http_routes.values(), self.world.grpc_routes.values());
         http.chain(grpc).map(|route| &**route)
-    }
-
-    /// The Service that a route is for.
-    fn parent(&self, parent: &Parent) -> Result<&'a Arc<Service>, String> {
-        let service = self.snapshot.service(&parent.service);
-        let service =
-            service.ok_or_else(|| format!("names Service {}, which is not there", parent.service))?;
-        if service.waypoint.is_none() {
-            let name = &parent.service;
-            return Err(format!(
-                "names Service {name}, which has no waypoint: nobody reads what it is asked"
-            ));
-        }
-        if !service.ports.iter().any(|port| is_for(parent, &port.name, port.number)) {
-            let section = parent.section.as_ref().map(|section| format!(" of the name {section}"));
-            let number = parent.port.map(|number| format!(" of the number {number}"));
-            let which = section.into_iter().chain(number).collect::<String>();
-            return Err(format!("names no port of Service {}: it has none{which}", parent.service));
-        }
-        Ok(service)
     }
 
     /// The rules for each port, of routes of one namespace. Of two kinds of routes one counts.
@@ -244,12 +228,11 @@ impl<'a> Attaching<'a> {
         findings: &mut Vec<Finding>,
     ) -> Cluster {
         let found = match &filters.unsupported {
-            Some(problem) => Err(format!("has a backend that {problem}")),
+            Some(problem) => Err((FindingReason::NeverMatches, format!("has a backend that {problem}"))),
             None => self.backend(route, backend),
         };
-        let service = found.map_err(|problem| {
-            let message = format!("rules[{number}] {problem}: 500");
-            tell(findings, route, FindingReason::NoSuchService, message);
+        let service = found.map_err(|(reason, problem)| {
+            tell(findings, route, reason, format!("rules[{number}] {problem}: 500"));
             Reason::InvalidRoute
         });
         let host = match &service {
@@ -259,27 +242,30 @@ impl<'a> Attaching<'a> {
         Cluster { host, service, port: backend.port, subset: None }
     }
 
-    fn backend(&self, route: &Route, backend: &BackendRef) -> Result<Arc<Service>, String> {
+    fn backend(&self, route: &Route, backend: &BackendRef) -> Result<Arc<Service>, Problem> {
+        let problem = |reason, why: &str| (reason, format!("leads to {backend}{why}"));
         if !backend.group.is_empty() || backend.kind != "Service" {
-            return Err(format!("leads to {backend}: only a Service is a backend here"));
+            return Err(problem(FindingReason::InvalidKind, ": only a Service is a backend here"));
         }
         let name = &backend.name;
         // Before anything is told of it.
         if self.grants == Grants::Required && !self.granted(route, name) {
-            let problem = "which no ReferenceGrant of its namespace lets it";
-            return Err(format!("leads to {backend}, {problem}"));
+            let why = ", which no ReferenceGrant of its namespace lets it";
+            return Err(problem(FindingReason::RefNotPermitted, why));
         }
         let service = self.snapshot.service(name);
-        let service = service.ok_or_else(|| format!("leads to {backend}, which is not there"))?;
+        let service = service.ok_or_else(|| problem(FindingReason::NoSuchService, ", which is not there"))?;
         if service.external_name.is_some() {
-            return Err(format!("leads to {backend}, which is only another name (ExternalName)"));
+            let why = ", which is only another name (ExternalName)";
+            return Err(problem(FindingReason::NoSuchService, why));
         }
-        let number =
-            backend.port.ok_or_else(|| format!("leads to {backend}, and does not say to which port"))?;
-        let port =
-            service.port(number).ok_or_else(|| format!("leads to {backend}, which has no such port"))?;
+        let unsaid = || problem(FindingReason::NoSuchPort, ", and does not say to which port");
+        let number = backend.port.ok_or_else(unsaid)?;
+        let missing = || problem(FindingReason::NoSuchPort, ", which has no such port");
+        let port = service.port(number).ok_or_else(missing)?;
         if let Some(protocol) = port.app_protocol.as_deref().filter(|of| !speaks(route.kind, of)) {
-            return Err(format!("leads to {backend}, which speaks {protocol}"));
+            let why = format!(", which speaks {protocol}");
+            return Err(problem(FindingReason::UnsupportedProtocol, &why));
         }
         Ok(service.clone())
     }
@@ -304,9 +290,13 @@ impl<'a> Attaching<'a> {
                 let cluster = Cluster { host, service: Ok(service), port, subset: None };
                 Some(MirrorTo { cluster, percent: mirror.percent })
             }
-            Err(problem) => {
-                let message = format!("rules[{number}] mirrors, but {problem}: no copy is made");
-                tell(findings, route, FindingReason::NoSuchService, message);
+            Err((reason, problem)) => {
+                tell(
+                    findings,
+                    route,
+                    reason,
+                    format!("rules[{number}] mirrors, but {problem}: no copy is made"),
+                );
                 None
             }
         });
@@ -338,6 +328,38 @@ impl<'a> Attaching<'a> {
         let rewrite = rewrite.or_else(|| outer.rewrite.clone());
         Some(Box::new(Own { redirect: own.redirect.clone(), rewrite, mirrors: all }))
     }
+}
+
+/// The Service that a route is for, or why it is not.
+fn parent_of<'s>(snapshot: &'s Snapshot, parent: &Parent) -> Result<&'s Arc<Service>, String> {
+    let name = &parent.service;
+    let service = snapshot.service(name);
+    let service = service.ok_or_else(|| format!("names Service {name}, which is not there"))?;
+    if service.waypoint.is_none() {
+        return Err(format!("names Service {name}, which has no waypoint: nobody reads what it is asked"));
+    }
+    if !service.ports.iter().any(|port| is_for(parent, &port.name, port.number)) {
+        let section = parent.section.as_ref().map(|section| format!(" of the name {section}"));
+        let number = parent.port.map(|number| format!(" of the number {number}"));
+        let which = section.into_iter().chain(number).collect::<String>();
+        return Err(format!("names no port of Service {name}: it has none{which}"));
+    }
+    Ok(service)
+}
+
+impl Snapshot {
+    /// Why a route that names this parent is not attached to it.
+    pub fn parent_problem(&self, parent: &Parent) -> Option<String> {
+        parent_of(self, parent).err()
+    }
+}
+
+/// What can be told of all routes, whatever waypoint they are for.
+pub(super) fn survey_routes(world: &World, snapshot: &Snapshot) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let attaching = Attaching { world, snapshot, waypoint: None, grants: Grants::Optional };
+    attaching.all(&HashMap::new(), &mut findings);
+    findings
 }
 
 /// Whether what is so called takes the requests of such routes (KEP-3726).

@@ -40,6 +40,12 @@ pub enum FindingReason {
     NoSuchPort,
     /// A subset that no DestinationRule defines.
     NoSuchSubset,
+    /// A backend of a route that is of a kind which can be none.
+    InvalidKind,
+    /// A backend of another namespace, which no ReferenceGrant lets the route lead to.
+    RefNotPermitted,
+    /// A backend that speaks something else than the route is for.
+    UnsupportedProtocol,
     /// A VirtualService to delegate to that is not there, or is none to delegate to.
     NoSuchDelegate,
     /// No workload has the labels.
@@ -84,6 +90,9 @@ impl FindingReason {
             Self::NoSuchTarget
             | Self::NoSuchService
             | Self::NoSuchPort
+            | Self::InvalidKind
+            | Self::RefNotPermitted
+            | Self::UnsupportedProtocol
             | Self::NoSuchSubset
             | Self::NoSuchDelegate
             | Self::SelectsNothing => Concern::References,

@@ -9,9 +9,10 @@ use kube::{Api, Client, Error};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::conditions::{Condition, to_write};
+use super::conditions::{At, refusals};
 use crate::cluster::{Head, Item, resource};
-use crate::controller::Backoff;
+use crate::controller::events::Regarding;
+use crate::controller::{Backoff, Events};
 use crate::object::{Key, Kind};
 
 /// Under which name conditions are applied, and nothing else is.
@@ -33,6 +34,7 @@ const NEXT_LOOK: Duration = Duration::from_secs(60);
 /// What is written, what was, and what could not be.
 pub(super) struct Attempts {
     client: Client,
+    events: Events,
     /// Of what was written, the state that the watch may not have told yet.
     written: HashMap<Key, Arc<Head>>,
     failed: HashMap<Key, Failed>,
@@ -64,13 +66,14 @@ struct Failed {
 pub(super) struct Due {
     key: Key,
     head: Arc<Head>,
-    conditions: Vec<Value>,
+    status: Value,
 }
 
 impl Attempts {
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: Client, events: Events) -> Self {
         Self {
             client,
+            events,
             written: HashMap::new(),
             failed: HashMap::new(),
             closed: HashMap::new(),
@@ -85,10 +88,11 @@ impl Attempts {
     }
 
     /// What is to be written now, from where the last round ended: whoever changes much makes nobody wait for long.
+    /// `wanted` says what a status must be made, `None` if it is that.
     pub fn due(
         &mut self,
         heads: &BTreeMap<Key, Arc<Head>>,
-        wanted: impl Fn(&Key, &Head) -> [Condition; 3],
+        wanted: impl Fn(&Key, &Head, At<'_>) -> Option<Value>,
     ) -> Vec<Due> {
         let now = Instant::now();
         self.written.retain(|key, written| heads.get(key).is_some_and(|head| written.is_after(head)));
@@ -104,9 +108,8 @@ impl Attempts {
                 continue;
             }
             let generation = head.generation.filter(|_| !self.plain.contains(&key.kind()));
-            let whole = !head.each_owned;
-            match to_write(&head.conditions, &wanted(key, head), generation, whole, &time) {
-                Some(conditions) => due.push(Due { key: key.clone(), head: Arc::clone(head), conditions }),
+            match wanted(key, head, At { generation, now: &time }) {
+                Some(status) => due.push(Due { key: key.clone(), head: Arc::clone(head), status }),
                 None => drop(self.failed.remove(key)),
             }
         }
@@ -157,7 +160,7 @@ impl Attempts {
     }
 
     async fn write_one(&mut self, due: Due) {
-        let Due { key, head, conditions } = due;
+        let Due { key, head, status } = due;
         let kind = key.kind();
         let Some(name) = key.namespaced() else { return };
         let api: Api<Item> =
@@ -165,9 +168,9 @@ impl Attempts {
         let mut object = json!({
             "apiVersion": head.api_version, "kind": kind.name(),
             "metadata": {"name": name.name, "namespace": name.namespace, "uid": head.uid},
-            "status": {"conditions": conditions},
+            "status": status,
         });
-        if !head.each_owned {
+        if kind.is_route() || !head.each_owned {
             // What others say is written again with ours: it must be what they say now.
             object["metadata"]["resourceVersion"] = head.resource_version.as_str().into();
         }
@@ -177,6 +180,7 @@ impl Attempts {
             Ok(Ok(item)) => {
                 self.backoff.reset();
                 self.failed.remove(&key);
+                self.tell(kind, &head, &name.namespace, &name.name, &object["status"]);
                 let refused = head.refused.clone();
                 self.written.insert(key, Arc::new(Head::read(item.text(), head.api_version, refused)));
             }
@@ -201,6 +205,20 @@ impl Attempts {
             },
             Ok(Err(error)) => self.is_away(&error.to_string()),
             Err(_) => self.is_away("no answer"),
+        }
+    }
+
+    /// Has an event say what is not accepted, and was or was so for another reason.
+    fn tell(&self, kind: Kind, head: &Head, namespace: &str, name: &str, status: &Value) {
+        for (reason, note) in refusals(&head.conditions, &head.parents.told, status) {
+            let regarding = Regarding {
+                api_version: head.api_version.to_owned(),
+                kind: kind.name(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                uid: head.uid.clone(),
+            };
+            self.events.warn(regarding, "Accept", reason, note);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use orlop_model::{Concern, Finding};
 use serde_json::{Value, json};
 
+use crate::controller::CONTROLLER;
 use crate::field::FieldError;
 use crate::object::Kind;
 
@@ -25,6 +26,7 @@ pub(super) const RESOLVED_REFS: &str = "orlop.dev/ResolvedRefs";
 /// Whether it is enforced as it says.
 pub(super) const PROGRAMMED: &str = "orlop.dev/Programmed";
 
+#[cfg(test)]
 const KINDS: [&str; 3] = [ACCEPTED, RESOLVED_REFS, PROGRAMMED];
 
 /// The longest message, and the longest part of one that comes from a single finding, in bytes.
@@ -60,12 +62,17 @@ pub(super) fn conditions(kind: Kind, refused: Option<&FieldError>, findings: &[&
     ]
 }
 
-fn condition(kind: &'static str, status: &'static str, reason: &str, message: String) -> Condition {
+pub(super) fn condition(
+    kind: &'static str,
+    status: &'static str,
+    reason: &str,
+    message: String,
+) -> Condition {
     Condition { kind, status, reason: reason.to_owned(), message }
 }
 
 /// What holds for as long as an object can't be understood.
-fn meanwhile(kind: Kind) -> &'static str {
+pub(super) fn meanwhile(kind: Kind) -> &'static str {
     match kind {
         Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::RateLimit => {
             "until it is mended, agents that had read it before go on with what it said then, and to all others it \
@@ -83,7 +90,7 @@ fn meanwhile(kind: Kind) -> &'static str {
 }
 
 /// Puts findings together, as many as there is room for.
-fn message<'m>(findings: impl ExactSizeIterator<Item = &'m str>) -> String {
+pub(super) fn message<'m>(findings: impl ExactSizeIterator<Item = &'m str>) -> String {
     let mut text = String::new();
     let mut left = findings.len();
     for finding in findings {
@@ -104,7 +111,7 @@ fn message<'m>(findings: impl ExactSizeIterator<Item = &'m str>) -> String {
 }
 
 /// Of bounded length and without control characters, whatever somebody wrote into a field that it quotes.
-fn part(text: &str) -> String {
+pub(super) fn part(text: &str) -> String {
     let mut found = String::new();
     for c in text.chars() {
         if found.len() >= MAX_PART {
@@ -116,10 +123,19 @@ fn part(text: &str) -> String {
     found
 }
 
+/// What conditions are written with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'a> {
+    /// That of the object that they are about, or `None` to leave it out.
+    pub generation: Option<i64>,
+    /// RFC 3339.
+    pub now: &'a str,
+}
+
 /// What `status.conditions` has to be set to, or `None` where what is there says it already.
 ///
-/// `generation` is that of the object that the conditions are about, or `None` to leave it out. Where the list has
-/// one owner as a whole (`whole`), the other controllers' conditions are kept in it.
+/// `generation` and `now` are those of [`At`]. Where the list has one owner as a whole (`whole`), the other
+/// controllers' conditions are kept in it.
 pub(super) fn to_write(
     found: &[Value],
     wanted: &[Condition],
@@ -141,7 +157,8 @@ pub(super) fn to_write(
     if wanted.iter().all(is_there) {
         return None;
     }
-    let others = found.iter().filter(|found| whole && !KINDS.iter().any(|kind| found["type"] == **kind));
+    let is_own = |found: &&Value| wanted.iter().any(|wanted| found["type"] == *wanted.kind);
+    let others = found.iter().filter(|found| whole && !is_own(found));
     let own = wanted.iter().map(|wanted| {
         let before = found.iter().find(|found| found["type"] == *wanted.kind);
         let since = before.filter(|before| before["status"] == *wanted.status);
@@ -156,6 +173,34 @@ pub(super) fn to_write(
         condition
     });
     Some(others.cloned().chain(own).collect())
+}
+
+/// Reason and message of what `status` says is not accepted, as far as that was not said before, in conditions of the
+/// object or of its parents.
+pub(super) fn refusals<'s>(
+    before: &[Value],
+    parents: &[Value],
+    status: &'s Value,
+) -> Vec<(&'s str, &'s str)> {
+    let of = |entry: &'s Value| entry["conditions"].as_array().into_iter().flatten();
+    let refuses = |condition: &Value| {
+        let is_ours = [ACCEPTED, "Accepted"].iter().any(|kind| condition["type"] == **kind);
+        is_ours && condition["status"] == "False"
+    };
+    let parts = |condition: &'s Value| Some((condition["reason"].as_str()?, condition["message"].as_str()?));
+    let is_same = |one: &Value, other: &Value| {
+        ["type", "status", "reason", "message"].iter().all(|field| one[*field] == other[*field])
+    };
+    let was_said = |condition: &Value| {
+        let of_parents = parents.iter().filter_map(|parent| parent["conditions"].as_array()).flatten();
+        before.iter().chain(of_parents).any(|before| is_same(before, condition))
+    };
+    let entries = status["parents"].as_array().into_iter().flatten();
+    let own = entries.filter(|entry| entry["controllerName"] == CONTROLLER).flat_map(of);
+    let mut found: Vec<_> =
+        of(status).chain(own).filter(|of| refuses(of) && !was_said(of)).filter_map(parts).collect();
+    found.dedup();
+    found
 }
 
 fn says(found: &Value, wanted: &Condition) -> bool {

@@ -2,21 +2,27 @@
 
 mod attempts;
 mod conditions;
+mod routes;
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use orlop_model::{Finding, Hosts, Settings, Snapshot, compile_after};
+use orlop_model::{Finding, Hosts, Settings, Snapshot, World, compile_after};
+use serde_json::{Value, json};
+use tokio::sync::watch as channel;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use crate::cluster::Seen;
-use crate::field::FieldError;
+use super::Events;
+use super::waypoints::OwnGateways;
+use crate::cluster::{Head, Seen};
 use crate::object::{Key, Kind, Kinds};
 use attempts::Attempts;
-use conditions::{Condition, conditions};
+use conditions::{At, conditions, to_write};
+use routes::Told;
 
 /// Between two looks, at the least, and as a multiple of what a look costs: a twentieth of one core at the most.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -26,21 +32,31 @@ const PAUSES: u32 = 20;
 ///
 /// They are `orlop.dev/Accepted`, `orlop.dev/ResolvedRefs` and `orlop.dev/Programmed`: of a domain of our own, since
 /// Istio's controller may write conditions of the same object.
+///
+/// Routes of the Gateway API have `Accepted` and `ResolvedRefs` for each of their parents that is a Service, or a Gateway
+/// of ours.
 pub struct StatusWriter {
     client: Client,
     settings: Settings,
+    events: Events,
+    own: Option<channel::Receiver<OwnGateways>>,
 }
 
 impl StatusWriter {
-    /// With the settings that agents have, of no node.
-    pub fn new(client: Client, settings: Settings) -> Self {
-        Self { client, settings }
+    /// With the settings that agents have, of no node. Tells of what is no longer accepted.
+    pub fn new(client: Client, settings: Settings, events: Events) -> Self {
+        Self { client, settings, events, own: None }
+    }
+
+    /// Goes by what is known of Gateways, as well.
+    pub fn with_own(self, own: channel::Receiver<OwnGateways>) -> Self {
+        Self { own: Some(own), ..self }
     }
 
     /// Writes what differs, for ever.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let Ok(mut seen) = Seen::watch(&self.client, Kinds::OfWaypoints).await else { return };
-        let mut attempts = Attempts::new(self.client);
+        let mut attempts = Attempts::new(self.client, self.events);
         let mut judgement = Judgement::default();
         loop {
             let now = Arc::clone(&seen.borrow_and_update());
@@ -55,16 +71,30 @@ impl StatusWriter {
                     }
                 };
             }
-            let due = attempts.due(&now.heads, |key, head| judgement.of(key, head.refused.as_ref()));
+            let own = self.own.as_mut().map(|own| own.borrow_and_update().clone()).unwrap_or_default();
+            let due =
+                attempts.due(&now.heads, |key, head, at| judgement.status(&now.world, &own, key, head, at));
             drop(now);
             let cost = start.elapsed();
             attempts.write(due).await;
             tokio::select! {
                 changed = seen.changed() => if changed.is_err() { return },
                 () = attempts.next() => {}
+                () = changed(&mut self.own) => {}
             }
             sleep(PAUSE.max(cost * PAUSES)).await;
         }
+    }
+}
+
+/// Waits until something else is known, which may be never.
+async fn changed(own: &mut Option<channel::Receiver<OwnGateways>>) {
+    let known = match own {
+        Some(own) => own.changed().await.is_ok(),
+        None => false,
+    };
+    if !known {
+        pending().await
     }
 }
 
@@ -90,8 +120,26 @@ impl Judgement {
         Self { revision: Some(seen.revision), snapshot: Some(snapshot), findings }
     }
 
-    fn of(&self, key: &Key, refused: Option<&FieldError>) -> [Condition; 3] {
+    /// What a status must be made, `None` if it is that.
+    fn status(&self, world: &World, own: &OwnGateways, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
         let findings: Vec<_> = self.findings.get(key).into_iter().flatten().collect();
-        conditions(key.kind(), refused, &findings)
+        let kind = key.kind();
+        if !kind.is_route() {
+            let wanted = conditions(kind, head.refused.as_ref(), &findings);
+            let written = to_write(&head.conditions, &wanted, at.generation, !head.each_owned, at.now);
+            return written.map(|conditions| json!({ "conditions": conditions }));
+        }
+        let name = key.namespaced()?;
+        let routes = if kind == Kind::GrpcRoute { &world.grpc_routes } else { &world.http_routes };
+        let told = Told {
+            kind,
+            namespace: &name.namespace,
+            head,
+            route: routes.get(name).map(|route| &**route),
+            findings: &findings,
+            snapshot: self.snapshot.as_ref(),
+            gateways: &own.gateways,
+        };
+        told.to_write(at).map(|parents| json!({ "parents": parents }))
     }
 }

@@ -9,12 +9,10 @@ use serde_json::{Value, json};
 
 use super::gateway::Fault;
 use super::status::Conditions;
-use crate::controller::{Backoff, FIELD_MANAGER};
+use crate::controller::{Backoff, CONTROLLER, FIELD_MANAGER};
 
 /// The class that there is without anybody having made it.
 pub(super) const CLASS: &str = "orlop-waypoint";
-/// By what a class says that it is ours: `spec.controllerName`.
-const CONTROLLER: &str = "orlop.dev/waypoint-controller";
 /// Says of a definition which release of the Gateway API it is from.
 const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
 

@@ -22,9 +22,12 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta
 use kube::runtime::controller::{self, Action, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::{Controller, WatchStreamExt as _, reflector, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
+use orlop_model::NamespacedName;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
+use super::Events;
 use crate::cluster::{Definitions, describe, watch_definitions};
 use objects::MANAGED_BY;
 pub use objects::WaypointSettings;
@@ -41,16 +44,30 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 /// After a call of the API that failed.
 const RETRY: Duration = Duration::from_secs(3);
 
+/// What of the Gateway API's objects is ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnGateways {
+    /// Gateways of our classes.
+    pub gateways: BTreeSet<NamespacedName>,
+}
+
 /// Makes waypoints, for the replica that leads.
 pub struct WaypointProvisioner {
     client: Client,
     settings: WaypointSettings,
+    events: Events,
+    own: watch::Sender<OwnGateways>,
 }
 
 impl WaypointProvisioner {
-    /// Makes them all with these settings.
-    pub fn new(client: Client, settings: WaypointSettings) -> Self {
-        Self { client, settings }
+    /// Makes them all with these settings, and tells of those that can't be made.
+    pub fn new(client: Client, settings: WaypointSettings, events: Events) -> Self {
+        Self { client, settings, events, own: watch::Sender::default() }
+    }
+
+    /// What is ours: now, and whenever it changes.
+    pub fn own(&self) -> watch::Receiver<OwnGateways> {
+        self.own.subscribe()
     }
 
     /// For ever. Where the Gateway API is not installed it waits for it.
@@ -103,7 +120,8 @@ impl WaypointProvisioner {
             });
 
         let (client, settings) = (self.client.clone(), self.settings.clone());
-        let context = Context { client: client.clone(), known: known.clone(), settings };
+        let events = self.events.clone();
+        let context = Context { client: client.clone(), known: known.clone(), settings, events };
         let made = watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
         let waypoints = waypoints
             .owns(Api::<ServiceAccount>::all(client.clone()), made.clone())
@@ -128,8 +146,27 @@ impl WaypointProvisioner {
             }
             accounts_changed.send_replace(());
         });
+        let own = self.publish(known.clone(), accounts_changed.subscribe());
         let readers = readers::keep(client, known, accounts, accounts_changed.subscribe());
-        tokio::join!(classes, waypoints, following, readers);
+        tokio::join!(classes, waypoints, following, own, readers);
+    }
+
+    /// Tells what is ours, whenever that may have changed.
+    async fn publish(&self, known: Known, mut changed: watch::Receiver<()>) {
+        if !known.listed().await {
+            return;
+        }
+        loop {
+            let names = known.ours().into_iter().map(|gateway| {
+                NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any())
+            });
+            let now = OwnGateways { gateways: names.collect() };
+            self.own.send_if_modified(|own| std::mem::replace(own, now.clone()) != now);
+            sleep(DEBOUNCE).await;
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 

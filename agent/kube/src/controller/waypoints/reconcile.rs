@@ -16,7 +16,8 @@ use super::gateway::{Fault, GatewaySpec};
 use super::objects::{Objects, Owner, WaypointSettings};
 use super::status::{Outcome, observe};
 use super::{Known, gateways};
-use crate::controller::{CallError, FIELD_MANAGER};
+use crate::controller::events::Regarding;
+use crate::controller::{CallError, Events, FIELD_MANAGER};
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -26,6 +27,7 @@ pub(super) struct Context {
     pub client: Client,
     pub known: Known,
     pub settings: WaypointSettings,
+    pub events: Events,
 }
 
 /// Makes a Gateway of ours into a waypoint, and says in its status what has become of it.
@@ -151,10 +153,16 @@ impl Context {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
             // Gone meanwhile.
-            Err(Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(Error::Api(status)) if status.is_not_found() => return Ok(()),
             written => written
                 .map(drop)
-                .map_err(CallError::new(format!("write the status of Gateway {namespace}/{name}"))),
+                .map_err(CallError::new(format!("write the status of Gateway {namespace}/{name}")))?,
         }
+        if let Some(fault) = outcome.worth_telling(before) {
+            let uid = gateway.metadata.uid.clone().unwrap_or_default();
+            let regarding = Regarding { api_version, kind: "Gateway", namespace, name, uid };
+            self.events.warn(regarding, "Provision", fault.reason, &fault.message);
+        }
+        Ok(())
     }
 }

@@ -98,6 +98,22 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Why there is no waypoint, if that is not told in this status already and will not pass by itself.
+    pub fn worth_telling(&self, before: &Value) -> Option<&Fault> {
+        let fault = self.accepted.as_ref().and(self.programmed.as_ref()).err()?;
+        let kind = if self.accepted.is_err() { "Accepted" } else { "Programmed" };
+        let passes = matches!(fault.reason, "Pending" | "AddressNotAssigned");
+        let told = before["conditions"].as_array().into_iter().flatten().any(|condition| {
+            condition["type"] == kind
+                && condition["status"] == "False"
+                && condition["reason"] == fault.reason
+                && condition["message"] == *fault.message
+        });
+        (!passes && !told).then_some(fault)
+    }
+}
+
 /// Whether the waypoint runs: from its Service's and its Deployment's status. With the addresses of the Service.
 pub(super) fn observe(name: &str, service: &Value, deployment: &Value) -> (Vec<String>, Result<(), Fault>) {
     let addresses: Vec<String> = service["spec"]["clusterIPs"]
@@ -161,6 +177,30 @@ mod tests {
             assert_eq!((&accepted["observedGeneration"], &programmed["status"]), (&json!(2), &json!("True")));
             assert_eq!(condition(first, "Programmed")["status"], "False");
         }
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told_once_and_what_passes_is_not() {
+        let outcome = |accepted, programmed| Outcome {
+            spec: GatewaySpec::default(),
+            accepted,
+            programmed,
+            addresses: Vec::new(),
+        };
+        let fault = |reason, message: &str| Err(Fault::new(reason, message));
+        let taken = outcome(Ok(()), fault("Invalid", "there is one"));
+        let told = |outcome: &Outcome, before: &Value| {
+            outcome.worth_telling(before).map(|fault| fault.message.clone())
+        };
+        assert_eq!(told(&taken, &Value::Null).as_deref(), Some("there is one"));
+        let before = taken.status(&Value::Null, 1, "2026-01-01T00:00:00Z");
+        assert_eq!(told(&taken, &before), None);
+        let other = outcome(Ok(()), fault("Invalid", "there is another"));
+        assert_eq!(told(&other, &before).as_deref(), Some("there is another"));
+        let refused = outcome(fault("ListenersNotValid", "no"), fault("Invalid", "no"));
+        assert_eq!(told(&refused, &before).as_deref(), Some("no"));
+        assert_eq!(told(&outcome(Ok(()), fault("Pending", "no pod")), &before), None);
+        assert_eq!(told(&outcome(Ok(()), Ok(())), &before), None);
     }
 
     #[test]

@@ -120,6 +120,32 @@ fn others_conditions_are_kept_where_the_list_has_one_owner() {
     assert!(each.len() == 3 && !each.contains(&other));
 }
 
+#[test]
+fn what_is_not_accepted_is_told_once_and_again_for_another_reason() {
+    let refused = |problem: &str| {
+        let error = FieldError::new("spec.rules", problem);
+        json!({"conditions": there(&of(Some(&error), &[]), Some(1))})
+    };
+    let first = refused("is odd");
+    let told = refusals(&[], &[], &first);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].0 == "Invalid" && told[0].1.starts_with("spec.rules: is odd"), "{told:?}");
+    let before = first["conditions"].as_array().unwrap();
+    assert_eq!(refusals(before, &[], &first), []);
+    assert_eq!(refusals(before, &[], &refused("is odder")).len(), 1);
+    // What is only not enforced, or not all there, is no refusal.
+    let unenforced =
+        of(None, &[finding(FindingReason::NoWaypoint, "a"), finding(FindingReason::NoSuchTarget, "b")]);
+    assert_eq!(refusals(&[], &[], &json!({"conditions": there(&unenforced, None)})), []);
+
+    let condition =
+        json!({"type": "Accepted", "status": "False", "reason": "NoMatchingParent", "message": "none"});
+    let parent = |controller: &str| json!({"controllerName": controller, "conditions": [condition]});
+    let status = json!({"parents": [parent("example.com/other"), parent(CONTROLLER)]});
+    assert_eq!(refusals(&[], &[], &status), [("NoMatchingParent", "none")]);
+    assert_eq!(refusals(&[], &[parent(CONTROLLER)], &status), []);
+}
+
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,0 +1,161 @@
+//! What a route says of each of its parents (`status.parents`). Nothing in here asks or tells anybody.
+
+use std::collections::BTreeSet;
+
+use orlop_model::world::gateway_api::{GROUP, Route};
+use orlop_model::{Concern, Finding, FindingReason, NamespacedName, Snapshot};
+use serde_json::{Map, Value, json};
+
+use super::conditions::{At, Condition, condition, meanwhile, message, part, to_write};
+use crate::cluster::Head;
+use crate::controller::CONTROLLER;
+use crate::gateway_api::ParentRef;
+use crate::object::Kind;
+
+/// A route, and what is known of what it names.
+pub(super) struct Told<'a> {
+    pub kind: Kind,
+    pub namespace: &'a str,
+    pub head: &'a Head,
+    /// As it was understood last.
+    pub route: Option<&'a Route>,
+    pub findings: &'a [&'a Finding],
+    pub snapshot: Option<&'a Snapshot>,
+    /// The Gateways that are ours.
+    pub gateways: &'a BTreeSet<NamespacedName>,
+}
+
+impl Told<'_> {
+    /// What `status.parents` has to be set to, or `None` where what is there says it already. What others say there
+    /// is kept, since the list has one owner as a whole.
+    pub fn to_write(&self, at: At<'_>) -> Option<Vec<Value>> {
+        let told = &self.head.parents.told;
+        let (own, others): (Vec<_>, Vec<_>) =
+            told.iter().partition(|entry| entry["controllerName"] == CONTROLLER);
+        let wanted = self.parents();
+        let mut differs = own.len() != wanted.len();
+        let entries: Vec<_> = wanted
+            .into_iter()
+            .map(|(parent, wanted)| {
+                let before = own.iter().find(|entry| is_same(&entry["parentRef"], &parent, self.namespace));
+                let found =
+                    before.and_then(|entry| entry["conditions"].as_array()).map_or(&[][..], Vec::as_slice);
+                match (before, to_write(found, &wanted, at.generation, false, at.now)) {
+                    (Some(before), None) => (*before).clone(),
+                    (_, conditions) => {
+                        differs = true;
+                        json!({"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions})
+                    }
+                }
+            })
+            .collect();
+        differs.then(|| others.into_iter().cloned().chain(entries).collect())
+    }
+
+    /// The parents that are of our concern, each once, and what is to be said there.
+    fn parents(&self) -> Vec<(Value, [Condition; 2])> {
+        let mut found: Vec<(Value, _)> = Vec::new();
+        for entry in &self.head.parents.refs {
+            let accepted = match ParentRef::read(entry, self.namespace) {
+                ParentRef::Service(parent) => {
+                    let problem = self.snapshot.and_then(|snapshot| snapshot.parent_problem(&parent));
+                    problem.map(|problem| ("NoMatchingParent", format!("it {problem}")))
+                }
+                ParentRef::Gateway(name) if self.gateways.contains(&name) => {
+                    let message =
+                        "a waypoint has no routes of its own: name the Service in parentRefs instead";
+                    Some(("NotAllowedByListeners", message.to_owned()))
+                }
+                ParentRef::Gateway(_) | ParentRef::Other => continue,
+            };
+            let parent = named(entry);
+            if !found.iter().any(|(other, _)| is_same(other, &parent, self.namespace)) {
+                found.push((parent, self.conditions(accepted)));
+            }
+        }
+        found
+    }
+
+    /// Given why it is not attached to its parent.
+    fn conditions(&self, problem: Option<(&str, String)>) -> [Condition; 2] {
+        let refused = self.head.refused.as_ref().map(|error| {
+            ("UnsupportedValue", format!("{}; {}", part(&error.to_string()), meanwhile(self.kind)))
+        });
+        let problem = refused.or(problem).or_else(|| {
+            let filter = self.route.and_then(unsupported);
+            filter.map(|filter| {
+                ("UnsupportedValue", format!("{}; requests are answered with 500", part(filter)))
+            })
+        });
+        if let Some((reason, message)) = problem {
+            let unknown = "the route is not accepted, so it was not looked for";
+            return [
+                condition("Accepted", "False", reason, message),
+                condition("ResolvedRefs", "Unknown", "NotAccepted", unknown.to_owned()),
+            ];
+        }
+        let of = |is_so: &dyn Fn(FindingReason) -> bool| {
+            let mut of: Vec<_> = self.findings.iter().filter(|finding| is_so(finding.reason)).collect();
+            of.sort_by_key(|finding| (finding.severity, finding.reason, &finding.message));
+            (
+                of.first().map(|finding| finding.reason),
+                message(of.iter().map(|finding| finding.message.as_str())),
+            )
+        };
+        let is_reference = |reason: FindingReason| {
+            reason.concern() == Concern::References && reason != FindingReason::NoSuchTarget
+        };
+        let (_, remarks) = of(&|reason| reason.concern() != Concern::References);
+        let (missing, references) = of(&is_reference);
+        [
+            condition("Accepted", "True", "Accepted", remarks),
+            match missing {
+                None => condition("ResolvedRefs", "True", "ResolvedRefs", references),
+                Some(reason) => condition("ResolvedRefs", "False", standard(reason), references),
+            },
+        ]
+    }
+}
+
+/// As the Gateway API calls it.
+fn standard(reason: FindingReason) -> &'static str {
+    match reason {
+        FindingReason::InvalidKind => "InvalidKind",
+        FindingReason::RefNotPermitted => "RefNotPermitted",
+        FindingReason::UnsupportedProtocol => "UnsupportedProtocol",
+        _ => "BackendNotFound",
+    }
+}
+
+/// A filter that can't be applied, so that nothing passes where it should be.
+fn unsupported(route: &Route) -> Option<&str> {
+    let filters = route.rules.iter().flat_map(|rule| {
+        [&rule.filters].into_iter().chain(rule.backends.iter().map(|backend| &backend.filters))
+    });
+    filters.filter_map(|filters| filters.unsupported.as_deref()).next()
+}
+
+const FIELDS: [&str; 6] = ["group", "kind", "namespace", "name", "sectionName", "port"];
+
+/// An entry of `parentRefs`, as far as it names something.
+fn named(entry: &Value) -> Value {
+    let fields = FIELDS.iter().filter(|field| !entry[**field].is_null());
+    Value::Object(fields.map(|field| ((*field).to_owned(), entry[*field].clone())).collect::<Map<_, _>>())
+}
+
+/// Whether they name the same, given what is meant where nothing is said.
+fn is_same(one: &Value, other: &Value, namespace: &str) -> bool {
+    FIELDS.iter().all(|field| {
+        let default = match *field {
+            "group" => GROUP,
+            "kind" => "Gateway",
+            "namespace" => namespace,
+            _ => "",
+        };
+        let of = |of: &Value| if of[*field].is_null() { Value::from(default) } else { of[*field].clone() };
+        of(one) == of(other)
+    })
+}
+
+#[cfg(test)]
+mod tests;
