@@ -17,12 +17,15 @@ const WAYPOINT: &str = "istio.io/use-waypoint";
 /// The Gateway's namespace, where it is not the labelled object's.
 const WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 
-/// The GatewayClasses of waypoints: ours, and that of Istio, whose policies are to go on.
+/// Of a waypoint's Service: the GatewayClass that its Gateway is of.
+const CLASS: &str = "gateway.networking.k8s.io/gateway-class-name";
+/// The GatewayClasses that every waypoint counts as being of: ours, and that of Istio, whose policies are to go on.
 pub(crate) const CLASSES: [&str; 2] = ["orlop-waypoint", "istio-waypoint"];
 
-/// Whether it is the name of a class of waypoints.
-pub(crate) fn is_class(name: &str) -> bool {
-    CLASSES.contains(&name)
+/// Whether the waypoint is of this class.
+pub(crate) fn is_of_class(world: &World, waypoint: &NamespacedName, class: &str) -> bool {
+    let own = world.services.get(waypoint).and_then(|service| service.labels.get(CLASS));
+    CLASSES.contains(&class) || own.is_some_and(|own| own == class)
 }
 
 /// Which waypoints stand before workloads.

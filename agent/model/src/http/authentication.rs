@@ -8,7 +8,7 @@ use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity, token_fields};
 use crate::service::ServiceKind;
-use crate::waypoint;
+use crate::waypoint::is_of_class;
 use crate::world::security::{Action, AuthorizationPolicy, Target};
 use crate::world::{KeySource, RemoteKeys, RequestAuthentication, World};
 
@@ -42,7 +42,9 @@ impl Authentications {
             for target in &of.targets {
                 match service_key(&of.name, target) {
                     Some(key) => add(services.entry(key).or_default(), of),
-                    None if is_for_waypoint(&of.name, target, waypoint, settings) => add(&mut common, of),
+                    None if is_for_waypoint(&of.name, target, waypoint, (world, settings)) => {
+                        add(&mut common, of)
+                    }
                     None => {}
                 }
             }
@@ -103,7 +105,9 @@ impl Authentications {
             for target in &policy.targets {
                 let rules = match service_key(&policy.name, target) {
                     Some(key) => self.of(Some(&key)),
-                    None if is_for_waypoint(&policy.name, target, waypoint, settings) => self.common.as_ref(),
+                    None if is_for_waypoint(&policy.name, target, waypoint, (world, settings)) => {
+                        self.common.as_ref()
+                    }
                     None => continue,
                 };
                 if rules.is_none_or(|rules| rules.rules.is_empty()) {
@@ -162,11 +166,13 @@ pub(super) fn is_for_waypoint(
     policy: &NamespacedName,
     target: &Target,
     waypoint: &NamespacedName,
-    settings: &Settings,
+    (world, settings): (&World, &Settings),
 ) -> bool {
     match target {
         Target::Gateway(name) => NamespacedName::new(&policy.namespace, name) == *waypoint,
-        Target::GatewayClass(name) => waypoint::is_class(name) && policy.namespace == settings.root_namespace,
+        Target::GatewayClass(name) => {
+            policy.namespace == settings.root_namespace && is_of_class(world, waypoint, name)
+        }
         Target::Service(_) | Target::ServiceEntry(_) => false,
     }
 }

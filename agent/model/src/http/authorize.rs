@@ -17,7 +17,7 @@ use crate::policy::{
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
 use crate::snapshot::{Workload, WorkloadKind};
-use crate::waypoint;
+use crate::waypoint::is_of_class;
 use crate::world::World;
 use crate::world::security::Target;
 
@@ -26,7 +26,7 @@ pub(super) type ServiceKey = (ServiceKind, NamespacedName);
 /// The AuthorizationPolicies with `targetRefs`, as far as a waypoint judges by them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestPolicies {
-    /// Those for all waypoints, by their class.
+    /// Those for all waypoints of its class.
     class: Option<Arc<Layer>>,
     /// Those for this waypoint.
     waypoint: Option<Arc<Layer>>,
@@ -57,7 +57,8 @@ impl RequestPolicies {
                 let list = match target {
                     Target::Gateway(name) if named(name) == *waypoint => &mut of_waypoint,
                     Target::GatewayClass(name)
-                        if waypoint::is_class(name) && policy.name.namespace == settings.root_namespace =>
+                        if policy.name.namespace == settings.root_namespace
+                            && is_of_class(world, waypoint, name) =>
                     {
                         &mut of_class
                     }

@@ -78,7 +78,9 @@ impl Limits {
             for target in &of.targets {
                 let place = match service_key(&of.name, target) {
                     Some(key) => found.services.entry(key).or_default(),
-                    None if is_for_waypoint(&of.name, target, waypoint, settings) => &mut found.common,
+                    None if is_for_waypoint(&of.name, target, waypoint, (world, settings)) => {
+                        &mut found.common
+                    }
                     None => continue,
                 };
                 let is_new =
@@ -152,7 +154,7 @@ impl Limits {
             let Some(limit) = of.limits.iter().find(asks) else { continue };
             for target in &of.targets {
                 let key = service_key(&of.name, target);
-                if key.is_none() && !is_for_waypoint(&of.name, target, waypoint, settings) {
+                if key.is_none() && !is_for_waypoint(&of.name, target, waypoint, (world, settings)) {
                     continue;
                 }
                 if authentications.of(key.as_ref()).is_none_or(|rules| rules.rules.is_empty()) {

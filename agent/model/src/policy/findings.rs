@@ -71,12 +71,13 @@ pub(super) struct Enforcing<'a> {
     /// Whether a service has a waypoint.
     services: HashMap<(ServiceKind, &'a NamespacedName), bool>,
     waypoints: BTreeSet<NamespacedName>,
+    world: &'a World,
     root_namespace: &'a str,
 }
 
 impl<'a> Enforcing<'a> {
     pub fn new(
-        world: &World,
+        world: &'a World,
         settings: &'a Settings,
         all: impl IntoIterator<Item = &'a Arc<service::Service>>,
     ) -> Self {
@@ -84,7 +85,7 @@ impl<'a> Enforcing<'a> {
         for service in all {
             *services.entry((service.kind, &service.name)).or_default() |= service.waypoint.is_some();
         }
-        Self { services, waypoints: waypoint::used(world), root_namespace: &settings.root_namespace }
+        Self { services, waypoints: waypoint::used(world), world, root_namespace: &settings.root_namespace }
     }
 
     /// Whether a waypoint judges what is for this target; else why not.
@@ -106,11 +107,14 @@ impl<'a> Enforcing<'a> {
             Target::Gateway(_) => no_waypoint(
                 "it is the waypoint of nothing; label what it is for istio.io/use-waypoint".to_owned(),
             ),
-            Target::GatewayClass(name) if !waypoint::is_class(name) => {
-                no_target(format!("waypoints are of the class {}", waypoint::CLASSES.join(" or ")))
-            }
             Target::GatewayClass(_) if self.waypoints.is_empty() => {
                 no_waypoint("nothing has a waypoint".to_owned())
+            }
+            Target::GatewayClass(name)
+                if !self.waypoints.iter().any(|of| waypoint::is_of_class(self.world, of, name)) =>
+            {
+                let all = waypoint::CLASSES.join(" and ");
+                no_target(format!("no waypoint is of this class; {all} stand for all of them"))
             }
             Target::GatewayClass(_) if policy.namespace == self.root_namespace => Ok(()),
             Target::GatewayClass(_) => no_target(format!(

@@ -10,7 +10,7 @@ use crate::world::security::Action;
 
 /// What the authors of RateLimits should know. For waypoints: nobody else reads them.
 pub(crate) fn limit_findings<'a>(
-    world: &World,
+    world: &'a World,
     settings: &'a Settings,
     services: impl IntoIterator<Item = &'a Arc<Service>>,
 ) -> Vec<Finding> {

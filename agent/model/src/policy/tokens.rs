@@ -9,7 +9,7 @@ use crate::world::security::{Condition, Rule};
 
 /// What the authors of RequestAuthentications should know. For waypoints: nobody else reads them.
 pub(crate) fn token_findings<'a>(
-    world: &World,
+    world: &'a World,
     settings: &'a Settings,
     services: impl IntoIterator<Item = &'a Arc<Service>>,
 ) -> Vec<Finding> {

@@ -133,6 +133,37 @@ fn a_policy_is_for_its_service_its_waypoint_or_all_waypoints() {
 }
 
 #[test]
+fn a_policy_for_a_class_is_for_the_waypoints_that_are_of_it() {
+    let of_class = |class: &str| {
+        let mut policy = policy(Target::GatewayClass(class.to_owned()), Action::Deny, vec![Rule::default()]);
+        policy.name.namespace = settings().root_namespace;
+        policy
+    };
+    let gate = NamespacedName::new("shop", "gate");
+    for (class, own, applies) in [
+        ("mine", Some("mine"), true),
+        ("mine", Some("else"), false),
+        ("mine", None, false),
+        ("orlop-waypoint", Some("mine"), true),
+        ("istio-waypoint", Some("mine"), true),
+    ] {
+        let mut world = with([of_class(class)]);
+        let service = world.services.get(&gate).map(|service| (**service).clone());
+        let mut service = service.unwrap_or_default();
+        service.name = gate.clone();
+        let label =
+            own.map(|own| ("gateway.networking.k8s.io/gateway-class-name".to_owned(), own.to_owned()));
+        service.labels.extend(label);
+        world.services.insert(gate.clone(), service);
+        assert_eq!(judge(&world, Dialled::Service, Some(&get("/"))).is_err(), applies, "{class} {own:?}");
+        let snapshot = compiled(&world);
+        let mut findings = snapshot.findings().iter();
+        let told = findings.any(|finding| finding.message.contains("no waypoint is of this class"));
+        assert_eq!(told, !applies, "{class} {own:?}");
+    }
+}
+
+#[test]
 fn a_pods_address_takes_what_each_of_its_services_allows() {
     let mut world = with([
         of_web(Action::Allow, to(paths(&["/web*", "/both"]))),

@@ -71,7 +71,10 @@ fn targets_that_no_waypoint_judges_are_errors() {
     let class = |name: &str| of(Target::GatewayClass(name.to_owned()), Action::Deny, to(paths()));
     assert_eq!(
         with(true, class("istio")),
-        unenforced("GatewayClass/istio", "waypoints are of the class orlop-waypoint or istio-waypoint")
+        unenforced(
+            "GatewayClass/istio",
+            "no waypoint is of this class; orlop-waypoint and istio-waypoint stand for all of them"
+        )
     );
     let why = "only a policy of the root namespace, istio-system, can be for a class";
     assert_eq!(with(true, class("istio-waypoint")), unenforced("GatewayClass/istio-waypoint", why));
