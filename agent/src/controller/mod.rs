@@ -7,11 +7,11 @@ mod root;
 use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
-use futures_util::future::{OptionFuture, join5};
+use futures_util::future::OptionFuture;
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
-    BundlePublisher, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming, StatusWriter,
-    WaypointProvisioner, connect,
+    BundlePublisher, CustomKinds, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming,
+    StatusWriter, WaypointProvisioner, connect,
 };
 use tokio::{
     net::TcpListener,
@@ -92,16 +92,18 @@ async fn serve(
         let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
         let rotation = store.rotate(timing, || root::generate(trust_domain));
         let (events, event_writer) = Events::new(client.clone(), &arguments.name);
-        let provisioner =
-            waypoints.clone().map(|with| WaypointProvisioner::new(client.clone(), with, events.clone()));
+        let (kinds, kind_watch) = CustomKinds::watch(client.clone());
+        let provisioner = waypoints
+            .clone()
+            .map(|with| WaypointProvisioner::new(client.clone(), with, kinds.clone(), events.clone()));
         // Of no node.
-        let mut status = StatusWriter::new(client.clone(), arguments.names.settings(""), events);
+        let mut status = StatusWriter::new(client.clone(), arguments.names.settings(""), kinds, events);
         if let Some(provisioner) = &provisioner {
             status = status.with_own(provisioner.own());
         }
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
-            join5(publisher.run(), rotation, waypoints, status.run(), event_writer.run()).await;
+            tokio::join!(publisher.run(), rotation, waypoints, status.run(), event_writer.run(), kind_watch);
         }
     };
     tokio::select! {

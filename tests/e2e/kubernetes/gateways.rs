@@ -154,6 +154,33 @@ fn a_gateway_that_can_be_no_waypoint_says_what_to_change() {
 }
 
 #[test]
+fn a_gateway_whose_class_is_gone_says_no_more_that_it_is_a_waypoint() {
+    let stage = Stage::new("orphan");
+    let class = || {
+        stage.kubernetes.apply(&json!({
+            "apiVersion": GATEWAY, "kind": "GatewayClass", "metadata": {"name": stage.namespace},
+            "spec": {"controllerName": "orlop.dev/waypoint-controller"},
+        }));
+    };
+    class();
+    stage.gateway("gate", &json!({"gatewayClassName": stage.namespace}));
+    let is_waypoint = |is: bool| {
+        stage.await_object(GATEWAY, "Gateway", "gate", |gateway| {
+            let accepted = condition(gateway, "Accepted")["status"] == "True";
+            let addresses = gateway["status"]["addresses"].as_array().is_some_and(|all| !all.is_empty());
+            accepted == is && addresses == is
+        });
+        assert!(wait_for(LONG, || stage.may_read("gate") == is), "{is}");
+    };
+    is_waypoint(true);
+    let classes = api(&stage.kubernetes, GATEWAY, "GatewayClass", None);
+    stage.kubernetes.wait(classes.delete(&stage.namespace, &DeleteParams::default())).unwrap();
+    is_waypoint(false);
+    class();
+    is_waypoint(true);
+}
+
+#[test]
 fn the_class_is_there_once_the_gateway_api_is() {
     let kubernetes = Kubernetes::own();
     install(&kubernetes);

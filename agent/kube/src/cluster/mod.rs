@@ -160,20 +160,31 @@ struct Keeper {
     store: Store,
     updates: mpsc::Receiver<Update>,
     // They end with this.
-    _watches: JoinSet<()>,
+    watches: JoinSet<()>,
 }
 
 impl Keeper {
     fn start(client: &Client, kinds: Kinds, telling: Telling) -> Self {
-        let (sender, updates) = mpsc::channel(QUEUE);
         let (definitions, known) = channel::channel(None);
+        let mut keeper = Self::start_with(client, kinds, telling, &known);
+        keeper.watches.spawn(watch_definitions(client.clone(), definitions));
+        keeper
+    }
+
+    /// With the definitions that somebody else watches.
+    fn start_with(
+        client: &Client,
+        kinds: Kinds,
+        telling: Telling,
+        known: &channel::Receiver<Definitions>,
+    ) -> Self {
+        let (sender, updates) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
-        watches.spawn(watch_definitions(client.clone(), definitions));
         for kind in kinds.all() {
             let watch = watch_kind(kind, client.clone(), known.clone(), telling, sender.clone());
             watches.spawn(async move { drop(watch.await) });
         }
-        Self { store: Store::of(kinds), updates, _watches: watches }
+        Self { store: Store::of(kinds), updates, watches }
     }
 
     /// Until every kind was listed once. May be dropped meanwhile, and called again with the same world.

@@ -7,7 +7,7 @@ use tokio::sync::watch as channel;
 
 use super::head::Head;
 use super::store::{Store, Update};
-use super::watch::Telling;
+use super::watch::{Definitions, Telling};
 use super::{ClusterError, Keeper};
 use crate::object::{Key, Kinds};
 
@@ -23,8 +23,12 @@ pub(crate) struct Seen {
 impl Seen {
     /// Watches the cluster until the receiver and all its clones are dropped. Waits until everything has been listed
     /// once.
-    pub async fn watch(client: &Client, kinds: Kinds) -> Result<channel::Receiver<Arc<Self>>, ClusterError> {
-        let mut keeper = Keeper::start(client, kinds, Telling::Heads);
+    pub async fn watch(
+        client: &Client,
+        kinds: Kinds,
+        definitions: &channel::Receiver<Definitions>,
+    ) -> Result<channel::Receiver<Arc<Self>>, ClusterError> {
+        let mut keeper = Keeper::start_with(client, kinds, Telling::Heads, definitions);
         let mut seen = Self::default();
         while !keeper.store.is_complete() {
             let update = keeper.updates.recv().await.ok_or(ClusterError::Ended)?;

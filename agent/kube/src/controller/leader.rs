@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Error};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Has one of several replicas lead: the one that holds a Lease (`coordination.k8s.io/v1`).
 ///
@@ -68,8 +69,13 @@ impl Election {
             }
             Ok::<_, Error>(())
         };
-        if let Err(error) = resigned.await {
-            tracing::warn!(lease = self.name, %error, "the lease is not given back; it runs out");
+        // Whoever waits for the end does not wait for an API server that gives no answer.
+        match timeout(PATIENCE, resigned).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(lease = self.name, %error, "the lease is not given back; it runs out")
+            }
+            Err(_) => tracing::warn!(lease = self.name, "the lease is not given back in time; it runs out"),
         }
     }
 
@@ -78,10 +84,13 @@ impl Election {
         // What was seen last, and since when.
         let mut seen: Option<(String, Instant)> = None;
         loop {
-            match self.attempt(&mut seen).await {
-                Ok(Some(lease)) => return lease,
-                Ok(None) => {}
-                Err(error) => tracing::warn!(lease = self.name, %error, "cannot take part in the election"),
+            match timeout(GIVE_UP, self.attempt(&mut seen)).await {
+                Ok(Ok(Some(lease))) => return lease,
+                Ok(Ok(None)) => {}
+                Err(_) => tracing::warn!(lease = self.name, "no answer about the election"),
+                Ok(Err(error)) => {
+                    tracing::warn!(lease = self.name, %error, "cannot take part in the election")
+                }
             }
             tokio::time::sleep(RETRY.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
         }
@@ -126,14 +135,16 @@ impl Election {
             let begun = Instant::now();
             let parameters = PostParams::default();
             let replaced = self.leases.replace(&self.name, &parameters, &next);
-            match tokio::time::timeout(left, replaced).await {
+            match timeout(left, replaced).await {
                 Ok(Ok(kept)) => (lease, renewed) = (kept, begun),
                 Ok(Err(Error::Api(status))) if status.is_conflict() => {
-                    match self.leases.get(&self.name).await {
+                    let left = GIVE_UP.saturating_sub(renewed.elapsed());
+                    match timeout(left, self.leases.get(&self.name)).await {
                         // An answer was lost, or somebody put a label on it.
-                        Ok(found) if self.holds(&found) => lease = found,
-                        Ok(_) => return,
-                        Err(error) => tracing::warn!(lease = self.name, %error, "cannot read the lease"),
+                        Ok(Ok(found)) if self.holds(&found) => lease = found,
+                        Ok(Ok(_)) => return,
+                        Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "cannot read the lease"),
+                        Err(_) => tracing::warn!(lease = self.name, "the lease could not be read in time"),
                     }
                 }
                 Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "cannot renew the lease"),
@@ -173,5 +184,7 @@ fn unless_beaten(written: Result<Lease, Error>) -> Result<Option<Lease>, Error> 
 const DURATION: Duration = Duration::from_secs(15);
 /// The holder stops, if it could not renew the Lease for so long.
 const GIVE_UP: Duration = Duration::from_secs(10);
+/// How long giving it back may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks, and two renewals.
 const RETRY: Duration = Duration::from_secs(2);

@@ -24,8 +24,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::watch;
 
 pub use kube::Client;
+
+use crate::cluster::{Definitions, watch_definitions};
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,18 @@ impl CallError {
     fn new(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let action = action.into();
         move |source| Self { action, source }
+    }
+}
+
+/// Which custom kinds the API server knows, asked once for all who go by it.
+#[derive(Clone, Debug)]
+pub struct CustomKinds(watch::Receiver<Definitions>);
+
+impl CustomKinds {
+    /// What is known, and what keeps it so for as long as it runs.
+    pub fn watch(client: Client) -> (Self, impl Future<Output = ()>) {
+        let (definitions, known) = watch::channel(None);
+        (Self(known), watch_definitions(client, definitions))
     }
 }
 

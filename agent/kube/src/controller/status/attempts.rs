@@ -28,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts at one object: doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(300);
+/// After so many objects of a kind in a row that may not be written, none may.
+const FORBIDDEN: u32 = 3;
 /// How long a kind is left alone whose status can't be written.
 const NEXT_LOOK: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,8 @@ pub(super) struct Attempts {
     /// Of what was written, the state that the watch may not have told yet.
     written: HashMap<Key, Arc<Head>>,
     failed: HashMap<Key, Failed>,
+    /// How many objects of a kind in a row may not be written.
+    forbidden: HashMap<Kind, u32>,
     /// Kinds that can't be written at all, until when.
     closed: HashMap<Kind, Instant>,
     /// What was said of a kind already.
@@ -76,6 +80,7 @@ impl Attempts {
             events,
             written: HashMap::new(),
             failed: HashMap::new(),
+            forbidden: HashMap::new(),
             closed: HashMap::new(),
             said: HashSet::new(),
             plain: HashSet::new(),
@@ -179,6 +184,7 @@ impl Attempts {
         match answer {
             Ok(Ok(item)) => {
                 self.backoff.reset();
+                self.forbidden.remove(&kind);
                 self.failed.remove(&key);
                 self.tell(kind, &head, &name.namespace, &name.name, &object["status"]);
                 let refused = head.refused.clone();
@@ -186,7 +192,7 @@ impl Attempts {
             }
             Ok(Err(Error::Api(status))) => match status.code {
                 429 | 503 => self.is_away(&status.message),
-                403 => self.close(kind, "the controller may not patch its status", &status.message),
+                403 => self.forbidden(key, &head, &status.message),
                 404 if self.lacks_status(kind, head.api_version).await => {
                     let why = "its definition has no status subresource";
                     self.close(kind, why, "what is found in its objects is told nowhere but in agents' logs");
@@ -225,6 +231,21 @@ impl Attempts {
     fn is_away(&mut self, why: &str) {
         tracing::debug!(why, "conditions can't be written");
         self.away = Some(Instant::now() + self.backoff.next());
+    }
+
+    /// An admission policy may refuse one object, which keeps no other from being written.
+    fn forbidden(&mut self, key: Key, head: &Head, message: &str) {
+        let kind = key.kind();
+        let times = self.forbidden.entry(kind).or_default();
+        *times += 1;
+        if *times >= FORBIDDEN {
+            self.forbidden.remove(&kind);
+            return self.close(kind, "the controller may not patch its status", message);
+        }
+        if !self.failed.contains_key(&key) {
+            tracing::warn!("{key}: its status may not be written: {message}");
+        }
+        self.retry(key, head);
     }
 
     fn close(&mut self, kind: Kind, why: &'static str, more: &str) {

@@ -16,8 +16,8 @@ use tokio::sync::watch as channel;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::Events;
 use super::waypoints::OwnGateways;
+use super::{CustomKinds, Events};
 use crate::cluster::{Head, Seen};
 use crate::object::{Key, Kind, Kinds};
 use attempts::Attempts;
@@ -38,14 +38,15 @@ const PAUSES: u32 = 20;
 pub struct StatusWriter {
     client: Client,
     settings: Settings,
+    kinds: CustomKinds,
     events: Events,
     own: Option<channel::Receiver<OwnGateways>>,
 }
 
 impl StatusWriter {
     /// With the settings that agents have, of no node. Tells of what is no longer accepted.
-    pub fn new(client: Client, settings: Settings, events: Events) -> Self {
-        Self { client, settings, events, own: None }
+    pub fn new(client: Client, settings: Settings, kinds: CustomKinds, events: Events) -> Self {
+        Self { client, settings, kinds, events, own: None }
     }
 
     /// Goes by what is known of Gateways, as well.
@@ -55,7 +56,7 @@ impl StatusWriter {
 
     /// Writes what differs, for ever.
     pub async fn run(mut self) {
-        let Ok(mut seen) = Seen::watch(&self.client, Kinds::OfWaypoints).await else { return };
+        let Ok(mut seen) = Seen::watch(&self.client, Kinds::OfWaypoints, &self.kinds.0).await else { return };
         let mut attempts = Attempts::new(self.client, self.events);
         let mut judgement = Judgement::default();
         loop {

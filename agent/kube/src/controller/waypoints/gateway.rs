@@ -54,6 +54,8 @@ impl Fault {
     }
 }
 
+/// The longest value of a label.
+const MAX_LABEL: usize = 63;
 /// The protocol of a waypoint's only listener, and its port.
 const PROTOCOL: &str = "HBONE";
 pub(super) const PORT: u16 = 15008;
@@ -70,6 +72,13 @@ impl GatewaySpec {
         if !is_service_name(name) {
             let rule = "at most 63 lower-case letters, digits and '-', a letter first";
             let message = format!("a waypoint's Service has the Gateway's name: choose one of {rule}");
+            return Err(Fault::new("Invalid", message));
+        }
+        if self.gateway_class_name.len() > MAX_LABEL {
+            let message = format!(
+                "choose a class whose name has at most {MAX_LABEL} characters: what a waypoint is made of has it as a \
+                 label"
+            );
             return Err(Fault::new("Invalid", message));
         }
         if self.infrastructure.parameters_ref.is_some() {
@@ -191,6 +200,18 @@ mod tests {
         let listener = spec(json!({"listeners": [kinds]})).unwrap().listeners.remove(0);
         assert_eq!(listener.judge(), Ok(()));
         assert_eq!(listener.judge_kinds().unwrap_err().reason, "InvalidRouteKinds");
+    }
+
+    #[test]
+    fn a_class_whose_name_is_no_label_is_refused() {
+        let of = |length| {
+            let name = "a".repeat(length);
+            spec(json!({"gatewayClassName": name, "listeners": [listener(&json!({}))]}))
+                .unwrap()
+                .judge("gate")
+        };
+        assert_eq!(of(63), Ok(()));
+        assert_eq!(of(64).unwrap_err().reason, "Invalid");
     }
 
     #[test]

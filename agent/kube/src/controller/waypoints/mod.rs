@@ -10,6 +10,7 @@ mod reconcile;
 mod status;
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,17 +22,18 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::controller::{self, Action, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
+use kube::runtime::watcher::Event;
 use kube::runtime::{Controller, WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use orlop_model::NamespacedName;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::Events;
-use crate::cluster::{Definitions, describe, watch_definitions};
+use super::{CustomKinds, Events};
+use crate::cluster::{Definitions, describe};
 use objects::MANAGED_BY;
 pub use objects::WaypointSettings;
-use reconcile::{Context, reconcile};
+use reconcile::{Context, Failures, reconcile};
 
 /// The definitions without which there is nothing to do.
 const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
@@ -41,8 +43,9 @@ const CLASSES: &str = "gatewayclasses.gateway.networking.k8s.io";
 const AT_ONCE: u16 = 8;
 /// How long an object must be left alone before, so that many changes are one.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// After a call of the API that failed.
-const RETRY: Duration = Duration::from_secs(3);
+/// After a call of the API that failed: at first, and at the most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(120);
 
 /// What of the Gateway API's objects is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,14 +58,15 @@ pub struct OwnGateways {
 pub struct WaypointProvisioner {
     client: Client,
     settings: WaypointSettings,
+    kinds: CustomKinds,
     events: Events,
     own: watch::Sender<OwnGateways>,
 }
 
 impl WaypointProvisioner {
     /// Makes them all with these settings, and tells of those that can't be made.
-    pub fn new(client: Client, settings: WaypointSettings, events: Events) -> Self {
-        Self { client, settings, events, own: watch::Sender::default() }
+    pub fn new(client: Client, settings: WaypointSettings, kinds: CustomKinds, events: Events) -> Self {
+        Self { client, settings, kinds, events, own: watch::Sender::default() }
     }
 
     /// What is ours: now, and whenever it changes.
@@ -72,8 +76,7 @@ impl WaypointProvisioner {
 
     /// For ever. Where the Gateway API is not installed it waits for it.
     pub async fn run(self) {
-        let (definitions, known) = watch::channel(None);
-        tokio::join!(watch_definitions(self.client.clone(), definitions), self.follow(known));
+        self.follow(self.kinds.0.clone()).await;
     }
 
     async fn follow(&self, mut definitions: watch::Receiver<Definitions>) {
@@ -97,31 +100,54 @@ impl WaypointProvisioner {
 
     /// For ever, or until the Gateway API is gone.
     async fn provision(&self) {
-        class::ensure(&self.client).await;
-        let classes = controller_of(&self.client, class::resource());
+        let gone = Notify::new();
+        let ensured = async {
+            loop {
+                class::ensure(&self.client).await;
+                gone.notified().await;
+            }
+        };
         let waypoints = controller_of(&self.client, gateways());
-        let known = Known { classes: classes.store(), gateways: waypoints.store() };
+        let class_writer = Writer::<DynamicObject>::new(class::resource());
+        let known = Known { classes: class_writer.as_reader(), gateways: waypoints.store() };
         let (classes_changed, accounts_changed) = (watch::Sender::new(()), watch::Sender::new(()));
 
-        // A Controller hears of what is deleted only where it watches others' objects.
-        let named = watcher::Config::default().fields(&format!("metadata.name={}", class::CLASS));
+        // A Controller does not hear of what is deleted.
         let all = Api::<DynamicObject>::all_with(self.client.clone(), &class::resource());
-        let classes = classes
-            .watches_with(all, class::resource(), named, |class| {
-                [ObjectRef::from_obj_with(&class, class::resource())]
-            })
-            .run(reconcile_class, |_, _, _| Action::requeue(RETRY), Arc::new(self.client.clone()))
-            .for_each(async |done| {
-                report(&done);
-                if matches!(&done, Err(ControllerError::ObjectNotFound(gone)) if gone.name == class::CLASS) {
-                    class::ensure(&self.client).await;
+        let events = watcher(all, watcher::Config::default()).default_backoff();
+        let own_classes = known.clone();
+        let mut ours = BTreeSet::new();
+        let following_classes = reflector(class_writer, events).for_each(|event| {
+            match event {
+                // Whose a Gateway is depends on nothing else of them.
+                Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => {
+                    let now = own_classes.classes();
+                    if !now.contains(class::CLASS) {
+                        gone.notify_one();
+                    }
+                    if now != ours {
+                        ours = now;
+                        classes_changed.send_replace(());
+                    }
                 }
-                classes_changed.send_replace(());
-            });
+                Ok(Event::Init | Event::InitApply(_)) => {}
+                Err(error) => tracing::warn!(error = describe(&error), "cannot follow GatewayClasses"),
+            }
+            ready(())
+        });
+        let classes = controller_of(&self.client, class::resource())
+            .run(reconcile_class, |_, _, _| Action::requeue(retry(1)), Arc::new(self.client.clone()))
+            .for_each(async |done| report(&done));
 
         let (client, settings) = (self.client.clone(), self.settings.clone());
         let events = self.events.clone();
-        let context = Context { client: client.clone(), known: known.clone(), settings, events };
+        let context = Context {
+            client: client.clone(),
+            known: known.clone(),
+            settings,
+            events,
+            failures: Failures::default(),
+        };
         let made = watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
         let waypoints = waypoints
             .owns(Api::<ServiceAccount>::all(client.clone()), made.clone())
@@ -130,7 +156,7 @@ impl WaypointProvisioner {
             .owns(Api::<PodDisruptionBudget>::all(client.clone()), made.clone())
             .owns(Api::<HorizontalPodAutoscaler>::all(client.clone()), made.clone())
             .reconcile_all_on(changes(classes_changed.subscribe()))
-            .run(reconcile, |_, _, _| Action::requeue(RETRY), Arc::new(context))
+            .run(reconcile, |of, _, context| context.failures.again(&of), Arc::new(context))
             .for_each(async |done| {
                 report(&done);
                 accounts_changed.send_replace(());
@@ -148,7 +174,7 @@ impl WaypointProvisioner {
         });
         let own = self.publish(known.clone(), accounts_changed.subscribe());
         let readers = readers::keep(client, known, accounts, accounts_changed.subscribe());
-        tokio::join!(classes, waypoints, following, own, readers);
+        tokio::join!(ensured, following_classes, classes, waypoints, following, own, readers);
     }
 
     /// Tells what is ours, whenever that may have changed.
@@ -189,10 +215,21 @@ impl Known {
         class.is_some_and(|class| class::is_ours(&class))
     }
 
+    /// The names of our classes.
+    fn classes(&self) -> BTreeSet<String> {
+        self.classes.state_filter(class::is_ours).iter().map(|class| class.name_any()).collect()
+    }
+
     /// The Gateways of our classes.
     fn ours(&self) -> Vec<Arc<DynamicObject>> {
         self.gateways.state_filter(|gateway| self.is_ours(gateway))
     }
+}
+
+/// How long to wait after so many failures: doubled each time, half of it by chance.
+fn retry(failures: u32) -> Duration {
+    let doubled = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    doubled.min(LAST_RETRY).mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 async fn reconcile_class(class: Arc<DynamicObject>, client: Arc<Client>) -> Result<Action, kube::Error> {
@@ -235,6 +272,21 @@ where
         }
         Err(error) => {
             tracing::warn!(error = describe(error), "cannot follow Gateways and what was made of them")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        for (failures, least, most) in
+            [(1, 500, 1000), (2, 1000, 2000), (5, 8000, 16_000), (90, 60_000, 120_000)]
+        {
+            let pause = retry(failures).as_millis();
+            assert!((least..=most).contains(&pause), "{failures}: {pause}");
         }
     }
 }

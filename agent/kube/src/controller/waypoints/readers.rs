@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,6 @@ const READERS: &str = "orlop-waypoint";
 
 /// The service accounts of waypoints.
 pub(super) type Accounts = Store<PartialObjectMeta<ServiceAccount>>;
-
-/// Whether this is the service account of a Gateway: the one that was made for it.
-fn is_account_of(account: &PartialObjectMeta<ServiceAccount>, gateway: &DynamicObject) -> bool {
-    let uid = gateway.metadata.uid.as_deref();
-    account.namespace() == gateway.namespace()
-        && account.name_any() == gateway.name_any()
-        && account.owner_references().iter().any(|owner| Some(owner.uid.as_str()) == uid)
-}
 
 /// Keeps the service accounts of all waypoints, and nobody else, in the ClusterRoleBinding; for ever.
 pub(super) async fn keep(client: Client, known: Known, accounts: Accounts, mut changed: watch::Receiver<()>) {
@@ -63,7 +55,7 @@ pub(super) async fn keep(client: Client, known: Known, accounts: Accounts, mut c
             told = changed.changed() => if told.is_err() { return },
             () = backoff.wait(), if retry => {}
         }
-        let wanted = wanted(&known, &accounts);
+        let wanted = wanted(&known.ours(), &accounts.state());
         retry = match &mut bound {
             Some(Some(bound)) if *bound != wanted => match apply(&bindings, &wanted).await {
                 Ok(()) => {
@@ -88,30 +80,41 @@ pub(super) async fn keep(client: Client, known: Known, accounts: Accounts, mut c
     }
 }
 
-/// Namespace and name of each account.
-type Subjects = BTreeSet<(String, String)>;
+/// Kind, namespace and name of each that may.
+type Subjects = BTreeSet<(String, String, String)>;
 
-fn wanted(known: &Known, accounts: &Accounts) -> Subjects {
-    let gateways = known.ours();
-    let accounts = accounts.state();
-    let of_gateway = |account: &&Arc<PartialObjectMeta<ServiceAccount>>| {
-        gateways.iter().any(|gateway| is_account_of(account, gateway))
-    };
-    let named = |account: &Arc<PartialObjectMeta<ServiceAccount>>| {
-        (account.namespace().unwrap_or_default(), account.name_any())
-    };
-    accounts.iter().filter(of_gateway).map(named).collect()
+const ACCOUNT: &str = "ServiceAccount";
+
+/// The service accounts that were made for one of the Gateways: of its name, and owned by it.
+fn wanted(gateways: &[Arc<DynamicObject>], accounts: &[Arc<PartialObjectMeta<ServiceAccount>>]) -> Subjects {
+    let owners: HashMap<_, _> = gateways
+        .iter()
+        .filter_map(|gateway| {
+            let metadata = &gateway.metadata;
+            Some(((metadata.namespace.as_deref()?, metadata.name.as_deref()?), metadata.uid.as_deref()?))
+        })
+        .collect();
+    let named = accounts.iter().filter_map(|account| {
+        let (namespace, name) = (account.metadata.namespace.as_deref()?, account.metadata.name.as_deref()?);
+        let uid = *owners.get(&(namespace, name))?;
+        let is_owned = account.owner_references().iter().any(|owner| owner.uid == uid);
+        is_owned.then(|| (ACCOUNT.to_owned(), namespace.to_owned(), name.to_owned()))
+    });
+    named.collect()
 }
 
 fn subjects(binding: &ClusterRoleBinding) -> Subjects {
     let subjects = binding.subjects.iter().flatten();
-    subjects.map(|subject| (subject.namespace.clone().unwrap_or_default(), subject.name.clone())).collect()
+    let named = subjects.map(|subject| {
+        (subject.kind.clone(), subject.namespace.clone().unwrap_or_default(), subject.name.clone())
+    });
+    named.collect()
 }
 
 async fn apply(bindings: &Api<ClusterRoleBinding>, accounts: &Subjects) -> Result<(), kube::Error> {
     let subjects: Vec<_> = accounts
         .iter()
-        .map(|(namespace, name)| json!({"kind": "ServiceAccount", "namespace": namespace, "name": name}))
+        .map(|(kind, namespace, name)| json!({"kind": kind, "namespace": namespace, "name": name}))
         .collect();
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": READERS},
@@ -134,14 +137,28 @@ mod tests {
         let account = |name: &str, namespace: &str, owner: &str| {
             let owners = json!([{"apiVersion": "v1", "kind": "Gateway", "name": "gate", "uid": owner}]);
             let metadata = json!({"name": name, "namespace": namespace, "ownerReferences": owners});
-            serde_json::from_value::<PartialObjectMeta<ServiceAccount>>(json!({"metadata": metadata}))
-                .unwrap()
+            Arc::new(serde_json::from_value(json!({"metadata": metadata})).unwrap())
         };
-        assert!(is_account_of(&account("gate", "shop", "u1"), &gateway));
-        for (name, namespace, owner) in
-            [("default", "shop", "u1"), ("gate", "else", "u1"), ("gate", "shop", "u2")]
-        {
-            assert!(!is_account_of(&account(name, namespace, owner), &gateway));
-        }
+        let accounts = [
+            account("gate", "shop", "u1"),
+            account("default", "shop", "u1"),
+            account("gate", "else", "u1"),
+            account("gate", "shop", "u2"),
+        ];
+        let own = ("ServiceAccount".to_owned(), "shop".to_owned(), "gate".to_owned());
+        assert_eq!(wanted(&[Arc::new(gateway)], &accounts), Subjects::from([own]));
+        assert_eq!(wanted(&[], &accounts), Subjects::new());
+    }
+
+    #[test]
+    fn a_user_who_is_called_as_an_account_is_another() {
+        let subject = |kind: &str| {
+            let binding = json!({
+                "metadata": {}, "roleRef": {"apiGroup": "", "kind": "ClusterRole", "name": READERS},
+                "subjects": [{"kind": kind, "name": "gate", "namespace": "shop"}],
+            });
+            subjects(&serde_json::from_value(binding).unwrap())
+        };
+        assert_ne!(subject("User"), subject("ServiceAccount"));
     }
 }

@@ -1,4 +1,5 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use super::gateway::{Fault, GatewaySpec};
 use super::objects::{Objects, Owner, WaypointSettings};
 use super::status::{Outcome, observe};
-use super::{Known, gateways};
+use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
 use crate::controller::{CallError, Events, FIELD_MANAGER};
 
@@ -28,6 +29,26 @@ pub(super) struct Context {
     pub known: Known,
     pub settings: WaypointSettings,
     pub events: Events,
+    pub failures: Failures,
+}
+
+/// How often in a row each Gateway could not be looked after.
+#[derive(Default)]
+pub(super) struct Failures(Mutex<HashMap<String, u32>>);
+
+impl Failures {
+    /// After another one.
+    pub fn again(&self, gateway: &DynamicObject) -> Action {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = failures.entry(gateway.metadata.uid.clone().unwrap_or_default()).or_default();
+        *failures += 1;
+        Action::requeue(retry(*failures))
+    }
+
+    fn none(&self, gateway: &DynamicObject) {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.remove(gateway.metadata.uid.as_deref().unwrap_or_default());
+    }
 }
 
 /// Makes a Gateway of ours into a waypoint, and says in its status what has become of it.
@@ -36,7 +57,16 @@ pub(super) async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, CallError> {
     let is_going = gateway.metadata.deletion_timestamp.is_some();
-    if is_going || !context.known.is_ours(&gateway) || is_outdated(&gateway) {
+    // Whose it is is known once all classes are.
+    if is_going || !context.known.listed().await || is_outdated(&gateway) {
+        context.failures.none(&gateway);
+        return Ok(Action::await_change());
+    }
+    if !context.known.is_ours(&gateway) {
+        if is_told_by_us(&gateway) {
+            context.withdraw(&gateway).await?;
+        }
+        context.failures.none(&gateway);
         return Ok(Action::await_change());
     }
     let spec = GatewaySpec::of(&gateway);
@@ -59,7 +89,15 @@ pub(super) async fn reconcile(
         }
     }
     context.write_status(&gateway, &outcome).await?;
+    context.failures.none(&gateway);
     Ok(action)
+}
+
+/// Whether something in the status is ours.
+fn is_told_by_us(gateway: &DynamicObject) -> bool {
+    gateway.managed_fields().iter().any(|fields| {
+        fields.manager.as_deref() == Some(FIELD_MANAGER) && fields.subresource.as_deref() == Some("status")
+    })
 }
 
 /// Whether the status is of a later generation than what was seen of it.
@@ -134,6 +172,31 @@ impl Context {
             }
             error => Failure::Call(CallError::new(format!("apply {what}"))(error)),
         })
+    }
+
+    /// Takes back what the status says in our name: the Gateway is no longer ours, and what was made for it has no
+    /// rights any more.
+    async fn withdraw(&self, gateway: &DynamicObject) -> Result<(), CallError> {
+        let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
+        let ApiResource { api_version, kind, .. } = gateways();
+        let nothing = json!({
+            "apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace},
+        });
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &namespace, &gateways());
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match api.patch_status(&name, &params, &Patch::Apply(&nothing)).await {
+            Err(Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => {
+                Err(CallError::new(format!("take back the status of Gateway {namespace}/{name}"))(error))
+            }
+            Ok(_) => {
+                tracing::info!(
+                    gateway = format!("{namespace}/{name}"),
+                    "no longer a waypoint of this controller"
+                );
+                Ok(())
+            }
+        }
     }
 
     async fn write_status(&self, gateway: &DynamicObject, outcome: &Outcome) -> Result<(), CallError> {
