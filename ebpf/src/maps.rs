@@ -6,8 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use orlop_common::{
-    Address, Client, Dialled, EVENTS_BYTES, Endpoint, Event, Flow, Held, Last, ListenerKey, Pair, Pod, PodPort,
-    Refusal, Service, Traffic, Trust, TrustedFlow, UdpPeer, Verdict, Vouched,
+    Address, Client, Dialled, EVENTS_BYTES, Endpoint, Event, Flow, Held, Last, ListenerKey, Pair, Pod,
+    PodPort, Refusal, Service, Traffic, Trust, TrustedFlow, UdpPeer, Verdict, Vouched,
 };
 
 use crate::events::Pace;
