@@ -134,8 +134,10 @@ impl Kubernetes {
     /// Makes Orlop's own kinds, as `deploy/crds` has them.
     fn define_own(&self) {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-        for entry in fs::read_dir(directory).unwrap() {
-            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        let is_own = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with("orlop.dev_");
+        for path in files.filter(|path| is_own(path)) {
+            let text = fs::read_to_string(path).unwrap();
             for definition in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
                 self.apply(&definition);
                 let spec = &definition["spec"];
