@@ -33,6 +33,8 @@ const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 /// `IPPROTO_MPTCP`
 const MPTCP: u32 = 262;
+/// `IPPROTO_SMC`, since Linux 6.11
+const SMC: u32 = 256;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const TCP_CONGESTION: i32 = 13;
 /// Always built in, and it never paces.
@@ -416,10 +418,11 @@ pub fn is_new_udp(ctx: &SockContext) -> bool {
     load!(ctx.sock, type_) == SOCK_DGRAM && load!(ctx.sock, protocol) == UDP
 }
 
-/// Whether it is one of MPTCP (RFC 8684).
+/// Whether it is carried by others that the kernel makes for it: MPTCP (RFC 8684) and SMC (RFC 7609).
 #[inline(always)]
-pub fn is_new_mptcp(ctx: &SockContext) -> bool {
-    load!(ctx.sock, protocol) == MPTCP
+pub fn is_new_carried(ctx: &SockContext) -> bool {
+    let protocol = load!(ctx.sock, protocol);
+    protocol == MPTCP || protocol == SMC
 }
 
 /// `number`, or what its lowest four bits are. The verifier sees that it is below 16 where LLVM, which does not,

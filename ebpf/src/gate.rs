@@ -13,8 +13,8 @@ use orlop_common::{EventKind, Held, MAX_POD_DEPTH, NO_ENDPOINT, Refusal};
 
 use crate::{
     context::{
-        SockAddr, ancestor_cgroup, constant, is_from_or_to_loopback, is_loopback, is_new_mptcp, packet_ends,
-        socket_of, store_with, stored,
+        SockAddr, ancestor_cgroup, constant, is_from_or_to_loopback, is_loopback, is_new_carried,
+        packet_ends, socket_of, store_with, stored,
     },
     events,
     maps::{self, GATED, HELD},
@@ -33,8 +33,8 @@ pub fn lets_make(ctx: &SockContext, netns: u64) -> bool {
         return true;
     }
     let Some(cgroup) = gated_cgroup() else { return true };
-    // The kernel makes the sockets that carry MPTCP, and nobody marks those.
-    if !is_new_mptcp(ctx) && store_with(&HELD, ctx.sock, &Held { netns, cgroup }) {
+    // Nobody marks sockets that the kernel makes.
+    if !is_new_carried(ctx) && store_with(&HELD, ctx.sock, &Held { netns, cgroup }) {
         return true;
     }
     events::refused(EventKind::OutboundRefused, Refusal::Gated, netns, NO_ENDPOINT, NO_ENDPOINT);
@@ -56,6 +56,10 @@ pub fn holds_connect<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> bool {
 /// Whether this packet is dropped.
 #[inline(always)]
 pub fn holds_packet(ctx: &SkBuffContext, kind: EventKind) -> bool {
+    // First: each packet of the node comes here.
+    if constant(&BOOT_GATE) == 0 {
+        return false;
+    }
     let Some(netns) = socket_of(ctx).and_then(holds) else { return false };
     // By the interface: addresses can be forged.
     if is_from_or_to_loopback(ctx) {

@@ -18,7 +18,7 @@ use super::{
     failure::{self, Extra},
     metrics::RequestKey,
     session::Session,
-    trace::Trace,
+    trace::{self, Trace},
     upstream::Key,
 };
 use crate::{refusal::Refusal, series::Place};
@@ -182,19 +182,21 @@ impl RequestRecord {
             KeyValue::new("http.response.status_code", i64::from(self.code.as_u16())),
             KeyValue::new("network.protocol.version", version),
             KeyValue::new("url.scheme", "http"),
-            KeyValue::new("url.path", self.path.path().to_owned()),
+            KeyValue::new("url.path", trace::shortened(self.path.path())),
             KeyValue::new("client.address", self.session.client.ip().to_string()),
             KeyValue::new("source.principal", self.session.peer.identity.to_string()),
             KeyValue::new("response_flags", self.flag()),
         ];
-        let authority = self.authority.as_ref().map(|authority| authority.as_str().to_owned());
+        let authority = self.authority.as_ref().map(|authority| trace::shortened(authority.as_str()));
         about.extend(authority.map(|authority| KeyValue::new("server.address", authority)));
         let status = self.grpc_status.map(i64::from);
         about.extend(status.map(|status| KeyValue::new("rpc.grpc.status_code", status)));
         let refused = self.outcome.as_ref().map(|refusal| refusal.reason.as_str());
         about.extend(refused.map(|reason| KeyValue::new("error.type", reason)));
         let failure = match &self.outcome {
-            Some(refusal) => Some(format!("{}: {}", refusal.reason.as_str(), refusal.detail)),
+            Some(refusal) => {
+                Some(trace::shortened(&format!("{}: {}", refusal.reason.as_str(), refusal.detail)))
+            }
             None => self.code.is_server_error().then(String::new),
         };
         trace.end(name, about, failure);

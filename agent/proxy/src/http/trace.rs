@@ -24,6 +24,11 @@ const B3_PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
+/// How much of a text a span keeps: spans wait in memory until the collector takes them.
+const MAX_TEXT: usize = 1024;
+/// Of a `tracestate`: what everybody who passes it on should keep.
+const MAX_STATE: usize = 512;
+
 /// The span of a request.
 pub(super) struct Trace {
     tracer: SdkTracer,
@@ -131,11 +136,16 @@ impl Attempt {
             }
             Err(refusal) => {
                 span.set_attribute(KeyValue::new("error.type", refusal.reason.as_str()));
-                span.set_status(Status::error(refusal.detail.clone()));
+                span.set_status(Status::error(shortened(&refusal.detail)));
             }
         }
         span.end();
     }
+}
+
+/// The beginning of a text that a client has chosen.
+pub(super) fn shortened(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
 }
 
 /// Sets a header, or takes it out if it would be empty.
@@ -163,7 +173,10 @@ fn w3c(headers: &HeaderMap) -> Context {
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
         carrier.insert(TRACEPARENT.as_str().to_owned(), text(parent));
         let states: Vec<_> = headers.get_all(TRACESTATE).iter().map(text).collect();
-        carrier.insert(TRACESTATE.as_str().to_owned(), states.join(","));
+        let states = states.join(",");
+        if states.len() <= MAX_STATE {
+            carrier.insert(TRACESTATE.as_str().to_owned(), states);
+        }
     }
     TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
 }
@@ -254,6 +267,19 @@ mod tests {
         let mut twice = headers(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01"))]);
         twice.append(TRACEPARENT, format!("00-{TRACE}-{SPAN}-00").parse().unwrap());
         assert_eq!(ids(&twice), None);
+    }
+
+    #[test]
+    fn what_clients_write_takes_no_more_room_than_that() {
+        let parent = format!("00-{TRACE}-{SPAN}-01");
+        let state = |length| {
+            w3c(&headers(&[("traceparent", &parent), ("tracestate", &format!("a={}", "b".repeat(length)))]))
+        };
+        let kept = |length| state(length).span().span_context().trace_state().get("a").is_some();
+        assert!(kept(200) && !kept(600));
+        assert_eq!(shortened("/a"), "/a");
+        assert_eq!(shortened(&"é".repeat(1000)).len(), MAX_TEXT);
+        assert_eq!(shortened(&format!("/{}", "é".repeat(1000))).len(), MAX_TEXT - 1);
     }
 
     #[test]
