@@ -143,6 +143,8 @@ fn missing(purpose: For) -> Vec<Step> {
     tools.extend([(For::Test, "ip", "iproute2"), (For::Test, "bpftool", "bpftool")]);
     // What shows that nothing is changed inside a pod.
     tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
+    // Opens sockets of every kind in a pod that is held.
+    tools.push((For::Test, "perl", "perl"));
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
     tools.extend([(For::Bench, "h2load", "nghttp2-client"), (For::Bench, "openssl", "openssl")]);
     tools.extend([(For::Bench, "nghttpd", "nghttp2-server"), (For::Bench, "taskset", "util-linux")]);
