@@ -5,8 +5,8 @@ use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::SystemTime};
 use anyhow::Context as _;
 use orlop_identity::jwt::{self, KeySet, Keys};
 use orlop_model::{
-    Behind, Hop, Judgement, NamespacedName, Reason, Service, Snapshot, Workload,
-    http::{Claims, Counted, Headers, Request, TokenRefused, TokenRules, Tokens, normalised},
+    Behind, Hop, Judgement, NamespacedName, Reason, Refused, Service, Snapshot, Workload,
+    http::{Claims, Counted, Headers, Request, ToAsk, TokenRefused, TokenRules, Tokens, normalised},
     world::KeySource,
 };
 
@@ -101,12 +101,17 @@ fn judge(
     let address =
         *address.or_else(|| source.addresses.first()).ok_or_else(|| refused(Reason::ConnectFailed))?;
     let routes = snapshot.routes();
+    let told = |refused: Refused| (refused.reason, refused.detail);
+    let shown = Shown(&request);
+    let to_ask = routes.to_ask(&target, &source.identity, address, &request, &shown).map_err(told)?;
+    for ToAsk { provider, policy } in &to_ask {
+        println!("  asks      ExtensionProvider {}, as {policy} wants; if that lets it pass:", provider.name);
+    }
+    let passed: Vec<_> = to_ask.into_iter().map(|of| of.provider).collect();
     let judgement = routes
-        .authorize(&target, &source.identity, address, Some(&request), &Shown(&request))
-        .map_err(|refused| (refused.reason, refused.detail))?;
-    let counted = routes
-        .limits(&target, &source.identity, address, &request, &Shown(&request))
-        .map_err(|refused| (refused.reason, refused.detail))?;
+        .authorize(&target, &source.identity, address, Some(&request), &shown, &passed)
+        .map_err(told)?;
+    let counted = routes.limits(&target, &source.identity, address, &request, &shown).map_err(told)?;
     let selected = match &target {
         Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
         Behind::Workload { .. } => None,

@@ -1,7 +1,9 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod caller;
+mod custom;
 mod gateway_api;
+mod grpc;
 mod h2c;
 mod hostile;
 mod leaving;

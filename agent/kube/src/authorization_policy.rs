@@ -7,7 +7,7 @@ use orlop_model::world::security::{
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::field::{FieldError, FieldPath, Ignored, NotNull};
+use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
 use crate::read::Metadata;
 use crate::selector::{self, Selector};
@@ -51,8 +51,15 @@ pub(crate) struct SpecObject {
     /// What is done with what matches: ALLOW (the default), DENY, AUDIT or CUSTOM.
     action: NotNull<String>,
     /// Whom to ask, with action CUSTOM.
-    #[serde(rename = "provider")]
-    _provider: Option<Ignored>,
+    provider: NotNull<ProviderObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+struct ProviderObject {
+    /// The name of an ExtensionProvider in the policy's namespace or the root namespace.
+    name: NotNull<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -169,6 +176,7 @@ pub(crate) fn convert(object: Object) -> Result<AuthorizationPolicy, FieldError>
         selector: selector::convert(spec.selector.0)?,
         targets,
         action: action(spec.action.0.as_deref())?,
+        provider: spec.provider.0.and_then(|provider| provider.name.0).filter(|name| !name.is_empty()),
         rules,
         dry_run,
         name,

@@ -15,6 +15,7 @@ mod directory;
 mod duration;
 mod endpoint_slice;
 mod error;
+mod extension_provider;
 mod field;
 mod gateway_api;
 mod metadata;

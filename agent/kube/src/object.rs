@@ -9,15 +9,15 @@ use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
-    EndpointSlice, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication, Service,
-    ServiceEntry, WorkloadEntry,
+    EndpointSlice, ExtensionProvider, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication,
+    Service, ServiceEntry, WorkloadEntry,
 };
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_path_to_error::Segment;
 
 use crate::field::{FieldError, FieldPath};
 use crate::{
-    authorization_policy, destination_rule, endpoint_slice, gateway_api, namespace, node,
+    authorization_policy, destination_rule, endpoint_slice, extension_provider, gateway_api, namespace, node,
     peer_authentication, pod, rate_limit, request_authentication, service, service_entry, virtual_service,
     workload_entry,
 };
@@ -38,6 +38,7 @@ pub(crate) enum Kind {
     DestinationRule,
     RequestAuthentication,
     RateLimit,
+    ExtensionProvider,
     HttpRoute,
     GrpcRoute,
     ReferenceGrant,
@@ -57,11 +58,12 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 7] = [
+    const OF_WAYPOINTS: [Self; 8] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
         Self::RateLimit,
+        Self::ExtensionProvider,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::ReferenceGrant,
@@ -87,6 +89,7 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::RateLimit => "RateLimit",
+            Self::ExtensionProvider => "ExtensionProvider",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
@@ -108,7 +111,8 @@ impl Kind {
             | Self::VirtualService
             | Self::DestinationRule
             | Self::RequestAuthentication
-            | Self::RateLimit => true,
+            | Self::RateLimit
+            | Self::ExtensionProvider => true,
             kind => kind.is_route(),
         }
     }
@@ -134,7 +138,7 @@ impl Kind {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
-            Self::RateLimit => &["orlop.dev/v1alpha1"],
+            Self::RateLimit | Self::ExtensionProvider => &["orlop.dev/v1alpha1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
         }
@@ -190,6 +194,9 @@ impl Kind {
                 Ok(Object::RequestAuthentication(Arc::new(request_authentication::convert(typed(object)?)?)))
             }
             Self::RateLimit => Ok(Object::RateLimit(Arc::new(rate_limit::convert(typed(object)?)?))),
+            Self::ExtensionProvider => {
+                Ok(Object::ExtensionProvider(Arc::new(extension_provider::convert(typed(object)?)?)))
+            }
             Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
             Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
             Self::ReferenceGrant => {
@@ -244,6 +251,7 @@ pub(crate) enum Key {
     DestinationRule(NamespacedName),
     RequestAuthentication(NamespacedName),
     RateLimit(NamespacedName),
+    ExtensionProvider(NamespacedName),
     HttpRoute(NamespacedName),
     GrpcRoute(NamespacedName),
     ReferenceGrant(NamespacedName),
@@ -267,6 +275,7 @@ impl Key {
             Kind::DestinationRule => Self::DestinationRule(namespaced()),
             Kind::RequestAuthentication => Self::RequestAuthentication(namespaced()),
             Kind::RateLimit => Self::RateLimit(namespaced()),
+            Kind::ExtensionProvider => Self::ExtensionProvider(namespaced()),
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
@@ -288,6 +297,7 @@ impl Key {
             | Self::DestinationRule(name)
             | Self::RequestAuthentication(name)
             | Self::RateLimit(name)
+            | Self::ExtensionProvider(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::ReferenceGrant(name) => Some(name),
@@ -310,6 +320,7 @@ impl Key {
             Self::DestinationRule(name) => world.destination_rules.contains_key(name),
             Self::RequestAuthentication(name) => world.request_authentications.contains_key(name),
             Self::RateLimit(name) => world.rate_limits.contains_key(name),
+            Self::ExtensionProvider(name) => world.extension_providers.contains_key(name),
             Self::HttpRoute(name) => world.http_routes.contains_key(name),
             Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
             Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
@@ -332,6 +343,7 @@ impl Key {
             Self::DestinationRule(name) => world.destination_rules.remove(name).is_some(),
             Self::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
             Self::RateLimit(name) => world.rate_limits.remove(name).is_some(),
+            Self::ExtensionProvider(name) => world.extension_providers.remove(name).is_some(),
             Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
             Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
             Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
@@ -353,6 +365,7 @@ impl Key {
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::RateLimit(_) => Kind::RateLimit,
+            Self::ExtensionProvider(_) => Kind::ExtensionProvider,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
@@ -376,6 +389,7 @@ impl fmt::Display for Key {
             | Self::DestinationRule(name)
             | Self::RequestAuthentication(name)
             | Self::RateLimit(name)
+            | Self::ExtensionProvider(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::ReferenceGrant(name) => write!(f, "{kind} {name}"),
@@ -399,6 +413,7 @@ pub(crate) enum Object {
     DestinationRule(Arc<DestinationRule>),
     RequestAuthentication(Arc<RequestAuthentication>),
     RateLimit(Arc<RateLimit>),
+    ExtensionProvider(Arc<ExtensionProvider>),
     /// An HTTPRoute or a GRPCRoute.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
@@ -420,6 +435,7 @@ impl Object {
             Self::DestinationRule(of) => Key::DestinationRule(of.name.clone()),
             Self::RequestAuthentication(of) => Key::RequestAuthentication(of.name.clone()),
             Self::RateLimit(of) => Key::RateLimit(of.name.clone()),
+            Self::ExtensionProvider(of) => Key::ExtensionProvider(of.name.clone()),
             Self::Route(of) => match of.kind {
                 RouteKind::Http => Key::HttpRoute(of.name.clone()),
                 RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
@@ -450,6 +466,7 @@ impl Object {
                 drop(world.request_authentications.insert(of.name.clone(), of));
             }
             Self::RateLimit(of) => drop(world.rate_limits.insert(of.name.clone(), of)),
+            Self::ExtensionProvider(of) => drop(world.extension_providers.insert(of.name.clone(), of)),
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
@@ -471,6 +488,7 @@ impl Object {
             Self::DestinationRule(new) => world.destination_rules.get(&new.name) == Some(new),
             Self::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
             Self::RateLimit(new) => world.rate_limits.get(&new.name) == Some(new),
+            Self::ExtensionProvider(new) => world.extension_providers.get(&new.name) == Some(new),
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
         };

@@ -100,6 +100,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         request_authentications,
         rate_limits,
         // Only a waypoint's routes are made of these.
+        extension_providers: _,
         virtual_services: _,
         destination_rules: _,
         http_routes: _,

@@ -58,6 +58,8 @@ reasons! {
     BadConnectRequest = "bad_connect_request",
     /// An authorization policy refuses it, or none of those that allow some matches.
     PolicyDenied = "policy_denied",
+    /// Whoever is to be asked about the request can't be asked.
+    AuthorizerUnavailable = "authorizer_unavailable",
     /// The token that the request shows can't be believed.
     InvalidToken = "invalid_token",
     /// The keys of the token's issuer can't be had.

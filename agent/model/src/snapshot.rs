@@ -101,6 +101,11 @@ impl Snapshot {
         self.services.get(name)
     }
 
+    /// The service that a client of this namespace calls by this host.
+    pub fn service_named(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
+        self.service_index.named(namespace, host)
+    }
+
     /// The enrolled pods of this node, sorted by name.
     pub fn local_pods(&self) -> &[LocalPod] {
         &self.local.pods

@@ -1,5 +1,6 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+mod extension_provider;
 pub mod gateway_api;
 mod path_pattern;
 mod rate_limit;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::map::Map;
 use crate::name::NamespacedName;
+pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{KeyPart, Limit, Rate, RateError, RateLimit, Unit};
@@ -68,6 +70,9 @@ pub struct World {
     /// RequestAuthentications by name.
     #[serde(skip)]
     pub request_authentications: Map<NamespacedName, RequestAuthentication>,
+    /// ExtensionProviders by name.
+    #[serde(skip)]
+    pub extension_providers: Map<NamespacedName, ExtensionProvider>,
     /// RateLimits by name.
     #[serde(skip)]
     pub rate_limits: Map<NamespacedName, RateLimit>,

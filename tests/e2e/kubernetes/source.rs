@@ -71,6 +71,10 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             }],
         },
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "orlop.dev/v1alpha1", "kind": "ExtensionProvider", "metadata": metadata("authz"),
+        "spec": {"envoyExtAuthzGrpc": {"service": "web.x.svc.cluster.local", "port": 80, "timeout": "1s"}},
+    }));
     let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
     for kind in ["HTTPRoute", "GRPCRoute"] {
         kubernetes.apply(&json!({
@@ -112,6 +116,11 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (
             format!("/apis/orlop.dev/v1alpha1/namespaces/{namespace}/ratelimits"),
             "RateLimit",
+            "orlop.dev/v1alpha1",
+        ),
+        (
+            format!("/apis/orlop.dev/v1alpha1/namespaces/{namespace}/extensionproviders"),
+            "ExtensionProvider",
             "orlop.dev/v1alpha1",
         ),
         (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
@@ -193,6 +202,7 @@ fn only(world: &mut World, namespace: &str) {
     world.virtual_services.retain(|name, _| name.namespace == namespace);
     world.destination_rules.retain(|name, _| name.namespace == namespace);
     world.request_authentications.retain(|name, _| name.namespace == namespace);
+    world.extension_providers.retain(|name, _| name.namespace == namespace);
     world.rate_limits.retain(|name, _| name.namespace == namespace);
     world.http_routes.retain(|name, _| name.namespace == namespace);
     world.grpc_routes.retain(|name, _| name.namespace == namespace);

@@ -23,6 +23,8 @@ pub struct Asked {
 pub enum Reply {
     /// A status and a body.
     Answer(u16, String),
+    /// The same, and headers.
+    With(u16, Vec<(&'static str, &'static str)>, String),
     /// The connection is closed.
     Close,
 }
@@ -99,14 +101,18 @@ fn serve(stream: TcpStream, script: &Script, shared: &Shared) -> std::io::Result
         shared.count.fetch_add(1, Ordering::SeqCst);
         shared.asked.lock().unwrap().push(asked.clone());
         match script(&asked) {
-            Reply::Answer(status, body) => {
-                let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", body.len());
-                reader.get_mut().write_all((head + &body).as_bytes())?;
-            }
+            Reply::Answer(status, body) => answer(reader.get_mut(), status, &[], &body)?,
+            Reply::With(status, headers, body) => answer(reader.get_mut(), status, &headers, &body)?,
             Reply::Close => return reader.get_ref().shutdown(Shutdown::Both),
         }
     }
     Ok(())
+}
+
+fn answer(stream: &mut TcpStream, status: u16, headers: &[(&str, &str)], body: &str) -> std::io::Result<()> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
+    stream.write_all((head + body).as_bytes())
 }
 
 /// `None` at the end of the connection.

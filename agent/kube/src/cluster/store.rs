@@ -139,6 +139,9 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
             world.request_authentications.keys().cloned().map(Key::RequestAuthentication).collect()
         }
         Kind::RateLimit => world.rate_limits.keys().cloned().map(Key::RateLimit).collect(),
+        Kind::ExtensionProvider => {
+            world.extension_providers.keys().cloned().map(Key::ExtensionProvider).collect()
+        }
         Kind::HttpRoute => world.http_routes.keys().cloned().map(Key::HttpRoute).collect(),
         Kind::GrpcRoute => world.grpc_routes.keys().cloned().map(Key::GrpcRoute).collect(),
         Kind::ReferenceGrant => world.reference_grants.keys().cloned().map(Key::ReferenceGrant).collect(),

@@ -265,6 +265,7 @@ mod tests {
             "destinationrules",
             "requestauthentications",
             "ratelimits",
+            "extensionproviders",
             "httproutes",
             "grpcroutes",
             "referencegrants",

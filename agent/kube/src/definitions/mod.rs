@@ -1,6 +1,7 @@
-//! The CustomResourceDefinitions of the kinds that Istio has, made from the types which read them.
+//! The CustomResourceDefinitions of the kinds that Istio has, and of what it has in its mesh configuration, made from
+//! the types which read them.
 //!
-//! They are for clusters where Istio's own are not, so they take whatever those take: what is not read is kept, and
+//! Istio's are for clusters where its own are not, so they take whatever those take: what is not read is kept, and
 //! what is wrong is told in conditions. `deploy/crds` holds them; `cargo xtask crds` writes them.
 
 mod rules;
@@ -15,8 +16,8 @@ use serde_json::{Value, json};
 
 use crate::object::Kind;
 use crate::{
-    authorization_policy, destination_rule, peer_authentication, request_authentication, service_entry,
-    virtual_service, workload_entry,
+    authorization_policy, destination_rule, extension_provider, peer_authentication, request_authentication,
+    service_entry, virtual_service, workload_entry,
 };
 
 /// Set by `cargo xtask crds`: the files are written, and not compared.
@@ -27,7 +28,7 @@ struct Definition {
     kind: Kind,
     plural: &'static str,
     short: &'static str,
-    /// All that Istio serves, the one that is stored first.
+    /// All that Istio serves of its own, the one that is stored first.
     versions: &'static [&'static str],
     about: &'static str,
     /// What `kubectl get` shows: headings, and where the value is.
@@ -107,6 +108,16 @@ fn definitions() -> Vec<Definition> {
             columns: &[("Address", ".spec.address")],
             spec: spec::<workload_entry::BackendObject>(),
         },
+        Definition {
+            kind: Kind::ExtensionProvider,
+            plural: "extensionproviders",
+            short: "extp",
+            versions: &["v1alpha1"],
+            about: "Says whom AuthorizationPolicies with action CUSTOM ask, as extensionProviders of Istio's mesh \
+                    configuration do.",
+            columns: &[],
+            spec: spec::<extension_provider::SpecObject>(),
+        },
     ]
 }
 
@@ -142,12 +153,19 @@ impl Definition {
                 "names": {
                     "kind": kind, "listKind": format!("{kind}List"), "plural": self.plural,
                     "singular": kind.to_lowercase(), "shortNames": [self.short],
-                    "categories": ["istio-io", format!("{}-istio-io", group.split('.').next().unwrap())],
+                    "categories": self.categories(),
                 },
                 "scope": "Namespaced",
                 "versions": versions.collect::<Vec<_>>(),
             },
         })
+    }
+
+    fn categories(&self) -> Vec<String> {
+        match self.group().strip_suffix(".istio.io") {
+            Some(part) => vec!["istio-io".to_owned(), format!("{part}-istio-io")],
+            None => vec!["orlop".to_owned()],
+        }
     }
 
     fn schema(&self) -> Value {
@@ -254,7 +272,7 @@ fn every_version_that_is_read_is_defined() {
     }
     let conditions = Kind::all_with_conditions();
     let defined: Vec<_> = definitions().iter().map(|definition| definition.kind).collect();
-    // Our own is written by hand.
+    // This one is written by hand.
     let made = conditions.iter().filter(|kind| **kind != Kind::RateLimit);
     assert!(made.into_iter().all(|kind| defined.contains(kind)), "{conditions:?}");
 }

@@ -22,6 +22,7 @@ pub(super) fn of(kind: Kind) -> Vec<Rule> {
         Kind::DestinationRule => destination_rule(),
         Kind::ServiceEntry => service_entry(),
         Kind::WorkloadEntry => workload_entry(),
+        Kind::ExtensionProvider => extension_provider(),
         _ => Vec::new(),
     }
 }
@@ -207,6 +208,33 @@ fn service_entry() -> Vec<Rule> {
         a_port("spec.ports[].targetPort"),
         a_port("spec.endpoints[].ports{}"),
     ]
+}
+
+/// Of a provider, at these paths.
+macro_rules! of_provider {
+    ($($provider:literal),*) => {
+        [$(
+            required($provider, &["service", "port"]),
+            a_port(concat!($provider, ".port")),
+            duration(concat!($provider, ".timeout"), "1ms"),
+            rule(concat!($provider, ".statusOnError"), json!({"pattern": "^[45][0-9][0-9]$"})),
+            required(concat!($provider, ".includeRequestBodyInCheck"), &["maxRequestBytes"]),
+            rule(
+                concat!($provider, ".includeRequestBodyInCheck.maxRequestBytes"),
+                json!({"minimum": 1, "maximum": 65536}),
+            ),
+        )*]
+    };
+}
+
+fn extension_provider() -> Vec<Rule> {
+    let mut rules = vec![cel(
+        "spec",
+        "has(self.envoyExtAuthzGrpc) != has(self.envoyExtAuthzHttp)",
+        "must be one of envoyExtAuthzGrpc and envoyExtAuthzHttp",
+    )];
+    rules.extend(of_provider!("spec.envoyExtAuthzGrpc", "spec.envoyExtAuthzHttp"));
+    rules
 }
 
 fn workload_entry() -> Vec<Rule> {

@@ -12,14 +12,14 @@ use crate::compile::Settings;
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::policy::{
-    CompiledPolicy, Facts, Finding, Layer, Policies, RequestFacts, Sight, Token, TrustDomains,
+    CompiledPolicy, Facts, Finding, Layer, Policies, RequestFacts, ToAsk, Token, TrustDomains,
 };
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::waypoint::is_of_class;
-use crate::world::World;
 use crate::world::security::Target;
+use crate::world::{ExtensionProvider, World};
 
 pub(super) type ServiceKey = (ServiceKind, NamespacedName);
 
@@ -34,6 +34,8 @@ pub(super) struct RequestPolicies {
     /// The services with policies that lead to a port of a workload, and by which port of theirs: whoever dials it gets
     /// no further than through them.
     served: HashMap<(WorkloadKind, NamespacedName, u16), Vec<(ServiceKey, u16)>>,
+    /// Whether somebody may have to be asked.
+    pub asks: bool,
     /// Whose tokens are taken.
     pub authentications: Authentications,
     /// How many requests may be made.
@@ -50,8 +52,10 @@ impl RequestPolicies {
         let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
         let (mut of_class, mut of_waypoint) = (Vec::new(), Vec::new());
         let mut of_services: HashMap<ServiceKey, Vec<_>> = HashMap::new();
+        let mut asks = false;
         for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
-            let compiled = Arc::new(CompiledPolicy::new(policy, Sight::Requests, &trust));
+            let compiled = Arc::new(CompiledPolicy::of_waypoint(policy, world, settings, &trust));
+            asks |= compiled.provider.is_some();
             let named = |name: &str| NamespacedName::new(&policy.name.namespace, name);
             for target in &policy.targets {
                 let list = match target {
@@ -103,6 +107,7 @@ impl RequestPolicies {
             waypoint: layer(of_waypoint),
             services: services.collect(),
             served,
+            asks,
             authentications,
             limits,
         }
@@ -125,6 +130,7 @@ impl RequestPolicies {
         address: IpAddr,
         request: Option<&Request<'_>>,
         tokens: &dyn Tokens,
+        passed: &[Arc<ExtensionProvider>],
     ) -> Result<Judgement, Refused> {
         let unasked = self.class.is_none() && self.waypoint.is_none() && self.services.is_empty();
         if unasked && self.authentications.is_empty() {
@@ -134,7 +140,7 @@ impl RequestPolicies {
             return Err(unreadable(name));
         }
         let request = request.map(RequestFacts::new);
-        let facts = facts(target, client, address, request.as_ref());
+        let facts = Facts { passed, ..facts(target, client, address, request.as_ref()) };
         // Each of a workload's services could have been dialled, and each has its say, as if it had been.
         let mut all = Judgement::default();
         for service in self.services_of(target) {
@@ -143,6 +149,32 @@ impl RequestPolicies {
             all.add(self.of_service(service, &Facts { port, ..facts }, tokens)?);
         }
         Ok(all)
+    }
+
+    /// Who is to be asked about it, by the policies of each service that it may have meant.
+    pub fn to_ask(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        request: &Request<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Vec<ToAsk>, Refused> {
+        let mut found: Vec<ToAsk> = Vec::new();
+        if !self.asks {
+            return Ok(found);
+        }
+        let request = RequestFacts::new(request);
+        let facts = facts(target, client, address, Some(&request));
+        for service in self.services_of(target) {
+            let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
+            let service = service.map(|(service, _)| service);
+            let verified = self.verified(service.as_ref(), &facts, tokens)?;
+            let facts = Facts { port, token: token(&verified), ..facts };
+            let new = self.policies_of(service).to_ask(&facts);
+            found.extend(new.into_iter().filter(|new| !found.contains(new)).collect::<Vec<_>>());
+        }
+        Ok(found)
     }
 
     /// What it counts for, of each service that it may have meant.
@@ -212,9 +244,12 @@ impl RequestPolicies {
         }
         let verified = self.verified(service.as_ref(), facts, tokens)?;
         let facts = Facts { token: token(&verified), ..*facts };
+        Judgement::of(self.policies_of(service).judge(&facts), |denied| denied.explain_by(&facts))
+    }
+
+    fn policies_of(&self, service: Option<ServiceKey>) -> Policies {
         let of_service = service.and_then(|service| self.services.get(&service).cloned());
-        let policies = Policies::new([of_service, self.waypoint.clone(), self.class.clone()]);
-        Judgement::of(policies.judge(&facts), |denied| denied.explain_by(&facts))
+        Policies::new([of_service, self.waypoint.clone(), self.class.clone()])
     }
 
     /// What a request's token says by what is asked of it for this service; `None` where nobody asks for any.

@@ -10,7 +10,7 @@ use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, FindingReason, Severity, limit_findings, token_findings};
+use crate::policy::{Finding, FindingReason, Severity, limit_findings, provider_findings, token_findings};
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -54,6 +54,7 @@ impl Snapshot {
         findings.extend(policies.findings(world, settings, waypoint));
         findings.extend(limit_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));
+        findings.extend(provider_findings(world, settings, &self));
         let node = world.nodes.get(&settings.node);
         self.routes = Arc::new(Routes {
             tables,

@@ -8,7 +8,9 @@ use super::destination::{labels_of, most_specific};
 use super::gateway_api::survey_routes;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, FindingReason, Severity, limit_findings, shown, token_findings};
+use crate::policy::{
+    Finding, FindingReason, Severity, limit_findings, provider_findings, shown, token_findings,
+};
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::world::routing::{Destination, DestinationRule, HttpRule, RuleAction, Subset, VirtualService};
@@ -28,6 +30,7 @@ impl Snapshot {
         found.extend(survey_routes(world, self));
         found.extend(limit_findings(world, settings, services()));
         found.extend(token_findings(world, settings, services()));
+        found.extend(provider_findings(world, settings, self));
         found.extend(self.findings().iter().cloned());
         found.sort();
         found.dedup();

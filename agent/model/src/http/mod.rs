@@ -21,6 +21,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use crate::policy::ToAsk;
 pub use bucket::Bucket;
 pub use destination::Target;
 pub use gateway_api::Grants;
@@ -39,7 +40,7 @@ use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
-use crate::world::{Labels, RemoteKeys};
+use crate::world::{ExtensionProvider, Labels, RemoteKeys};
 use authorize::RequestPolicies;
 use destination::Destinations;
 use gateway_api::Attached;
@@ -123,7 +124,8 @@ impl Routes {
 
     /// Decides by the AuthorizationPolicies for the service or the waypoint whether a client at this address may ask for
     /// this; without a request, whether it may have a connection in which no HTTP is seen. Tokens that the
-    /// RequestAuthentications ask for are verified by `tokens`, and what one says of its bearer counts.
+    /// RequestAuthentications ask for are verified by `tokens`, and what one says of its bearer counts. What a CUSTOM
+    /// policy matches is refused unless its provider is one of `passed`, which have let it pass.
     pub fn authorize(
         &self,
         target: &Behind,
@@ -131,8 +133,26 @@ impl Routes {
         address: IpAddr,
         request: Option<&Request<'_>>,
         tokens: &dyn Tokens,
+        passed: &[Arc<ExtensionProvider>],
     ) -> Result<Judgement, Refused> {
-        self.policies.judge(target, client, address, request, tokens)
+        self.policies.judge(target, client, address, request, tokens, passed)
+    }
+
+    /// Who is to be asked about a request first, as CUSTOM policies want it.
+    pub fn to_ask(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        request: &Request<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Vec<ToAsk>, Refused> {
+        self.policies.to_ask(target, client, address, request, tokens)
+    }
+
+    /// Whether there is anybody to ask at all.
+    pub fn has_providers(&self) -> bool {
+        self.policies.asks
     }
 
     /// The limits that a request for this counts for. Those that a client at this address is let ask it by, which is

@@ -38,12 +38,12 @@ fn matched(hit: &Hit, facts: &Facts<'_>) -> String {
     let mut text = match policy.action {
         Action::Custom => {
             let what = match policy.sight {
-                Sight::Connections => "about a connection",
-                Sight::Requests => "yet",
+                Sight::Connections => "its provider can't be asked about a connection",
+                Sight::Requests if policy.provider.is_none() => "there is no provider to ask",
+                Sight::Requests => "its provider has not let it pass",
             };
             format!(
-                "AuthorizationPolicy {} has action CUSTOM: its provider can't be asked {what}, so \
-                 rules[{rule}] denies what it matches",
+                "AuthorizationPolicy {} has action CUSTOM: {what}, so rules[{rule}] denies what it matches",
                 policy.name
             )
         }

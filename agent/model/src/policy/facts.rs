@@ -1,8 +1,10 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::http::{Claims, Headers, Request, readings};
 use crate::identity::Identity;
+use crate::world::ExtensionProvider;
 
 /// What rules ask of a connection, or of a request in it. The texts are empty where the source has no identity: no
 /// value matches that.
@@ -20,6 +22,8 @@ pub(crate) struct Facts<'a> {
     /// `None` where no HTTP is seen.
     pub request: Option<&'a RequestFacts<'a>>,
     pub token: Token<'a>,
+    /// Those who were asked about it and let it pass.
+    pub passed: &'a [Arc<ExtensionProvider>],
 }
 
 /// What is known of a request's token.
@@ -45,6 +49,7 @@ impl<'a> Facts<'a> {
             port: destination.port(),
             request: None,
             token: Token::Untold,
+            passed: &[],
         }
     }
 }

@@ -148,17 +148,18 @@ fn of_whole(
     tell: &mut impl FnMut(Severity, FindingReason, String),
 ) {
     if policy.dry_run {
-        let message = "is in dry run: what it would say is told, not enforced";
+        let message = match policy.action {
+            Action::Custom => {
+                "is in dry run, in which its provider is not asked: what it matches is told, and passes"
+            }
+            _ => "is in dry run: what it would say is told, not enforced",
+        };
         tell(Severity::Info, FindingReason::DryRun, message.to_owned());
     }
-    if policy.action == Action::Custom {
-        let why = match sight {
-            Sight::Connections => "about a connection",
-            Sight::Requests => "yet",
-        };
-        let message =
-            format!("has action CUSTOM, whose provider can't be asked {why}: what its rules match is denied");
-        tell(Severity::Error, FindingReason::NoProvider, message);
+    if policy.action == Action::Custom && sight == Sight::Connections && !policy.dry_run {
+        let message = "has action CUSTOM, whose provider can't be asked about a connection: what its rules match is \
+                       denied; give it targetRefs, so that a waypoint asks";
+        tell(Severity::Error, FindingReason::NoProvider, message.to_owned());
     }
     if policy.action != Action::Allow && policy.rules.is_empty() {
         let message = "has no rules, so it matches nothing; write rules: [{}] to match everything";
@@ -176,7 +177,8 @@ fn of_rules(
         if !rule.unseen.is_empty() {
             let effect = match action {
                 Action::Allow => "so the rule never matches here",
-                Action::Deny | Action::Custom => "so they are left out and the rule denies more than it says",
+                Action::Custom => "so they are left out and more is asked about or denied than it says",
+                Action::Deny => "so they are left out and the rule denies more than it says",
                 Action::Audit => "so they are left out and the rule audits more than it says",
             };
             let fields = rule.unseen.join(", ");

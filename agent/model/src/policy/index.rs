@@ -30,16 +30,20 @@ pub(crate) enum Effect {
     Refuse,
     Allow,
     Audit,
+    /// Somebody is to be asked.
+    Ask,
     DryRun,
 }
 
-/// Rules that match: all of those in dry run, and one of each other effect.
+/// Rules that match: all of those in dry run and of those that want somebody asked, and one of each other effect.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matching<'a> {
     pub refuse: Option<&'a Hit>,
     pub allow: Option<&'a Hit>,
     pub audit: Option<&'a Hit>,
-    /// One may be there more than once.
+    /// One may be there more than once, as one of these.
+    pub ask: Vec<&'a Hit>,
+    /// The same.
     pub dry_run: Vec<&'a Hit>,
 }
 
@@ -49,7 +53,7 @@ impl<'a> Matching<'a> {
             Effect::Refuse => self.refuse.is_none(),
             Effect::Allow => self.allow.is_none(),
             Effect::Audit => self.audit.is_none(),
-            Effect::DryRun => true,
+            Effect::Ask | Effect::DryRun => true,
         }
     }
 
@@ -58,6 +62,7 @@ impl<'a> Matching<'a> {
             Effect::Refuse => self.refuse = Some(hit),
             Effect::Allow => self.allow = Some(hit),
             Effect::Audit => self.audit = Some(hit),
+            Effect::Ask => self.ask.push(hit),
             Effect::DryRun => self.dry_run.push(hit),
         }
     }
@@ -71,7 +76,7 @@ impl Index {
             let effect = policy.effect();
             for (number, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| !rule.never) {
                 // Of rules that ask the same the first is enough, unless each policy has a say.
-                if effect == Effect::DryRun || seen.insert((effect, &rule.clauses)) {
+                if matches!(effect, Effect::Ask | Effect::DryRun) || seen.insert((effect, &rule.clauses)) {
                     rules.push((effect, Hit { policy: policy.clone(), rule: number }));
                 }
             }

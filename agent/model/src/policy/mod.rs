@@ -9,6 +9,7 @@ mod index;
 mod limits;
 mod listed;
 mod prepared;
+mod providers;
 mod rule;
 mod scope;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use crate::authorize::{Allowed, Cause, Denied, DryRun, Outcome};
 use crate::name::NamespacedName;
+use crate::world::ExtensionProvider;
 use crate::world::security::Action;
 pub(crate) use facts::{Facts, RequestFacts, Token};
 pub use finding::{Concern, Finding, FindingReason, Severity};
@@ -31,6 +33,7 @@ pub(crate) use limits::limit_findings;
 pub use listed::ListedPolicy;
 pub(crate) use listed::listed;
 pub(crate) use prepared::Prepared;
+pub(crate) use providers::provider_findings;
 use rule::Clause;
 pub(crate) use rule::{CompiledRule, Sight};
 pub(crate) use scope::Scopes;
@@ -54,12 +57,23 @@ pub(crate) struct Layer {
     index: Index,
 }
 
+/// A provider that is to be asked about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToAsk {
+    /// Who.
+    pub provider: Arc<ExtensionProvider>,
+    /// The AuthorizationPolicy that wants it.
+    pub policy: Arc<NamespacedName>,
+}
+
 /// A policy with its rules made ready.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CompiledPolicy {
     pub name: Arc<NamespacedName>,
     pub action: Action,
     pub dry_run: bool,
+    /// Who is asked about what a CUSTOM policy matches; `None` where nobody can be.
+    pub provider: Option<Arc<ExtensionProvider>>,
     /// Who judges by it.
     pub sight: Sight,
     pub rules: Vec<CompiledRule>,
@@ -81,6 +95,11 @@ impl Hit {
         &self.policy.rules[self.rule]
     }
 
+    /// Whether the provider that it wants asked has let it pass.
+    fn has_passed(&self, facts: &Facts<'_>) -> bool {
+        self.policy.provider.as_ref().is_some_and(|provider| facts.passed.contains(provider))
+    }
+
     fn clauses(&self) -> &[Clause] {
         &self.compiled().clauses
     }
@@ -91,6 +110,7 @@ impl CompiledPolicy {
         match self.action {
             _ if self.dry_run => Effect::DryRun,
             Action::Allow => Effect::Allow,
+            Action::Custom if self.provider.is_some() => Effect::Ask,
             Action::Deny | Action::Custom => Effect::Refuse,
             Action::Audit => Effect::Audit,
         }
@@ -124,13 +144,28 @@ impl Policies {
         self.layers().map(names).collect()
     }
 
-    /// What a CUSTOM or DENY policy matches is denied; else, where ALLOW policies apply, one of them must match.
+    /// Who is to be asked about it, and by which policies, sorted by policy.
+    pub fn to_ask(&self, facts: &Facts<'_>) -> Vec<ToAsk> {
+        let hits = self.matching(facts).ask;
+        let to_ask = hits.into_iter().filter_map(|hit| {
+            let provider = hit.policy.provider.clone()?;
+            Some(ToAsk { provider, policy: Arc::clone(&hit.policy.name) })
+        });
+        let mut found: Vec<_> = to_ask.collect();
+        found.sort_by(|a, b| a.policy.cmp(&b.policy));
+        found.dedup();
+        found
+    }
+
+    /// What a DENY policy matches is denied, and what a CUSTOM one does whose provider has not let it pass; else, where
+    /// ALLOW policies apply, one of them must match.
     pub fn judge(&self, facts: &Facts<'_>) -> Result<Allowed, Denied> {
         let matching = self.matching(facts);
         let audit = matching.audit.is_some();
         let dry_run = self.dry_run(&matching);
         let policy = |hit: &Hit| Some(hit.policy.name.clone());
-        match (matching.refuse, matching.allow) {
+        let unasked = matching.ask.iter().copied().find(|hit| !hit.has_passed(facts));
+        match (unasked.or(matching.refuse), matching.allow) {
             (Some(hit), _) => {
                 Err(Denied { policy: policy(hit), audit, dry_run, cause: Cause::Matched(hit.clone()) })
             }

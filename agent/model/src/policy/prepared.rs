@@ -86,6 +86,7 @@ impl CompiledPolicy {
             name: Arc::new(policy.name.clone()),
             action: policy.action,
             dry_run: policy.dry_run,
+            provider: None,
             sight,
             findings: findings::of_policy(policy, sight, &rules, trust),
             ports: findings::ports(policy),

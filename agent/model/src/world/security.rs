@@ -21,6 +21,9 @@ pub struct AuthorizationPolicy {
     pub targets: Vec<Target>,
     /// `spec.action`
     pub action: Action,
+    /// `spec.provider.name`: who is asked, where the action is CUSTOM.
+    #[serde(default)]
+    pub provider: Option<String>,
     /// `spec.rules`; without any, nothing matches.
     pub rules: Vec<Rule>,
     /// Annotation `istio.io/dry-run: "true"`: told of, not enforced.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod custom;
 mod destinations;
 mod findings;
 mod gateway_api;

@@ -59,7 +59,7 @@ fn rule(issuer: &str) -> JwtRule {
     JwtRule {
         issuer: issuer.to_owned(),
         audiences: Vec::new(),
-        keys: KeySource::Inline(String::new()),
+        keys: KeySource::Inline("".into()),
         locations: vec![TokenLocation::Header { name: "authorization".into(), prefix: "Bearer ".into() }],
         forward: false,
         payload_header: None,
@@ -110,7 +110,7 @@ fn judge(world: &World, tokens: &dyn Tokens) -> Result<Judgement, Refused> {
 fn ask(snapshot: &orlop_model::Snapshot, target: &Behind, tokens: &dyn Tokens) -> Result<Judgement, Refused> {
     let identity = Identity::new(&settings().trust_domain, "shop", "a");
     let request: Request<'_> = get("/");
-    snapshot.routes().authorize(target, &identity, "10.0.0.9".parse().unwrap(), Some(&request), tokens)
+    snapshot.routes().authorize(target, &identity, "10.0.0.9".parse().unwrap(), Some(&request), tokens, &[])
 }
 
 fn of(values: &[&str], not_values: &[&str]) -> Match<Pattern> {

@@ -261,10 +261,16 @@ fn any_policy() -> impl Strategy<Value = AuthorizationPolicy> {
             selector: labels(&app.map(|app| ("app", app)).into_iter().collect::<Vec<_>>()),
             targets: targeted.then(|| Target::Service("web".to_owned())).into_iter().collect(),
             action,
+            // No connection is one that it can be asked about.
+            provider: some_provider(action),
             rules,
             dry_run,
         },
     )
+}
+
+fn some_provider(action: Action) -> Option<String> {
+    (action == Action::Custom).then(|| "authz".to_owned())
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {

@@ -94,8 +94,8 @@ pub(super) fn apply(
 }
 
 /// Also in the spelling that servers take for the same which know headers as variables (RFC 3875, section 4.1.18).
-fn remove(headers: &mut HeaderMap, name: &str) {
-    let plain = |name: &str| name.replace('_', "-");
+pub(super) fn remove(headers: &mut HeaderMap, name: &str) {
+    let plain = |name: &str| name.replace(['_', '.'], "-");
     let wanted = plain(name);
     let alike: Vec<HeaderName> = headers.keys().filter(|of| plain(of.as_str()) == wanted).cloned().collect();
     for name in alike {

@@ -6,11 +6,12 @@ use http::{HeaderMap, request};
 use orlop_model::{
     Behind, Judgement, Reason, Service, Snapshot,
     http::{Headers, NoTokens, Request, Tokens},
+    world::ExtensionProvider,
 };
 
 use super::{
     authenticate::Credentials,
-    exchange::{GoesOn, Template},
+    exchange::{Elsewhere, GoesOn, Template},
     rewrite::Destined,
     session::Session,
 };
@@ -23,37 +24,46 @@ pub(super) fn request(
     parts: &request::Parts,
     destined: &Destined,
     credentials: Option<&Credentials>,
+    passed: &[Arc<ExtensionProvider>],
 ) -> Result<Judgement, Refusal> {
     let headers = Seen(&parts.headers);
     let asked = asked(session, parts, destined, &headers);
-    judge(session, snapshot, &session.target, Some((&asked, credentials)))
+    judge(session, snapshot, &session.target, Some((&asked, credentials)), passed)
 }
 
 /// Whether it may have a connection in which no HTTP is seen.
 pub(super) fn connection(session: &Session, snapshot: &Snapshot) -> Result<Judgement, Refusal> {
-    judge(session, snapshot, &session.target, None)
+    judge(session, snapshot, &session.target, None, &[])
 }
 
-/// Whether it may reach the port of a service that a rule leads to, by what that is asked: if that is another than it
-/// dialled, or if the rule is not of the service's namespace, and may have made something else of the request.
-pub(super) fn elsewhere(
+/// What a rule leads to, if that is to be asked too: if it is another than was dialled, or if the rule is not of the
+/// service's namespace, and may have made something else of the request.
+pub(super) fn further(
     session: &Session,
-    snapshot: &Snapshot,
     service: &Arc<Service>,
     port: u16,
-    template: &mut Template,
-) -> Result<Option<Judgement>, Refusal> {
+    template: &Template,
+) -> Option<Behind> {
     let is_dialled = |(dialled, its_port): (&Arc<Service>, u16)| {
         dialled.name == service.name && dialled.kind == service.kind && its_port == port
     };
     if template.is_own(&service.name.namespace) && session.service_port().is_some_and(is_dialled) {
-        return Ok(None);
+        return None;
     }
-    let target = Behind::Service { service: service.clone(), port, dialled: None };
-    template.authenticate(snapshot, &target)?;
+    Some(Behind::Service { service: service.clone(), port, dialled: None })
+}
+
+/// Whether it may reach the port of a service that a rule leads to, by what that is asked.
+pub(super) fn elsewhere(
+    session: &Session,
+    snapshot: &Snapshot,
+    (target, port): (&Behind, u16),
+    template: &Template,
+    passed: &[Arc<ExtensionProvider>],
+) -> Result<Judgement, Refusal> {
     let headers = Seen(template.headers());
     let asked = Request { port, ..asked(session, template.parts(), template.destined(), &headers) };
-    judge(session, snapshot, &target, Some((&asked, template.credentials()))).map(Some)
+    judge(session, snapshot, target, Some((&asked, template.credentials())), passed)
 }
 
 /// Until the policies no longer allow what they have allowed: this, or a connection in which no HTTP is seen.
@@ -72,13 +82,15 @@ pub(super) async fn withdrawn(session: &Session, of: Option<&GoesOn>) -> Refusal
 }
 
 fn still(session: &Session, snapshot: &Snapshot, of: Option<&GoesOn>) -> Result<(), Refusal> {
-    let Some(GoesOn { asked, elsewhere: further }) = of else {
+    let Some(GoesOn { asked, passed, elsewhere: further }) = of else {
         return connection(session, snapshot).map(drop);
     };
-    request(session, snapshot, asked.parts(), asked.destined(), asked.credentials())?;
+    request(session, snapshot, asked.parts(), asked.destined(), asked.credentials(), passed)?;
     match further {
-        Some((service, port, template)) => {
-            elsewhere(session, snapshot, service, *port, &mut template.clone()).map(drop)
+        Some(Elsewhere { target, port, asked, passed }) => {
+            let mut asked = asked.clone();
+            asked.authenticate(snapshot, target)?;
+            elsewhere(session, snapshot, (target, *port), &asked, passed).map(drop)
         }
         None => Ok(()),
     }
@@ -89,12 +101,14 @@ fn judge(
     snapshot: &Snapshot,
     target: &Behind,
     asked: Option<(&Request<'_>, Option<&Credentials>)>,
+    passed: &[Arc<ExtensionProvider>],
 ) -> Result<Judgement, Refusal> {
     let (identity, client) = (&session.peer.identity, session.client.ip());
     let credentials = asked.and_then(|(_, credentials)| credentials);
     let tokens: &dyn Tokens = credentials.map_or(&NoTokens, |credentials| credentials);
     let request = asked.map(|(request, _)| request);
-    snapshot.routes().authorize(target, identity, client, request, tokens).map_err(Refusal::from)
+    let routes = snapshot.routes();
+    routes.authorize(target, identity, client, request, tokens, passed).map_err(Refusal::from)
 }
 
 /// The request as rules and policies see it.

@@ -1,6 +1,7 @@
 //! Answers' bodies: passed on frame by frame, trailers included, and counted.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -60,6 +61,28 @@ impl ResponseBody {
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         Self { content: Content::Server { body, lease, ended: false, deadline }, record: Some(record) }
     }
+}
+
+/// All of a body, and its trailers. One of more than `most` bytes is an error.
+pub(super) async fn read(
+    mut body: Incoming,
+    http2: bool,
+    most: usize,
+) -> Result<(Bytes, Option<HeaderMap>), String> {
+    let (mut bytes, mut trailers) = (Vec::new(), None);
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame.map_err(|error| error.to_string())?.into_data() {
+            Ok(data) if bytes.len() + data.len() > most => {
+                return Err(format!("the answer has more than {most} bytes"));
+            }
+            Ok(data) => bytes.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok().or(trailers),
+        }
+    }
+    if broke_off(&body, http2) {
+        return Err("the answer broke off".to_owned());
+    }
+    Ok((bytes.into(), trailers))
 }
 
 impl Body for ResponseBody {

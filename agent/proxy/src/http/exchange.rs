@@ -10,15 +10,19 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
-    Behind, NamespacedName, Reason, Service, Snapshot,
+    Behind, NamespacedName, Reason, Snapshot,
     http::{Action, Choice, Rule, Selected, Split, normalised},
-    world::routing::{Abort, Redirect},
+    world::{
+        ExtensionProvider,
+        routing::{Abort, Redirect},
+    },
 };
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{
     authenticate::{self, Credentials},
     authorize::{self, Seen, asked},
+    authorizer::{self, Asking},
     body::{ResponseBody, grpc_status},
     cors, failure, forward, headers,
     io::Io,
@@ -78,7 +82,18 @@ async fn handle(
     let credentials = Credentials::of(session, &snapshot, &parts.headers, &destined);
     let presented = credentials.as_deref();
     authenticate::apply(presented, &snapshot, &session.target, &mut parts.headers, &mut destined)?;
-    record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined, presented)?);
+    let replay = Replay::new(body, parts.version == Version::HTTP_2, Rc::clone(&record.sent));
+    let mut asking = Asking {
+        target: &session.target,
+        port: session.port(),
+        parts: &mut parts,
+        destined: &destined,
+        credentials: presented,
+        body: Some(&replay),
+    };
+    check(session, &snapshot, &mut asking, record).await?;
+    let passed = &record.checked.providers;
+    record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined, presented, passed)?);
     let dialled = (&session.target, session.port());
     limit::take(session, &snapshot, dialled, (&parts, &destined), presented, record)?;
     if headers::wants_websocket(parts.version, &parts.headers) {
@@ -86,12 +101,13 @@ async fn handle(
         asked.extensions.clear();
         let credentials = credentials.clone();
         let asked = Template { parts: asked, destined: destined.clone(), credentials, rule: None };
-        record.goes_on = Some(Box::new(GoesOn { asked, elsewhere: None }));
+        let passed = record.checked.providers.clone();
+        record.goes_on = Some(Box::new(GoesOn { asked, passed, elsewhere: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
         let asked = Template { parts, destined, credentials, rule: None };
-        let (response, answered) = send(session, plan, asked, body, record).await?;
+        let (response, answered) = send(session, plan, asked, replay, record).await?;
         return Ok(Answer::Server(response, answered));
     };
     let rule = selected.rule;
@@ -103,7 +119,7 @@ async fn handle(
         return Ok(Answer::Own(answer.map(|()| Vec::new())));
     }
     let asked = Template { parts, destined, credentials, rule: None };
-    let answer = act(session, &snapshot, &selected, asked, body, record).await;
+    let answer = act(session, &snapshot, &selected, asked, replay, record).await;
     answer.map(|mut answer| {
         let headers = match &mut answer {
             Answer::Own(response) => response.headers_mut(),
@@ -149,7 +165,7 @@ async fn act(
     snapshot: &Arc<Snapshot>,
     selected: &Selected<'_>,
     asked: Template,
-    body: Incoming,
+    replay: Replay,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     let rule = selected.rule;
@@ -183,7 +199,7 @@ async fn act(
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
             let rule = Some(Arc::clone(&rule.resource));
             let asked = Template { parts, destined, credentials, rule };
-            let (mut response, answered) = send(session, plan, asked, body, record).await?;
+            let (mut response, answered) = send(session, plan, asked, replay, record).await?;
             rewrite::change_response(&changes, response.headers_mut());
             Ok(Answer::Server(response, answered))
         }
@@ -227,7 +243,7 @@ async fn send(
     session: &Rc<Session>,
     plan: forward::Plan<'_>,
     asked: Template,
-    body: Incoming,
+    replay: Replay,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Answered), Refusal> {
     let Template { mut parts, destined, credentials, rule } = asked;
@@ -243,20 +259,11 @@ async fn send(
     let mut template = Template { parts, destined, credentials, rule };
     // Without what the service that the rule leads to wants in headers: a mirror may trust another one's word.
     let copied = (!plan.mirrors.is_empty()).then(|| template.clone());
-    if let Some((service, port)) = plan.service() {
-        let judgement = authorize::elsewhere(session, plan.snapshot, service, port, &mut template)?;
-        if let (Some(further), Some(so_far)) = (judgement, &mut record.judgement) {
-            so_far.add(further);
-            let target = Behind::Service { service: Arc::clone(service), port, dialled: None };
-            let asked = (template.parts(), template.destined());
-            limit::take(session, plan.snapshot, (&target, port), asked, template.credentials(), record)?;
-            if let Some(goes_on) = &mut record.goes_on {
-                goes_on.elsewhere = Some((Arc::clone(service), port, template.clone()));
-            }
-        }
+    if let Some((service, port)) = plan.service()
+        && let Some(target) = authorize::further(session, service, port, &template)
+    {
+        further(session, plan.snapshot, (target, port), &mut template, &replay, record).await?;
     }
-    let http2 = template.parts.version == Version::HTTP_2;
-    let replay = Replay::new(body, http2, Rc::clone(&record.sent));
     if let Some(template) = copied.filter(|_| switch.is_none()) {
         mirror::start(session, &plan, &template, &replay);
     }
@@ -265,12 +272,65 @@ async fn send(
     Ok((response, Answered { lease, switch, deadline }))
 }
 
+/// Whether another service that a rule leads to may be asked it. Who was asked about what was dialled is asked anew:
+/// this is another request.
+async fn further(
+    session: &Rc<Session>,
+    snapshot: &Arc<Snapshot>,
+    (target, port): (Behind, u16),
+    template: &mut Template,
+    replay: &Replay,
+    record: &mut RequestRecord,
+) -> Result<(), Refusal> {
+    template.authenticate(snapshot, &target)?;
+    let dialled = std::mem::take(&mut record.checked.providers);
+    check(session, snapshot, &mut template.asking((&target, port), Some(replay)), record).await?;
+    let passed = std::mem::replace(&mut record.checked.providers, dialled);
+    let judgement = authorize::elsewhere(session, snapshot, (&target, port), template, &passed)?;
+    if let Some(so_far) = &mut record.judgement {
+        so_far.add(judgement);
+    }
+    let asked = (template.parts(), template.destined());
+    limit::take(session, snapshot, (&target, port), asked, template.credentials(), record)?;
+    if let Some(goes_on) = &mut record.goes_on {
+        let asked = template.clone();
+        goes_on.elsewhere = Some(Elsewhere { target, port, asked, passed });
+    }
+    Ok(())
+}
+
+/// Asks whoever is to be asked.
+async fn check(
+    session: &Rc<Session>,
+    snapshot: &Snapshot,
+    asking: &mut Asking<'_>,
+    record: &mut RequestRecord,
+) -> Result<(), Refusal> {
+    let passed = authorizer::ask(session, snapshot, asking, &mut record.checked).await;
+    passed.map_err(|(refusal, extra)| {
+        record.extra = extra;
+        refusal
+    })
+}
+
 /// What was asked, where that goes on once it is answered: it is judged again whenever policies change.
 pub(super) struct GoesOn {
     /// As it came.
     pub(super) asked: Template,
-    /// The other service and its port that a rule has led to, and what that was asked.
-    pub(super) elsewhere: Option<(Arc<Service>, u16, Template)>,
+    /// Those who were asked about it and let it pass.
+    pub(super) passed: Vec<Arc<ExtensionProvider>>,
+    /// Where a rule has led to, if that was elsewhere.
+    pub(super) elsewhere: Option<Elsewhere>,
+}
+
+/// Another service that a rule has led to.
+pub(super) struct Elsewhere {
+    pub(super) target: Behind,
+    pub(super) port: u16,
+    /// What it was asked.
+    pub(super) asked: Template,
+    /// As of [`GoesOn`].
+    pub(super) passed: Vec<Arc<ExtensionProvider>>,
 }
 
 /// A request as every attempt sends it.
@@ -294,6 +354,16 @@ impl Template {
     pub(super) fn authenticate(&mut self, snapshot: &Snapshot, target: &Behind) -> Result<(), Refusal> {
         let Self { parts, destined, credentials, .. } = self;
         authenticate::apply(credentials.as_deref(), snapshot, target, &mut parts.headers, destined)
+    }
+
+    /// Itself, to be asked about.
+    pub(super) fn asking<'a>(
+        &'a mut self,
+        (target, port): (&'a Behind, u16),
+        body: Option<&'a Replay>,
+    ) -> Asking<'a> {
+        let Self { parts, destined, credentials, .. } = self;
+        Asking { target, port, parts, destined, credentials: credentials.as_deref(), body }
     }
 
     pub(super) fn credentials(&self) -> Option<&Credentials> {
@@ -361,6 +431,7 @@ fn respond(
     }
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
+    record.checked.answer(&mut parts.headers);
     if let Some(cookie) = record.cookie.take().and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
         parts.headers.append(SET_COOKIE, cookie);
     }

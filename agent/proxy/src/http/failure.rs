@@ -1,5 +1,6 @@
 //! Answers of our own, where there is none from a server.
 
+use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE},
@@ -19,19 +20,36 @@ const INVALID_TOKEN: HeaderValue = HeaderValue::from_static(r#"Bearer error="inv
 /// What an answer of our own has beyond what its reason says.
 #[derive(Default)]
 pub(super) struct Extra {
+    pub(super) status: Option<StatusCode>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    /// In place of the reason.
+    pub(super) body: Option<Bytes>,
 }
 
 /// Answers a request that went nowhere.
 pub(super) fn answer(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
-    let extra = record.extra.take();
-    let mut response = plain(refusal, record);
-    response.headers_mut().extend(extra.into_iter().flat_map(|extra| extra.headers));
+    let Extra { status, headers, body } = record.extra.take().map(|extra| *extra).unwrap_or_default();
+    let mut response = plain(refusal, record, status, body);
+    let grpc = response.headers().contains_key(GRPC_STATUS);
+    // What gRPC's clients go by stays.
+    let fits = |name: &HeaderName| !grpc || ![CONTENT_TYPE, GRPC_STATUS, GRPC_MESSAGE].contains(name);
+    let headers: Vec<_> = headers.into_iter().filter(|(name, _)| fits(name)).collect();
+    for (name, _) in &headers {
+        response.headers_mut().remove(name);
+    }
+    for (name, value) in headers {
+        response.headers_mut().append(name, value);
+    }
     response
 }
 
-fn plain(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> {
-    let status = status(refusal.reason);
+fn plain(
+    refusal: Refusal,
+    mut record: RequestRecord,
+    given: Option<StatusCode>,
+    body: Option<Bytes>,
+) -> Response<ResponseBody> {
+    let status = given.unwrap_or_else(|| status(refusal.reason));
     // The reason says what is wrong without telling a stranger where things are; the log says more.
     let (reason, text) = (refusal.reason, refusal.reason.as_str());
     record.code = status;
@@ -40,11 +58,12 @@ fn plain(refusal: Refusal, mut record: RequestRecord) -> Response<ResponseBody> 
         return of_grpc(status, "fault filter abort", record);
     }
     if !record.grpc {
-        let mut response = Response::new(ResponseBody::own(format!("{text}\n"), record));
+        let body = body.unwrap_or_else(|| format!("{text}\n").into());
+        let mut response = Response::new(ResponseBody::own(body, record));
         *response.status_mut() = status;
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, plain);
-        if status == StatusCode::UNAUTHORIZED {
+        if given.is_none() && status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, INVALID_TOKEN);
         }
         return response;
@@ -81,7 +100,7 @@ fn of_grpc(grpc: u8, text: &'static str, mut record: RequestRecord) -> Response<
 fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::BadRequest => StatusCode::BAD_REQUEST,
-        Reason::PolicyDenied => StatusCode::FORBIDDEN,
+        Reason::PolicyDenied | Reason::AuthorizerUnavailable => StatusCode::FORBIDDEN,
         Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
         Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Reason::NoRoute => StatusCode::NOT_FOUND,
@@ -115,7 +134,10 @@ pub(super) fn flag(reason: Reason) -> &'static str {
         Reason::RequestTimeout => "UT",
         Reason::Overflow => "UO",
         Reason::FaultInjected => "FI",
-        Reason::PolicyDenied | Reason::InvalidToken | Reason::TokenKeysUnavailable => "UAEX",
+        Reason::PolicyDenied
+        | Reason::AuthorizerUnavailable
+        | Reason::InvalidToken
+        | Reason::TokenKeysUnavailable => "UAEX",
         Reason::RateLimited => "RL",
         Reason::RateLimitUnavailable => "RLSE",
         Reason::Draining => "DC",

@@ -46,7 +46,7 @@ pub(super) fn take(
         own.metrics.keys_folded.inc();
     };
     if let Err((of, wait)) = own.buckets.take(&counted, folded) {
-        record.extra = Some(Box::new(Extra { headers: headers_of(of, wait) }));
+        record.extra = Some(Box::new(Extra { headers: headers_of(of, wait), ..Extra::default() }));
         let limit = &of.limit;
         let (name, rate) = (&limit.of.name, limit.of.rate);
         let detail = format!("RateLimit {}, limit {name}: {rate}", limit.resource);

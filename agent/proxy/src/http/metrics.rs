@@ -59,6 +59,8 @@ pub struct RequestMetrics {
     pub(super) mirrors_dropped: Counter,
     /// Requests that shared the bucket of a limit's keys past [`super::buckets`]' room.
     pub(super) keys_folded: Counter,
+    /// Of providers, by what came of asking.
+    asked: Family<[(&'static str, &'static str); 1], Counter>,
     failed: Family<[(&'static str, &'static str); 1], Counter>,
     seen: Arc<Mutex<HashSet<Labels>>>,
 }
@@ -76,6 +78,7 @@ impl RequestMetrics {
             ejected: Counter::default(),
             mirrors_dropped: Counter::default(),
             keys_folded: Counter::default(),
+            asked: Family::default(),
             failed: Family::default(),
             seen: Arc::default(),
         };
@@ -95,6 +98,8 @@ impl RequestMetrics {
         registry.register("orlop_mirrors_dropped", help, metrics.mirrors_dropped.clone());
         let help = "Requests whose keys were too many for their limit, which share a bucket";
         registry.register("orlop_rate_limit_keys_folded", help, metrics.keys_folded.clone());
+        let help = "Requests that a provider was asked about, by what came of that";
+        registry.register("orlop_authorizer_checks", help, metrics.asked.clone());
         let help = "Requests that were refused or cut short, by reason";
         registry.register("orlop_requests_failed", help, metrics.failed.clone());
         metrics
@@ -112,6 +117,11 @@ impl RequestMetrics {
             sent: self.sent.get_or_create_owned(&labels),
             received: self.received.get_or_create_owned(&labels),
         }
+    }
+
+    /// A provider was asked.
+    pub(super) fn asked(&self, outcome: &'static str) {
+        self.asked.get_or_create_owned(&[("outcome", outcome)]).inc();
     }
 
     /// A request has ended otherwise than both ends wanted.

@@ -8,6 +8,7 @@ use tokio::{task::spawn_local, time::timeout};
 
 use super::{
     authorize,
+    authorizer::{self, Checked},
     exchange::Template,
     forward::{self, Plan},
     replay::{Replay, RequestBody},
@@ -58,7 +59,16 @@ async fn copy(
 ) -> Result<(), Refusal> {
     let target = forward::target(session, snapshot, cluster)?;
     let mut template = template.clone();
-    authorize::elsewhere(session, snapshot, target.service, target.port.number, &mut template)?;
+    let port = target.port.number;
+    if let Some(behind) = authorize::further(session, target.service, port, &template) {
+        template.authenticate(snapshot, &behind)?;
+        // Whoever is asked about copies sees no body: that is the server's, at its pace.
+        let mut checked = Checked::default();
+        let mut asking = template.asking((&behind, port), None);
+        let asked = authorizer::ask(session, snapshot, &mut asking, &mut checked).await;
+        asked.map_err(|(refusal, _)| refusal)?;
+        authorize::elsewhere(session, snapshot, (&behind, port), &template, &checked.providers)?;
+    }
     let local = &session.local;
     let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
     let endpoint = forward::choosing(session, target, &state, None).choose(&[])?.clone();

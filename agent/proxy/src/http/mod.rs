@@ -5,13 +5,16 @@
 
 mod authenticate;
 mod authorize;
+mod authorizer;
 mod balance;
 mod body;
 mod buckets;
+mod call;
 mod cors;
 mod exchange;
 mod failure;
 mod forward;
+mod grpc;
 mod headers;
 mod hosts;
 mod io;

@@ -14,6 +14,7 @@ use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service
 use tracing::field::display;
 
 use super::{
+    authorizer::Checked,
     exchange::GoesOn,
     failure::{self, Extra},
     metrics::RequestKey,
@@ -60,6 +61,8 @@ pub(super) struct RequestRecord {
     pub(super) goes_on: Option<Box<GoesOn>>,
     /// Its span, if it is traced.
     pub(super) trace: Option<Trace>,
+    /// What those said who were asked about it.
+    pub(super) checked: Checked,
     /// The limits that it was counted for.
     pub(super) counted: Vec<Arc<Limit>>,
     /// What an answer of our own has beyond what its reason says.
@@ -100,6 +103,7 @@ impl RequestRecord {
             judgement: None,
             goes_on: None,
             trace,
+            checked: Checked::default(),
             counted: Vec::new(),
             extra: None,
             // Unless somebody says otherwise: the client is gone.

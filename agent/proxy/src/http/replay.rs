@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     error::Error,
     fmt,
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -40,6 +41,8 @@ struct State {
     frames: Vec<Bytes>,
     trailers: Option<HeaderMap>,
     length: usize,
+    /// Nothing of it is forgotten, since nobody has sent it on.
+    holding: bool,
     ended: Option<Instant>,
     /// Only the last of the bodies that were made of it reads on.
     attempt: usize,
@@ -64,6 +67,7 @@ pub(super) struct RequestBody(Kind);
 
 enum Kind {
     Empty,
+    Whole(Option<Bytes>),
     Attempt { state: Rc<RefCell<State>>, attempt: usize, position: usize, trailed: bool },
     Mirror { frames: UnboundedReceiver<Part>, behind: Rc<Cell<usize>>, size: SizeHint, ended: bool },
 }
@@ -83,6 +87,7 @@ impl Replay {
             frames: Vec::new(),
             trailers: None,
             length: 0,
+            holding: false,
             ended: ended.then(Instant::now),
             attempt: 0,
             sent,
@@ -113,16 +118,63 @@ impl Replay {
         self.state.borrow().length <= MAX_REPLAY
     }
 
+    /// The beginning of the body, up to so many bytes, and whether that is all of it. Holds what has come for the first
+    /// attempt. To be called before that reads.
+    pub(super) async fn beginning(&self, most: usize) -> Result<(Bytes, bool), BodyError> {
+        self.state.borrow_mut().holding = true;
+        let held = poll_fn(|cx| {
+            let mut state = self.state.borrow_mut();
+            loop {
+                if state.source.is_none() || state.length > most {
+                    return Poll::Ready(Ok(()));
+                }
+                match ready!(state.poll_source(cx)) {
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
+                    Some(Ok(_)) => {}
+                    None => return Poll::Ready(Ok(())),
+                }
+            }
+        });
+        let held = held.await;
+        let mut state = self.state.borrow_mut();
+        state.holding = false;
+        held?;
+        let mut bytes: Vec<u8> = state.frames.iter().flatten().copied().take(most).collect();
+        bytes.shrink_to_fit();
+        Ok((bytes.into(), state.length <= most))
+    }
+
+    /// How many bytes it has, if that is known.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.state.borrow().size.exact()
+    }
+
     /// A body for a mirror, which gets what the server gets. To be made before the first attempt reads.
     pub(super) fn mirror(&self) -> RequestBody {
         let mut state = self.state.borrow_mut();
-        if state.source.is_none() {
+        if state.source.is_none() && state.frames.is_empty() && state.trailers.is_none() {
             return RequestBody(Kind::Empty);
         }
         let (sender, frames) = unbounded_channel();
-        let behind = Rc::new(Cell::new(0));
-        state.mirrors.push(Mirror { frames: sender, behind: Rc::clone(&behind) });
+        // What was held, it gets as well.
+        for data in &state.frames {
+            let _ = sender.send(Part::Data(data.clone()));
+        }
+        let behind = Rc::new(Cell::new(state.frames.iter().map(Bytes::len).sum()));
+        if state.source.is_none() {
+            let trailers = state.trailers.clone().map(Part::Trailers);
+            trailers.into_iter().chain([Part::End]).for_each(|part| drop(sender.send(part)));
+        } else {
+            state.mirrors.push(Mirror { frames: sender, behind: Rc::clone(&behind) });
+        }
         RequestBody(Kind::Mirror { frames, behind, size: state.size, ended: false })
+    }
+}
+
+impl RequestBody {
+    /// One that is there.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self(if bytes.is_empty() { Kind::Empty } else { Kind::Whole(Some(bytes)) })
     }
 }
 
@@ -147,7 +199,7 @@ impl State {
         if let Some(data) = frame.data_ref() {
             self.sent.set(self.sent.get() + data.len() as u64);
             self.length += data.len();
-            if self.length <= MAX_REPLAY {
+            if self.length <= MAX_REPLAY || self.holding {
                 self.frames.push(data.clone());
             } else {
                 self.frames.clear();
@@ -190,6 +242,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
+            Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Attempt { state, attempt, position, trailed } => {
                 let mut state = state.borrow_mut();
                 if state.attempt != *attempt {
@@ -227,6 +280,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty => true,
+            Kind::Whole(bytes) => bytes.is_none(),
             Kind::Attempt { state, position, trailed, .. } => {
                 let state = state.borrow();
                 state.source.is_none()
@@ -240,6 +294,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Attempt { state, .. } => state.borrow().size,
             Kind::Mirror { size, .. } => *size,
         }

@@ -222,7 +222,7 @@ impl Session {
         Key {
             address: endpoint.address,
             destination: enrolled.map(|workload| workload.identity.clone()),
-            caller: self.peer.identity.clone(),
+            caller: Some(self.peer.identity.clone()),
             client: self.client.ip(),
             http2,
         }

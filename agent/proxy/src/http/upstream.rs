@@ -40,7 +40,8 @@ pub(super) struct Key {
     pub(super) address: SocketAddr,
     /// Whose certificate the endpoint's proxy must show; `None` for one that is reached in plain.
     pub(super) destination: Option<Identity>,
-    pub(super) caller: Identity,
+    /// For whom it is; `None` for the waypoint itself.
+    pub(super) caller: Option<Identity>,
     pub(super) client: IpAddr,
     pub(super) http2: bool,
 }
@@ -289,7 +290,7 @@ pub(super) async fn connect(session: &Rc<Session>, key: &Key) -> Result<(Io, Opt
     let open = async || tunnel::open_over(shared, &tunnel, dial(session, tunnel.address)).await;
     loop {
         let mut slot = local.worker.pool.slot(&tunnel, open).await?;
-        let request = connect_request(session, key.address)?;
+        let request = connect_request(session, key)?;
         match tunnel::ask(shared, &mut slot.send, request).await {
             Ok((send, receive)) => return Ok((Io::stream(send, receive), Some(slot))),
             // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
@@ -300,13 +301,16 @@ pub(super) async fn connect(session: &Rc<Session>, key: &Key) -> Result<(Io, Opt
 }
 
 /// Asks the endpoint's proxy, and says whom it is for.
-fn connect_request(session: &Session, address: SocketAddr) -> Result<Request<()>, Refusal> {
+fn connect_request(session: &Session, key: &Key) -> Result<Request<()>, Refusal> {
     let own = &session.local.own.workload;
-    let source = session.source.as_deref().unwrap_or(own);
-    let request = hbone::connect_request(address, source, session.client);
     let unfit = || Refusal::internal("a name of the source does not fit a header");
-    let mut request = request.ok_or_else(unfit)?;
-    let caller = HeaderValue::from_str(&format!("By={};URI={}", own.identity, session.peer.identity));
+    let Some(caller) = &key.caller else {
+        let anywhere = SocketAddr::new(key.client, 0);
+        return hbone::connect_request(key.address, own, anywhere).ok_or_else(unfit);
+    };
+    let source = session.source.as_deref().unwrap_or(own);
+    let mut request = hbone::connect_request(key.address, source, session.client).ok_or_else(unfit)?;
+    let caller = HeaderValue::from_str(&format!("By={};URI={caller}", own.identity));
     request.headers_mut().insert(hbone::CLIENT_CERT, caller.map_err(|_| unfit())?);
     Ok(request)
 }

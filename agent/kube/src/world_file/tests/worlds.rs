@@ -196,6 +196,7 @@ fn backend() -> impl Strategy<Value = Backend> {
 
 fn authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
     let actions = select(vec![Action::Allow, Action::Deny, Action::Audit, Action::Custom]);
+    let actions = (actions, option::of(name()));
     let rules = (vec(source(), 0..2), vec(operation(), 0..2), vec(condition(), 0..3))
         .prop_map(|(from, to, when)| Rule { from, to, when });
     let targets = prop_oneof![
@@ -205,11 +206,12 @@ fn authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
         name().prop_map(Target::GatewayClass),
     ];
     (full_name(), labels(), vec(targets, 0..2), actions, vec(rules, 0..3), any::<bool>()).prop_map(
-        |(name, selector, targets, action, rules, dry_run)| AuthorizationPolicy {
+        |(name, selector, targets, (action, provider), rules, dry_run)| AuthorizationPolicy {
             name,
             selector,
             targets,
             action,
+            provider,
             rules,
             dry_run,
         },

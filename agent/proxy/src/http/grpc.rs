@@ -1,0 +1,79 @@
+//! Calls of gRPC with one message and one answer, over the connections that requests have.
+
+use bytes::{Buf as _, Bytes};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_TYPE, TE},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use hyper::body::Incoming;
+use prost::Message;
+
+use super::{
+    body::{grpc_status, read},
+    replay::RequestBody,
+};
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// Compressed or not, and how long it is.
+const PREFIX: usize = 5;
+
+/// The request of a call.
+pub(super) fn request(
+    authority: Authority,
+    path: &'static str,
+    message: &impl Message,
+) -> Result<Request<RequestBody>, String> {
+    let mut body = Vec::with_capacity(PREFIX + message.encoded_len());
+    let length = u32::try_from(message.encoded_len()).map_err(|error| error.to_string())?;
+    body.push(0);
+    body.extend(length.to_be_bytes());
+    message.encode(&mut body).map_err(|error| error.to_string())?;
+    let path = PathAndQuery::from_static(path);
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
+    let request = Request::builder()
+        .version(Version::HTTP_2)
+        .method(Method::POST)
+        .uri(uri.map_err(|error| error.to_string())?)
+        .header(CONTENT_TYPE, GRPC)
+        .header(TE, HeaderValue::from_static("trailers"));
+    request.body(RequestBody::whole(body.into())).map_err(|error| error.to_string())
+}
+
+/// The answer of a call. Reads no more than `most` bytes.
+pub(super) async fn answer<M: Message + Default>(
+    response: Response<Incoming>,
+    most: usize,
+) -> Result<M, String> {
+    let (head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        return Err(format!("it answers with status {}", head.status));
+    }
+    // An answer without a message has its status in its head.
+    succeeded(&head.headers)?;
+    let (bytes, trailers) = read(body, true, most).await?;
+    match trailers {
+        Some(trailers) if grpc_status(&trailers).is_some() => succeeded(&trailers)?,
+        _ if grpc_status(&head.headers).is_some() => {}
+        _ => return Err("it answers without a status of gRPC".to_owned()),
+    }
+    decoded(bytes)
+}
+
+fn succeeded(headers: &HeaderMap) -> Result<(), String> {
+    match grpc_status(headers) {
+        None | Some(0) => Ok(()),
+        Some(status) => Err(format!("it answers with status {status} of gRPC")),
+    }
+}
+
+fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
+    if bytes.len() < PREFIX {
+        return Err("it answers without a message".to_owned());
+    }
+    let (compressed, length) = (bytes.get_u8(), bytes.get_u32() as usize);
+    if compressed != 0 || length != bytes.len() {
+        return Err("it answers with something other than one message".to_owned());
+    }
+    M::decode(bytes).map_err(|error| error.to_string())
+}
