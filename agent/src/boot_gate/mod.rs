@@ -37,6 +37,10 @@ use volume::Target;
 /// The driver's name, which is that of the CSIDriver object.
 const DRIVER: &str = "gate.orlop.dev";
 
+/// The socket in kubelet's registry. kubelet makes the authority of its calls of the whole path, `%2Fvar%2Flib…`, which
+/// is none by RFC 3986 and refused as such, but for what is before an `@`.
+const REGISTRATION: &str = "gate.orlop.dev@reg.sock";
+
 /// kubelet makes a pod's cgroup and asks for its volumes at the same time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(20);
@@ -67,7 +71,7 @@ impl BootGate {
             Driver { node: self.node.clone(), kubelet: self.kubelet.clone(), held: Arc::clone(&self.held) };
         self.serving.spawn(server::serve(server::listen(&endpoint)?, Arc::new(driver)));
         // At last, as kubelet asks at once.
-        let registered = server::listen(&registry.join(format!("{DRIVER}-reg.sock"))).with_context(|| {
+        let registered = server::listen(&registry.join(REGISTRATION)).with_context(|| {
             format!("is {} kubelet's --root-dir? name it with --kubelet-dir", self.kubelet.display())
         })?;
         self.serving.spawn(server::serve(registered, Arc::new(Registration { endpoint })));

@@ -79,7 +79,7 @@ impl Kubelet {
 
     /// Where the driver listens, as it says at its socket in the registry.
     pub fn endpoint(&self) -> PathBuf {
-        let socket = self.directory.join("plugins_registry").join(format!("{DRIVER}-reg.sock"));
+        let socket = self.directory.join("plugins_registry").join(format!("{DRIVER}@reg.sock"));
         assert!(wait_for(TIMEOUT, || socket.exists()), "no driver registers");
         let info = self.call(&socket, "pluginregistration.Registration/GetInfo", &[]).unwrap();
         let endpoint = self.directory.join("plugins").join(DRIVER).join("csi.sock");
@@ -125,7 +125,10 @@ impl Kubelet {
     }
 
     fn call(&self, socket: &Path, method: &str, message: &[u8]) -> Answer {
-        let call = call(socket, method, message);
+        // Of the registry kubelet makes the path the authority.
+        let registers = method.starts_with("pluginregistration.");
+        let authority = if registers { escaped(socket) } else { "localhost".to_owned() };
+        let call = call(socket, &authority, method, message);
         self.runtime
             .block_on(async { timeout(Duration::from_secs(60), call).await })
             .expect("no answer")
@@ -152,14 +155,22 @@ pub fn publish_request(target: &str, uid: &str) -> Vec<u8> {
     .concat()
 }
 
+/// What grpc-go makes an authority of.
+fn escaped(path: &Path) -> String {
+    let path = path.to_str().unwrap();
+    let is_kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]@".contains(&byte);
+    let escape = |byte: u8| if is_kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    path.bytes().map(escape).collect()
+}
+
 /// One gRPC call on a connection of its own, as kubelet makes it.
-async fn call(socket: &Path, method: &str, message: &[u8]) -> Result<Answer, String> {
+async fn call(socket: &Path, authority: &str, method: &str, message: &[u8]) -> Result<Answer, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let stream = UnixStream::connect(socket).await.map_err(|error| text(&error))?;
     let (client, connection) = h2::client::handshake(stream).await.map_err(|error| text(&error))?;
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.map_err(|error| text(&error))?;
-    let request = http::Request::post(format!("http://localhost/{method}"))
+    let request = http::Request::post(format!("http://{authority}/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())
