@@ -42,7 +42,7 @@ pub fn explain(
                 None => println!("  allowed, as no ALLOW policy applies to it"),
             }
             for Counted { limit, .. } in counted {
-                let (resource, name, rate) = (&limit.resource, &limit.of.name, limit.of.rate);
+                let (resource, name, rate) = (&limit.resource, &limit.of.name, limit.of.shown());
                 println!("  counted by RateLimit {resource}, limit {name}: {rate}");
             }
             if let Some(rule) = rule {

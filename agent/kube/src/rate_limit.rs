@@ -1,17 +1,23 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use orlop_model::NamespacedName;
-use orlop_model::world::{KeyPart, Limit, Rate, RateLimit, Unit};
+use orlop_model::world::{Counting, KeyPart, Limit, Rate, RateLimit, Shared, Unit};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::authorization_policy::{self, RuleObject};
-use crate::field::{FieldError, FieldPath, NotNull};
-use crate::metadata::{namespaced, subdomain};
+use crate::duration;
+use crate::field::{self, FieldError, FieldPath, NotNull};
+use crate::metadata::{label, namespaced, subdomain};
 use crate::read::Metadata;
 use crate::target::{TargetObject, targets};
+
+/// How long who counts for all may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An `orlop.dev` RateLimit as it is written. A field nobody reads could be the one that says whom it is for, so none
 /// is let pass.
@@ -47,6 +53,18 @@ struct LimitObject {
     by: NotNull<Vec<String>>,
     #[serde(rename = "match")]
     matches: NotNull<Vec<RuleObject>>,
+    shared: NotNull<SharedObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SharedObject {
+    service: Option<String>,
+    port: Option<i32>,
+    domain: Option<String>,
+    keys: NotNull<Vec<String>>,
+    timeout: NotNull<String>,
+    fail_open: NotNull<bool>,
 }
 
 /// Converts a RateLimit.
@@ -88,8 +106,73 @@ fn limit(
     let name = of.name.0.unwrap_or(default_name);
     // It goes into headers.
     subdomain(&name, "").map_err(|error| FieldError::new(at("name"), error.problem))?;
-    let requests = positive(of.requests, at("requests"))?;
-    let unit = match of.unit.as_deref() {
+    let by = of.by.0.unwrap_or_default().into_iter().enumerate();
+    let by = by.map(|(index, text)| key_part(&text, || at("by").index(index)));
+    let by = by.collect::<Result<Vec<_>, _>>()?;
+    let counting = match of.shared.0 {
+        None => {
+            let requests = positive(of.requests, at("requests"))?;
+            Counting::Local(rate(requests, of.unit.as_deref(), of.burst.0, path)?)
+        }
+        Some(_) if of.burst.0.is_some() => {
+            return Err(FieldError::new(at("burst"), "is not for shared limits: who counts goes by windows"));
+        }
+        Some(shared) => {
+            let rate = match (of.requests, of.unit.as_deref()) {
+                // As the service has it.
+                (None, None) => None,
+                (requests, unit) => Some(rate(positive(requests, at("requests"))?, unit, None, path)?),
+            };
+            Counting::Shared(shared_by(shared, rate, by.len(), &resource.namespace, &at("shared"))?)
+        }
+    };
+    let matches = authorization_policy::rules(of.matches, &resource.namespace, at("match"))?;
+    Ok(Limit { name, counting, by, matches })
+}
+
+fn shared_by(
+    of: SharedObject,
+    rate: Option<Rate>,
+    parts: usize,
+    own_namespace: &str,
+    path: &FieldPath,
+) -> Result<Shared, FieldError> {
+    let at = |key: &str| path.clone().key(key);
+    let service = of.service.unwrap_or_default();
+    let (namespace, host) = service.split_once('/').unwrap_or((own_namespace, &service));
+    label(namespace, "").map_err(|error| FieldError::new(at("service"), error.problem))?;
+    let domain = of.domain.filter(|domain| !domain.is_empty());
+    let domain = domain
+        .ok_or_else(|| FieldError::new(at("domain"), "is missing; the service has its limits under one"))?;
+    let keys = of.keys.0.unwrap_or_default();
+    if !keys.is_empty() && (keys.len() != parts || keys.iter().any(String::is_empty)) {
+        let problem = format!("must be a name for each of the {parts} that `by` has");
+        return Err(FieldError::new(at("keys"), problem));
+    }
+    let timeout = match of.timeout.0 {
+        Some(text) => duration::positive(&text, || at("timeout"))?.min(MAX_TIMEOUT),
+        None => TIMEOUT,
+    };
+    Ok(Shared {
+        host: field::host(host, || at("service"))?,
+        namespace: namespace.to_owned(),
+        port: field::port(of.port.unwrap_or_default(), || at("port"))?,
+        domain,
+        keys,
+        timeout,
+        fail_open: of.fail_open.0.unwrap_or_default(),
+        rate,
+    })
+}
+
+fn rate(
+    requests: NonZeroU32,
+    unit: Option<&str>,
+    burst: Option<u32>,
+    path: &FieldPath,
+) -> Result<Rate, FieldError> {
+    let at = |key: &str| path.clone().key(key);
+    let unit = match unit {
         Some("second") => Unit::Second,
         Some("minute") => Unit::Minute,
         Some("hour") => Unit::Hour,
@@ -100,17 +183,12 @@ fn limit(
             return Err(FieldError::new(at("unit"), problem));
         }
     };
-    let burst = match of.burst.0 {
+    let burst = match burst {
         Some(burst) => positive(Some(burst), at("burst"))?,
         // Whoever writes a hundred a minute takes it that a hundred may come at once.
         None => requests,
     };
-    let rate = Rate::new(requests, unit, burst)
-        .map_err(|error| FieldError::new(at("requests"), error.to_string()))?;
-    let by = of.by.0.unwrap_or_default().into_iter().enumerate();
-    let by = by.map(|(index, text)| key_part(&text, || at("by").index(index)));
-    let matches = authorization_policy::rules(of.matches, &resource.namespace, at("match"))?;
-    Ok(Limit { name, rate, by: by.collect::<Result<_, _>>()?, matches })
+    Rate::new(requests, unit, burst).map_err(|error| FieldError::new(at("requests"), error.to_string()))
 }
 
 fn positive(number: Option<u32>, path: FieldPath) -> Result<NonZeroU32, FieldError> {
@@ -191,7 +269,7 @@ mod tests {
         assert_eq!(found.targets, [Target::Service("web".into())]);
         let limit = &found.limits[0];
         assert_eq!(limit.name, "logins");
-        assert_eq!(limit.rate, Rate::new(number(5), Unit::Minute, number(2)).unwrap());
+        assert_eq!(limit.rate(), Some(Rate::new(number(5), Unit::Minute, number(2)).unwrap()));
         let by = [
             KeyPart::Principal,
             KeyPart::Namespace,
@@ -213,10 +291,48 @@ mod tests {
     fn a_limit_needs_no_name_and_its_burst_is_what_may_come_in_a_unit() {
         let found = of(json!([{"requests": 9, "unit": "hour"}])).unwrap();
         let limit = &found.limits[0];
-        assert_eq!((&*limit.name, limit.rate.burst(), limit.by.len()), ("web", 9, 0));
+        assert_eq!((&*limit.name, limit.rate().unwrap().burst(), limit.by.len()), ("web", 9, 0));
         let several = json!([{"requests": 9, "unit": "hour"}, {"requests": 1, "unit": "day"}]);
         let names: Vec<_> = of(several).unwrap().limits.iter().map(|limit| limit.name.clone()).collect();
         assert_eq!(names, ["web-0", "web-1"]);
+    }
+
+    #[test]
+    fn who_counts_for_all_has_limits_of_its_own() {
+        let shared = json!({"service": "limits.infra.svc.cluster.local", "port": 8081, "domain": "shop"});
+        let found = of(json!([{"shared": shared, "by": ["source.ip"]}])).unwrap();
+        let mut wanted = Shared {
+            host: "limits.infra.svc.cluster.local".into(),
+            namespace: "shop".into(),
+            port: 8081,
+            domain: "shop".into(),
+            keys: Vec::new(),
+            timeout: TIMEOUT,
+            fail_open: false,
+            rate: None,
+        };
+        assert_eq!(found.limits[0].counting, Counting::Shared(wanted.clone()));
+        let shared = json!({
+            "service": "infra/limits.infra.svc.cluster.local", "port": 8081, "domain": "shop", "timeout": "250ms",
+            "failOpen": true,
+        });
+        let found = of(json!([{"shared": shared, "requests": 5, "unit": "hour"}])).unwrap();
+        wanted.namespace = "infra".into();
+        (wanted.timeout, wanted.fail_open) = (Duration::from_millis(250), true);
+        wanted.rate = Some(Rate::new(number(5), Unit::Hour, number(5)).unwrap());
+        assert_eq!(found.limits[0].counting, Counting::Shared(wanted));
+        for (limit, path) in [
+            (json!({"shared": shared, "burst": 1}), "burst"),
+            (json!({"shared": shared, "requests": 1}), "unit"),
+            (json!({"shared": shared, "unit": "day"}), "requests"),
+            (json!({"shared": {"service": "a", "port": 1}}), "shared.domain"),
+            (json!({"shared": {"service": "a", "domain": "x"}}), "shared.port"),
+            (json!({"shared": {"port": 1, "domain": "x"}}), "shared.service"),
+            (json!({"shared": {"service": "a", "port": 1, "domain": "x", "keys": ["a"]}}), "shared.keys"),
+        ] {
+            let error = of(json!([limit])).unwrap_err();
+            assert_eq!(error.path.to_string(), format!("spec.limits[0].{path}"), "{limit}: {error}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::name::NamespacedName;
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
-pub use rate_limit::{KeyPart, Limit, Rate, RateError, RateLimit, Unit};
+pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};
 pub use request_authentication::{
     ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
 };

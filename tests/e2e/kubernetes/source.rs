@@ -68,7 +68,7 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "limits": [{
                 "name": "callers", "requests": 5, "unit": "minute", "burst": 2, "by": ["source.principal"],
                 "match": [{"from": [{"source": {"notNamespaces": ["infra"]}}], "to": [{"operation": {"methods": ["GET"]}}]}],
-            }],
+            }, {"name": "all", "shared": {"service": "web.x.svc.cluster.local", "port": 80, "domain": "x"}}],
         },
     }));
     kubernetes.apply(&json!({

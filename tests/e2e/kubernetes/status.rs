@@ -20,6 +20,7 @@ const RESOLVED_REFS: &str = "orlop.dev/ResolvedRefs";
 const PROGRAMMED: &str = "orlop.dev/Programmed";
 
 const POLICY: (&str, &str, &str) = ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies");
+const PROVIDER: (&str, &str, &str) = ("orlop.dev", "ExtensionProvider", "extensionproviders");
 const PEERS: (&str, &str, &str) = ("security.istio.io", "PeerAuthentication", "peerauthentications");
 const ROUTES: (&str, &str, &str) = ("networking.istio.io", "VirtualService", "virtualservices");
 const ENTRY: (&str, &str, &str) = ("networking.istio.io", "ServiceEntry", "serviceentries");
@@ -51,14 +52,19 @@ impl<'a> Object<'a> {
     fn with(&self, field: &str, value: &Value) -> Value {
         let (group, kind, _) = self.kind;
         json!({
-            "apiVersion": format!("{group}/v1"), "kind": kind,
+            "apiVersion": format!("{group}/{}", self.served()), "kind": kind,
             "metadata": {"name": self.name, "namespace": self.namespace}, field: value,
         })
     }
 
     fn path(&self) -> String {
         let (group, _, plural) = self.kind;
-        format!("/apis/{group}/v1/namespaces/{}/{plural}/{}", self.namespace, self.name)
+        format!("/apis/{group}/{}/namespaces/{}/{plural}/{}", self.served(), self.namespace, self.name)
+    }
+
+    /// The version that it is written in.
+    fn served(&self) -> &'static str {
+        if self.kind == PROVIDER { "v1alpha1" } else { "v1" }
     }
 
     /// Waits until a condition of the object as it is now is so. Gives the condition.
@@ -102,6 +108,27 @@ fn of_type(object: &Value, kind: &str) -> Value {
     let conditions = object["status"]["conditions"].as_array();
     let mut conditions = conditions.into_iter().flatten();
     conditions.find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_custom_policy_and_its_provider_say_that_nobody_can_be_asked() {
+    let kubernetes = Kubernetes::shared();
+    kubernetes.define_istio();
+    Replica::shared(&kubernetes);
+    let namespace = kubernetes.namespace("asks", &[]);
+    let policy = Object::new(&kubernetes, POLICY, &namespace, "ask");
+    let mut spec = json!({"action": "CUSTOM", "provider": {"name": "authz"}, "rules": [{}]});
+    policy.is(&spec);
+    policy.wait(PROGRAMMED, "False", "can't be asked about a connection: what its rules match is denied");
+    spec["targetRefs"] = json!([{"kind": "Service", "group": "", "name": "web"}]);
+    policy.is(&spec);
+    policy.wait(PROGRAMMED, "False", "there is no ExtensionProvider authz in its namespace or the root");
+
+    let provider = Object::new(&kubernetes, PROVIDER, &namespace, "authz");
+    provider.is(&json!({"envoyExtAuthzGrpc": {"service": "nobody.infra.svc.cluster.local", "port": 9000}}));
+    provider.wait(ACCEPTED, "True", "Accepted");
+    provider.wait(RESOLVED_REFS, "False", "nobody.infra.svc.cluster.local is no service: it can't be asked");
+    policy.wait(PROGRAMMED, "True", "Programmed");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::hbone::{within, write};
 use crate::mesh::TIMEOUT;
 
 /// What is done about a call.
+#[derive(Clone)]
 pub enum Reply {
     Message(Vec<u8>),
     /// A status of gRPC, without a message.

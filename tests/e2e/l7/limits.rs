@@ -2,11 +2,12 @@
 
 use std::process::Command;
 
-use orlop_tests::PodSpec;
 use orlop_tests::traffic::{Response, request};
+use orlop_tests::{PodSpec, ServiceSpec, TargetPort};
 use serde_json::{Value, json};
 
 use super::Stage;
+use super::grpc::{self, at, bytes, number, text};
 use super::routes::{Versions, routes};
 use super::scripted::Scripted;
 use crate::mesh::{NAMESPACE, TIMEOUT};
@@ -147,6 +148,107 @@ fn limits_change_live_and_go_on_counting_while_something_else_changes() {
     assert_eq!(record["flags"], "RLSE");
     limits(&stage, "web", two);
     assert_eq!(stage.get("/").status, 200);
+}
+
+/// `RateLimitResponse` with this overall code, the same for its one part, and so many seconds until there is more.
+fn verdict(code: u64, seconds: u64) -> Vec<u8> {
+    let limit = [number(1, 5), number(2, 2)].concat();
+    let status = [number(1, code), bytes(2, limit), number(3, 0), bytes(4, number(1, seconds))].concat();
+    let headers = [("x-ratelimit-remaining", "3"), ("content-length", "99")];
+    let headers = headers.map(|(name, value)| bytes(3, [bytes(1, name), bytes(2, value)].concat()));
+    [number(1, code), bytes(2, status), headers.concat()].concat()
+}
+
+#[test]
+fn a_service_counts_for_all_that_ask_it_in_envoys_words() {
+    let stage = Stage::new();
+    let server = Scripted::status(&stage.mesh.server, 200);
+    let pod = stage.mesh.nodes[0].pod(NAMESPACE, "counts", PodSpec::new()).unwrap();
+    stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &pod]).unwrap();
+    let shared = |more: Value| {
+        let mut of = json!({
+            "service": "counts.shop.svc.cluster.local", "port": 8081, "domain": "shop", "timeout": "20s",
+        });
+        for (name, value) in more.as_object().unwrap() {
+            of[name] = value.clone();
+        }
+        of
+    };
+    let by = json!(["request.headers[x-tenant]", "source.namespace"]);
+    let theirs = json!({"name": "tenants", "shared": shared(json!({})), "by": by});
+    let own = json!({"name": "own", "requests": 3, "unit": "day"});
+    stage.change(|| {
+        let service = ServiceSpec::new(NAMESPACE, "counts", 8081, TargetPort::Number(80));
+        let service = service.cluster_ips(stage.mesh.testbed.vip()).endpoints([&pod]);
+        stage.mesh.testbed.world().service(&service).unwrap();
+        write(&stage, "web", json!([own, theirs]));
+    });
+    // Nobody is there, and takes no token of ours.
+    for _ in 0..4 {
+        let refused = stage.get("/");
+        assert_eq!((refused.status, refused.text().as_str()), (503, "rate_limit_unavailable\n"));
+    }
+    let counts = grpc::Server::start(&pod, |asked| {
+        let over = at(asked, &[2, 1, 2]).contains(&b"greedy".to_vec());
+        grpc::Reply::Message(if over { verdict(2, 7) } else { verdict(1, 0) })
+    });
+    let tenant = |name: &str| ask(&stage, "GET /", &[("x-tenant", name)]);
+    let over = tenant("greedy");
+    assert_eq!((over.status, over.header("retry-after")), (429, Some("7")));
+    assert_eq!(over.header("ratelimit-policy"), Some("\"tenants\";q=5;w=60"));
+    assert_eq!(over.header("ratelimit"), Some("\"tenants\";r=0;t=7"));
+    // What the service has the client told, as far as that can be.
+    assert_eq!(over.header("x-ratelimit-remaining"), Some("3"));
+    assert_eq!(over.text(), "rate_limited\n");
+    let (path, message) = counts.asked().pop().unwrap();
+    assert_eq!(path, "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
+    assert_eq!(text(&message, &[1]), "shop");
+    let entries: Vec<_> = at(&message, &[2, 1]).iter().map(|of| (text(of, &[1]), text(of, &[2]))).collect();
+    let wanted = [("request.headers[x-tenant]", "greedy"), ("source.namespace", NAMESPACE)];
+    assert_eq!(entries, wanted.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    assert!(at(&message, &[2, 2]).is_empty(), "a limit of our own");
+    let passed = tenant("a");
+    assert_eq!((passed.status, passed.header("x-ratelimit-remaining")), (200, Some("3")));
+    assert_eq!((tenant("b").status, tenant("c").status), (200, 200));
+    assert_eq!(tenant("d").status, 429, "our own");
+    // With a limit, that is sent along, and without keys the limit's name.
+    limits(
+        &stage,
+        "web",
+        json!([{"name": "all", "shared": shared(json!({})), "requests": 9, "unit": "hour"}]),
+    );
+    assert_eq!(tenant("a").status, 200);
+    let (_, message) = counts.asked().pop().unwrap();
+    assert_eq!(
+        (text(&message, &[2, 1, 1]), text(&message, &[2, 1, 2])),
+        ("generic_key".into(), "all".into())
+    );
+    assert_eq!(at(&message, &[2, 2]), [[number(1, 9), number(2, 3)].concat()]);
+    // It may call things otherwise.
+    let named = shared(json!({"keys": ["tenant", "namespace"]}));
+    limits(&stage, "web", json!([{"name": "named", "shared": named, "by": by}]));
+    assert_eq!(tenant("a").status, 200);
+    let (_, message) = counts.asked().pop().unwrap();
+    let keys: Vec<_> = at(&message, &[2, 1]).iter().map(|of| text(of, &[1])).collect();
+    assert_eq!(keys, ["tenant", "namespace"]);
+    let served = server.count();
+    drop(counts);
+    for nonsense in [Vec::new(), number(1, 3), vec![0xff; 9]] {
+        let _counts = grpc::Server::start(&pod, move |_| grpc::Reply::Message(nonsense.clone()));
+        assert_eq!(tenant("a").status, 503);
+    }
+    for reply in [grpc::Reply::Status(14), grpc::Reply::Garbage(b"garbage".to_vec()), grpc::Reply::Reset] {
+        let _counts = grpc::Server::start(&pod, move |_| reply.clone());
+        assert_eq!(tenant("a").status, 503);
+    }
+    limits(&stage, "web", json!([{"shared": shared(json!({"timeout": "100ms"}))}]));
+    let hung = grpc::Server::start(&pod, |_| grpc::Reply::Nothing);
+    assert_eq!(tenant("a").status, 503);
+    drop(hung);
+    assert_eq!(server.count(), served);
+    limits(&stage, "web", json!([{"shared": shared(json!({"failOpen": true}))}]));
+    assert_eq!(tenant("a").status, 200);
+    assert_eq!(stage.waypoint.metric("orlop_rate_limit_failed_open_total", &[]).unwrap(), 1.0);
 }
 
 #[test]

@@ -56,8 +56,8 @@ pub(crate) fn listed(world: &World, root_namespace: &str) -> Vec<ListedPolicy> {
         action: match &of.limits[..] {
             _ if of.unreadable => "refuses all".to_owned(),
             [] => "no limit".to_owned(),
-            [limit] => limit.rate.to_string(),
-            [first, ..] => format!("{} and {} more", first.rate, of.limits.len() - 1),
+            [limit] => limit.shown(),
+            [first, ..] => format!("{} and {} more", first.shown(), of.limits.len() - 1),
         },
         applies_to: match of.targets.as_slice() {
             [] => scope(&of.name, &Labels::new(), root_namespace),

@@ -6,7 +6,7 @@ use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::snapshot::Snapshot;
 use crate::world::security::{Action, AuthorizationPolicy};
-use crate::world::{ExtensionProvider, World};
+use crate::world::{Counting, ExtensionProvider, World};
 
 impl CompiledPolicy {
     /// Makes a policy ready for a waypoint of this world, which asks whom the policy wants asked.
@@ -32,7 +32,7 @@ fn provider<'w>(
     namespaces.find_map(|namespace| world.extension_providers.get(&NamespacedName::new(namespace, name)))
 }
 
-/// What the authors should know of those who are to be asked by waypoints, and who wants them asked. For waypoints:
+/// What the authors should know of those who are to be asked by waypoints, and of who wants them asked. For waypoints:
 /// nobody else reads them.
 pub(crate) fn provider_findings(world: &World, settings: &Settings, snapshot: &Snapshot) -> Vec<Finding> {
     let policies = world.authorization_policies.values();
@@ -51,7 +51,15 @@ pub(crate) fn provider_findings(world: &World, settings: &Settings, snapshot: &S
         let (reason, problem) = unreachable(snapshot, of.namespace(), &of.host, of.port)?;
         Some(error("ExtensionProvider", &of.name, reason, problem))
     });
-    unasked.chain(unknown).collect()
+    let limits = world.rate_limits.values().flat_map(|of| of.limits.iter().map(move |limit| (of, limit)));
+    let uncounted = limits.filter_map(|(of, limit)| match &limit.counting {
+        Counting::Shared(by) => {
+            let (reason, problem) = unreachable(snapshot, &by.namespace, &by.host, by.port)?;
+            Some(error("RateLimit", &of.name, reason, problem))
+        }
+        Counting::Local(_) => None,
+    });
+    unasked.chain(unknown).chain(uncounted).collect()
 }
 
 fn unreachable(

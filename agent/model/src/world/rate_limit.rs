@@ -29,12 +29,61 @@ pub struct RateLimit {
 pub struct Limit {
     /// `name`, unique in its RateLimit: an RFC 1123 label or several with dots.
     pub name: String,
-    /// `requests`, `unit` and `burst`
-    pub rate: Rate,
+    /// Who counts, and up to what.
+    pub counting: Counting,
     /// `by`: requests that differ in one of these are counted apart.
     pub by: Vec<KeyPart>,
     /// `match`: which requests count, those that one of these matches; without any, all.
     pub matches: Vec<Rule>,
+}
+
+/// Who counts the requests of a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// Each pod of a waypoint by itself: `requests`, `unit` and `burst`.
+    Local(Rate),
+    /// `shared`: a service, for all that ask it.
+    Shared(Shared),
+}
+
+/// Who counts for all: a service that speaks `envoy.service.ratelimit.v3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// `service`: the host of a service.
+    pub host: String,
+    /// The namespace in which that is looked for.
+    pub namespace: String,
+    /// `port`
+    pub port: u16,
+    /// `domain`, under which the service has its limits.
+    pub domain: String,
+    /// `keys`: what the service calls what `by` names, in the same order; none where it calls it the same.
+    pub keys: Vec<String>,
+    /// `timeout`
+    pub timeout: Duration,
+    /// `failOpen`: whether requests pass while it can't be asked.
+    pub fail_open: bool,
+    /// `requests` and `unit`, in place of what the service has.
+    pub rate: Option<Rate>,
+}
+
+impl Limit {
+    /// How many requests there may be, unless that is known to the service alone that counts them.
+    pub fn rate(&self) -> Option<Rate> {
+        match &self.counting {
+            Counting::Local(rate) => Some(*rate),
+            Counting::Shared(shared) => shared.rate,
+        }
+    }
+
+    /// The same in words.
+    pub fn shown(&self) -> String {
+        match (&self.counting, self.rate()) {
+            (Counting::Local(rate), _) => rate.to_string(),
+            (Counting::Shared(shared), Some(rate)) => format!("{rate}, counted by {}", shared.host),
+            (Counting::Shared(shared), None) => format!("as {} has it", shared.host),
+        }
+    }
 }
 
 /// Requests per unit of time: tokens come evenly, and up to `burst` wait to be taken.
@@ -83,6 +132,25 @@ pub enum KeyPart {
     RequestPrincipal,
     /// `request.auth.claims[NAME]`, or the names of claims within claims.
     Claim(Vec<String>),
+}
+
+/// As the resource spells it.
+impl fmt::Display for KeyPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Principal => "source.principal",
+            Self::Namespace => "source.namespace",
+            Self::ServiceAccount => "source.serviceAccount",
+            Self::Address => "source.ip",
+            Self::Service => "destination.service",
+            Self::Host => "request.host",
+            Self::Method => "request.method",
+            Self::Path => "request.path",
+            Self::Header(name) => return write!(f, "request.headers[{name}]"),
+            Self::RequestPrincipal => "request.auth.principal",
+            Self::Claim(names) => return write!(f, "request.auth.claims[{}]", names.join("][")),
+        })
+    }
 }
 
 impl Unit {

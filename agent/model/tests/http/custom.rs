@@ -1,5 +1,6 @@
 //! Who is to be asked about requests: AuthorizationPolicies with action CUSTOM.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use orlop_model::http::{NoTokens, Request};
 use orlop_model::world::security::{Action, AuthorizationPolicy, Match, Operation, Rule, Target};
 use orlop_model::world::{ExtensionProvider, Speaks};
 use orlop_model::{Behind, FindingReason, Identity, NamespacedName, Reason, World};
+
+use proptest::prelude::*;
 
 use crate::support::{compiled, get, settings, world};
 
@@ -136,4 +139,62 @@ fn what_asks_nobody_denies_and_is_told_of() {
     let dry = with([dry], [provider("shop", "authz", 80)]);
     assert!(asked(&dry, "/a").is_empty());
     assert_eq!(judged(&dry, Some(&get("/a")), &[]), Ok(()));
+}
+
+const PATHS: [&str; 3] = ["/a", "/b", "/c"];
+const PROVIDERS: [&str; 3] = ["one", "two", "gone"];
+
+#[derive(Clone, Debug)]
+struct Drawn {
+    action: Action,
+    /// Of `PROVIDERS`, for CUSTOM; of the last there is none.
+    asks: usize,
+    /// Of `PATHS`.
+    path: usize,
+    dry_run: bool,
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let action = prop::sample::select(vec![Action::Custom, Action::Custom, Action::Deny, Action::Allow]);
+    (action, 0..PROVIDERS.len(), 0..PATHS.len(), prop::bool::weighted(0.2))
+        .prop_map(|(action, asks, path, dry_run)| Drawn { action, asks, path, dry_run })
+}
+
+/// Istio's order, word by word: CUSTOM, DENY, ALLOW.
+fn wanted(policies: &[Drawn], path: usize, passed: &[usize]) -> bool {
+    let in_force = || policies.iter().filter(|of| !of.dry_run);
+    let matching = |action| in_force().filter(move |of| of.action == action && of.path == path);
+    let has_allow = in_force().any(|of| of.action == Action::Allow);
+    matching(Action::Custom).all(|of| passed.contains(&of.asks) && PROVIDERS[of.asks] != "gone")
+        && matching(Action::Deny).next().is_none()
+        && (!has_allow || matching(Action::Allow).next().is_some())
+}
+
+proptest! {
+    #[test]
+    fn nothing_passes_that_somebody_refuses(
+        policies in prop::collection::vec(drawn(), 0..6),
+        path in 0..PATHS.len(),
+        passed in prop::sample::subsequence(vec![0, 1], 0..=2),
+    ) {
+        let made = policies.iter().enumerate().map(|(number, of)| AuthorizationPolicy {
+            action: of.action,
+            provider: (of.action == Action::Custom).then(|| PROVIDERS[of.asks].to_owned()),
+            dry_run: of.dry_run,
+            ..policy(&format!("p{number}"), "", PATHS[of.path])
+        });
+        let providers = [provider("shop", PROVIDERS[0], 80), provider("shop", PROVIDERS[1], 80)];
+        let world = with(made, providers.clone());
+        let have: Vec<_> = passed.iter().map(|&which| providers[which].clone()).collect();
+        let found = judged(&world, Some(&get(PATHS[path])), &have).is_ok();
+        prop_assert_eq!(found, wanted(&policies, path, &passed));
+        // Whoever asks all that are to be asked, and whom they let pass, is refused by no CUSTOM policy but those that
+        // ask nobody.
+        let asked: BTreeSet<_> = asked(&world, PATHS[path]).into_iter().map(|(provider, _)| provider).collect();
+        let to_ask = policies.iter().filter(|of| {
+            of.action == Action::Custom && !of.dry_run && of.path == path && PROVIDERS[of.asks] != "gone"
+        });
+        let to_ask: BTreeSet<_> = to_ask.map(|of| format!("shop/{}", PROVIDERS[of.asks])).collect();
+        prop_assert_eq!(asked, to_ask);
+    }
 }

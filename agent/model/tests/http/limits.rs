@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use orlop_model::http::{Bucket, Counted, NoTokens, Request};
 use orlop_model::world::security::{Match, Operation, Rule, Target};
-use orlop_model::world::{KeyPart, Limit, Rate, RateLimit, Unit};
+use orlop_model::world::{Counting, KeyPart, Limit, Rate, RateLimit, Unit};
 use orlop_model::{Behind, FindingReason, NamespacedName, Reason, Refused, World};
 use proptest::prelude::*;
 
@@ -19,7 +19,8 @@ fn rate(requests: u32, unit: Unit) -> Rate {
 }
 
 fn limit(name: &str, by: Vec<KeyPart>, matches: Vec<Rule>) -> Arc<Limit> {
-    Arc::new(Limit { name: name.to_owned(), rate: rate(5, Unit::Minute), by, matches })
+    let counting = Counting::Local(rate(5, Unit::Minute));
+    Arc::new(Limit { name: name.to_owned(), counting, by, matches })
 }
 
 fn posts() -> Vec<Rule> {

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use orlop_model::{
     NamespacedName,
     http::{Bucket, Counted, Limit},
-    world,
+    world::{self, Counting},
 };
 
 /// Of one limit: only requests whose keys share one wait for each other, for the time of a look into a table.
@@ -56,43 +56,54 @@ impl Buckets {
         let mut seen = BTreeSet::new();
         let mut tables = HashMap::new();
         for limit in limits.filter(|limit| seen.insert((&limit.resource, &limit.of.name))) {
+            let Counting::Local(rate) = limit.of.counting else { continue };
             let id = id(limit);
             let same = before.get(&id).filter(|table| table.of == limit.of).cloned();
-            let new =
-                || Table { of: Arc::clone(&limit.of), buckets: Arc::new(Keyed::new(limit.of.rate.into())) };
+            let new = || Table { of: Arc::clone(&limit.of), buckets: Arc::new(Keyed::new(rate.into())) };
             tables.insert(id, same.unwrap_or_else(new));
         }
         self.tables.store(Arc::new(tables));
     }
 
-    /// Takes a token of each limit, or of none. `Err` says which limit has none left, and for how long. Counts in
+    /// Takes a token of each limit that is counted here, or of none. `Err` says which limit has none left, and for how long. Counts in
     /// `folded` where a bucket is shared by keys for which there is no room.
     pub(super) fn take<'c>(
         &self,
         counted: &'c [Counted],
         folded: impl Fn(),
-    ) -> Result<(), (&'c Counted, Duration)> {
+    ) -> Result<Taken, (&'c Counted, Duration)> {
         let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let tables = self.tables.load();
         let mut taken = Vec::with_capacity(counted.len());
         for of in counted {
             // It has gone meanwhile.
             let Some(table) = tables.get(&id(&of.limit)) else { continue };
+            let buckets = Arc::clone(&table.buckets);
             let key = (!of.key.is_empty()).then(|| self.hasher.hash_one(&of.key));
-            match table.buckets.take(key, now) {
+            match buckets.take(key, now) {
                 Ok(place) => {
                     if place == Place::Folded {
                         folded();
                     }
-                    taken.push((table, key, place));
+                    taken.push((buckets, key, place));
                 }
                 Err(wait) => {
-                    taken.into_iter().for_each(|(table, key, place)| table.buckets.give_back(key, place));
+                    Taken(taken).give_back();
                     return Err((of, wait));
                 }
             }
         }
-        Ok(())
+        Ok(Taken(taken))
+    }
+}
+
+/// Tokens that were taken.
+pub(super) struct Taken(Vec<(Arc<Keyed>, Option<u64>, Place)>);
+
+impl Taken {
+    /// They are as good as never taken.
+    pub(super) fn give_back(self) {
+        self.0.into_iter().for_each(|(buckets, key, place)| buckets.give_back(key, place));
     }
 }
 

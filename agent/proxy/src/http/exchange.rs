@@ -95,7 +95,7 @@ async fn handle(
     let passed = &record.checked.providers;
     record.judgement = Some(authorize::request(session, &snapshot, &parts, &destined, presented, passed)?);
     let dialled = (&session.target, session.port());
-    limit::take(session, &snapshot, dialled, (&parts, &destined), presented, record)?;
+    limit::take(session, &snapshot, dialled, (&parts, &destined), presented, record).await?;
     if headers::wants_websocket(parts.version, &parts.headers) {
         let mut asked = parts.clone();
         asked.extensions.clear();
@@ -291,7 +291,7 @@ async fn further(
         so_far.add(judgement);
     }
     let asked = (template.parts(), template.destined());
-    limit::take(session, snapshot, (&target, port), asked, template.credentials(), record)?;
+    limit::take(session, snapshot, (&target, port), asked, template.credentials(), record).await?;
     if let Some(goes_on) = &mut record.goes_on {
         let asked = template.clone();
         goes_on.elsewhere = Some(Elsewhere { target, port, asked, passed });
@@ -432,6 +432,9 @@ fn respond(
     let (mut parts, body) = response.into_parts();
     headers::strip(&mut parts.headers);
     record.checked.answer(&mut parts.headers);
+    for (name, value) in record.to_client.drain(..) {
+        parts.headers.append(name, value);
+    }
     if let Some(cookie) = record.cookie.take().and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
         parts.headers.append(SET_COOKIE, cookie);
     }

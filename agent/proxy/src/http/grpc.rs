@@ -1,8 +1,9 @@
-//! Calls of gRPC with one message and one answer, over the connections that requests have.
+//! Calls of gRPC with one message and one answer, over the connections that requests have; and what several of Envoy's
+//! messages have in common.
 
 use bytes::{Buf as _, Bytes};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONTENT_TYPE, TE},
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -76,4 +77,30 @@ fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
         return Err("it answers with something other than one message".to_owned());
     }
     M::decode(bytes).map_err(|error| error.to_string())
+}
+
+/// `envoy.config.core.v3.HeaderValue`
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Header {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+    #[prost(bytes = "vec", tag = "3")]
+    raw_value: Vec<u8>,
+}
+
+impl Header {
+    /// Name and value; `None` where it is about something that is no header, such as `:path`.
+    pub(super) fn pair(&self) -> Result<Option<(HeaderName, HeaderValue)>, &'static str> {
+        if self.key.starts_with(':') {
+            return Ok(None);
+        }
+        let value = if self.value.is_empty() { &self.raw_value[..] } else { self.value.as_bytes() };
+        let name = HeaderName::try_from(self.key.as_str());
+        match name.ok().zip(HeaderValue::from_bytes(value).ok()) {
+            Some(pair) => Ok(Some(pair)),
+            None => Err("it sets what is no header"),
+        }
+    }
 }

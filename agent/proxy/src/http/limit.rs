@@ -1,11 +1,12 @@
 //! Counts requests by the RateLimits, once policies have let them in and before anything is done about them.
 
-use std::{sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use http::{HeaderName, HeaderValue, header::RETRY_AFTER, request};
 use orlop_model::{
     Behind, Reason, Snapshot,
     http::{Counted, NoTokens, Request, Tokens},
+    world::{Counting, Shared},
 };
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     record::RequestRecord,
     rewrite::Destined,
     session::Session,
+    shared_limit::{self, Over, Said, Verdict},
 };
 use crate::refusal::Refusal;
 
@@ -24,8 +26,8 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// Whether there may be one more such request of `target`: of what the client dialled, or of what a rule leads to. For a
 /// limit that it was counted for before it is not counted again.
-pub(super) fn take(
-    session: &Session,
+pub(super) async fn take(
+    session: &Rc<Session>,
     snapshot: &Snapshot,
     (target, port): (&Behind, u16),
     (parts, destined): (&request::Parts, &Destined),
@@ -45,24 +47,82 @@ pub(super) fn take(
     let folded = || {
         own.metrics.keys_folded.inc();
     };
-    if let Err((of, wait)) = own.buckets.take(&counted, folded) {
-        record.extra = Some(Box::new(Extra { headers: headers_of(of, wait), ..Extra::default() }));
-        let limit = &of.limit;
-        let (name, rate) = (&limit.of.name, limit.of.rate);
-        let detail = format!("RateLimit {}, limit {name}: {rate}", limit.resource);
-        return Err(Refusal::new(Reason::RateLimited, detail));
+    let taken = match own.buckets.take(&counted, folded) {
+        Ok(taken) => taken,
+        Err((of, wait)) => {
+            let rate = of.limit.of.rate().map(|rate| (rate.requests(), rate.unit().duration()));
+            return Err(limited(Over { of, wait, rate, said: Said::default() }, record));
+        }
+    };
+    if let Err(refusal) = shared(session, snapshot, &counted, record).await {
+        taken.give_back();
+        return Err(refusal);
     }
     record.counted.extend(counted.into_iter().map(|of| of.limit));
     Ok(())
 }
 
+/// Asks those who count for all.
+async fn shared(
+    session: &Rc<Session>,
+    snapshot: &Snapshot,
+    counted: &[Counted],
+    record: &mut RequestRecord,
+) -> Result<(), Refusal> {
+    let shared = counted.iter().filter_map(|of| match &of.limit.of.counting {
+        Counting::Shared(shared) => Some((shared, of)),
+        Counting::Local(_) => None,
+    });
+    let mut left: Vec<_> = shared.collect();
+    while let Some((first, _)) = left.first().copied() {
+        // Of one service and domain, all at once.
+        let together = |of: &Shared| {
+            (&of.host, &of.namespace, of.port, &of.domain, of.fail_open)
+                == (&first.host, &first.namespace, first.port, &first.domain, first.fail_open)
+        };
+        let (asked, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(shared, _)| together(shared));
+        left = others;
+        let asked: Vec<_> = asked.into_iter().map(|(_, of)| of).collect();
+        match shared_limit::count(session, snapshot, first, &asked).await {
+            Ok(Verdict::Passes(said)) => record.to_client.extend(said.headers),
+            Ok(Verdict::Over(over)) => return Err(limited(over, record)),
+            Err(problem) if first.fail_open => {
+                session.local.own.metrics.limits_open.inc();
+                tracing::debug!(host = first.host, problem, "let pass, as the limit fails open");
+            }
+            Err(problem) => {
+                let resource = asked.first().map(|of| of.limit.resource.to_string()).unwrap_or_default();
+                let detail = format!("RateLimit {resource}: {} can't be asked: {problem}", first.host);
+                return Err(Refusal::new(Reason::RateLimitUnavailable, detail));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn limited(over: Over<'_>, record: &mut RequestRecord) -> Refusal {
+    let mut headers = headers_of(&over);
+    let Over { of, said, .. } = over;
+    // Where the service says it itself, that counts.
+    headers.retain(|(name, _)| said.headers.iter().all(|(other, _)| other != name));
+    headers.extend(said.headers);
+    record.extra = Some(Box::new(Extra { headers, body: said.body, ..Extra::default() }));
+    let limit = &of.limit;
+    let detail = format!("RateLimit {}, limit {}: {}", limit.resource, limit.of.name, limit.of.shown());
+    Refusal::new(Reason::RateLimited, detail)
+}
+
 /// What the client is told of the limit that it has come to.
-fn headers_of(of: &Counted, wait: Duration) -> Vec<(HeaderName, HeaderValue)> {
-    let (name, rate) = (&of.limit.of.name, of.limit.of.rate);
+fn headers_of(over: &Over<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let Over { of, wait, rate, .. } = over;
+    let name = &of.limit.of.name;
     // Whoever comes then comes not too early.
     let wait = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let policy = format!("\"{name}\";q={};w={}", rate.requests(), rate.unit().duration().as_secs());
+    let policy = rate.map(|(requests, window)| format!("\"{name}\";q={requests};w={}", window.as_secs()));
     let limit = format!("\"{name}\";r=0;t={wait}");
-    let texts = [(RETRY_AFTER, wait.to_string()), (POLICY, policy), (LIMIT, limit)];
-    texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?))).collect()
+    let texts = [(RETRY_AFTER, wait.to_string()), (LIMIT, limit)].into_iter();
+    texts
+        .chain(policy.map(|policy| (POLICY, policy)))
+        .filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)))
+        .collect()
 }

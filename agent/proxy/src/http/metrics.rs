@@ -59,6 +59,8 @@ pub struct RequestMetrics {
     pub(super) mirrors_dropped: Counter,
     /// Requests that shared the bucket of a limit's keys past [`super::buckets`]' room.
     pub(super) keys_folded: Counter,
+    /// Requests that a limit let pass unasked.
+    pub(super) limits_open: Counter,
     /// Of providers, by what came of asking.
     asked: Family<[(&'static str, &'static str); 1], Counter>,
     failed: Family<[(&'static str, &'static str); 1], Counter>,
@@ -78,6 +80,7 @@ impl RequestMetrics {
             ejected: Counter::default(),
             mirrors_dropped: Counter::default(),
             keys_folded: Counter::default(),
+            limits_open: Counter::default(),
             asked: Family::default(),
             failed: Family::default(),
             seen: Arc::default(),
@@ -98,6 +101,8 @@ impl RequestMetrics {
         registry.register("orlop_mirrors_dropped", help, metrics.mirrors_dropped.clone());
         let help = "Requests whose keys were too many for their limit, which share a bucket";
         registry.register("orlop_rate_limit_keys_folded", help, metrics.keys_folded.clone());
+        let help = "Requests that passed since who counts them could not be asked";
+        registry.register("orlop_rate_limit_failed_open", help, metrics.limits_open.clone());
         let help = "Requests that a provider was asked about, by what came of that";
         registry.register("orlop_authorizer_checks", help, metrics.asked.clone());
         let help = "Requests that were refused or cut short, by reason";

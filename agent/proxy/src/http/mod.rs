@@ -27,6 +27,7 @@ mod record;
 mod replay;
 mod rewrite;
 mod session;
+mod shared_limit;
 mod sniff;
 mod trace;
 mod upstream;

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority};
+use http::{
+    HeaderName, HeaderValue, Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority,
+};
 use opentelemetry::KeyValue;
 use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload, http::Limit};
 use tracing::field::display;
@@ -63,6 +65,8 @@ pub(super) struct RequestRecord {
     pub(super) trace: Option<Trace>,
     /// What those said who were asked about it.
     pub(super) checked: Checked,
+    /// What else the client is told with the server's answer.
+    pub(super) to_client: Vec<(HeaderName, HeaderValue)>,
     /// The limits that it was counted for.
     pub(super) counted: Vec<Arc<Limit>>,
     /// What an answer of our own has beyond what its reason says.
@@ -104,6 +108,7 @@ impl RequestRecord {
             goes_on: None,
             trace,
             checked: Checked::default(),
+            to_client: Vec::new(),
             counted: Vec::new(),
             extra: None,
             // Unless somebody says otherwise: the client is gone.

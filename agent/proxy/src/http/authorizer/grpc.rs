@@ -116,7 +116,7 @@ pub(super) fn read(answer: CheckResponse) -> Result<Answer, String> {
     // What says that it went well, or something in between, would be taken for the server's own answer.
     let code =
         code.filter(|code| (300..=599).contains(code)).and_then(|code| StatusCode::from_u16(code).ok());
-    let headers = denied.headers.iter().filter_map(|of| header(of).ok().flatten());
+    let headers = denied.headers.iter().filter_map(|of| of.header.as_ref()?.pair().ok().flatten());
     let headers = headers.filter(|(name, _)| !is_unfit(name)).collect();
     let body = (!denied.body.is_empty()).then(|| denied.body.into());
     let extra = Extra { status: code, headers, body };
@@ -151,23 +151,10 @@ fn changes(headers: &[HeaderOption], default: How) -> Result<Changes, &'static s
             (None, 3) => How::IfPresent,
             (None, _) => return Err("it sets a header in a way that is not known"),
         };
-        if let Some((name, value)) = header(of)? {
+        let Some(header) = &of.header else { continue };
+        if let Some((name, value)) = header.pair()? {
             changes.set(name, value, how);
         }
     }
     Ok(changes)
-}
-
-/// None where it is about something that is no header, such as `:path`.
-fn header(of: &HeaderOption) -> Result<Option<(HeaderName, HeaderValue)>, &'static str> {
-    let Some(header) = &of.header else { return Ok(None) };
-    if header.key.starts_with(':') {
-        return Ok(None);
-    }
-    let value = if header.value.is_empty() { &header.raw_value[..] } else { header.value.as_bytes() };
-    let name = HeaderName::try_from(header.key.as_str());
-    match name.ok().zip(HeaderValue::from_bytes(value).ok()) {
-        Some(pair) => Ok(Some(pair)),
-        None => Err("it sets what is no header"),
-    }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use super::super::grpc::Header;
+
 /// The one call of the service.
 pub(super) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -156,24 +158,13 @@ pub(super) struct Ok {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct HeaderOption {
     #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<HeaderValue>,
+    pub(super) header: Option<Header>,
     /// Of old, and if it is there it counts.
     #[prost(message, optional, tag = "2")]
     pub(super) append: Option<BoolValue>,
     /// 0 appends, 1 adds if there is none, 2 overwrites, 3 overwrites if there is one.
     #[prost(int32, tag = "3")]
     pub(super) append_action: i32,
-}
-
-/// `envoy.config.core.v3.HeaderValue`
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct HeaderValue {
-    #[prost(string, tag = "1")]
-    pub(super) key: String,
-    #[prost(string, tag = "2")]
-    pub(super) value: String,
-    #[prost(bytes = "vec", tag = "3")]
-    pub(super) raw_value: Vec<u8>,
 }
 
 /// `google.protobuf.BoolValue`

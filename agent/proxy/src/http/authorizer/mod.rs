@@ -245,7 +245,7 @@ fn shown_headers(session: &Session, of: &Asking<'_>, body: &Body) -> HeaderMap {
 }
 
 /// A header that nobody but this hop may write, or that says what a message is.
-fn is_unfit(name: &HeaderName) -> bool {
+pub(super) fn is_unfit(name: &HeaderName) -> bool {
     const UNFIT: [&str; 13] = [
         "connection",
         "content-length",
