@@ -48,7 +48,7 @@ fn verify(token: String) -> Result<Verified, TokenError> {
     let rule = JwtRule {
         issuer: ISSUER.into(),
         audiences: Vec::new(),
-        keys: KeySource::Inline(String::new()),
+        keys: KeySource::Inline("".into()),
         locations: vec![place.clone()],
         forward: false,
         payload_header: None,

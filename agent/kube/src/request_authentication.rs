@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_model::world::{
-    ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
+    ClaimHeader, JwtRule, KeyPlace, KeySource, MAX_KEY_SET, RemoteKeys, RequestAuthentication, TokenLocation,
 };
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -175,7 +175,11 @@ fn keys(
         (Some(text), None) if text.trim().is_empty() => {
             return Err(FieldError::new(at("jwks"), "is empty; write a key set, or leave it out"));
         }
-        (Some(text), None) => return Ok(KeySource::Inline(text)),
+        (Some(text), None) if text.len() > MAX_KEY_SET => {
+            let problem = format!("is longer than {MAX_KEY_SET} bytes");
+            return Err(FieldError::new(at("jwks"), problem));
+        }
+        (Some(text), None) => return Ok(KeySource::Inline(text.into())),
         (None, Some(uri)) => KeyPlace::Uri(http(&uri, at("jwksUri"))?),
         // Whoever writes no place at all means that which the issuer tells.
         (None, None) => KeyPlace::Issuer(http(issuer, at("issuer")).map_err(|_| {
@@ -350,6 +354,7 @@ mod tests {
             (json!({"issuer": "a"}), "jwksUri"),
             (json!({"issuer": "a", "jwks": " "}), "jwks"),
             (json!({"issuer": "a", "jwks": null}), "jwks"),
+            (json!({"issuer": "a", "jwks": "x".repeat(MAX_KEY_SET + 1)}), "jwks"),
             (json!({"issuer": "a", "jwks": "{}", "jwksUri": "https://a"}), "jwks"),
             (json!({"issuer": "a", "jwksUri": "file:///etc/passwd"}), "jwksUri"),
             (json!({"issuer": "a", "jwksUri": "https://user@a/"}), "jwksUri"),

@@ -22,7 +22,7 @@ use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};
 pub use request_authentication::{
-    ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
+    ClaimHeader, JwtRule, KeyPlace, KeySource, MAX_KEY_SET, RemoteKeys, RequestAuthentication, TokenLocation,
 };
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};

@@ -6,13 +6,14 @@ use std::fmt;
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
 use orlop_model::http::Claim;
+use orlop_model::world::MAX_KEY_SET;
 
 use super::{base64, json};
 
 /// A set of more keys is refused.
 pub const MAX_KEYS: usize = 100;
 /// A key set may be this long.
-pub const MAX_SET: usize = 256 << 10;
+pub const MAX_SET: usize = MAX_KEY_SET;
 /// Values in one.
 const MAX_VALUES: usize = 10_000;
 /// Of RSA, in bits.

@@ -26,8 +26,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// Whatever tokens name, keys are fetched no more often than this.
 const MIN_PAUSE: Duration = Duration::from_secs(10);
-/// Inline key sets that are kept ready.
-const MAX_INLINE: usize = 1000;
 
 /// The keys of all issuers: read once, and those that are elsewhere fetched again and again, in the background.
 ///
@@ -40,9 +38,12 @@ pub struct KeySources(Arc<Inner>);
 struct Inner {
     fetcher: Arc<Fetcher>,
     remote: RwLock<BTreeMap<RemoteKeys, Arc<Remote>>>,
-    inline: RwLock<HashMap<String, Result<Arc<KeySet>, String>>>,
+    /// By the place of the text, which is kept there.
+    inline: RwLock<HashMap<usize, Inline>>,
     counts: Arc<Counts>,
 }
+
+type Inline = (Arc<str>, Result<Arc<KeySet>, String>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -138,21 +139,19 @@ impl KeySources {
         Remote { state, hurry, task: tokio::spawn(follower).abort_handle() }
     }
 
-    fn inline(&self, text: &str) -> Result<Arc<KeySet>, String> {
-        let inline = &self.0.inline;
-        let known = inline.read().unwrap_or_else(PoisonError::into_inner).get(text).cloned();
-        known.unwrap_or_else(|| {
+    fn inline(&self, text: &Arc<str>) -> Result<Arc<KeySet>, String> {
+        let (inline, place) = (&self.0.inline, Arc::as_ptr(text).cast::<u8>().addr());
+        let known = inline.read().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        known.map(|(_, read)| read).unwrap_or_else(|| {
             let read = KeySet::read(text.as_bytes()).map(Arc::new);
             let read = read.map_err(|error| format!("jwks is no key set: {error}"));
             if let Err(error) = &read {
                 tracing::warn!(error, "tokens of an issuer are refused");
             }
             let mut inline = inline.write().unwrap_or_else(PoisonError::into_inner);
-            // Of those of all earlier worlds most are of no use.
-            if inline.len() >= MAX_INLINE {
-                inline.clear();
-            }
-            inline.insert(text.to_owned(), read.clone());
+            // Those of earlier worlds are nobody's any more.
+            inline.retain(|_, (text, _)| Arc::strong_count(text) > 1);
+            inline.insert(place, (Arc::clone(text), read.clone()));
             read
         })
     }
@@ -408,5 +407,23 @@ mod tests {
             sources.of(&KeySource::Inline("{".into())).map(drop),
             Err("jwks is no key set: it is no JSON".into())
         );
+    }
+
+    #[tokio::test]
+    async fn an_inline_key_set_is_read_once_and_forgotten_with_its_world() {
+        // RFC 8037, appendix A.2.
+        const KEYS: &str = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        let nowhere = |_: String| -> super::super::Resolving { Box::pin(std::future::pending()) };
+        let sources = KeySources::new(Arc::new(nowhere), []).unwrap();
+        let kept = || sources.0.inline.read().unwrap().len();
+        let text: Arc<str> = KEYS.into();
+        let of = |text: &Arc<str>| sources.of(&KeySource::Inline(Arc::clone(text))).unwrap();
+        assert!(Arc::ptr_eq(&of(&text), &of(&text)));
+        let other: Arc<str> = KEYS.into();
+        assert!(!Arc::ptr_eq(&of(&text), &of(&other)));
+        assert_eq!(kept(), 2);
+        drop((text, other));
+        of(&KEYS.into());
+        assert_eq!(kept(), 1);
     }
 }

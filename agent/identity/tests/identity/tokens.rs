@@ -146,7 +146,7 @@ fn rule() -> JwtRule {
     JwtRule {
         issuer: ISSUER.into(),
         audiences: Vec::new(),
-        keys: KeySource::Inline(String::new()),
+        keys: KeySource::Inline("".into()),
         locations: vec![place()],
         forward: false,
         payload_header: None,
