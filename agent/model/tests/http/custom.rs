@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orlop_model::http::{NoTokens, Request};
 use orlop_model::world::security::{Action, AuthorizationPolicy, Match, Operation, Rule, Target};
-use orlop_model::world::{ExtensionProvider, Speaks};
+use orlop_model::world::{Backend, BackendAddress, ExtensionProvider, ServiceEntry, ServicePort, Speaks};
 use orlop_model::{Behind, FindingReason, Identity, NamespacedName, Reason, World};
 
 use proptest::prelude::*;
@@ -139,6 +139,28 @@ fn what_asks_nobody_denies_and_is_told_of() {
     let dry = with([dry], [provider("shop", "authz", 80)]);
     assert!(asked(&dry, "/a").is_empty());
     assert_eq!(judged(&dry, Some(&get("/a")), &[]), Ok(()));
+}
+
+/// Whoever may write a ServiceEntry has nobody on the waypoint's own node asked, nor what a cloud keeps there.
+#[test]
+fn no_provider_is_on_the_node_or_the_link() {
+    let near = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "::ffff:127.0.0.1", "ff02::1"];
+    let mut world = with([], []);
+    let name = NamespacedName::new("shop", "near");
+    let backend = |ip: &str| Backend {
+        address: BackendAddress::Ip(ip.parse().unwrap()),
+        service_account: "default".to_owned(),
+        ..Backend::default()
+    };
+    let ports = vec![ServicePort { number: 80, ..ServicePort::default() }];
+    let endpoints = near.into_iter().chain(["192.0.2.1"]).map(backend).collect();
+    let hosts = vec!["near.example".to_owned()];
+    let entry = ServiceEntry { name: name.clone(), hosts, ports, endpoints, ..ServiceEntry::default() };
+    world.service_entries.insert(name, entry);
+    let snapshot = compiled(&world);
+    let port = snapshot.service_named("shop", "near.example").unwrap().port(80).unwrap();
+    let found: Vec<_> = port.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+    assert_eq!(found, ["192.0.2.1:80"]);
 }
 
 const PATHS: [&str; 3] = ["/a", "/b", "/c"];
