@@ -119,6 +119,7 @@ fn an_http_provider_sees_what_it_is_shown_and_lets_pass_or_answers_itself() {
             vec![
                 ("x-user", "ann"),
                 ("x-unasked", "1"),
+                ("x-envoy-auth-headers-to-remove", "x-secret, x-auth"),
                 ("x-seen", "yes"),
                 ("x-forwarded-client-cert", "forged"),
             ],
@@ -142,8 +143,14 @@ fn an_http_provider_sees_what_it_is_shown_and_lets_pass_or_answers_itself() {
     // What the policy does not match nobody is asked about.
     assert_eq!(stage.get("/").status, 200);
     assert_eq!(authz.count(), 0);
-    let forged =
-        [("x-user", "root"), ("X_User", "root"), ("x.user", "root"), ("x-role", "admin"), ("x-other", "1")];
+    let forged = [
+        ("x-user", "root"),
+        ("X_User", "root"),
+        ("x.user", "root"),
+        ("x-role", "admin"),
+        ("x-other", "1"),
+        ("x-secret", "1"),
+    ];
     let with = |auth: &'static str| [&[("x-auth", auth), ("authorization", "Basic x")][..], &forged].concat();
     let good = ask(stage, "POST //admin/./x?y=1", &with("good"), "body");
     assert_eq!((good.status, good.header("x-seen")), (200, Some("yes")));
@@ -163,6 +170,7 @@ fn an_http_provider_sees_what_it_is_shown_and_lets_pass_or_answers_itself() {
     let served = server.asked().pop().unwrap();
     let got = |name: &str| served.headers.get(name).map(String::as_str);
     assert_eq!((got("x-user"), got("x_user"), got("x.user"), got("x-role")), (Some("ann"), None, None, None));
+    assert_eq!((got("x-secret"), got("x-auth")), (None, None), "what it wants removed");
     assert_eq!((got("x-unasked"), got("x-other"), served.body), (None, Some("1"), b"body".to_vec()));
     assert!(got("x-forwarded-client-cert").unwrap().ends_with(identity("client").as_str()));
     // Nobody else's word stands where it says nothing.

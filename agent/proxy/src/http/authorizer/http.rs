@@ -14,6 +14,9 @@ use super::super::{failure::Extra, replay::RequestBody, session::Session};
 use super::answer::{Answer, Changes, How};
 use super::{Asking, Body, is_unfit, shown_headers};
 
+/// What of the request's headers the server is not to get: Envoy's.
+const REMOVED: &str = "x-envoy-auth-headers-to-remove";
+
 /// The method, path and host of the request, and what of its headers the provider is to see.
 pub(super) fn question(
     session: &Session,
@@ -69,8 +72,13 @@ pub(super) fn read(
         return Err(format!("it answers with status {}", head.status));
     }
     if head.status == StatusCode::OK {
+        let mut to_server = unforged(how, asked);
+        let removed = head.headers.get_all(REMOVED).iter().filter_map(|names| names.to_str().ok());
+        for name in removed.flat_map(|names| names.split(',')) {
+            HeaderName::try_from(name.trim()).ok().into_iter().for_each(|name| to_server.remove(name));
+        }
         return Ok(Answer::Allowed {
-            to_server: picked(unforged(how, asked), &head.headers, &how.to_upstream, How::Overwrite),
+            to_server: picked(to_server, &head.headers, &how.to_upstream, How::Overwrite),
             to_client: picked(Changes::default(), &head.headers, &how.to_client_on_allow, How::Append),
         });
     }
