@@ -181,7 +181,7 @@ impl Enrolment {
         let wanted: HashMap<_, _> =
             snapshot.local_pods().iter().map(|local| (&local.workload.name, local)).collect();
         let places: HashMap<_, _> = wanted.iter().map(|(name, local)| (*name, self.locate(local))).collect();
-        let uids: HashSet<_> = wanted.values().map(|local| local.workload.uid.as_str()).collect();
+        let uids: HashSet<_> = wanted.values().map(|local| &*local.workload.uid).collect();
         self.sandboxes.retain(|uid| uids.contains(uid));
         let is_at = |name: &NamespacedName, enrolled: &Enrolled| {
             let (Some(local), Some(place)) = (wanted.get(name), places.get(name)) else { return false };
@@ -237,7 +237,7 @@ impl Enrolment {
         if let Some(path) = &local.netns {
             return Ok(Located::Named(path.clone()));
         }
-        let uid = local.workload.uid.as_str();
+        let uid = &*local.workload.uid;
         anyhow::ensure!(
             !uid.is_empty(),
             "neither a UID nor an annotation orlop.dev/netns says where its netns is"

@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::Context as _;
 use orlop_model::{
-    Caller, Connection, Hosts, Identity, NamespacedName, Reason, Snapshot, Workload, World, compile_after,
+    Caller, Connection, Hosts, Identity, NamespacedName, Reason, Snapshot, Text, Workload, World,
+    compile_after,
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -103,7 +104,7 @@ pub fn run(world: &World, names: &NameArguments, path: &Path) -> anyhow::Result<
 struct Views<'a> {
     world: &'a World,
     names: &'a NameArguments,
-    by_node: BTreeMap<String, Snapshot>,
+    by_node: BTreeMap<Text, Snapshot>,
 }
 
 impl Views<'_> {

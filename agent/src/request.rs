@@ -85,7 +85,7 @@ fn judge(
     let (path, query) =
         line.path.split_once('?').map_or((&*line.path, None), |(path, query)| (path, Some(query)));
     let path = normalised(path).map_err(|error| (Reason::BadRequest, error.to_string()))?;
-    let host = connection.host.clone().unwrap_or_else(|| connection.to.name.clone());
+    let host = connection.host.clone().unwrap_or_else(|| connection.to.name.to_string());
     let request = Request {
         method: &line.method,
         scheme: "http",

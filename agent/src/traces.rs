@@ -34,7 +34,7 @@ impl Traces {
         let share = Sampler::TraceIdRatioBased(arguments.trace_sampling / 100.0);
         let resource = Resource::builder_empty()
             .with_service_name(format!("{}.{}", gateway.name, gateway.namespace))
-            .with_attribute(KeyValue::new("k8s.namespace.name", gateway.namespace.clone()))
+            .with_attribute(KeyValue::new("k8s.namespace.name", gateway.namespace.to_string()))
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)

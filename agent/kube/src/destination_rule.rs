@@ -1,6 +1,6 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use orlop_model::world::Labels;
 use orlop_model::world::routing::{
     Balancer, ConnectionPool, DestinationRule, HashOn, Outlier, Subset, TrafficPolicy,
 };
@@ -45,7 +45,7 @@ struct SubsetObject {
     /// What it is called in VirtualServices.
     name: String,
     /// Labels of its servers.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// Instead of the rule's, block by block.
     traffic_policy: Option<PolicyObject>,
 }
@@ -235,7 +235,7 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
         }
         let path = path.key("trafficPolicy");
         let policy = policy_of_subset(of.traffic_policy, &path, &mut unread)?;
-        subsets.push(Subset { name: of.name, labels: of.labels, policy });
+        subsets.push(Subset { name: of.name, labels: of.labels.into_iter().collect(), policy });
     }
     Ok(DestinationRule {
         created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),

@@ -1,8 +1,8 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as api;
-use orlop_model::NamespacedName;
 use orlop_model::world::{EndpointSlice, Port, Protocol, SliceEndpoint};
+use orlop_model::{NamespacedName, Text};
 use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, port, protocol};
@@ -32,9 +32,11 @@ pub(crate) fn convert(slice: Object) -> Result<EndpointSlice, FieldError> {
         .enumerate()
         .map(|(index, entry)| endpoint(entry, &name.namespace, &FieldPath::from("endpoints").index(index)));
     let [ports, udp_ports] = ports(slice.ports.unwrap_or_default())?;
+    let mut endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
+    endpoints.shrink_to_fit();
     Ok(EndpointSlice {
-        endpoints: endpoints.collect::<Result<_, _>>()?,
-        service: slice.metadata.labels.and_then(|mut labels| labels.remove(SERVICE_NAME)),
+        endpoints,
+        service: slice.metadata.labels.and_then(|labels| labels.get(SERVICE_NAME).cloned()),
         ports,
         udp_ports,
         name,
@@ -54,7 +56,7 @@ fn ports(ports: Vec<api::EndpointPort>) -> Result<[Vec<Port>; 2], FieldError> {
         // Without a number it stands for any port, which a service's port can't be routed to.
         if let Some(number) = entry.port {
             let number = port(number, || path("port"))?;
-            found.push(Port { name: entry.name.unwrap_or_default(), number });
+            found.push(Port { name: entry.name.unwrap_or_default().into(), number });
         }
     }
     Ok([tcp, udp])
@@ -66,18 +68,18 @@ fn endpoint(entry: api::Endpoint, namespace: &str, path: &FieldPath) -> Result<S
     let target = entry.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
     let target = target.and_then(|target| {
         let own = target.namespace.filter(|own| !own.is_empty());
-        Some(NamespacedName::new(own.unwrap_or_else(|| namespace.to_owned()), target.name?))
+        Some(NamespacedName::new(own.as_deref().unwrap_or(namespace), target.name?))
     });
     let addresses = entry.addresses.iter().enumerate();
     let addresses = addresses.map(|(index, ip)| address(ip, || path.clone().key("addresses").index(index)));
     Ok(SliceEndpoint {
-        addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?,
-        hostname: entry.hostname.filter(|name| !name.is_empty()),
+        addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?.into(),
+        hostname: entry.hostname.filter(|name| !name.is_empty()).map(Text::from),
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
-        node: entry.node_name,
-        zone: entry.zone,
+        node: entry.node_name.map(Text::from),
+        zone: entry.zone.map(Text::from),
         target,
     })
 }

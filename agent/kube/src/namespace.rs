@@ -1,3 +1,4 @@
+use orlop_model::Text;
 use orlop_model::world::Namespace;
 
 use crate::field::FieldError;
@@ -5,8 +6,8 @@ use crate::metadata::{label, name};
 use crate::read;
 
 /// Converts a `v1` Namespace, with its name.
-pub(crate) fn convert(namespace: read::Namespace) -> Result<(String, Namespace), FieldError> {
-    let name = name(&namespace.metadata)?.to_owned();
+pub(crate) fn convert(namespace: read::Namespace) -> Result<(Text, Namespace), FieldError> {
+    let name = Text::from(name(&namespace.metadata)?);
     label(&name, "metadata.name")?;
     Ok((name, Namespace { labels: namespace.metadata.labels.unwrap_or_default() }))
 }

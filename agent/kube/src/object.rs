@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use orlop_model::NamespacedName;
-use orlop_model::World;
 use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
@@ -12,6 +10,7 @@ use orlop_model::world::{
     EndpointSlice, ExtensionProvider, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication,
     Service, ServiceEntry, WorkloadEntry,
 };
+use orlop_model::{NamespacedName, Text, World};
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_path_to_error::Segment;
 
@@ -238,8 +237,8 @@ pub(crate) enum Source {
 /// Kind and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
-    Namespace(String),
-    Node(String),
+    Namespace(Text),
+    Node(Text),
     Pod(NamespacedName),
     Service(NamespacedName),
     EndpointSlice(NamespacedName),
@@ -262,8 +261,8 @@ impl Key {
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         let namespaced = || NamespacedName::new(namespace, name);
         match kind {
-            Kind::Namespace => Self::Namespace(name.to_owned()),
-            Kind::Node => Self::Node(name.to_owned()),
+            Kind::Namespace => Self::Namespace(name.into()),
+            Kind::Node => Self::Node(name.into()),
             Kind::Pod => Self::Pod(namespaced()),
             Kind::Service => Self::Service(namespaced()),
             Kind::EndpointSlice => Self::EndpointSlice(namespaced()),
@@ -400,8 +399,8 @@ impl fmt::Display for Key {
 /// A converted object: at the same place in every world for as long as it doesn't change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
-    Namespace(String, Arc<Namespace>),
-    Node(String, Arc<ClusterNode>),
+    Namespace(Text, Arc<Namespace>),
+    Node(Text, Arc<ClusterNode>),
     Pod(Arc<Pod>),
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),

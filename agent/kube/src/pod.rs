@@ -1,6 +1,8 @@
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
+use orlop_model::Text;
 use orlop_model::world::{Labels, Owner, Phase, Pod, Port, Protocol};
 
 use crate::field::{FieldError, FieldPath, address, port, protocol};
@@ -21,7 +23,7 @@ pub(crate) fn convert_trusted(mut pod: read::Pod) -> Result<Pod, FieldError> {
             let problem = format!("{netns:?} is not an absolute path, such as /run/netns/web");
             return Err(FieldError::new(path, problem));
         }
-        pod.annotations.insert(NETNS.to_owned(), netns);
+        pod.annotations.insert(NETNS, netns);
     }
     Ok(pod)
 }
@@ -38,14 +40,14 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
     subdomain(&service_account, "spec.serviceAccountName")?;
     Ok(Pod {
         name,
-        uid: metadata.uid.unwrap_or_default(),
+        uid: metadata.uid.unwrap_or_default().into(),
         labels: metadata.labels.unwrap_or_default(),
         annotations: annotations(metadata.annotations),
-        node: spec.node_name.clone().filter(|node| !node.is_empty()),
-        hostname: spec.hostname.clone().filter(|name| !name.is_empty()),
-        subdomain: spec.subdomain.clone().filter(|name| !name.is_empty()),
-        service_account,
-        addresses: addresses(&status)?,
+        node: given(&spec.node_name),
+        hostname: given(&spec.hostname),
+        subdomain: given(&spec.subdomain),
+        service_account: service_account.into(),
+        addresses: addresses(&status)?.into(),
         host_network: spec.host_network.unwrap_or(false),
         phase,
         ready: ready(&status, phase),
@@ -54,6 +56,10 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
         container_ports: container_ports(&spec)?,
         probed: probes::ports(&spec),
     })
+}
+
+fn given(text: &Option<String>) -> Option<Text> {
+    text.as_deref().filter(|text| !text.is_empty()).map(Text::from)
 }
 
 fn phase(phase: Option<&str>) -> Result<Phase, FieldError> {
@@ -72,7 +78,7 @@ fn phase(phase: Option<&str>) -> Result<Phase, FieldError> {
 
 /// Only those the mesh reads, since the others can be large. Never the network namespace: in a cluster anyone
 /// who may make a pod may write it, and could name the node's own.
-fn annotations(annotations: Option<Labels>) -> Labels {
+fn annotations(annotations: Option<BTreeMap<String, String>>) -> Labels {
     let ours = |key: &str| {
         let domain = key.split_once('/').map_or("", |(domain, _)| domain);
         ["orlop.dev", "istio.io"]
@@ -102,11 +108,11 @@ fn ready(status: &read::PodStatus, phase: Phase) -> bool {
 
 fn owner(references: Option<Vec<read::OwnerReference>>) -> Option<Owner> {
     let controller = references?.into_iter().find(|owner| owner.controller == Some(true))?;
-    Some(Owner { kind: controller.kind, name: controller.name })
+    Some(Owner { kind: controller.kind.into(), name: controller.name.into() })
 }
 
 /// Those of containers that keep running, so of init containers only the ones restarted always.
-fn container_ports(spec: &read::PodSpec) -> Result<Vec<Port>, FieldError> {
+fn container_ports(spec: &read::PodSpec) -> Result<Box<[Port]>, FieldError> {
     let containers =
         spec.containers.iter().flatten().enumerate().map(|(index, c)| ("spec.containers", index, c));
     let init = spec.init_containers.iter().flatten().enumerate();
@@ -120,11 +126,11 @@ fn container_ports(spec: &read::PodSpec) -> Result<Vec<Port>, FieldError> {
                 |field: &str| FieldPath::from(list).index(index).key("ports").index(port_index).key(field);
             if protocol(entry.protocol.as_deref(), || path("protocol"))? == Protocol::Tcp {
                 let number = port(entry.container_port, || path("containerPort"))?;
-                found.push(Port { name: entry.name.clone().unwrap_or_default(), number });
+                found.push(Port { name: entry.name.as_deref().unwrap_or_default().into(), number });
             }
         }
     }
-    Ok(found)
+    Ok(found.into())
 }
 
 #[cfg(test)]
@@ -166,16 +172,16 @@ mod tests {
         .unwrap();
         assert_eq!(pod.name.to_string(), "shop/web-5d4f8-x");
         assert_eq!(
-            (pod.uid.as_str(), pod.node.as_deref(), pod.service_account.as_str()),
+            (&*pod.uid, pod.node.as_deref(), pod.service_account.as_str()),
             ("u-1", Some("one"), "till")
         );
         assert_eq!((pod.hostname.as_deref(), pod.subdomain.as_deref()), (Some("web-0"), Some("web")));
-        assert_eq!(pod.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(*pod.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert_eq!(pod.owner, Some(Owner { kind: "ReplicaSet".into(), name: "web-5d4f8".into() }));
         let ports: Vec<_> =
             pod.container_ports.iter().map(|port| (port.name.as_str(), port.number)).collect();
         assert_eq!(ports, [("http", 8080), ("", 9000)]);
-        let kept: Vec<_> = pod.annotations.keys().map(String::as_str).collect();
+        let kept: Vec<_> = pod.annotations.keys().map(Text::as_str).collect();
         assert_eq!(kept, ["ambient.istio.io/redirection", "orlop.dev/netns"]);
         assert!(!pod.ready && !pod.host_network && !pod.terminating);
     }

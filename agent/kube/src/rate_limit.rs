@@ -85,7 +85,7 @@ pub(crate) fn convert(object: Object) -> Result<RateLimit, FieldError> {
     let mut names = BTreeSet::new();
     for (index, of) in written.into_iter().enumerate() {
         let path = FieldPath::from("spec.limits").index(index);
-        let default = if several { format!("{}-{index}", name.name) } else { name.name.clone() };
+        let default = if several { format!("{}-{index}", name.name) } else { name.name.to_string() };
         let limit = limit(of, &name, default, &path)?;
         if !names.insert(limit.name.clone()) {
             let problem = format!("{:?} is the name of another limit as well", limit.name);

@@ -1,6 +1,8 @@
 //! What is read of Kubernetes' own objects. Whole ones have hundreds of fields, and code to read those that nobody
 //! looks at would be a quarter of the program.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use orlop_model::world::Labels;
@@ -15,7 +17,8 @@ pub(crate) struct Metadata {
     pub namespace: Option<String>,
     pub uid: Option<String>,
     pub labels: Option<Labels>,
-    pub annotations: Option<Labels>,
+    /// Most are not kept, and some are large.
+    pub annotations: Option<BTreeMap<String, String>>,
     pub owner_references: Option<Vec<OwnerReference>>,
     pub creation_timestamp: Option<Time>,
     /// Only whether it is there counts.

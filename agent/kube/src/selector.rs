@@ -27,5 +27,5 @@ pub(crate) fn convert(selector: Option<Selector>) -> Result<Labels, FieldError> 
             return Err(FieldError::new(path(), problem));
         }
     }
-    Ok(labels)
+    Ok(labels.into_iter().collect())
 }

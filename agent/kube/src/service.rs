@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as api;
-use orlop_model::world::{Distribution, Labels, Service, ServicePort};
+use orlop_model::world::{Distribution, Service, ServicePort};
 use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, host, port, protocol, target_port};
@@ -42,14 +43,14 @@ pub(crate) fn convert(service: Object) -> Result<Service, FieldError> {
         distribution,
         node_local: node_local(&spec)?,
         ports: ports(spec.ports.unwrap_or_default())?,
-        selector: spec.selector.unwrap_or_default(),
+        selector: spec.selector.into_iter().flatten().collect(),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     })
 }
 
 /// What a Service or ServiceEntry is annotated with.
 pub(crate) fn distribution_annotation(
-    annotations: Option<&Labels>,
+    annotations: Option<&BTreeMap<String, String>>,
 ) -> Result<Option<Distribution>, FieldError> {
     let path = || FieldPath::from("metadata.annotations").key(DISTRIBUTION);
     let annotated = annotations.and_then(|annotations| annotations.get(DISTRIBUTION));

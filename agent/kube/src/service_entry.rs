@@ -82,7 +82,7 @@ struct PortObject {
 #[serde(deny_unknown_fields, default)]
 struct SelectorObject {
     /// Labels that a server must have, all of them.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 /// Converts a ServiceEntry.
@@ -211,7 +211,7 @@ fn selector(selector: Option<SelectorObject>) -> Result<Labels, FieldError> {
         Some(selector) if selector.labels.is_empty() => {
             Err(FieldError::new("spec.workloadSelector.labels", "is empty; name the labels of the workloads"))
         }
-        Some(selector) => Ok(selector.labels),
+        Some(selector) => Ok(selector.labels.into_iter().collect()),
     }
 }
 

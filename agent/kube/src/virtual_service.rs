@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
 use orlop_model::NamespacedName;
-use orlop_model::world::Labels;
 use orlop_model::world::routing::{
     Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Regex, Rewrite, RuleAction, StringMatch,
     VirtualService, WeightedDestination,
@@ -113,7 +112,7 @@ struct MatchObject {
     /// The port that is called.
     port: Option<i32>,
     /// Labels of the calling workload.
-    source_labels: Labels,
+    source_labels: BTreeMap<String, String>,
     /// The namespace of the calling workload.
     source_namespace: Option<String>,
     /// Instead of the VirtualService's own gateways.
@@ -328,7 +327,7 @@ fn http_match(of: MatchObject, path: &FieldPath) -> Result<HttpMatch, FieldError
         without_headers: by_name(of.without_headers, "withoutHeaders", true)?,
         query: by_name(of.query_params, "queryParams", false)?,
         port: of.port.map(|number| port(number, || at("port"))).transpose()?,
-        source_labels: of.source_labels,
+        source_labels: of.source_labels.into_iter().collect(),
         source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
         gateways: of.gateways,
     })

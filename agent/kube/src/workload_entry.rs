@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use orlop_model::world::{Backend, BackendAddress, Labels, Locality, WorkloadEntry};
+use orlop_model::world::{Backend, BackendAddress, Locality, WorkloadEntry};
 use serde::Deserialize;
 
 use crate::field::{FieldError, FieldPath, address, host, port};
@@ -28,7 +28,7 @@ pub(crate) struct BackendObject {
     /// Its ports by the names of the service's, if they are others.
     ports: Option<BTreeMap<String, i32>>,
     /// Labels by which it is selected.
-    labels: Option<Labels>,
+    labels: Option<BTreeMap<String, String>>,
     /// Where it is, as REGION/ZONE/SUBZONE.
     locality: Option<String>,
     /// The service account whose identity it has.
@@ -43,9 +43,8 @@ pub(crate) struct BackendObject {
 pub(crate) fn convert(object: Object) -> Result<WorkloadEntry, FieldError> {
     let name = namespaced(&object.metadata)?;
     let mut backend = backend(object.spec, &"spec".into())?;
-    for (key, value) in object.metadata.labels.unwrap_or_default() {
-        backend.labels.entry(key).or_insert(value);
-    }
+    let of_object = object.metadata.labels.unwrap_or_default();
+    backend.labels = of_object.iter().chain(backend.labels.iter()).collect();
     Ok(WorkloadEntry { name, backend })
 }
 
@@ -61,7 +60,7 @@ pub(crate) fn backend(object: BackendObject, path: &FieldPath) -> Result<Backend
     Ok(Backend {
         address: backend_address(object.address.as_deref().unwrap_or_default(), path.clone().key("address"))?,
         ports: ports.collect::<Result<_, _>>()?,
-        labels: object.labels.unwrap_or_default(),
+        labels: object.labels.into_iter().flatten().collect(),
         locality: locality(object.locality.as_deref().unwrap_or_default()),
         service_account,
         weight: object.weight.and_then(NonZeroU32::new),
@@ -108,7 +107,7 @@ mod tests {
         let backend = entry.backend;
         assert_eq!(backend.address, BackendAddress::Ip("192.0.2.1".parse().unwrap()));
         assert_eq!((backend.ports["http"], backend.service_account.as_str()), (8080, "vm"));
-        assert_eq!(backend.labels, [("app".into(), "vm".into()), ("of".into(), "object".into())].into());
+        assert_eq!(backend.labels, [("app", "vm"), ("of", "object")].into());
         assert_eq!(backend.locality, Locality { region: Some("eu".into()), zone: Some("eu-1a".into()) });
     }
 

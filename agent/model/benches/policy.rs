@@ -77,7 +77,7 @@ fn pod(number: usize) -> Pod {
             .into(),
         node: Some("one".into()),
         service_account: "web".into(),
-        addresses: vec![[10, 1, (number / 250) as u8, (number % 250) as u8].into()],
+        addresses: [[10, 1, (number / 250) as u8, (number % 250) as u8].into()].into(),
         ..Pod::default()
     }
 }

@@ -18,8 +18,8 @@ use orlop_model::world::{
     EndpointSlice, Labels, Namespace, Node, Owner, Pod, Port, Service, ServicePort, SliceEndpoint, TargetPort,
 };
 use orlop_model::{
-    Balance, Connection, Hosts, NamespacedName, Service as Compiled, Settings, Snapshot, World, compile,
-    compile_after,
+    Balance, Connection, Hosts, NamespacedName, Service as Compiled, Settings, Snapshot, Text, World,
+    compile, compile_after,
 };
 
 const ENDPOINTS: usize = 10;
@@ -91,11 +91,11 @@ impl Balance for Turn {
 fn world(services: usize) -> World {
     let namespaces = 0..services.div_ceil(NEIGHBOURS);
     let pods = 0..services * ENDPOINTS;
-    let enrolled = Labels::from([("orlop.dev/mesh".to_owned(), "enabled".to_owned())]);
+    let enrolled = Labels::from([("orlop.dev/mesh", "enabled")]);
     World {
         namespaces: namespaces
             .clone()
-            .map(|number| (namespace(number), Namespace { labels: enrolled.clone() }))
+            .map(|number| (namespace(number).into(), Namespace { labels: enrolled.clone() }))
             .collect(),
         nodes: (0..pods.end.div_ceil(ON_A_NODE)).map(node).collect(),
         pods: pods.map(pod).map(|pod| (pod.name.clone(), pod)).collect(),
@@ -117,9 +117,9 @@ fn name(of_service: usize, name: String) -> NamespacedName {
     NamespacedName::new(namespace(of_service / NEIGHBOURS), name)
 }
 
-fn node(number: usize) -> (String, Node) {
-    let zone = ("topology.kubernetes.io/zone".to_owned(), format!("z{}", number % 3));
-    (format!("node-{number}"), Node { labels: [zone].into(), ..Node::default() })
+fn node(number: usize) -> (Text, Node) {
+    let zone = ("topology.kubernetes.io/zone", format!("z{}", number % 3));
+    (format!("node-{number}").into(), Node { labels: [zone].into(), ..Node::default() })
 }
 
 fn pod_name(pod: usize) -> NamespacedName {
@@ -136,14 +136,14 @@ fn pod(number: usize) -> Pod {
     ];
     Pod {
         name: pod_name(number),
-        uid: format!("7c9e6679-7425-40de-944b-{number:012}"),
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        node: Some(format!("node-{}", number / ON_A_NODE)),
-        service_account: format!("service-{service}"),
-        addresses: vec![pod_address(number)],
+        uid: format!("7c9e6679-7425-40de-944b-{number:012}").into(),
+        labels: labels.into(),
+        node: Some(format!("node-{}", number / ON_A_NODE).into()),
+        service_account: format!("service-{service}").into(),
+        addresses: [pod_address(number)].into(),
         ready: true,
-        owner: Some(Owner { kind: "ReplicaSet".into(), name: format!("service-{service}-5d4f8c7b9") }),
-        container_ports: vec![Port { name: "http".into(), number: 8080 }],
+        owner: Some(Owner { kind: "ReplicaSet".into(), name: format!("service-{service}-5d4f8c7b9").into() }),
+        container_ports: [Port { name: "http".into(), number: 8080 }].into(),
         ..Pod::default()
     }
 }
@@ -159,23 +159,23 @@ fn service(number: usize) -> Service {
         name: name(number, format!("service-{number}")),
         cluster_ips: vec![vip(number)],
         ports: vec![port],
-        selector: [("app".to_owned(), format!("service-{number}"))].into(),
+        selector: [("app", format!("service-{number}"))].into(),
         ..Service::default()
     }
 }
 
 fn slice(service: usize) -> EndpointSlice {
     let endpoint = |pod| SliceEndpoint {
-        addresses: vec![pod_address(pod)],
+        addresses: [pod_address(pod)].into(),
         ready: true,
         serving: true,
-        node: Some(format!("node-{}", pod / ON_A_NODE)),
+        node: Some(format!("node-{}", pod / ON_A_NODE).into()),
         target: Some(pod_name(pod)),
         ..SliceEndpoint::default()
     };
     EndpointSlice {
         name: name(service, format!("service-{service}-abcde")),
-        service: Some(format!("service-{service}")),
+        service: Some(format!("service-{service}").into()),
         ports: vec![Port { name: "http".into(), number: 8080 }],
         endpoints: (service * ENDPOINTS..(service + 1) * ENDPOINTS).map(endpoint).collect(),
         ..EndpointSlice::default()

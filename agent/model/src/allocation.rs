@@ -136,7 +136,7 @@ mod tests {
         }
         entry(&mut world, "shop/addresses").addresses = vec!["192.0.2.1".parse().unwrap()];
         entry(&mut world, "shop/none").resolution = Resolution::None;
-        entry(&mut world, "shop/label").labels.insert(ENABLED.into(), "false".into());
+        entry(&mut world, "shop/label").labels.insert(ENABLED, "false");
         entry(&mut world, "shop/udp").ports.push(ServicePort { protocol: Protocol::Udp, ..port() });
         entry(&mut world, "shop/portless").ports.clear();
         entry(&mut world, "shop/star").hosts = vec!["*.api.example".into()];

@@ -136,14 +136,14 @@ pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workloa
         uid: pod.uid.clone(),
         identity: Identity::new(&settings.trust_domain, &pod.name.namespace, &pod.service_account),
         node: pod.node.clone().unwrap_or_default(),
-        addresses: unicast(&pod.addresses),
+        addresses: unicast(&pod.addresses).into(),
         enrolled: !pod.host_network && opted_in(namespace, &pod.labels),
         owner: names.owner,
         canonical_service: names.canonical_service,
         canonical_revision: names.canonical_revision,
         app: names.app,
         version: names.version,
-        cluster: settings.cluster.clone(),
+        cluster: settings.cluster.as_str().into(),
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::text::Text;
+
 /// A SPIFFE ID is at most this long in bytes (SPIFFE-ID 2.3).
 const MAX_URI: usize = 2048;
 
@@ -47,7 +49,7 @@ impl Serialize for TrustDomain {
 ///
 /// Parsing is strict, so that two identities are the same exactly when their texts are.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity(Arc<str>);
+pub struct Identity(Text);
 
 impl Identity {
     /// The identity of a service account. Both names must be what Kubernetes accepts as such; `orlop-kube` has

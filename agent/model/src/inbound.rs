@@ -75,7 +75,7 @@ mod tests {
         Workload {
             name: NamespacedName::new("default", "web"),
             kind: WorkloadKind::Pod,
-            uid: String::new(),
+            uid: Default::default(),
             identity: Identity::new(&"cluster.local".parse().unwrap(), "default", "default"),
             node: "one".into(),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod admit;
 mod allocation;
 mod authorize;
@@ -34,10 +35,12 @@ mod same_node;
 mod service;
 mod service_entry;
 mod snapshot;
+mod text;
 mod waypoint;
 mod workloads;
 pub mod world;
 
+pub use addresses::Addresses;
 pub use admit::{Caller, Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
 pub use behind::Behind;
@@ -56,6 +59,7 @@ pub use route::{Balance, Choice, Route, Transport};
 pub use same_node::SameNode;
 pub use service::{Endpoint, Proximity, Service, ServiceKind, ServicePort};
 pub use snapshot::{LocalPod, Snapshot, Workload, WorkloadKind};
+pub use text::Text;
 pub use waypoint::Hop;
 pub use world::World;
 pub use world::security::Mode;

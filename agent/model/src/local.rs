@@ -66,5 +66,5 @@ impl Snapshot {
 
 /// A relative path would depend on where the agent was started.
 fn netns(pod: &Pod) -> Option<PathBuf> {
-    pod.annotations.get(NETNS).map(PathBuf::from).filter(|path| path.is_absolute())
+    pod.annotations.get(NETNS).map(|path| PathBuf::from(path.as_str())).filter(|path| path.is_absolute())
 }

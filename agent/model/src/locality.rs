@@ -1,5 +1,6 @@
 use crate::compile::Settings;
 use crate::service::Proximity;
+use crate::text::Text;
 use crate::world::{Locality, World};
 
 const REGION: &str = "topology.kubernetes.io/region";
@@ -58,6 +59,6 @@ impl<'a> Neighbourhood<'a> {
 
 fn of_node<'a>(world: &'a World, name: &str) -> Place<'a> {
     let Some(node) = world.nodes.get(name) else { return Place::default() };
-    let label = |key| node.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    let label = |key| node.labels.get(key).map(Text::as_str).filter(|value| !value.is_empty());
     Place { region: label(REGION), zone: label(ZONE) }
 }

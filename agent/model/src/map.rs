@@ -2,7 +2,6 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Index;
@@ -18,7 +17,7 @@ const LONGEST: usize = 64;
 ///
 /// To clone it costs nothing; to change a clone costs one run of entries and the list of runs, a few hundredths of the
 /// map. What differs between two states is found without looking at what they share: see
-/// [`differences`](Self::differences). It is read like a [`BTreeMap`].
+/// [`differences`](Self::differences). It is read like a [`BTreeMap`](std::collections::BTreeMap).
 pub struct Map<K, T> {
     /// Sorted, none of them empty.
     runs: Arc<Vec<Run<K, T>>>,
@@ -153,18 +152,23 @@ impl<K: Ord + Clone, T> Map<K, T> {
             Ok(at) => return entries.get_mut(at).map(|(_, old)| std::mem::replace(old, value)),
             Err(at) => at,
         };
+        self.len += 1;
         if key < run.from {
             run.from = key.clone();
         }
-        entries.insert(at, (key, value));
-        self.len += 1;
-        if entries.len() > LONGEST {
-            // Of keys that come in order every run is full.
-            let half = if at + 1 == entries.len() { LONGEST } else { LONGEST / 2 };
-            let rest = entries.split_off(half);
-            if let Some((from, _)) = rest.first() {
-                runs.insert(index + 1, Run { from: from.clone(), entries: Arc::new(rest) });
-            }
+        if entries.len() < LONGEST {
+            entries.insert(at, (key, value));
+            return None;
+        }
+        // Of keys that come in order every run is full.
+        let half = if at == LONGEST { LONGEST } else { LONGEST / 2 };
+        let mut rest = entries.split_off(half);
+        match at.checked_sub(half) {
+            Some(at) => rest.insert(at, (key, value)),
+            None => entries.insert(at, (key, value)),
+        }
+        if let Some((from, _)) = rest.first() {
+            runs.insert(index + 1, Run { from: from.clone(), entries: Arc::new(rest) });
         }
         None
     }
@@ -310,8 +314,12 @@ impl<K: Ord + Clone, T> IntoIterator for Map<K, T> {
 
 impl<K: Ord + Clone, T, V: Into<Arc<T>>> FromIterator<(K, V)> for Map<K, T> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        let sorted: BTreeMap<K, Arc<T>> =
+        let mut sorted: Vec<(K, Arc<T>)> =
             entries.into_iter().map(|(key, value)| (key, value.into())).collect();
+        // Of several values of a key the last counts.
+        sorted.reverse();
+        sorted.sort_by(|(one, _), (other, _)| one.cmp(other));
+        sorted.dedup_by(|(one, _), (other, _)| one == other);
         let len = sorted.len();
         let mut sorted = sorted.into_iter();
         let run = || {
@@ -388,12 +396,14 @@ impl<K: Ord + Serialize, T: Serialize> Serialize for Map<K, T> {
 
 impl<'de, K: Ord + Clone + Deserialize<'de>, T: Deserialize<'de>> Deserialize<'de> for Map<K, T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BTreeMap::<K, Arc<T>>::deserialize(deserializer).map(Self::from_iter)
+        std::collections::BTreeMap::<K, Arc<T>>::deserialize(deserializer).map(Self::from_iter)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;

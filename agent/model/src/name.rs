@@ -3,19 +3,26 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::text::Text;
+
 /// Names an object of a namespaced kind; written `namespace/name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespacedName {
     /// The namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// The name within the namespace.
-    pub name: String,
+    pub name: Text,
 }
 
 impl NamespacedName {
     /// Makes a name of its two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Text>, name: impl Into<Text>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The name, if it may be that of an object. For what strangers ask for, so that it is not kept.
+    pub(crate) fn known(namespace: &str, name: &str) -> Option<Self> {
+        Some(Self { namespace: Text::known(namespace)?, name: Text::known(name)? })
     }
 }
 

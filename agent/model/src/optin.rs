@@ -1,3 +1,4 @@
+use crate::text::Text;
 use crate::world::Labels;
 
 /// Label of namespaces and pods: `enabled` or `disabled`.
@@ -12,12 +13,12 @@ pub fn opted_in(namespace: &Labels, pod: &Labels) -> bool {
 }
 
 fn wish(labels: &Labels) -> Option<bool> {
-    let own = match labels.get(MESH).map(String::as_str) {
+    let own = match labels.get(MESH).map(Text::as_str) {
         Some("enabled") => Some(true),
         Some("disabled") => Some(false),
         _ => None,
     };
-    own.or_else(|| match labels.get(DATAPLANE_MODE).map(String::as_str) {
+    own.or_else(|| match labels.get(DATAPLANE_MODE).map(Text::as_str) {
         Some("ambient") => Some(true),
         Some("none") => Some(false),
         _ => None,

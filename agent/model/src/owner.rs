@@ -1,12 +1,13 @@
+use crate::text::Text;
 use crate::world::{Labels, Pod};
 
 /// Names that group a pod with its likes, in logs and metrics.
 pub(crate) struct Names {
-    pub owner: String,
-    pub canonical_service: String,
-    pub canonical_revision: String,
-    pub app: String,
-    pub version: String,
+    pub owner: Text,
+    pub canonical_service: Text,
+    pub canonical_revision: Text,
+    pub app: Text,
+    pub version: Text,
 }
 
 /// Reads the names of a pod as Istio does, so that its dashboards work.
@@ -15,14 +16,14 @@ pub(crate) fn names(pod: &Pod) -> Names {
 }
 
 /// The names of what `owner` has made with these labels.
-pub(crate) fn names_of(labels: &Labels, owner: String) -> Names {
+pub(crate) fn names_of(labels: &Labels, owner: Text) -> Names {
     let label =
         |keys: &[&str]| keys.iter().find_map(|&key| labels.get(key).filter(|v| !v.is_empty())).cloned();
     let canonical_service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
         .unwrap_or_else(|| owner.clone());
     let canonical_revision =
         label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
-            .unwrap_or_else(|| "latest".to_owned());
+            .unwrap_or_else(|| Text::from("latest"));
     Names {
         app: label(&["app"]).unwrap_or_else(|| canonical_service.clone()),
         version: label(&["version"]).unwrap_or_else(|| canonical_revision.clone()),
@@ -32,7 +33,7 @@ pub(crate) fn names_of(labels: &Labels, owner: String) -> Names {
     }
 }
 
-fn owner(pod: &Pod) -> String {
+fn owner(pod: &Pod) -> Text {
     let Some(owner) = &pod.owner else {
         return pod.name.name.clone();
     };
@@ -41,7 +42,7 @@ fn owner(pod: &Pod) -> String {
         "Job" => cron_job(&owner.name),
         _ => None,
     };
-    name.unwrap_or(&owner.name).to_owned()
+    name.map_or_else(|| owner.name.clone(), Text::from)
 }
 
 fn deployment<'a>(pod: &Pod, replica_set: &'a str) -> Option<&'a str> {
@@ -97,7 +98,7 @@ mod tests {
             let names = named(Some(("StatefulSet", "db")), labels);
             (names.canonical_service, names.canonical_revision)
         };
-        let pair = |service: &str, revision: &str| (service.to_owned(), revision.to_owned());
+        let pair = |service: &str, revision: &str| (Text::from(service), Text::from(revision));
         assert_eq!(of(&labels), pair("one", "v1"));
         assert_eq!(of(&[labels[1], labels[2], labels[4], labels[5]]), pair("two", "v2"));
         assert_eq!(of(&[labels[2], labels[5]]), pair("three", "v3"));
@@ -117,7 +118,7 @@ mod tests {
         names(&Pod {
             name: NamespacedName::new("default", "web-0"),
             owner: owner.map(|(kind, name)| Owner { kind: kind.into(), name: name.into() }),
-            labels: labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            labels: labels.iter().copied().collect(),
             ..Pod::default()
         })
     }

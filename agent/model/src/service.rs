@@ -135,6 +135,7 @@ impl ServicePort {
     pub(crate) fn new(name: String, number: u16, mut endpoints: Vec<Endpoint>, wanted: Preference) -> Self {
         endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.condition(wanted), endpoint.proximity));
         endpoints.dedup_by_key(|endpoint| endpoint.address);
+        endpoints.shrink_to_fit();
         endpoints.sort_by_key(|endpoint| endpoint.rank(wanted));
         let best = endpoints.first().map(|endpoint| endpoint.condition(wanted));
         let best = best.filter(|best| *best != Condition::Unusable);

@@ -10,6 +10,7 @@ use crate::identity::Identity;
 use crate::owner::names_of;
 use crate::service::{Preference, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
+use crate::text::Text;
 use crate::world::{Backend, BackendAddress, Protocol, Resolution, ServiceEntry, WorkloadEntry};
 
 /// Istio's label of a backend that takes HBONE: a list that holds `http`.
@@ -102,20 +103,20 @@ fn workload_of(
     settings: &Settings,
 ) -> Workload {
     let names = names_of(&backend.labels, name.name.clone());
-    let tunnels = backend.labels.get(TUNNEL).map_or("", String::as_str);
+    let tunnels = backend.labels.get(TUNNEL).map_or("", Text::as_str);
     Workload {
         name: name.clone(),
         kind: WorkloadKind::WorkloadEntry,
-        uid: String::new(),
+        uid: Arc::default(),
         identity: Identity::new(&settings.trust_domain, &name.namespace, &backend.service_account),
-        node: String::new(),
-        addresses,
+        node: Text::default(),
+        addresses: addresses.into(),
         enrolled: tunnels.split(',').any(|tunnel| tunnel.trim() == "http"),
         owner: names.owner,
         canonical_service: names.canonical_service,
         canonical_revision: names.canonical_revision,
         app: names.app,
         version: names.version,
-        cluster: settings.cluster.clone(),
+        cluster: settings.cluster.as_str().into(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
+use crate::addresses::Addresses;
 use crate::compile::Settings;
 use crate::dns::Zone;
 use crate::hosts::Hosts;
@@ -16,6 +17,7 @@ use crate::map::{Difference, Map};
 use crate::name::NamespacedName;
 use crate::policy::{self, Finding, Prepared};
 use crate::service::{Service, ServiceIndex};
+use crate::text::Text;
 use crate::waypoint::Waypoints;
 use crate::workloads::Workloads;
 use crate::world::World;
@@ -170,27 +172,27 @@ pub struct Workload {
     /// What it is.
     pub kind: WorkloadKind,
     /// The pod's UID; empty where the source has none.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// What its certificate says.
     pub identity: Identity,
     /// The node's name; empty until the pod is scheduled.
-    pub node: String,
+    pub node: Text,
     /// Its addresses: unicast, not loopback, no IPv4-mapped IPv6.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// Whether it is part of the mesh: it takes HBONE, and nothing may reach it otherwise.
     pub enrolled: bool,
     /// What made the pod: the Deployment, CronJob or other controller, else the pod itself.
-    pub owner: String,
+    pub owner: Text,
     /// The canonical service, as Istio names it.
-    pub canonical_service: String,
+    pub canonical_service: Text,
     /// The canonical revision, as Istio names it; `latest` where no label says.
-    pub canonical_revision: String,
+    pub canonical_revision: Text,
     /// Label `app`, else the canonical service.
-    pub app: String,
+    pub app: Text,
     /// Label `version`, else the canonical revision.
-    pub version: String,
+    pub version: Text,
     /// The cluster's name.
-    pub cluster: String,
+    pub cluster: Text,
 }
 
 /// What a workload is.

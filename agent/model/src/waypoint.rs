@@ -10,6 +10,7 @@ use crate::reason::Reason;
 use crate::route::{Balance, pick};
 use crate::service::Service;
 use crate::snapshot::{Snapshot, Workload, WorkloadKind};
+use crate::text::Text;
 use crate::world::{Labels, World};
 
 /// Label of namespaces, services and workloads: the name of a Gateway, or `none`.
@@ -211,7 +212,7 @@ pub(crate) fn of_service(world: &World, name: &NamespacedName, labels: &Labels) 
 
 /// What labels say: nothing, no waypoint, or this one.
 pub(crate) fn wish(labels: &Labels, namespace: &str) -> Option<Option<NamespacedName>> {
-    let value = |key| labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    let value = |key| labels.get(key).map(Text::as_str).filter(|value| !value.is_empty());
     match value(WAYPOINT)? {
         "none" => Some(None),
         name => Some(Some(NamespacedName::new(value(WAYPOINT_NAMESPACE).unwrap_or(namespace), name))),

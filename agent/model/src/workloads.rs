@@ -9,6 +9,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::service_entry::{self, addresses};
 use crate::snapshot::Workload;
+use crate::text::Text;
 use crate::world::{EndpointSlice, Pod, World};
 
 /// Everything that may be an endpoint, and how it is found.
@@ -147,8 +148,9 @@ pub(crate) fn in_namespace<'a, T>(
     map: &'a Map<NamespacedName, T>,
     namespace: &'a str,
 ) -> impl Iterator<Item = (&'a NamespacedName, &'a Arc<T>)> {
-    let first = NamespacedName::new(namespace, "");
-    map.starting_at(&first).take_while(move |(name, _)| name.namespace == namespace)
+    let first = Text::known(namespace).map(|namespace| NamespacedName { namespace, name: Text::default() });
+    let entries = first.map(|first| map.starting_at(&first)).into_iter().flatten();
+    entries.take_while(move |(name, _)| name.namespace == namespace)
 }
 
 /// The addresses of a pod that count, if it lives.

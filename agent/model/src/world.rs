@@ -2,6 +2,7 @@
 
 mod extension_provider;
 pub mod gateway_api;
+mod labels;
 mod path_pattern;
 mod rate_limit;
 mod request_authentication;
@@ -9,16 +10,20 @@ pub mod routing;
 pub mod security;
 mod service_entry;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::addresses::Addresses;
 use crate::map::Map;
 use crate::name::NamespacedName;
+use crate::text::Text;
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway_api::{ReferenceGrant, Route, RouteKind};
+pub use labels::Labels;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};
 pub use request_authentication::{
@@ -27,9 +32,6 @@ pub use request_authentication::{
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};
 pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};
-
-/// Labels or annotations.
-pub type Labels = BTreeMap<String, String>;
 
 /// Every object the mesh knows of.
 ///
@@ -44,9 +46,9 @@ pub struct World {
     #[serde(skip)]
     pub as_of: Option<SystemTime>,
     /// Namespaces by name.
-    pub namespaces: Map<String, Namespace>,
+    pub namespaces: Map<Text, Namespace>,
     /// Nodes by name.
-    pub nodes: Map<String, Node>,
+    pub nodes: Map<Text, Node>,
     /// Pods by name, in any phase.
     pub pods: Map<NamespacedName, Pod>,
     /// Services by name.
@@ -128,21 +130,21 @@ pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,
     /// `metadata.uid`; empty where the source has none.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// `metadata.labels`
     pub labels: Labels,
     /// Those of `metadata.annotations` the mesh reads.
     pub annotations: Labels,
     /// `spec.nodeName`; `None` until the pod is scheduled.
-    pub node: Option<String>,
+    pub node: Option<Text>,
     /// `spec.hostname`: its name within `subdomain`.
-    pub hostname: Option<String>,
+    pub hostname: Option<Text>,
     /// `spec.subdomain`: the headless service that it is named in.
-    pub subdomain: Option<String>,
+    pub subdomain: Option<Text>,
     /// `spec.serviceAccountName`; `default` where absent.
-    pub service_account: String,
+    pub service_account: Text,
     /// `status.podIPs`
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// `spec.hostNetwork`: the pod shares its node's address, so it can't be enrolled.
     pub host_network: bool,
     /// `status.phase`
@@ -154,7 +156,7 @@ pub struct Pod {
     /// The controlling owner.
     pub owner: Option<Owner>,
     /// The named and unnamed TCP ports of all containers.
-    pub container_ports: Vec<Port>,
+    pub container_ports: Box<[Port]>,
     /// The ports that kubelet dials to see how the pod is; `None` where nobody says which these are.
     pub probed: Option<BTreeSet<u16>>,
 }
@@ -186,16 +188,16 @@ impl Phase {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Such as `ReplicaSet`.
-    pub kind: String,
+    pub kind: Text,
     /// Its name.
-    pub name: String,
+    pub name: Text,
 }
 
 /// A TCP port with its name, empty where it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// The name.
-    pub name: String,
+    pub name: Text,
     /// The number, never 0.
     pub number: u16,
 }
@@ -285,7 +287,7 @@ pub struct EndpointSlice {
     /// Namespace and name.
     pub name: NamespacedName,
     /// The service in the same namespace: label `kubernetes.io/service-name`.
-    pub service: Option<String>,
+    pub service: Option<Text>,
     /// The TCP ports, named as the service's are, with the numbers of the pods.
     pub ports: Vec<Port>,
     /// The UDP ports.
@@ -298,9 +300,9 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// Addresses of the same endpoint.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// `hostname`: its name within the service.
-    pub hostname: Option<String>,
+    pub hostname: Option<Text>,
     /// `conditions.ready`; absent counts as true.
     pub ready: bool,
     /// `conditions.serving`; absent counts as `ready`.
@@ -308,9 +310,9 @@ pub struct SliceEndpoint {
     /// `conditions.terminating`
     pub terminating: bool,
     /// `nodeName`
-    pub node: Option<String>,
+    pub node: Option<Text>,
     /// `zone`
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
     /// `targetRef` where it is a Pod.
     pub target: Option<NamespacedName>,
 }

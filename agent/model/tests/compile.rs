@@ -91,10 +91,9 @@ fn only_enrolled_pods_of_this_node_are_local_and_their_netns_is_absolute() {
 
 #[test]
 fn addresses_no_pod_can_have_are_dropped() {
-    let mut odd = pod("a", "127.0.0.1");
-    odd.addresses.extend(["0.0.0.0", "::1", "ff02::1", "::ffff:127.0.0.1", "10.0.0.1", "10.0.0.1"].map(ip));
-    let world = world([odd]);
-    assert_eq!(snapshot(&world).workload(&id("a")).unwrap().addresses, [ip("10.0.0.1")]);
+    let odd = ["127.0.0.1", "0.0.0.0", "::1", "ff02::1", "::ffff:127.0.0.1", "10.0.0.1", "10.0.0.1"];
+    let world = world([Pod { addresses: odd.map(ip).into(), ..pod("a", "10.0.0.1") }]);
+    assert_eq!(snapshot(&world).workload(&id("a")).unwrap().addresses, [ip("10.0.0.1")].into());
     assert!(snapshot(&world).workload_at(ip("127.0.0.1")).is_none());
 }
 
@@ -118,7 +117,7 @@ fn a_vip_refuses_ports_it_has_not_and_those_that_are_not_tcp() {
 
 #[test]
 fn without_slices_the_selector_finds_pods_and_their_named_ports() {
-    let port = |number| vec![Port { name: "http".into(), number }];
+    let port = |number| Box::from([Port { name: "http".into(), number }]);
     let mut world = world([
         Pod { container_ports: port(8080), ..pod("a", "10.0.0.1") },
         Pod { container_ports: port(9090), ready: false, ..pod("b", "10.0.0.2") },
@@ -141,7 +140,7 @@ fn slices_replace_the_selector_and_match_ports_by_name() {
 
 #[test]
 fn a_slice_entry_that_disagrees_with_its_pod_is_left_out() {
-    let mut world = world([pod("a", "10.0.0.1"), Pod { addresses: vec![], ..pod("b", "10.0.0.2") }]);
+    let mut world = world([pod("a", "10.0.0.1"), Pod { addresses: [].into(), ..pod("b", "10.0.0.2") }]);
     world.services.insert(id("web"), service("10.96.0.1", TargetPort::Unset));
     let stale = slice(&[
         ("10.0.0.1", true, Some("gone")),
@@ -163,8 +162,7 @@ fn an_endpoint_listed_twice_counts_once_and_as_ready() {
 
 #[test]
 fn the_vips_family_is_preferred_but_not_required() {
-    let mut both = pod("a", "10.0.0.1");
-    both.addresses.push(ip("fd00::1"));
+    let both = Pod { addresses: ["10.0.0.1", "fd00::1"].map(ip).into(), ..pod("a", "10.0.0.1") };
     let mut world = world([both, pod("b", "10.0.0.2")]);
     world.services.insert(id("web"), service("fd00:96::1", TargetPort::Unset));
     assert_eq!(route(&world, "[fd00:96::1]:80").unwrap().upstream, "[fd00::1]:80".parse().unwrap());
@@ -188,7 +186,7 @@ fn a_headless_service_is_listed_with_its_endpoints() {
 fn world<const N: usize>(pods: [Pod; N]) -> World {
     let on = Namespace { labels: labels(&[("orlop.dev/mesh", "enabled")]) };
     World {
-        namespaces: [("default".to_owned(), on)].into(),
+        namespaces: [("default".into(), on)].into(),
         pods: pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect(),
         ..World::default()
     }
@@ -200,7 +198,7 @@ fn pod(name: &str, address: &str) -> Pod {
         labels: labels(&[("app", "web")]),
         node: Some("one".into()),
         service_account: "default".into(),
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
         ready: true,
         ..Pod::default()
     }
@@ -222,7 +220,7 @@ fn service(vip: &str, target: TargetPort) -> Service {
 
 fn slice(endpoints: &[(&str, bool, Option<&str>)]) -> EndpointSlice {
     let endpoint = |&(address, ready, target): &(&str, bool, Option<&str>)| SliceEndpoint {
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
         ready,
         serving: ready,
         target: target.map(id),

@@ -10,7 +10,7 @@ use orlop_model::world::{
     Backend, BackendAddress, EndpointSlice, Exports, Labels, Namespace, Phase, Pod, Port, Protocol,
     Resolution, Service, ServiceEntry, ServicePort, SliceEndpoint, TargetPort,
 };
-use orlop_model::{Answer, NamespacedName, Record, RecordData, RecordType, Settings, World, compile};
+use orlop_model::{Answer, NamespacedName, Record, RecordData, RecordType, Settings, Text, World, compile};
 use proptest::prelude::*;
 
 const DOMAIN: &str = "cluster.local";
@@ -343,7 +343,11 @@ fn hosts(world: &World, service: &Service) -> Option<Vec<Host>> {
                     owner.is_none_or(|pod| pod.is_some_and(|p| live(p) && p.addresses.contains(&address)));
                 if valid {
                     hosts.push(Host {
-                        label: endpoint.hostname.clone().unwrap_or_else(|| dashed(address)),
+                        label: endpoint
+                            .hostname
+                            .as_ref()
+                            .map(ToString::to_string)
+                            .unwrap_or_else(|| dashed(address)),
                         address,
                         ready: service.publish_not_ready || (endpoint.ready && !endpoint.terminating),
                         ports: [(Protocol::Tcp, &slice.ports), (Protocol::Udp, &slice.udp_ports)]
@@ -369,11 +373,11 @@ fn hosts(world: &World, service: &Service) -> Option<Vec<Host>> {
         let own = pod.hostname.clone().filter(|_| pod.subdomain.as_ref() == Some(&service.name.name));
         let port = |port: &ServicePort| {
             let number = if let TargetPort::Number(number) = port.target { number } else { port.number };
-            (port.protocol, Port { name: port.name.clone(), number })
+            (port.protocol, Port { name: port.name.as_str().into(), number })
         };
         for &address in &pod.addresses {
             hosts.push(Host {
-                label: own.clone().unwrap_or_else(|| dashed(address)),
+                label: own.as_ref().map(ToString::to_string).unwrap_or_else(|| dashed(address)),
                 address,
                 ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
                 ports: service.ports.iter().map(port).collect(),
@@ -439,7 +443,7 @@ fn world() -> impl Strategy<Value = World> {
                 let name = pod_name(index);
                 let number = index + 1;
                 let addresses = vec![ip(&format!("10.0.0.{number}")), ip(&format!("fd00::{number}"))];
-                world.pods.insert(name.clone(), Pod { name, addresses, ..pod });
+                world.pods.insert(name.clone(), Pod { name, addresses: addresses.into(), ..pod });
             }
             world.services.extend(services.into_iter().map(|service| (service.name.clone(), service)));
             for (index, slice) in slices.into_iter().enumerate() {
@@ -456,8 +460,8 @@ fn pod() -> impl Strategy<Value = Pod> {
     let phase = prop::sample::select(vec![Phase::Running, Phase::Running, Phase::Succeeded]);
     (flags, hostname, prop::option::of(service_name()), phase).prop_map(
         |((ready, terminating, host_network), hostname, subdomain, phase)| Pod {
-            hostname: hostname.map(str::to_owned),
-            subdomain,
+            hostname: hostname.map(Text::from),
+            subdomain: subdomain.map(Text::from),
             ready,
             terminating,
             host_network,
@@ -502,21 +506,21 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let address = prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "fd00::2", "192.0.2.1"]);
     let endpoint = (prop::option::of(0..PODS), hostname, address, any::<bool>(), prop::bool::weighted(0.2))
         .prop_map(|(target, hostname, address, ready, terminating)| SliceEndpoint {
-            addresses: vec![ip(address)],
-            hostname: hostname.map(str::to_owned),
+            addresses: [ip(address)].into(),
+            hostname: hostname.map(Text::from),
             target: target.map(pod_name),
             ready,
             terminating,
             ..SliceEndpoint::default()
         });
     let port = (prop::sample::select(vec!["http", "metrics"]), prop::sample::select(vec![8080, 9090]))
-        .prop_map(|(name, number)| Port { name: name.to_owned(), number });
+        .prop_map(|(name, number)| Port { name: name.into(), number });
     let place = (prop::sample::select(&NAMESPACES[..]), service_name());
     let ports = || prop::collection::vec(port.clone(), 0..3);
     (place, ports(), ports(), prop::collection::vec(endpoint, 0..4)).prop_map(
         |((namespace, service), ports, udp_ports, endpoints)| EndpointSlice {
             name: NamespacedName::new(namespace, ""),
-            service: Some(service),
+            service: Some(service.into()),
             ports,
             udp_ports,
             endpoints,

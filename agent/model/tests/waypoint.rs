@@ -113,7 +113,7 @@ fn a_waypoint_may_be_in_another_namespace() {
     let mut world = world();
     let labels = &mut world.services.get_mut(&id("web")).unwrap().labels;
     label(labels, "gate");
-    labels.insert("istio.io/use-waypoint-namespace".into(), "gates".into());
+    labels.insert("istio.io/use-waypoint-namespace", "gates");
     assert_eq!(route(&world, "client", "10.96.0.1:80"), Err(Reason::NoReadyWaypoint));
     let there = NamespacedName::new("gates", "gate");
     let service = world.services.remove(&id("gate")).unwrap();
@@ -170,14 +170,14 @@ fn a_service_entry_may_have_one() {
 fn pods_outside_the_mesh_are_not_reached_past_it_either() {
     let mut world = world();
     let pod = world.pods.get_mut(&id("web")).unwrap();
-    pod.labels.insert("orlop.dev/mesh".into(), "disabled".into());
+    pod.labels.insert("orlop.dev/mesh", "disabled");
     label(&mut pod.labels, "gate");
     assert!(through_gate(&world, "10.0.0.1:80"));
 }
 
 /// A service `web` with one pod, a waypoint `gate`, and a pod `client` that is behind nothing.
 fn world() -> World {
-    let on = Namespace { labels: [("orlop.dev/mesh".into(), "enabled".into())].into() };
+    let on = Namespace { labels: [("orlop.dev/mesh", "enabled")].into() };
     let mut world = World { namespaces: [("shop".into(), on)].into(), ..World::default() };
     world.pods.insert(id("client"), Pod { labels: labels(USE, "none"), ..pod("client", "10.0.0.3") });
     world.pods.insert(id("web"), pod("web", "10.0.0.1"));
@@ -197,7 +197,7 @@ fn pod(name: &str, address: &str) -> Pod {
         labels: labels("app", name),
         node: Some("one".into()),
         service_account: name.into(),
-        addresses: vec![address.parse().unwrap()],
+        addresses: [address.parse().unwrap()].into(),
         ready: true,
         ..Pod::default()
     }
@@ -215,7 +215,7 @@ fn service(name: &str, app: &str, vip: &str, port: u16) -> Service {
 
 fn label(labels: &mut Labels, waypoint: &str) {
     if !waypoint.is_empty() {
-        labels.insert(USE.into(), waypoint.into());
+        labels.insert(USE, waypoint);
     }
 }
 

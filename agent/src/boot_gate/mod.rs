@@ -86,15 +86,12 @@ impl BootGate {
         // Before the cgroups are listed: what is held now was made before.
         let before: HashSet<CgroupId> = gate.held()?.into_iter().collect();
         let cgroups = self.held.cgroups.all().context("cannot list the pods' cgroups")?;
-        let local: HashMap<_, _> = snapshot
-            .local_pods()
-            .iter()
-            .map(|local| (local.workload.uid.as_str(), &local.workload.name))
-            .collect();
+        let local: HashMap<_, _> =
+            snapshot.local_pods().iter().map(|local| (&*local.workload.uid, &local.workload.name)).collect();
         let mut outside = HashSet::new();
         if !before.is_empty() && snapshot.as_of().is_none() {
             let here = snapshot.workloads().filter(|pod| !pod.enrolled && pod.node == self.node);
-            outside.extend(here.map(|pod| pod.uid.as_str()));
+            outside.extend(here.map(|pod| &*pod.uid));
         }
         let mut gone = before.clone();
         let mut gated = BTreeSet::new();

@@ -80,7 +80,7 @@ fn it_goes_to_the_pods_that_the_agent_would_enrol_and_to_no_other() {
         let namespace = kubernetes.namespace("gate", &pairs);
         for of_pod in all() {
             let made = create(&kubernetes, &namespace, &object(&of_pod, &json!({}))).unwrap();
-            let wanted = opted_in(&of_namespace, &of_pod);
+            let wanted = opted_in(&of_namespace.iter().collect(), &of_pod.iter().collect());
             assert_eq!(is_gated(&made), wanted, "namespace {of_namespace:?}, pod {of_pod:?}");
         }
     }

@@ -150,6 +150,7 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
 
 #[cfg(test)]
 mod tests {
+    use orlop_model::Text;
     use orlop_model::world::security::{Action, Mode};
     use serde_json::json;
 
@@ -193,7 +194,7 @@ mod tests {
         assert!(store.apply(&mut world, malformed(Key::new(Kind::AuthorizationPolicy, "shop", "a"), text)));
         let policy = world.authorization_policies.values().next().unwrap();
         assert_eq!((policy.action, policy.rules.len()), (Action::Deny, 1));
-        assert_eq!(policy.selector.get("app").map(String::as_str), Some("web"));
+        assert_eq!(policy.selector.get("app").map(Text::as_str), Some("web"));
         assert!(store.apply(&mut world, malformed(Key::new(Kind::PeerAuthentication, "shop", "a"), "{}")));
         let policy = world.peer_authentications.values().next().unwrap();
         assert_eq!(policy.mode, Some(Mode::Strict));

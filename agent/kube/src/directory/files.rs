@@ -141,13 +141,13 @@ impl Files {
     fn put(&mut self, changed: BTreeMap<PathBuf, File>, gone: &[PathBuf]) {
         // First, as an object may have moved from one file to another.
         for path in gone.iter().chain(changed.keys()) {
-            let now = changed.get(path).map(|file| &file.in_force.0);
-            let then = self.files.get(path).into_iter().flat_map(|file| file.in_force.0.keys());
-            for key in then.filter(|key| now.is_none_or(|now| !now.contains_key(*key))) {
+            let now = changed.get(path).map(|file| &file.in_force);
+            let then = self.files.get(path).into_iter().flat_map(|file| file.in_force.objects());
+            for key in then.map(Object::key).filter(|key| now.is_none_or(|now| !now.contains(key))) {
                 key.remove_from(&mut self.world);
             }
         }
-        for (object, _) in changed.values().flat_map(|file| file.in_force.0.values()) {
+        for object in changed.values().flat_map(|file| file.in_force.objects()) {
             object.clone().put_if_new(&mut self.world);
         }
         gone.iter().for_each(|path| drop(self.files.remove(path)));
@@ -156,7 +156,7 @@ impl Files {
 
     /// What else is in force of a bad file.
     pub fn meanwhile(&self, path: &Path) -> String {
-        let is_good = |key: &Key| self.files.values().any(|file| file.in_force.0.contains_key(key));
+        let is_good = |key: &Key| self.files.values().any(|file| file.in_force.contains(key));
         let keys =
             self.stand_ins.get(path).into_iter().flatten().map(Object::key).filter(|key| !is_good(key));
         let refused: Vec<_> = keys.map(|key| key.to_string()).collect();
@@ -182,9 +182,9 @@ impl Files {
         }
         let mut in_force = read(&Arc::new(path.to_owned()), &text)?;
         // What is the same in both stays where it is.
-        let before = self.files.get(path).map(|file| &file.in_force.0);
-        for (key, (object, _)) in &mut in_force.0 {
-            match before.and_then(|before| before.get(key)) {
+        let before = self.files.get(path).map(|file| &file.in_force);
+        for object in in_force.objects_mut() {
+            match before.and_then(|before| before.get(&object.key())) {
                 Some((same, _)) if same == object => object.clone_from(same),
                 _ => {}
             }
@@ -202,13 +202,14 @@ impl Files {
     ) -> Vec<(PathBuf, WorldError)> {
         let mut errors = Vec::new();
         'again: loop {
-            let mut new: BTreeMap<&Key, Place> = BTreeMap::new();
+            let mut new: BTreeMap<Key, Place> = BTreeMap::new();
             for (path, file) in &*changed {
                 let shown = Arc::new(path.clone());
-                for (key, (_, line)) in &file.in_force.0 {
+                for (object, line) in file.in_force.iter() {
+                    let key = object.key();
                     let place = Place { path: shown.clone(), line: *line };
-                    let other = new.get(key).cloned();
-                    if let Some(other) = other.or_else(|| self.owner(key, changed, gone)) {
+                    let other = new.get(&key).cloned();
+                    if let Some(other) = other.or_else(|| self.owner(&key, changed, gone)) {
                         let object = key.to_string();
                         let path = path.clone();
                         errors.push((path.clone(), WorldError::Duplicate { place, object, other }));
@@ -229,11 +230,11 @@ impl Files {
         }
         // Of the files that don't stay one has it nearly always.
         let mut leaving = changed.keys().chain(gone).filter_map(|path| self.files.get(path));
-        if leaving.any(|file| file.in_force.0.contains_key(key)) {
+        if leaving.any(|file| file.in_force.contains(key)) {
             return None;
         }
         self.files.iter().find_map(|(path, file)| {
-            let (_, line) = file.in_force.0.get(key)?;
+            let (_, line) = file.in_force.get(key)?;
             Some(Place { path: Arc::new(path.clone()), line: *line })
         })
     }

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::Arc;
 
 use super::node::{Node, parse};
@@ -7,9 +8,32 @@ use crate::error::{Place, WorldError};
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Object, Source};
 
-/// What one file holds, with the line of each object.
+/// What one file holds, with the line of each object. Sorted by key.
 #[derive(Debug, Default)]
-pub(super) struct Objects(pub BTreeMap<Key, (Object, u64)>);
+pub(super) struct Objects(Vec<(Object, u64)>);
+
+impl Objects {
+    pub fn get(&self, key: &Key) -> Option<&(Object, u64)> {
+        let at = self.0.binary_search_by(|(object, _)| object.key().cmp(key)).ok()?;
+        self.0.get(at)
+    }
+
+    pub fn contains(&self, key: &Key) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub fn iter(&self) -> slice::Iter<'_, (Object, u64)> {
+        self.0.iter()
+    }
+
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.0.iter().map(|(object, _)| object)
+    }
+
+    pub fn objects_mut(&mut self) -> impl Iterator<Item = &mut Object> {
+        self.0.iter_mut().map(|(object, _)| object)
+    }
+}
 
 /// Parses a file's text. One bad object spoils the file, so that nobody acts on half of a change.
 pub(super) fn read(path: &Arc<PathBuf>, text: &str) -> Result<Objects, WorldError> {
@@ -18,16 +42,16 @@ pub(super) fn read(path: &Arc<PathBuf>, text: &str) -> Result<Objects, WorldErro
         let place = Place { path: path.clone(), line };
         WorldError::Syntax { place, problem: syntax_problem(&error) }
     })?;
-    let mut file = File { path: path.clone(), objects: Objects::default() };
+    let mut file = File { path: path.clone(), objects: BTreeMap::new() };
     for document in &documents {
         file.take(document, None)?;
     }
-    Ok(file.objects)
+    Ok(Objects(file.objects.into_values().collect()))
 }
 
 struct File {
     path: Arc<PathBuf>,
-    objects: Objects,
+    objects: BTreeMap<Key, (Object, u64)>,
 }
 
 impl File {
@@ -68,12 +92,12 @@ impl File {
         value["apiVersion"] = want.into();
         let object = of.convert(value, Source::Directory).map_err(|source| self.wrong(node, kind, source))?;
         let key = object.key();
-        if let Some((_, line)) = self.objects.0.get(&key) {
+        if let Some((_, line)) = self.objects.get(&key) {
             let place = Place { path: self.path.clone(), line: node.line() };
             let other = Place { path: self.path.clone(), line: *line };
             return Err(WorldError::Duplicate { place, object: key.to_string(), other });
         }
-        self.objects.0.insert(key, (object, node.line()));
+        self.objects.insert(key, (object, node.line()));
         Ok(())
     }
 

@@ -277,7 +277,7 @@ async fn a_policy_that_never_was_good_lets_nothing_pass() {
     };
     let actions = |world: &World| -> Vec<(String, Action)> {
         let policies = world.authorization_policies.values();
-        policies.map(|policy| (policy.name.name.clone(), policy.action)).collect()
+        policies.map(|policy| (policy.name.name.to_string(), policy.action)).collect()
     };
     dir.write("a.yaml", &policy("a", "{action: ALLOW}"));
     let mut world = watch(&dir);

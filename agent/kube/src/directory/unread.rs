@@ -81,7 +81,7 @@ fn of_text(text: &str, path: &Path, in_force: &Objects) -> Vec<Object> {
     let named =
         |kind: &Kind| text.contains(kind.name()) && !version.is_some_and(|version| kind.is_foreign(version));
     let was_good = |kind: Kind, namespace: &str| {
-        in_force.0.values().any(|(object, _)| match object {
+        in_force.objects().any(|object| match object {
             Object::AuthorizationPolicy(policy) => {
                 kind == Kind::AuthorizationPolicy && policy.name.namespace == namespace
             }

@@ -177,12 +177,12 @@ fn world() -> World {
     let name = NamespacedName::new("shop", "web");
     let pod = Pod {
         name: name.clone(),
-        service_account: "till".to_owned(),
-        addresses: vec![[10, 0, 0, 1].into()],
+        service_account: "till".into(),
+        addresses: [[10, 0, 0, 1].into()].into(),
         ..Pod::default()
     };
     World {
-        namespaces: [("shop".to_owned(), Namespace::default())].into(),
+        namespaces: [("shop".into(), Namespace::default())].into(),
         pods: [(name, pod)].into(),
         ..World::default()
     }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{compile_after, compile_resolved};
+use crate::text::Text;
 use crate::world::security::{Action, AuthorizationPolicy, Mode, PeerAuthentication, Rule};
 use crate::world::{
     Backend, BackendAddress, Namespace, Node, Phase, Port, Protocol, Resolution, ServiceEntry, ServicePort,
@@ -67,7 +68,7 @@ fn one_endpoint_touches_nothing_but_its_service() {
         let name = NamespacedName::new("shop", format!("service-{number}"));
         let service = Service { cluster_ips: vec![[10, 96, 0, number].into()], ..service(&name, "web") };
         world.services.insert(name.clone(), service);
-        let pod = Pod { addresses: vec![[10, 1, 0, number].into()], ..pod(&name) };
+        let pod = Pod { addresses: [[10, 1, 0, number].into()].into(), ..pod(&name) };
         world.pods.insert(name.clone(), pod);
         world.endpoint_slices.insert(name.clone(), slice(&name, &[([10, 1, 0, number].into(), true)]));
     }
@@ -82,7 +83,7 @@ fn one_endpoint_touches_nothing_but_its_service() {
     assert!(Arc::ptr_eq(&now.local, &before.local) && Arc::ptr_eq(&now.policies, &before.policies));
 
     let mut pod = (*world.pods[&name]).clone();
-    pod.labels.insert("version".into(), "v2".into());
+    pod.labels.insert("version", "v2");
     world.pods.insert(name.clone(), pod);
     let later = after(&now, &world, &hosts, &settings, 3).unwrap();
     let changed: Vec<_> = later.changed_services(&now).map(|(name, ..)| name).collect();
@@ -93,7 +94,7 @@ fn one_endpoint_touches_nothing_but_its_service() {
 fn what_reaches_further_is_compiled_whole() {
     let (settings, hosts) = (settings(), Hosts::new());
     let name = NamespacedName::new("shop", "web");
-    let pod = Pod { addresses: vec![ip("10.0.0.1")], ..pod(&name) };
+    let pod = Pod { addresses: [ip("10.0.0.1")].into(), ..pod(&name) };
     let mut world = World::default();
     world.pods.insert(name.clone(), pod.clone());
     let before = compile_resolved(&world, &hosts, &settings, 1);
@@ -141,8 +142,8 @@ impl Change {
             Self::Pod(name, of) => put(&mut world.pods, name, of),
             Self::Service(name, of) => put(&mut world.services, name, of),
             Self::Slice(name, of) => put(&mut world.endpoint_slices, name, of),
-            Self::Namespace(name, of) => put(&mut world.namespaces, name.to_owned(), of),
-            Self::Node(name, of) => put(&mut world.nodes, name.to_owned(), of),
+            Self::Namespace(name, of) => put(&mut world.namespaces, name.into(), of),
+            Self::Node(name, of) => put(&mut world.nodes, name.into(), of),
             Self::Policy(name, of) => put(&mut world.authorization_policies, name, of),
             Self::PeerAuthentication(name, of) => put(&mut world.peer_authentications, name, of),
             Self::WorkloadEntry(name, of) => put(&mut world.workload_entries, name, of),
@@ -230,10 +231,10 @@ fn any_pod(name: NamespacedName) -> impl Strategy<Value = Pod> {
             ready,
             terminating,
             host_network,
-            node: Some(node.to_owned()),
-            subdomain: hostname.as_ref().map(|_| "name-0".to_owned()),
-            hostname,
-            addresses,
+            node: Some(node.into()),
+            subdomain: hostname.as_ref().map(|_| "name-0".into()),
+            hostname: hostname.map(Text::from),
+            addresses: addresses.into(),
             ..pod(&name)
         },
     )
@@ -271,7 +272,7 @@ fn any_slice(name: NamespacedName) -> impl Strategy<Value = EndpointSlice> {
     let own = name.namespace.clone();
     let endpoint = (address(), any::<bool>(), target, prop::bool::weighted(0.8)).prop_map(
         move |(address, ready, target, is_own)| SliceEndpoint {
-            addresses: vec![address],
+            addresses: [address].into(),
             ready,
             serving: ready,
             target: target.map(|name| match is_own {
@@ -322,7 +323,7 @@ fn pod(name: &NamespacedName) -> Pod {
         node: Some("two".into()),
         service_account: "default".into(),
         ready: true,
-        container_ports: vec![Port { name: "http".into(), number: 9090 }],
+        container_ports: [Port { name: "http".into(), number: 9090 }].into(),
         ..Pod::default()
     }
 }
@@ -338,7 +339,7 @@ fn service(name: &NamespacedName, app: &str) -> Service {
 
 fn slice(name: &NamespacedName, endpoints: &[(IpAddr, bool)]) -> EndpointSlice {
     let endpoint = |&(address, ready): &(IpAddr, bool)| SliceEndpoint {
-        addresses: vec![address],
+        addresses: [address].into(),
         ready,
         serving: ready,
         target: Some(name.clone()),

@@ -158,7 +158,8 @@ impl Snapshot {
             ["svc" | "pod", namespace] if self.has_namespace(namespace) => Answer::empty(),
             ["pod", namespace, dashed] => self.pod(namespace, dashed, kind),
             ["svc", namespace, service, ref rest @ ..] => {
-                let service = self.service(&NamespacedName::new(namespace, service));
+                let name = NamespacedName::known(namespace, service);
+                let service = name.and_then(|name| self.service(&name));
                 service.map_or(Answer::NoSuchName, |service| self.in_service(service, rest, kind))
             }
             _ => Answer::NoSuchName,

@@ -177,7 +177,7 @@ impl Endpoints<'_> {
         let own = endpoint.addresses.iter().map(IpAddr::to_canonical);
         let own = own.filter(|&ip| !is_special(ip));
         own.filter(|&ip| endpoint.target.as_ref().is_none_or(|pod| self.has(pod, ip))).map(|address| Host {
-            label: endpoint.hostname.clone().unwrap_or_else(|| dashed(address)),
+            label: endpoint.hostname.as_ref().map(ToString::to_string).unwrap_or_else(|| dashed(address)),
             address,
             ready: service.publish_not_ready || (endpoint.ready && !endpoint.terminating),
         })
@@ -188,7 +188,7 @@ impl Endpoints<'_> {
         let hostname = pod.hostname.as_ref().filter(|_| subdomain);
         let own = pod.addresses.iter().map(IpAddr::to_canonical);
         own.filter(|&ip| !is_special(ip) && self.has(&pod.name, ip)).map(move |address| Host {
-            label: hostname.cloned().unwrap_or_else(|| dashed(address)),
+            label: hostname.map(ToString::to_string).unwrap_or_else(|| dashed(address)),
             address,
             ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
         })

@@ -8,6 +8,7 @@ use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity, token_fields};
 use crate::service::ServiceKind;
+use crate::text::Text;
 use crate::waypoint::is_of_class;
 use crate::world::security::{Action, AuthorizationPolicy, Target};
 use crate::world::{KeySource, RemoteKeys, RequestAuthentication, World};
@@ -20,7 +21,7 @@ pub(super) struct Authentications {
     /// Those for a service, and these.
     services: HashMap<ServiceKey, Arc<TokenRules>>,
     /// One that can't be understood, by the namespace for all of which it may be.
-    unreadable: HashMap<String, NamespacedName>,
+    unreadable: HashMap<Text, NamespacedName>,
     /// The same, for everything.
     unreadable_everywhere: Option<NamespacedName>,
 }

@@ -55,7 +55,7 @@ impl Snapshot {
         findings.extend(limit_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));
         findings.extend(provider_findings(world, settings, &self));
-        let node = world.nodes.get(&settings.node);
+        let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
             tables,
             attached,

@@ -76,7 +76,7 @@ impl Destinations {
                 let visible = own.filter(|rule| rule.exports.include(waypoint));
                 most_specific(visible, service, settings)
             };
-            let common = [&service.name.namespace, &settings.root_namespace].map(|level| of_namespace(level));
+            let common = [service.name.namespace.as_str(), &settings.root_namespace].map(of_namespace);
             let common = common.into_iter().find(|level| !level.is_empty());
             let mut of_service = BTreeMap::new();
             if let Some(rules) = common {

@@ -13,6 +13,7 @@ use crate::policy::{
 };
 use crate::service::Service;
 use crate::snapshot::Snapshot;
+use crate::text::Text;
 use crate::world::routing::{Destination, DestinationRule, HttpRule, RuleAction, Subset, VirtualService};
 use crate::world::{Labels, Protocol, ServiceEntry, World};
 
@@ -203,7 +204,7 @@ impl<'a> Survey<'a> {
         let common = if own.is_empty() { at(&self.settings.root_namespace) } else { own };
         let namespaces: BTreeSet<_> = candidates.clone().map(|rule| rule.name.namespace.as_str()).collect();
         // The root's own clients are not those that it is for.
-        let levels = [&service.name.namespace, &self.settings.root_namespace];
+        let levels = [service.name.namespace.as_str(), &self.settings.root_namespace];
         let mut others = namespaces.into_iter().filter(|of| !levels.iter().any(|level| level == of));
         defines(&common) || others.any(|namespace| defines(&at(namespace)))
     }
@@ -276,7 +277,7 @@ impl<'a> Survey<'a> {
         let pods = pods.map(|pod| (&pod.name.namespace, &pod.labels));
         let entries = self.world.workload_entries.values();
         let entries = entries.map(|entry| (&entry.name.namespace, &entry.backend.labels));
-        let selected = |(place, labels): (&String, &Labels)| place == namespace && has(labels, &of.selector);
+        let selected = |(place, labels): (&Text, &Labels)| place == namespace && has(labels, &of.selector);
         if !of.selector.is_empty() && !pods.chain(entries).any(selected) {
             let labels = shown(&of.selector);
             let message = format!(

@@ -8,6 +8,7 @@ use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{CompiledRule, Facts, Finding, FindingReason, Severity, Sight, Token, TrustDomains};
 use crate::service::ServiceKind;
+use crate::text::Text;
 use crate::world::security::Action;
 use crate::world::{self, KeyPart, RateLimit, World};
 
@@ -44,7 +45,7 @@ pub(super) struct Limits {
     common: Of,
     services: HashMap<ServiceKey, Of>,
     /// One that can't be understood, by the namespace for all of which it may be.
-    unreadable: HashMap<String, NamespacedName>,
+    unreadable: HashMap<Text, NamespacedName>,
     /// The same, for everything.
     unreadable_everywhere: Option<NamespacedName>,
 }

@@ -81,7 +81,7 @@ fn action(action: Action) -> &'static str {
 }
 
 fn scope(name: &NamespacedName, selector: &Labels, root_namespace: &str) -> String {
-    let place = if name.namespace == root_namespace { "mesh".to_owned() } else { name.namespace.clone() };
+    let place = if name.namespace == root_namespace { "mesh".to_owned() } else { name.namespace.to_string() };
     if selector.is_empty() {
         return place;
     }

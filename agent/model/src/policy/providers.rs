@@ -28,7 +28,7 @@ fn provider<'w>(
     settings: &Settings,
 ) -> Option<&'w Arc<ExtensionProvider>> {
     let name = policy.provider.as_ref().filter(|_| policy.action == Action::Custom)?;
-    let mut namespaces = [&policy.name.namespace, &settings.root_namespace].into_iter();
+    let mut namespaces = [policy.name.namespace.as_str(), &settings.root_namespace].into_iter();
     namespaces.find_map(|namespace| world.extension_providers.get(&NamespacedName::new(namespace, name)))
 }
 

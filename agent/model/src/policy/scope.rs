@@ -6,6 +6,7 @@ use crate::compile::Settings;
 use crate::identity::TrustDomain;
 use crate::name::NamespacedName;
 use crate::policy::rule::Sight;
+use crate::text::Text;
 use crate::world::security::AuthorizationPolicy;
 use crate::world::{Labels, World};
 
@@ -26,7 +27,7 @@ pub(crate) struct Scope {
     /// Those for all pods.
     pub layer: Option<Arc<Layer>>,
     /// Those with a selector, by the key and the value of the first label they ask for.
-    selectors: HashMap<String, HashMap<String, Vec<usize>>>,
+    selectors: HashMap<Text, HashMap<Text, Vec<usize>>>,
 }
 
 impl Scopes {
@@ -47,7 +48,7 @@ impl Scopes {
             let namespace = policy.name.namespace.as_str();
             let scope = (namespace != settings.root_namespace).then_some(namespace);
             let (scope, for_all) = scopes.entry(scope).or_default();
-            match policy.selector.first_key_value() {
+            match policy.selector.iter().next() {
                 Some((key, value)) => {
                     let of_key = scope.selectors.entry(key.clone()).or_default();
                     of_key.entry(value.clone()).or_default().push(position);

@@ -30,7 +30,7 @@ pub struct ExtensionProvider {
 impl ExtensionProvider {
     /// The namespace in which its host is looked for: its own, unless `service` says another.
     pub fn namespace(&self) -> &str {
-        self.namespace.as_ref().unwrap_or(&self.name.namespace)
+        self.namespace.as_deref().unwrap_or(&self.name.namespace)
     }
 }
 

@@ -175,7 +175,10 @@ fn every_reason_puts_one_thing_in_question() {
 fn told(world: &World) -> Vec<(String, FindingReason, String)> {
     let settings: Settings = settings();
     let found = compile(world, &settings, 1).findings_of_all(world, &settings);
-    found.into_iter().map(|finding| (finding.name.name, finding.reason, finding.message)).collect()
+    found
+        .into_iter()
+        .map(|finding| (finding.name.name.to_string(), finding.reason, finding.message))
+        .collect()
 }
 
 fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {

@@ -196,7 +196,7 @@ fn a_parent_that_is_not_there_or_has_no_waypoint_is_a_finding() {
     let mut world =
         with([Route { parents: vec![parent("shop", "none")], ..route("shop", "r", [leads("r", [])]) }]);
     assert!(finding(&compiled(&world), "HTTPRoute", "Service shop/none, which is not there"));
-    world.namespaces.get_mut("far").unwrap().labels.clear();
+    world.namespaces.get_mut("far").unwrap().labels = Default::default();
     attach(&mut world, Route { parents: vec![parent("far", "web")], ..route("far", "r", [leads("r", [])]) });
     assert!(finding(&compiled(&world), "HTTPRoute", "far/web, which has no waypoint"));
 }

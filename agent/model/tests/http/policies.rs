@@ -107,7 +107,7 @@ fn a_policy_is_for_its_service_its_waypoint_or_all_waypoints() {
     let service = |name: &str| Target::Service(name.to_owned());
     let class = || Target::GatewayClass("orlop-waypoint".to_owned());
     let in_root = |mut policy: AuthorizationPolicy| {
-        policy.name.namespace = settings().root_namespace;
+        policy.name.namespace = settings().root_namespace.into();
         policy
     };
     let deny = |target| policy(target, Action::Deny, vec![Rule::default()]);
@@ -136,7 +136,7 @@ fn a_policy_is_for_its_service_its_waypoint_or_all_waypoints() {
 fn a_policy_for_a_class_is_for_the_waypoints_that_are_of_it() {
     let of_class = |class: &str| {
         let mut policy = policy(Target::GatewayClass(class.to_owned()), Action::Deny, vec![Rule::default()]);
-        policy.name.namespace = settings().root_namespace;
+        policy.name.namespace = settings().root_namespace.into();
         policy
     };
     let gate = NamespacedName::new("shop", "gate");
@@ -171,7 +171,7 @@ fn a_pods_address_takes_what_each_of_its_services_allows() {
     ]);
     let mut slice = (**world.endpoint_slices.values().next().unwrap()).clone();
     slice.name = NamespacedName::new("shop", "other-1");
-    slice.service = Some("other".to_owned());
+    slice.service = Some("other".into());
     world.endpoint_slices.insert(slice.name.clone(), slice);
     for (path, by_service, by_pod) in [("/web", true, false), ("/other", false, false), ("/both", true, true)]
     {
@@ -339,7 +339,7 @@ fn dry_run_and_audit_change_nothing_and_are_told() {
     ]);
     let said = |path| {
         let judgement = judge(&world, Dialled::Service, Some(&get(path))).unwrap();
-        let said = judgement.dry_run.iter().map(|said| (said.policy.name.clone(), said.outcome));
+        let said = judgement.dry_run.iter().map(|said| (said.policy.name.to_string(), said.outcome));
         (said.collect::<Vec<_>>(), judgement.audit)
     };
     let dry_allow = "allow-service/web".to_owned();

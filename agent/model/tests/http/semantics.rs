@@ -100,7 +100,7 @@ fn headers_queries_authorities_and_sources_are_asked_about() {
         add(&mut world, routes("r", [rule("r", [of.clone()])]));
         assert_eq!(selected(&compiled(&world), &request).is_ok(), wanted, "{of:?}");
     }
-    let labelled = HttpMatch { source_labels: [("version".into(), "v1".into())].into(), ..any };
+    let labelled = HttpMatch { source_labels: [("version", "v1")].into(), ..any };
     let mut world = world();
     add(&mut world, routes("r", [rule("r", [labelled])]));
     let snapshot = compiled(&world);
@@ -137,7 +137,7 @@ fn short_names_are_of_the_rules_namespace() {
     assert_eq!(host(chosen(&compiled(&world), &get("/"))), "other.shop.svc.cluster.local");
     // Of another namespace, `web` is another service.
     world.virtual_services.clear();
-    service.name.namespace = "far".to_owned();
+    service.name.namespace = "far".into();
     add(&mut world, service.clone());
     assert_eq!(selected(&compiled(&world), &get("/")), Ok(None));
     service.hosts = vec!["web.shop.svc.cluster.local".to_owned()];

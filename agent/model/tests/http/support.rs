@@ -45,7 +45,7 @@ pub fn world() -> World {
     for namespace in ["shop", "far"] {
         let labels = [("istio.io/use-waypoint", "gate"), ("istio.io/use-waypoint-namespace", "shop")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        world.namespaces.insert(namespace.to_owned(), Namespace { labels });
+        world.namespaces.insert(namespace.into(), Namespace { labels });
     }
     for (namespace, service, ports) in
         [("shop", "web", &[80_u16, 81][..]), ("shop", "other", &[80]), ("far", "web", &[80])]
@@ -65,14 +65,14 @@ pub fn world() -> World {
         let pod = Pod {
             name: name.clone(),
             labels,
-            addresses: vec![address.parse().unwrap()],
-            service_account: "default".to_owned(),
+            addresses: [address.parse().unwrap()].into(),
+            service_account: "default".into(),
             ready: true,
             ..Pod::default()
         };
         world.pods.insert(name.clone(), pod);
         let endpoint = SliceEndpoint {
-            addresses: vec![address.parse().unwrap()],
+            addresses: [address.parse().unwrap()].into(),
             ready: true,
             serving: true,
             target: Some(name),
@@ -81,8 +81,10 @@ pub fn world() -> World {
         let slice = EndpointSlice {
             udp_ports: Vec::new(),
             name: NamespacedName::new("shop", format!("web-{version}")),
-            service: Some("web".to_owned()),
-            ports: [80, 81].map(|number| Port { name: format!("p{number}"), number: 8000 + number }).into(),
+            service: Some("web".into()),
+            ports: [80, 81]
+                .map(|number| Port { name: format!("p{number}").into(), number: 8000 + number })
+                .into(),
             endpoints: vec![endpoint],
         };
         world.endpoint_slices.insert(slice.name.clone(), slice);

@@ -245,7 +245,7 @@ fn rules_are_those_of_the_service_its_waypoint_and_all_waypoints() {
     let own = authentication("own", web(), &["own", "own"]);
     let of_gate = authentication("gate", gate, &["gate"]);
     assert_eq!(asked(&put([class.clone(), elsewhere.clone()], [])), Vec::<String>::new());
-    class.name.namespace = settings().root_namespace;
+    class.name.namespace = settings().root_namespace.into();
     let all = put([own, of_gate, class, elsewhere], []);
     assert_eq!(asked(&all), ["own", "class", "gate"]);
 }
@@ -262,7 +262,7 @@ fn a_pods_own_address_is_no_way_to_have_another_services_issuers() {
     );
     let mut slice = (**world.endpoint_slices.values().next().unwrap()).clone();
     slice.name = NamespacedName::new("shop", "other-1");
-    slice.service = Some("other".to_owned());
+    slice.service = Some("other".into());
     world.endpoint_slices.insert(slice.name.clone(), slice);
     let snapshot = compiled(&world);
     let workload = snapshot.workload(&NamespacedName::new("shop", "v1")).unwrap().clone();

@@ -79,7 +79,7 @@ fn targets_that_no_waypoint_judges_are_errors() {
     let why = "only a policy of the root namespace, istio-system, can be for a class";
     assert_eq!(with(true, class("istio-waypoint")), unenforced("GatewayClass/istio-waypoint", why));
     let mut in_root = class("istio-waypoint");
-    in_root.name.namespace = "istio-system".to_owned();
+    in_root.name.namespace = "istio-system".into();
     assert_eq!(with(true, in_root), []);
     let sni = Condition::Unread("connection.sni".to_owned());
     let want = "rules[0] asks for connection.sni, which waypoints do not judge yet, so they are left out and the \

@@ -230,11 +230,11 @@ fn any_world() -> impl Strategy<Value = World> {
         |(pods, policies)| {
             let mut world = World::default();
             for (index, mut pod) in pods.into_iter().enumerate() {
-                pod.name.name = format!("pod-{index}");
+                pod.name.name = format!("pod-{index}").into();
                 world.pods.insert(pod.name.clone(), pod);
             }
             for (index, mut policy) in policies.into_iter().enumerate() {
-                policy.name.name = format!("policy-{index}");
+                policy.name.name = format!("policy-{index}").into();
                 world.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
             }
             world

@@ -68,10 +68,10 @@ fn a_client_that_is_not_enrolled_here_may_not() {
 
 #[test]
 fn an_address_of_the_clients_other_family_is_not_its_own() {
-    let mut world = with(|web| web.addresses.push("fd00::1".parse().unwrap()));
+    let mut world = with(|web| web.addresses = [web.addresses[0], "fd00::1".parse().unwrap()].into());
     assert!(!may_dial(&world, "[fd00::1]:80"), "the client has no IPv6 address");
     let db = world.pods.get_mut(&id("shop", "db")).unwrap();
-    db.addresses.insert(0, "fd00::2".parse().unwrap());
+    db.addresses = ["fd00::2".parse().unwrap(), db.addresses[0]].into();
     assert!(may_dial(&world, "[fd00::1]:80"));
 }
 

@@ -28,7 +28,7 @@ fn a_selector_is_the_pods_with_all_its_labels() {
     assert_eq!(denied(&world([selecting(ROOT, &[("app", "web")])])), ["bank/web", "shop/web"]);
     assert_eq!(denied(&world([selecting("shop", &[("app", "web"), ("tier", "1")])])), [""; 0]);
     let mut labelled = world([selecting("shop", &[("app", "web"), ("tier", "1")])]);
-    labelled.pods.get_mut(&id("shop", "web")).unwrap().labels.insert("tier".into(), "1".into());
+    labelled.pods.get_mut(&id("shop", "web")).unwrap().labels.insert("tier", "1");
     assert_eq!(denied(&labelled), ["shop/web"]);
 }
 

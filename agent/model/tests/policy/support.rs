@@ -19,7 +19,7 @@ pub fn world(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> World {
     let pods =
         [pod("shop", "web", "10.0.0.1"), pod("shop", "db", "10.0.0.2"), pod("bank", "web", "10.0.0.3")];
     World {
-        namespaces: ["shop", "bank"].map(|name| (name.to_owned(), Namespace::default())).into(),
+        namespaces: ["shop", "bank"].map(|name| (name.into(), Namespace::default())).into(),
         pods: pods.into_iter().map(|pod| (pod.name.clone(), pod)).collect(),
         authorization_policies: policies
             .into_iter()
@@ -34,7 +34,7 @@ pub fn pod(namespace: &str, name: &str, address: &str) -> Pod {
         name: id(namespace, name),
         labels: labels(&[("app", name)]),
         service_account: "default".into(),
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
         ..Pod::default()
     }
 }
@@ -147,8 +147,8 @@ impl Call<'_> {
     /// By which policy, if any, and whether it may.
     pub fn verdict(&self, world: &World) -> (bool, Option<String>) {
         match self.judge(world) {
-            Ok(allowed) => (true, allowed.policy.map(|policy| policy.name.clone())),
-            Err(denied) => (false, denied.policy.map(|policy| policy.name.clone())),
+            Ok(allowed) => (true, allowed.policy.map(|policy| policy.name.to_string())),
+            Err(denied) => (false, denied.policy.map(|policy| policy.name.to_string())),
         }
     }
 

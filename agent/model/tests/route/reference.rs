@@ -9,7 +9,7 @@ use orlop_model::world::{
     Backend, BackendAddress, Distribution, EndpointSlice, Exports, Labels, Phase, Pod, Protocol, Resolution,
     Service, ServiceEntry, ServicePort, SliceEndpoint, TargetPort, WorkloadEntry,
 };
-use orlop_model::{NamespacedName, Reason, Transport, World};
+use orlop_model::{NamespacedName, Reason, Text, Transport, World};
 
 use crate::worlds::HERE;
 
@@ -206,7 +206,7 @@ fn far_of_slice(world: &World, endpoint: &SliceEndpoint, address: IpAddr) -> u8 
     }
 }
 
-fn far(world: &World, region: Option<String>, zone: Option<String>) -> u8 {
+fn far(world: &World, region: Option<Text>, zone: Option<Text>) -> u8 {
     let (own_region, own_zone) = place(world, Some(HERE));
     let differ = own_region.is_some() && region.is_some() && own_region != region;
     if own_zone.is_some() && own_zone == zone && !differ {
@@ -218,7 +218,7 @@ fn far(world: &World, region: Option<String>, zone: Option<String>) -> u8 {
     }
 }
 
-fn place(world: &World, node: Option<&str>) -> (Option<String>, Option<String>) {
+fn place(world: &World, node: Option<&str>) -> (Option<Text>, Option<Text>) {
     let node = node.and_then(|node| world.nodes.get(node));
     let label = |key: &str| node.and_then(|node| node.labels.get(key).cloned());
     (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
@@ -333,7 +333,7 @@ fn tunnels(entry: &WorkloadEntry) -> bool {
 }
 
 fn enrolled(world: &World, pod: &Pod) -> bool {
-    match pod.labels.get("orlop.dev/mesh").map(String::as_str) {
+    match pod.labels.get("orlop.dev/mesh").map(Text::as_str) {
         Some("enabled") => true,
         Some("disabled") => false,
         _ => world.namespaces.contains_key(&pod.name.namespace),

@@ -6,7 +6,7 @@ use orlop_model::world::{
     Backend, BackendAddress, Distribution, EndpointSlice, Exports, Labels, Namespace, Node, Phase, Pod, Port,
     Protocol, Resolution, Service, ServiceEntry, ServicePort, SliceEndpoint, TargetPort, WorkloadEntry,
 };
-use orlop_model::{NamespacedName, Settings, Workload, World, compile};
+use orlop_model::{NamespacedName, Settings, Text, Workload, World, compile};
 use proptest::prelude::*;
 
 /// The node that the snapshots are for.
@@ -71,7 +71,15 @@ fn pod() -> impl Strategy<Value = Pod> {
     let flags = (prop::bool::weighted(0.8), prop::bool::weighted(0.2), prop::bool::weighted(0.15));
     (mesh, app(), phase, addresses, flags, prop::option::of(port()), node()).prop_map(
         |(mesh, app, phase, addresses, (ready, terminating, host_network), named_port, node)| {
-            let mut pod = Pod { phase, addresses, ready, terminating, host_network, node, ..Pod::default() };
+            let mut pod = Pod {
+                phase,
+                addresses: addresses.into(),
+                ready,
+                terminating,
+                host_network,
+                node: node.map(Text::from),
+                ..Pod::default()
+            };
             pod.labels = labels(&[("app", app)]);
             pod.labels.extend(mesh.map(|value| ("orlop.dev/mesh".to_owned(), value.to_owned())));
             pod.service_account = "default".into();
@@ -120,20 +128,22 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let endpoint = (addresses, flags, target, node(), zone).prop_map(
         |(addresses, (ready, serving, terminating), target, node, zone)| SliceEndpoint {
             hostname: None,
-            addresses,
+            addresses: addresses.into(),
             ready,
             serving,
             terminating,
             target,
-            node,
-            zone,
+            node: node.map(Text::from),
+            zone: zone.map(Text::from),
         },
     );
-    let ports =
-        prop::collection::vec((port_name(), port()).prop_map(|(name, number)| Port { name, number }), 1..3);
+    let ports = prop::collection::vec(
+        (port_name(), port()).prop_map(|(name, number)| Port { name: name.into(), number }),
+        1..3,
+    );
     let service = prop::option::of((0..3).prop_map(|index| format!("service-{index}")));
     (service, ports, prop::collection::vec(endpoint, 0..4)).prop_map(|(service, ports, endpoints)| {
-        EndpointSlice { service, ports, endpoints, ..EndpointSlice::default() }
+        EndpointSlice { service: service.map(Text::from), ports, endpoints, ..EndpointSlice::default() }
     })
 }
 
@@ -177,7 +187,7 @@ fn backend() -> impl Strategy<Value = Backend> {
     (address, ports, app(), any::<bool>()).prop_map(|(address, ports, app, tunnels)| {
         let mut labels = labels(&[("app", app)]);
         if tunnels {
-            labels.insert("networking.istio.io/tunnel".into(), "http".into());
+            labels.insert("networking.istio.io/tunnel", "http");
         }
         let service_account = "default".into();
         Backend { address: BackendAddress::Ip(address), ports, labels, service_account, ..Backend::default() }

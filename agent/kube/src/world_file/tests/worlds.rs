@@ -13,7 +13,7 @@ use orlop_model::world::{
     PathPattern, Phase, Pod, Port, Protocol, Resolution, Segment, Service, ServiceEntry, ServicePort,
     SliceEndpoint, TargetPort, WorkloadEntry, World,
 };
-use orlop_model::{Map, NamespacedName};
+use orlop_model::{Map, NamespacedName, Text};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -30,8 +30,8 @@ pub(super) fn world() -> impl Strategy<Value = World> {
         (vec(authorization_policy(), 0..3), vec(peer_authentication(), 0..3)),
     )
         .prop_map(|(namespaces, nodes, pods, services, slices, entries, policies)| World {
-            namespaces: namespaces.into_iter().collect(),
-            nodes: nodes.into_iter().collect(),
+            namespaces: namespaces.into_iter().map(|(name, of)| (Text::from(name), of)).collect(),
+            nodes: nodes.into_iter().map(|(name, of)| (Text::from(name), of)).collect(),
             pods: by(pods, |pod| &pod.name),
             services: by(services, |service| &service.name),
             endpoint_slices: by(slices, |slice| &slice.name),
@@ -57,33 +57,34 @@ fn node() -> impl Strategy<Value = Node> {
 fn pod() -> impl Strategy<Value = Pod> {
     let phases = [Phase::Pending, Phase::Running, Phase::Succeeded, Phase::Failed, Phase::Unknown];
     let texts = (text(), option::of(name()), option::of(name()), option::of(name()), name());
-    let owner = option::of((text(), text()).prop_map(|(kind, name)| Owner { kind, name }));
+    let owner =
+        option::of((text(), text()).prop_map(|(kind, name)| Owner { kind: kind.into(), name: name.into() }));
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), select(phases.to_vec()));
     let ports = (vec(port(), 0..3), option::of(btree_set(any::<u16>(), 0..3)));
     (full_name(), labels(), labels(), texts, vec(address(), 0..3), flags, owner, ports).prop_map(
         |(name, labels, annotations, texts, addresses, flags, owner, ports)| Pod {
             name,
-            uid: texts.0,
+            uid: texts.0.into(),
             labels,
             annotations,
-            node: texts.1,
-            hostname: texts.2,
-            subdomain: texts.3,
-            service_account: texts.4,
-            addresses,
+            node: texts.1.map(Text::from),
+            hostname: texts.2.map(Text::from),
+            subdomain: texts.3.map(Text::from),
+            service_account: texts.4.into(),
+            addresses: addresses.into(),
             host_network: flags.0,
             phase: flags.3,
             ready: flags.1,
             terminating: flags.2,
             owner,
-            container_ports: ports.0,
+            container_ports: ports.0.into(),
             probed: ports.1,
         },
     )
 }
 
 fn port() -> impl Strategy<Value = Port> {
-    (text(), 1..=u16::MAX).prop_map(|(name, number)| Port { name, number })
+    (text(), 1..=u16::MAX).prop_map(|(name, number)| Port { name: name.into(), number })
 }
 
 fn service() -> impl Strategy<Value = Service> {
@@ -128,7 +129,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     (full_name(), option::of(name()), ports, vec(endpoint(), 0..4)).prop_map(
         |(name, service, (ports, udp_ports), endpoints)| EndpointSlice {
             name,
-            service,
+            service: service.map(Text::from),
             ports,
             udp_ports,
             endpoints,
@@ -141,13 +142,13 @@ fn endpoint() -> impl Strategy<Value = SliceEndpoint> {
     let texts = (option::of(text()), option::of(name()), option::of(name()));
     (vec(address(), 0..3), flags, texts, option::of(full_name())).prop_map(
         |(addresses, (ready, serving, terminating), (hostname, node, zone), target)| SliceEndpoint {
-            addresses,
-            hostname,
+            addresses: addresses.into(),
+            hostname: hostname.map(Text::from),
             ready,
             serving,
             terminating,
-            node,
-            zone,
+            node: node.map(Text::from),
+            zone: zone.map(Text::from),
             target,
         },
     )
@@ -303,8 +304,8 @@ fn address() -> impl Strategy<Value = IpAddr> {
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
-    let enabled = ("orlop.dev/mesh".to_owned(), "enabled".to_owned());
-    prop_oneof![btree_map(text(), text(), 0..3), Just(Labels::from([enabled]))]
+    let enabled = Labels::from([("orlop.dev/mesh", "enabled")]);
+    prop_oneof![btree_map(text(), text(), 0..3).prop_map(Labels::from_iter), Just(enabled)]
 }
 
 fn full_name() -> impl Strategy<Value = NamespacedName> {
