@@ -139,8 +139,11 @@ impl Snapshot {
         let endpoint = self.choose(port, choice, destination, balance).ok_or(Reason::NoHealthyEndpoint)?;
         let (address, workload) = (endpoint.address, endpoint.workload.as_ref());
         let route = self.route_to(source, address, workload, Some(service), balance)?;
-        let next = self.service_to(&source.name.namespace, address.ip());
-        match next.filter(|next| next.kind == ServiceKind::Service && route.transport == Transport::Plain) {
+        let next = match route.transport {
+            Transport::Hbone => None,
+            Transport::Plain => self.service_to(&source.name.namespace, address.ip()),
+        };
+        match next.filter(|next| next.kind == ServiceKind::Service) {
             None => Ok(route),
             Some(next) if follow => {
                 let route = self.route_to_service(source, address, next, balance, false)?;

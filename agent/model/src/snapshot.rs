@@ -93,8 +93,10 @@ impl Snapshot {
     pub fn service_to(&self, namespace: &str, address: IpAddr) -> Option<&Arc<Service>> {
         let address = address.to_canonical();
         self.service_at(address).or_else(|| {
+            // Few addresses are claimed, and many are pods'.
+            let claimed = self.service_index.claimed(namespace, address)?;
             let is_pod = self.workloads.pod_by_address.contains_key(&address);
-            if is_pod { None } else { self.service_index.claimed(namespace, address) }
+            if is_pod { None } else { Some(claimed) }
         })
     }
 
