@@ -1,8 +1,9 @@
 //! Compiles a world of which little has changed: what was made of the rest is shared with the snapshot before.
 //!
-//! Only pods, Services and EndpointSlices change often, and what one of them means is seen in few places: in what it is
-//! itself, and in the services that it may be an endpoint of. Those are made again, by the same functions as for a
-//! whole world. Whatever reaches further, such as a namespace, a policy or an address that two pods claim, is not for
+//! What a pod, a Service or an EndpointSlice means is seen in few places: in what it is itself, and in the services that
+//! it may be an endpoint of. Those are made again, by the same functions as for a whole world. A namespace's labels are
+//! as if its pods had changed, a node's place is that of its endpoints, and policies are seen in the pods of this node.
+//! Whatever reaches further, such as a waypoint's label, a ServiceEntry or an address that two pods claim, is not for
 //! this file: it leaves all of it to a compilation of the whole.
 
 use std::collections::BTreeSet;
@@ -14,13 +15,16 @@ use crate::dns::ServiceHosts;
 use crate::endpoints::{Endpoints, selects};
 use crate::hosts::Hosts;
 use crate::local::{Local, is_local};
+use crate::locality::place;
 use crate::map::Map;
 use crate::name::NamespacedName;
+use crate::policy::Prepared;
 use crate::service::ServiceIndex;
 use crate::snapshot::Snapshot;
+use crate::text::Text;
 use crate::waypoint::wish;
 use crate::workloads::{Workloads, addresses_of, in_namespace, mentions};
-use crate::world::{EndpointSlice, Labels, Pod, Service, World};
+use crate::world::{EndpointSlice, Labels, Namespace, Pod, Service, World};
 
 /// With more changes at once, to begin anew is as quick.
 const FEW: usize = 1000;
@@ -41,7 +45,8 @@ pub(crate) fn after(
     if input.settings != *settings || input.hosts != *hosts || reaches_further(&previous.world, world) {
         return None;
     }
-    let pods = few(&previous.world.pods, &world.pods)?;
+    let mut pods = few(&previous.world.pods, &world.pods)?;
+    add_pods_of_namespaces(&mut pods, &previous.world, world)?;
     let services = few(&previous.world.services, &world.services)?;
     let slices = few(&previous.world.endpoint_slices, &world.endpoint_slices)?;
     let relabelled =
@@ -66,6 +71,7 @@ pub(crate) fn after(
         let states = [*then, *now].into_iter().flatten();
         affected.extend(served_by(world, &workloads, &name.namespace, states));
     }
+    affected.extend(of_moved_nodes(&previous.world, world, &workloads, settings)?);
 
     let mut snapshot = Snapshot {
         generation,
@@ -77,7 +83,8 @@ pub(crate) fn after(
         ..previous.clone()
     };
     put_services(&mut snapshot, hosts, settings, &affected);
-    put_local(&mut snapshot, previous, settings, &pods);
+    let is_other = put_policies(&mut snapshot, previous, settings);
+    put_local(&mut snapshot, previous, settings, &pods, is_other);
     if !snapshot.used_waypoints.is_empty() {
         snapshot.waypoints = Arc::new(waypoints(&snapshot));
     }
@@ -88,18 +95,18 @@ pub(crate) fn after(
 fn reaches_further(then: &World, now: &World) -> bool {
     let World {
         as_of,
-        namespaces,
-        nodes,
+        namespaces: _,
+        nodes: _,
         pods: _,
         services: _,
         endpoint_slices: _,
         service_entries,
         workload_entries,
-        authorization_policies,
-        peer_authentications,
-        request_authentications,
-        rate_limits,
+        authorization_policies: _,
+        peer_authentications: _,
         // Only a waypoint's routes are made of these.
+        request_authentications: _,
+        rate_limits: _,
         extension_providers: _,
         virtual_services: _,
         destination_rules: _,
@@ -108,15 +115,59 @@ fn reaches_further(then: &World, now: &World) -> bool {
         reference_grants: _,
     } = now;
     then.as_of != *as_of
-        || then.namespaces != *namespaces
-        || then.nodes != *nodes
         || then.service_entries != *service_entries
         || then.workload_entries != *workload_entries
-        || then.peer_authentications != *peer_authentications
-        || then.request_authentications != *request_authentications
-        || then.rate_limits != *rate_limits
-        // What was made ready of a policy is known by its place.
-        || then.authorization_policies.differences(authorization_policies).next().is_some()
+}
+
+/// Of namespaces that have changed, the other pods: their labels decide which of them are enrolled. `None` where they
+/// say more than that.
+fn add_pods_of_namespaces<'a>(
+    pods: &mut Vec<Changed<'a, Pod>>,
+    before: &'a World,
+    world: &'a World,
+) -> Option<()> {
+    let itself: BTreeSet<_> = pods.iter().map(|(name, ..)| *name).collect();
+    let mut others = Vec::new();
+    for (name, then, now) in before.namespaces.differences(&world.namespaces) {
+        let wished = |of: Option<&Arc<Namespace>>| wish(&of?.labels, name);
+        if wished(then) != wished(now) {
+            return None;
+        }
+        let all = in_namespace(&world.pods, name).filter(|(name, _)| !itself.contains(name));
+        others.extend(all.map(|(name, pod)| (name, Some(pod), Some(pod))).take(FEW));
+    }
+    pods.extend(others);
+    (pods.len() < FEW).then_some(())
+}
+
+/// The services that may have an endpoint on a node which is not where it was. `None` if that is this node, or one of a
+/// ServiceEntry's endpoints.
+fn of_moved_nodes(
+    before: &World,
+    world: &World,
+    workloads: &Workloads,
+    settings: &Settings,
+) -> Option<BTreeSet<NamespacedName>> {
+    let differ = before.nodes.differences(&world.nodes);
+    let moved = differ.filter(|(_, then, now)| place(then.map(|of| &**of)) != place(now.map(|of| &**of)));
+    let moved: BTreeSet<&str> = moved.map(|(name, ..)| name.as_str()).collect();
+    if moved.contains(settings.node.as_str()) {
+        return None;
+    }
+    let is_there = |node: &Option<Text>| node.as_deref().is_some_and(|node| moved.contains(node));
+    let mut affected = BTreeSet::new();
+    if !moved.is_empty() {
+        for (name, pod) in world.pods.iter().filter(|(_, pod)| is_there(&pod.node)) {
+            if is_of_an_entry(world, pod) {
+                return None;
+            }
+            affected.extend(served_by(world, workloads, &name.namespace, [pod].into_iter()));
+        }
+        let slices = world.endpoint_slices.values();
+        let there = slices.filter(|slice| slice.endpoints.iter().any(|of| is_there(&of.node)));
+        affected.extend(there.filter_map(|slice| service_of(slice)));
+    }
+    Some(affected)
 }
 
 fn few<'a, T>(
@@ -150,12 +201,7 @@ fn put_pod(
     then: Option<&Arc<Pod>>,
     now: Option<&Arc<Pod>>,
 ) -> Option<()> {
-    let states = || [then, now].into_iter().flatten();
-    let selected = |pod: &Arc<Pod>| {
-        in_namespace(&world.service_entries, &name.namespace)
-            .any(|(_, entry)| selects(&entry.selector, &pod.labels))
-    };
-    if states().any(selected) {
+    if [then, now].into_iter().flatten().any(|pod| is_of_an_entry(world, pod)) {
         return None;
     }
     if let Some(then) = then {
@@ -184,6 +230,12 @@ fn put_pod(
     }
     workloads.pods.insert(name.clone(), workload);
     Some(())
+}
+
+/// Whether a ServiceEntry selects the pod.
+fn is_of_an_entry(world: &World, pod: &Pod) -> bool {
+    in_namespace(&world.service_entries, &pod.name.namespace)
+        .any(|(_, entry)| selects(&entry.selector, &pod.labels))
 }
 
 /// `None` where somebody else has a say on a pod's address.
@@ -244,12 +296,29 @@ fn put_services(
     }
 }
 
-/// Takes over what has changed of this node's own pods.
-fn put_local(snapshot: &mut Snapshot, previous: &Snapshot, settings: &Settings, pods: &[Changed<'_, Pod>]) {
+/// Makes ready what is new of policies. Says whether anything is.
+fn put_policies(snapshot: &mut Snapshot, previous: &Snapshot, settings: &Settings) -> bool {
+    let (before, world) = (&previous.world, &snapshot.world);
+    // What was made ready of a policy is known by its place.
+    let differ = before.authorization_policies.differences(&world.authorization_policies).next().is_some();
+    if differ {
+        snapshot.policies = Arc::new(Prepared::new(Some(&previous.policies), world, settings));
+    }
+    differ || before.peer_authentications != world.peer_authentications
+}
+
+/// Takes over what has changed of this node's own pods, or what applies to all of them.
+fn put_local(
+    snapshot: &mut Snapshot,
+    previous: &Snapshot,
+    settings: &Settings,
+    pods: &[Changed<'_, Pod>],
+    all: bool,
+) {
     let here = |snapshot: &Snapshot, name: &NamespacedName| {
         snapshot.workload(name).is_some_and(|workload| is_local(workload, settings))
     };
-    if !pods.iter().any(|(name, ..)| here(previous, name) || here(snapshot, name)) {
+    if !all && !pods.iter().any(|(name, ..)| here(previous, name) || here(snapshot, name)) {
         return;
     }
     let mut names: BTreeSet<_> = previous.local.pods.iter().map(|of| of.workload.name.clone()).collect();

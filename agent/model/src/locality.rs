@@ -1,7 +1,7 @@
 use crate::compile::Settings;
 use crate::service::Proximity;
 use crate::text::Text;
-use crate::world::{Locality, World};
+use crate::world::{Locality, Node, World};
 
 const REGION: &str = "topology.kubernetes.io/region";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -13,8 +13,8 @@ pub(crate) struct Neighbourhood<'a> {
     here: Place<'a>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Place<'a> {
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
     region: Option<&'a str>,
     zone: Option<&'a str>,
 }
@@ -58,7 +58,12 @@ impl<'a> Neighbourhood<'a> {
 }
 
 fn of_node<'a>(world: &'a World, name: &str) -> Place<'a> {
-    let Some(node) = world.nodes.get(name) else { return Place::default() };
+    place(world.nodes.get(name).map(|node| &**node))
+}
+
+/// Where a node is; nowhere, if there is none.
+pub(crate) fn place(node: Option<&Node>) -> Place<'_> {
+    let Some(node) = node else { return Place::default() };
     let label = |key| node.labels.get(key).map(Text::as_str).filter(|value| !value.is_empty());
     Place { region: label(REGION), zone: label(ZONE) }
 }

@@ -104,10 +104,22 @@ fn what_reaches_further_is_compiled_whole() {
         after(&before, &world, &hosts, &settings, 2).is_none()
     };
     assert!(!is_whole(&|world| drop(world.pods.remove(&name))));
-    assert!(is_whole(&|world| drop(world.namespaces.insert("shop".into(), Namespace::default()))));
-    assert!(is_whole(&|world| drop(world.nodes.insert("two".into(), Node::default()))));
+    let labelled = |key: &str, value: &str| Labels::from([(key, value)]);
+    let namespace = |labels| Namespace { labels };
+    let enrolled = namespace(labelled("orlop.dev/mesh", "enabled"));
+    assert!(!is_whole(&|world| drop(world.namespaces.insert("shop".into(), enrolled.clone()))));
+    let behind = namespace(labelled("istio.io/use-waypoint", "gate"));
+    assert!(is_whole(&|world| drop(world.namespaces.insert("shop".into(), behind.clone()))));
+    let elsewhere = Node { labels: labelled("topology.kubernetes.io/zone", "z"), ..Node::default() };
+    assert!(!is_whole(&|world| drop(world.nodes.insert("two".into(), elsewhere.clone()))));
+    assert!(!is_whole(&|world| drop(world.nodes.insert(HERE.into(), Node::default()))));
+    assert!(is_whole(&|world| drop(world.nodes.insert(HERE.into(), elsewhere.clone()))));
     let policy = AuthorizationPolicy { name: name.clone(), ..AuthorizationPolicy::default() };
-    assert!(is_whole(&|world| drop(world.authorization_policies.insert(name.clone(), policy.clone()))));
+    assert!(!is_whole(&|world| drop(world.authorization_policies.insert(name.clone(), policy.clone()))));
+    let modes = PeerAuthentication { name: name.clone(), ..PeerAuthentication::default() };
+    assert!(!is_whole(&|world| drop(world.peer_authentications.insert(name.clone(), modes.clone()))));
+    let entry = ServiceEntry { name: name.clone(), ..ServiceEntry::default() };
+    assert!(is_whole(&|world| drop(world.service_entries.insert(name.clone(), entry.clone()))));
     // Another pod claims the address.
     let other = NamespacedName::new("shop", "other");
     let twin = Pod { name: other.clone(), ..pod };
@@ -168,16 +180,16 @@ fn change() -> impl Strategy<Value = Change> {
         8 => named(4).prop_flat_map(|name| {
             or_gone(any_slice(name.clone())).prop_map(move |of| Change::Slice(name.clone(), of))
         }),
-        1 => (prop::sample::select(&NAMESPACES[..]), or_gone(labels())).prop_map(|(name, labels)| {
+        3 => (prop::sample::select(&NAMESPACES[..]), or_gone(labels())).prop_map(|(name, labels)| {
             Change::Namespace(name, labels.map(|labels| Namespace { labels }))
         }),
-        1 => (prop::sample::select(vec![HERE, "two"]), or_gone(prop::sample::select(vec!["a", "b"]))).prop_map(
+        3 => (prop::sample::select(vec![HERE, "two"]), or_gone(prop::sample::select(vec!["a", "b"]))).prop_map(
             |(name, zone)| {
                 let labels = |zone: &str| [("topology.kubernetes.io/zone".to_owned(), zone.to_owned())].into();
                 Change::Node(name, zone.map(|zone| Node { labels: labels(zone), ..Node::default() }))
             },
         ),
-        1 => (named(2), or_gone((labels(), any::<bool>()))).prop_map(|(name, of)| {
+        3 => (named(2), or_gone((labels(), any::<bool>()))).prop_map(|(name, of)| {
             let policy = of.map(|(selector, deny)| AuthorizationPolicy {
                 name: name.clone(),
                 selector,
@@ -270,11 +282,13 @@ fn any_service(name: NamespacedName) -> impl Strategy<Value = Service> {
 fn any_slice(name: NamespacedName) -> impl Strategy<Value = EndpointSlice> {
     let target = prop::option::weighted(0.8, named(6));
     let own = name.namespace.clone();
-    let endpoint = (address(), any::<bool>(), target, prop::bool::weighted(0.8)).prop_map(
-        move |(address, ready, target, is_own)| SliceEndpoint {
+    let node = prop::sample::select(vec![None, Some(HERE), Some("two")]);
+    let endpoint = (address(), any::<bool>(), target, prop::bool::weighted(0.8), node).prop_map(
+        move |(address, ready, target, is_own, node)| SliceEndpoint {
             addresses: [address].into(),
             ready,
             serving: ready,
+            node: node.map(Text::from),
             target: target.map(|name| match is_own {
                 true => NamespacedName::new(&*own, name.name),
                 false => name,
