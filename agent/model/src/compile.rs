@@ -129,7 +129,6 @@ pub(crate) fn live(world: &World) -> impl Iterator<Item = (&NamespacedName, &Arc
 pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
     let none = Labels::new();
     let namespace = world.namespaces.get(&pod.name.namespace).map_or(&none, |namespace| &namespace.labels);
-    let names = names(pod);
     Workload {
         name: pod.name.clone(),
         kind: WorkloadKind::Pod,
@@ -138,12 +137,7 @@ pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workloa
         node: pod.node.clone().unwrap_or_default(),
         addresses: unicast(&pod.addresses).into(),
         enrolled: !pod.host_network && opted_in(namespace, &pod.labels),
-        owner: names.owner,
-        canonical_service: names.canonical_service,
-        canonical_revision: names.canonical_revision,
-        app: names.app,
-        version: names.version,
-        cluster: settings.cluster.as_str().into(),
+        names: names(pod, &settings.cluster),
     }
 }
 

@@ -23,7 +23,9 @@ mod tests {
     use super::*;
     use crate::identity::Identity;
     use crate::name::NamespacedName;
+    use crate::owner::names_of;
     use crate::snapshot::WorkloadKind;
+    use crate::world::Labels;
 
     #[test]
     fn the_pods_own_addresses_are_admitted() {
@@ -80,12 +82,7 @@ mod tests {
             node: "one".into(),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             enrolled: true,
-            owner: "web".into(),
-            canonical_service: "web".into(),
-            canonical_revision: "latest".into(),
-            app: "web".into(),
-            version: "latest".into(),
-            cluster: "Kubernetes".into(),
+            names: names_of(&Labels::new(), "web".into(), "Kubernetes"),
         }
     }
 }

@@ -53,6 +53,7 @@ pub use local_service::{LocalService, MAX_LOCAL_ENDPOINTS};
 pub use map::Map;
 pub use name::{NameError, NamespacedName};
 pub use optin::opted_in;
+pub use owner::Names;
 pub use policy::{Concern, Finding, FindingReason, ListedPolicy, Severity};
 pub use reason::Reason;
 pub use route::{Balance, Choice, Route, Transport};

@@ -1,22 +1,36 @@
-use crate::text::Text;
+use std::sync::{Arc, LazyLock};
+
+use serde::Serialize;
+
+use crate::text::{Pool, Text};
 use crate::world::{Labels, Pod};
 
-/// Names that group a pod with its likes, in logs and metrics.
-pub(crate) struct Names {
+/// Names that group a workload with its likes, in logs and metrics; those that have the same share them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Names {
+    /// What made the pod: the Deployment, CronJob or other controller, else the pod itself.
     pub owner: Text,
+    /// The canonical service, as Istio names it.
     pub canonical_service: Text,
+    /// The canonical revision, as Istio names it; `latest` where no label says.
     pub canonical_revision: Text,
+    /// Label `app`, else the canonical service.
     pub app: Text,
+    /// Label `version`, else the canonical revision.
     pub version: Text,
+    /// The cluster's name.
+    pub cluster: Text,
 }
 
+static KNOWN: LazyLock<Pool<Names>> = LazyLock::new(Pool::default);
+
 /// Reads the names of a pod as Istio does, so that its dashboards work.
-pub(crate) fn names(pod: &Pod) -> Names {
-    names_of(&pod.labels, owner(pod))
+pub(crate) fn names(pod: &Pod, cluster: &str) -> Arc<Names> {
+    names_of(&pod.labels, owner(pod), cluster)
 }
 
 /// The names of what `owner` has made with these labels.
-pub(crate) fn names_of(labels: &Labels, owner: Text) -> Names {
+pub(crate) fn names_of(labels: &Labels, owner: Text, cluster: &str) -> Arc<Names> {
     let label =
         |keys: &[&str]| keys.iter().find_map(|&key| labels.get(key).filter(|v| !v.is_empty())).cloned();
     let canonical_service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
@@ -24,13 +38,14 @@ pub(crate) fn names_of(labels: &Labels, owner: Text) -> Names {
     let canonical_revision =
         label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
             .unwrap_or_else(|| Text::from("latest"));
-    Names {
+    KNOWN.get(Names {
+        cluster: cluster.into(),
         app: label(&["app"]).unwrap_or_else(|| canonical_service.clone()),
         version: label(&["version"]).unwrap_or_else(|| canonical_revision.clone()),
         owner,
         canonical_service,
         canonical_revision,
-    }
+    })
 }
 
 fn owner(pod: &Pod) -> Text {
@@ -96,7 +111,7 @@ mod tests {
         ];
         let of = |labels: &[(&str, &str)]| {
             let names = named(Some(("StatefulSet", "db")), labels);
-            (names.canonical_service, names.canonical_revision)
+            (names.canonical_service.clone(), names.canonical_revision.clone())
         };
         let pair = |service: &str, revision: &str| (Text::from(service), Text::from(revision));
         assert_eq!(of(&labels), pair("one", "v1"));
@@ -114,12 +129,15 @@ mod tests {
         assert_eq!((names.app.as_str(), names.version.as_str()), ("web", "v3"));
     }
 
-    fn named(owner: Option<(&str, &str)>, labels: &[(&str, &str)]) -> Names {
-        names(&Pod {
-            name: NamespacedName::new("default", "web-0"),
-            owner: owner.map(|(kind, name)| Owner { kind: kind.into(), name: name.into() }),
-            labels: labels.iter().copied().collect(),
-            ..Pod::default()
-        })
+    fn named(owner: Option<(&str, &str)>, labels: &[(&str, &str)]) -> Arc<Names> {
+        names(
+            &Pod {
+                name: NamespacedName::new("default", "web-0"),
+                owner: owner.map(|(kind, name)| Owner { kind: kind.into(), name: name.into() }),
+                labels: labels.iter().copied().collect(),
+                ..Pod::default()
+            },
+            "Kubernetes",
+        )
     }
 }

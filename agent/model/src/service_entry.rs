@@ -102,7 +102,6 @@ fn workload_of(
     addresses: Vec<IpAddr>,
     settings: &Settings,
 ) -> Workload {
-    let names = names_of(&backend.labels, name.name.clone());
     let tunnels = backend.labels.get(TUNNEL).map_or("", Text::as_str);
     Workload {
         name: name.clone(),
@@ -112,11 +111,6 @@ fn workload_of(
         node: Text::default(),
         addresses: addresses.into(),
         enrolled: tunnels.split(',').any(|tunnel| tunnel.trim() == "http"),
-        owner: names.owner,
-        canonical_service: names.canonical_service,
-        canonical_revision: names.canonical_revision,
-        app: names.app,
-        version: names.version,
-        cluster: settings.cluster.as_str().into(),
+        names: names_of(&backend.labels, name.name.clone(), &settings.cluster),
     }
 }

@@ -15,6 +15,7 @@ use crate::identity::Identity;
 use crate::local::Local;
 use crate::map::{Difference, Map};
 use crate::name::NamespacedName;
+use crate::owner::Names;
 use crate::policy::{self, Finding, Prepared};
 use crate::service::{Service, ServiceIndex};
 use crate::text::Text;
@@ -183,18 +184,9 @@ pub struct Workload {
     pub addresses: Addresses,
     /// Whether it is part of the mesh: it takes HBONE, and nothing may reach it otherwise.
     pub enrolled: bool,
-    /// What made the pod: the Deployment, CronJob or other controller, else the pod itself.
-    pub owner: Text,
-    /// The canonical service, as Istio names it.
-    pub canonical_service: Text,
-    /// The canonical revision, as Istio names it; `latest` where no label says.
-    pub canonical_revision: Text,
-    /// Label `app`, else the canonical service.
-    pub app: Text,
-    /// Label `version`, else the canonical revision.
-    pub version: Text,
-    /// The cluster's name.
-    pub cluster: Text,
+    /// What groups it with its likes.
+    #[serde(flatten)]
+    pub names: Arc<Names>,
 }
 
 /// What a workload is.

@@ -91,11 +91,11 @@ fn caller(headers: &HeaderMap<HeaderValue>) -> Option<Identity> {
 fn baggage(source: &Workload) -> String {
     format!(
         "k8s.cluster.name={},k8s.namespace.name={},k8s.pod.name={},service.name={},service.version={}",
-        source.cluster,
+        source.names.cluster,
         source.name.namespace,
         source.name.name,
-        source.canonical_service,
-        source.canonical_revision,
+        source.names.canonical_service,
+        source.names.canonical_revision,
     )
 }
 

@@ -261,14 +261,14 @@ fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (
     let principal = end.identity.map_or(UNKNOWN, Identity::as_str).to_owned();
     let of = |field: fn(&Workload) -> &str| end.workload.map_or(UNKNOWN, field).to_owned();
     let values = [
-        of(|workload| &workload.owner),
+        of(|workload| &workload.names.owner),
         of(|workload| &workload.name.namespace),
         principal,
-        of(|workload| &workload.app),
-        of(|workload| &workload.version),
-        of(|workload| &workload.cluster),
-        of(|workload| &workload.canonical_service),
-        of(|workload| &workload.canonical_revision),
+        of(|workload| &workload.names.app),
+        of(|workload| &workload.names.version),
+        of(|workload| &workload.names.cluster),
+        of(|workload| &workload.names.canonical_service),
+        of(|workload| &workload.names.canonical_revision),
     ];
     names.iter().copied().zip(values)
 }

@@ -24,7 +24,7 @@ pub(super) fn question(session: &Session, of: &Asking<'_>, body: &Body) -> Check
         seconds: i64::try_from(now.as_secs()).unwrap_or_default(),
         nanos: i32::try_from(now.subsec_nanos()).unwrap_or_default(),
     };
-    let source = session.source.as_ref().map(|workload| workload.canonical_service.clone());
+    let source = session.source.as_ref().map(|workload| workload.names.canonical_service.to_string());
     let dialled = match of.target {
         Behind::Service { dialled, .. } => *dialled,
         Behind::Workload { address, .. } => Some(*address),
