@@ -22,7 +22,7 @@ pub struct Names {
     pub cluster: Text,
 }
 
-static KNOWN: LazyLock<Pool<Names>> = LazyLock::new(Pool::default);
+static KNOWN: LazyLock<Pool<Arc<Names>>> = LazyLock::new(Pool::of_shared);
 
 /// Reads the names of a pod as Istio does, so that its dashboards work.
 pub(crate) fn names(pod: &Pod, cluster: &str) -> Arc<Names> {
@@ -38,14 +38,15 @@ pub(crate) fn names_of(labels: &Labels, owner: Text, cluster: &str) -> Arc<Names
     let canonical_revision =
         label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
             .unwrap_or_else(|| Text::from("latest"));
-    KNOWN.get(Names {
+    let names = Names {
         cluster: cluster.into(),
         app: label(&["app"]).unwrap_or_else(|| canonical_service.clone()),
         version: label(&["version"]).unwrap_or_else(|| canonical_revision.clone()),
         owner,
         canonical_service,
         canonical_revision,
-    })
+    };
+    KNOWN.get::<Names, _>(names, Arc::new)
 }
 
 fn owner(pod: &Pod) -> Text {

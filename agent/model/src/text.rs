@@ -1,7 +1,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -10,15 +10,19 @@ use serde::ser::{Serialize, Serializer};
 
 /// A text that never changes and is in memory once, however many objects have it: most of what pods say of themselves
 /// others say as well. Cheap to clone; read like a `str`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Text(Arc<str>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Text(
+    /// One word, where an `Arc<str>` has two: there are more that have a text than there are texts.
+    Arc<Box<str>>,
+);
 
-static KNOWN: LazyLock<Pool<str>> = LazyLock::new(Pool::default);
+static KNOWN: LazyLock<Pool<Text>> =
+    LazyLock::new(|| Pool::new(|text: &Text| Arc::strong_count(&text.0) > 1));
 
 impl Text {
     /// The text, if anything has it. For what strangers ask for, so that it is not kept.
     pub fn known(text: &str) -> Option<Self> {
-        KNOWN.find(text).map(Self)
+        KNOWN.find(text)
     }
 
     /// The text itself.
@@ -35,7 +39,7 @@ impl Default for Text {
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
-        Self(KNOWN.get(text))
+        KNOWN.get::<str, _>(text, |text| Self(Arc::new(text.into())))
     }
 }
 
@@ -68,6 +72,13 @@ impl Deref for Text {
 
     fn deref(&self) -> &str {
         &self.0
+    }
+}
+
+/// As that of the `str`.
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -156,44 +167,59 @@ impl<'de> Deserialize<'de> for Text {
 }
 
 /// Values that are kept once. What nobody else has any more is let go when there are twice as many as at the last look.
-pub(crate) struct Pool<T: ?Sized>(Mutex<Known<T>>);
+pub(crate) struct Pool<T> {
+    known: Mutex<Known<T>>,
+    is_shared: fn(&T) -> bool,
+}
 
-struct Known<T: ?Sized> {
-    values: HashSet<Arc<T>>,
+struct Known<T> {
+    values: HashSet<T>,
     /// With so many it is time for a look.
     look_at: usize,
 }
 
-impl<T: ?Sized> Default for Pool<T> {
-    fn default() -> Self {
-        Self(Mutex::new(Known { values: HashSet::new(), look_at: 1024 }))
+impl<T: Clone + Eq + Hash> Pool<T> {
+    /// Of values of which `is_shared` says whether anybody has a clone.
+    pub fn new(is_shared: fn(&T) -> bool) -> Self {
+        Self { known: Mutex::new(Known { values: HashSet::new(), look_at: 1024 }), is_shared }
     }
-}
 
-impl<T: ?Sized + Eq + Hash> Pool<T> {
     /// The one that is equal to this, if there is one.
-    pub fn find(&self, of: &T) -> Option<Arc<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values.get(of).cloned()
+    pub fn find<Q: Eq + Hash + ?Sized>(&self, of: &Q) -> Option<T>
+    where
+        T: Borrow<Q>,
+    {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).values.get(of).cloned()
     }
 
-    /// The one that is equal to this, which it is itself if there was none.
-    pub fn get(&self, of: impl Borrow<T> + Into<Arc<T>>) -> Arc<T> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The one that is equal to this, made of it if there was none.
+    pub fn get<Q: Eq + Hash + ?Sized, S: Borrow<Q>>(&self, of: S, make: impl FnOnce(S) -> T) -> T
+    where
+        T: Borrow<Q>,
+    {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = known.values.get(of.borrow()) {
-            return Arc::clone(same);
+            return same.clone();
         }
         if known.values.len() >= known.look_at {
-            known.values.retain(|value| Arc::strong_count(value) > 1);
+            known.values.retain(self.is_shared);
             known.look_at = (2 * known.values.len()).max(1024);
         }
-        let new = of.into();
-        known.values.insert(Arc::clone(&new));
+        let new = make(of);
+        known.values.insert(new.clone());
         new
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.0.lock().unwrap().values.len()
+        self.known.lock().unwrap().values.len()
+    }
+}
+
+impl<T: Eq + Hash> Pool<Arc<T>> {
+    /// Of shared values.
+    pub fn of_shared() -> Self {
+        Self::new(|value| Arc::strong_count(value) > 1)
     }
 }
 
@@ -218,14 +244,15 @@ mod tests {
 
     #[test]
     fn what_nobody_has_is_let_go() {
-        let pool = Pool::<str>::default();
-        let kept: Vec<_> = (0..100).map(|number| pool.get(&*format!("kept {number}"))).collect();
+        let pool = Pool::<Arc<String>>::of_shared();
+        let get = |text: String| pool.get::<String, _>(text, Arc::new);
+        let kept: Vec<_> = (0..100).map(|number| get(format!("kept {number}"))).collect();
         for number in 0..100_000 {
-            pool.get(&*format!("dropped {number}"));
+            get(format!("dropped {number}"));
             assert!(pool.len() <= 1024);
         }
         for text in &kept {
-            assert!(Arc::ptr_eq(text, &pool.get(&**text)));
+            assert!(Arc::ptr_eq(text, &get(text.to_string())));
         }
     }
 }

@@ -66,14 +66,14 @@ impl Labels {
 /// Of several values of one key the last counts.
 impl<K: Into<Text>, V: Into<Text>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(labels: I) -> Self {
-        static KNOWN: LazyLock<Pool<Entries>> = LazyLock::new(Pool::default);
+        static KNOWN: LazyLock<Pool<Arc<Entries>>> = LazyLock::new(Pool::of_shared);
         let mut entries: Entries =
             labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         entries.reverse();
         entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         entries.dedup_by(|(one, _), (other, _)| one == other);
         entries.shrink_to_fit();
-        Self((!entries.is_empty()).then(|| KNOWN.get(entries)))
+        Self((!entries.is_empty()).then(|| KNOWN.get::<Entries, _>(entries, Arc::new)))
     }
 }
 
