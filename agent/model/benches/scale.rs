@@ -1,5 +1,5 @@
-//! What the size of the world costs the pure parts: compiling it, compiling it again after an endpoint has changed, and
-//! one decision, which is to choose an endpoint of a service and to judge the connection there.
+//! What the size of the world costs the pure parts: compiling it, compiling it again after an endpoint or a policy has
+//! changed, and one decision, which is to choose an endpoint of a service and to judge the connection there.
 //!
 //! `cargo bench -p orlop-model --bench scale -- SERVICES`, for `cargo xtask bench scale`: prints JSON, in seconds.
 
@@ -46,11 +46,18 @@ fn main() {
         world.endpoint_slices.insert(slice.name.clone(), slice);
         snapshot = compile_after(Some(&snapshot), &world, &hosts, &settings, 2);
     }));
+    let policy_change = median(&times(CHANGES, |nth| {
+        let action = if nth % 2 == 0 { Action::Deny } else { Action::Allow };
+        let policy = AuthorizationPolicy { action, ..policy(0) };
+        world.authorization_policies.insert(policy.name.clone(), policy);
+        snapshot = compile_after(Some(&snapshot), &world, &hosts, &settings, 3);
+    }));
     let decision = median(&shares(DECISIONS, |nth| decide(&snapshot, services, nth)));
     println!(
-        "{{\"compile\": {}, \"change\": {}, \"decision\": {}}}",
+        "{{\"compile\": {}, \"change\": {}, \"policy_change\": {}, \"decision\": {}}}",
         compile.as_secs_f64(),
         change.as_secs_f64(),
+        policy_change.as_secs_f64(),
         decision.as_secs_f64()
     );
 }

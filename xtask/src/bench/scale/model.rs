@@ -29,6 +29,7 @@ pub(super) fn figures(services: usize, release: bool) -> Result<Vec<Figure>> {
     Ok(vec![
         seconds("compile all", "p50", "compile")?,
         seconds("compile one endpoint", "p50", "change")?,
+        seconds("compile one policy", "p50", "policy_change")?,
         seconds("decision", "p50", "decision")?,
     ])
 }
