@@ -46,7 +46,7 @@ pub enum Command {
     /// Rotate the embedded CA's root, or revoke certificates, while nodes run.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Print the last connections of a node that ended, one JSON object a line.
+    /// Print the last connections of a node, or of all of a cluster, that ended, one JSON object a line.
     Flows(FlowsArguments),
     /// Say which pods of a node are in the mesh, or why not, and how their certificates stand.
     Status(InspectArguments),
@@ -279,16 +279,41 @@ pub struct CaDirectory {
 
 #[derive(Args, Debug)]
 pub struct FlowsArguments {
-    /// The node's admin API.
-    #[arg(long, value_name = "ADDRESS", default_value = ADMIN)]
+    #[command(flatten)]
+    pub agents: AgentArguments,
+}
+
+/// Which agents are asked: the one on this machine, unless a cluster is named.
+#[derive(Args, Debug)]
+pub struct AgentArguments {
+    /// The admin API of an agent on this machine.
+    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, conflicts_with_all = ["kube", "node", "kubeconfig"])]
     pub admin: SocketAddr,
+    /// The agents of a Kubernetes cluster, through its API server: of the one that $KUBECONFIG or ~/.kube/config names.
+    #[arg(long)]
+    pub kube: bool,
+    /// The agent of this node of the cluster.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Of the cluster that this names.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace that Orlop is installed in.
+    #[arg(long, short, default_value = "orlop-system")]
+    pub namespace: String,
+}
+
+impl AgentArguments {
+    /// Whether it is a cluster's.
+    pub fn of_cluster(&self) -> bool {
+        self.kube || self.node.is_some() || self.kubeconfig.is_some()
+    }
 }
 
 #[derive(Args, Debug)]
 pub struct InspectArguments {
-    /// The node's admin API.
-    #[arg(long, value_name = "ADDRESS", default_value = ADMIN)]
-    pub admin: SocketAddr,
+    #[command(flatten)]
+    pub agents: AgentArguments,
     /// How to print it.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub output: Output,

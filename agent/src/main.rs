@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod agents;
 mod authority;
 mod boot_gate;
 mod ca;
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command, InspectArguments};
+use crate::cli::{Cli, Command};
 use crate::inspect::View;
 
 #[global_allocator]
@@ -49,12 +50,12 @@ fn main() -> ExitCode {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),
-        Command::Flows(arguments) => flows::run(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Status(arguments) => inspect(View::Status, &arguments),
-        Command::Workloads(arguments) => inspect(View::Workloads, &arguments),
-        Command::Services(arguments) => inspect(View::Services, &arguments),
-        Command::Policies(arguments) => inspect(View::Policies, &arguments),
-        Command::Certs(arguments) => inspect(View::Certificates, &arguments),
+        Command::Flows(arguments) => flows::run(&arguments),
+        Command::Status(arguments) => inspect::run(View::Status, &arguments),
+        Command::Workloads(arguments) => inspect::run(View::Workloads, &arguments),
+        Command::Services(arguments) => inspect::run(View::Services, &arguments),
+        Command::Policies(arguments) => inspect::run(View::Policies, &arguments),
+        Command::Certs(arguments) => inspect::run(View::Certificates, &arguments),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "orlop", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -69,8 +70,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn inspect(view: View, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
-    inspect::run(view, arguments).map(|()| ExitCode::SUCCESS)
 }

@@ -1,10 +1,11 @@
 //! Where the [`World`](orlop_model::World) comes from: Kubernetes objects, converted once, here.
 //!
 //! One file per kind holds its conversion. [`ClusterWorld`] watches them in an API server, [`WorldDirectory`] in files;
-//! [`WorldFile`] keeps what the API server said last.
+//! [`WorldFile`] keeps what the API server said last. [`Agents`] leads a person to the agents of a cluster.
 
 #![forbid(unsafe_code)]
 
+mod agents;
 mod authorization_policy;
 mod cluster;
 pub mod controller;
@@ -37,6 +38,7 @@ mod virtual_service;
 mod workload_entry;
 mod world_file;
 
+pub use agents::{AgentPod, Agents, AgentsError};
 pub use cluster::{ClusterError, ClusterWorld};
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};

@@ -28,6 +28,28 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
+    /// One table of several nodes', all of which have the same columns: a first column says whose each row is.
+    pub fn of_nodes(tables: Vec<(String, Self)>) -> Self {
+        let mut all = Self { columns: vec![Column { heading: "NODE", wide: false }], ..Self::default() };
+        for (node, table) in tables {
+            if all.columns.len() == 1 {
+                all.columns.extend(table.columns);
+            }
+            if table.rows.is_empty() {
+                let mut row = vec![String::new(); all.columns.len()];
+                if let [first, .., last] = &mut row[..] {
+                    *first = node;
+                    *last = table.nothing.to_owned();
+                }
+                all.rows.push(row);
+                continue;
+            }
+            let rows = table.rows.into_iter();
+            all.rows.extend(rows.map(|row| [node.clone()].into_iter().chain(row).collect()));
+        }
+        all
+    }
+
     pub fn render(&self, wide: bool) -> String {
         if self.rows.is_empty() {
             return format!("{}\n", self.nothing);
@@ -68,6 +90,18 @@ mod tests {
         assert_eq!(
             table.render(true),
             "NAME        NOTE     STATE\nshop/cart   a [2Jb   -\na           -        ready\n"
+        );
+    }
+
+    #[test]
+    fn of_several_nodes_each_row_says_whose_it_is() {
+        let mut full = Table::new(&["POD", "+ID", "DETAIL"], "no pods");
+        full.row(["shop/cart", "7", "fine"].map(str::to_owned));
+        let empty = Table::new(&["POD", "+ID", "DETAIL"], "no pods");
+        let all = Table::of_nodes(vec![("n1".to_owned(), full), ("n2".to_owned(), empty)]);
+        assert_eq!(
+            all.render(false),
+            "NODE   POD         DETAIL\nn1     shop/cart   fine\nn2     -           no pods\n"
         );
     }
 

@@ -38,6 +38,24 @@ pub fn data(view: View, dump: &Value) -> Value {
     }
 }
 
+/// What a program reads of several nodes: the same, and of each thing which node's it is.
+pub fn data_of_nodes(view: View, dumps: &[(String, Value)]) -> Value {
+    let mut all = Vec::new();
+    for (node, dump) in dumps {
+        let of_node = match data(view, dump) {
+            Value::Array(list) => list,
+            one => vec![one],
+        };
+        for mut one in of_node {
+            if let Value::Object(fields) = &mut one {
+                fields.insert("node".to_owned(), Value::String(node.clone()));
+            }
+            all.push(one);
+        }
+    }
+    Value::Array(all)
+}
+
 /// What a person reads.
 pub fn table(view: View, dump: &Value) -> Table {
     match view {
@@ -214,6 +232,16 @@ mod tests {
             .collect();
         assert_eq!(lines[1], ["shop/cart", "enrolled", "valid", "2026-01-02T00:00:00Z", NOT_GATED]);
         assert_eq!(lines[2], ["shop/pay", "refused", "-", "-", "cannot open its netns"]);
+    }
+
+    #[test]
+    fn of_several_nodes_a_program_reads_whose_each_is() {
+        let dumps = [("n1".to_owned(), dump()), ("n2".to_owned(), dump())];
+        let certificates = data_of_nodes(View::Certificates, &dumps);
+        let nodes: Vec<_> = list(&certificates).map(|one| text(&one["node"])).collect();
+        assert_eq!(nodes, ["n1", "n2"]);
+        let status = data_of_nodes(View::Status, &dumps);
+        assert_eq!((&status[1]["node"], status.as_array().unwrap().len()), (&json!("n2"), 2));
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Keeper {
     }
 }
 
-async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
     let mut config = match kubeconfig {
         Some(path) => {
             let failed = |source| ClusterError::Kubeconfig { path: path.to_owned(), source };
