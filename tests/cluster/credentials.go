@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -18,8 +19,8 @@ import (
 )
 
 // writeCredentials makes everything that the parts of a control plane prove to each other who they are with: a CA, the
-// API server's certificate for the addresses, the key that signs service accounts' tokens, and the kubeconfigs
-// admin.kubeconfig (which may do everything) and controllers.kubeconfig.
+// API server's certificates for the addresses and for asking kubelets, the key that signs service accounts' tokens, and
+// kubeconfigs of whoever there is without a node.
 func writeCredentials(dir, url string, addresses []string) error {
 	ca, err := newAuthority()
 	if err != nil {
@@ -37,11 +38,22 @@ func writeCredentials(dir, url string, addresses []string) error {
 	if err != nil {
 		return err
 	}
+	asksKubelets, itsKey, err := ca.issue(client(pkix.Name{CommonName: "kube-apiserver", Organization: []string{"system:masters"}}))
+	if err != nil {
+		return err
+	}
 	_, tokens, err := newKey()
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"ca.crt": ca.pem, "apiserver.crt": certificate, "apiserver.key": key, "tokens.key": tokens}
+	encoded, err := ca.encodeKey()
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{
+		"ca.crt": ca.pem, "ca.key": encoded, "apiserver.crt": certificate, "apiserver.key": key,
+		"kubelet-client.crt": asksKubelets, "kubelet-client.key": itsKey, "tokens.key": tokens,
+	}
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			return err
@@ -50,22 +62,45 @@ func writeCredentials(dir, url string, addresses []string) error {
 	users := map[string]pkix.Name{
 		"admin":       {CommonName: "admin", Organization: []string{"system:masters"}},
 		"controllers": {CommonName: "system:kube-controller-manager"},
+		"scheduler":   {CommonName: "system:kube-scheduler"},
 	}
 	for name, subject := range users {
-		certificate, key, err := ca.issue(&x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-		if err != nil {
-			return err
-		}
-		config := api.NewConfig()
-		config.Clusters["test"] = &api.Cluster{Server: url, CertificateAuthorityData: ca.pem}
-		config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: certificate, ClientKeyData: key}
-		config.Contexts["test"] = &api.Context{Cluster: "test", AuthInfo: name}
-		config.CurrentContext = "test"
-		if err := clientcmd.WriteToFile(*config, filepath.Join(dir, name+".kubeconfig")); err != nil {
+		if err := ca.writeKubeconfig(dir, url, name, subject); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeNodeCredentials makes the kubeconfigs NODE.kubeconfig of a node's kubelet and NODE-proxy.kubeconfig of its
+// kube-proxy.
+func writeNodeCredentials(dir, url, node string) error {
+	ca, err := readAuthority(dir)
+	if err != nil {
+		return err
+	}
+	if err := ca.writeKubeconfig(dir, url, node, pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}}); err != nil {
+		return err
+	}
+	return ca.writeKubeconfig(dir, url, node+"-proxy", pkix.Name{CommonName: "system:kube-proxy"})
+}
+
+// writeKubeconfig makes NAME.kubeconfig.
+func (ca *authority) writeKubeconfig(dir, url, name string, subject pkix.Name) error {
+	certificate, key, err := ca.issue(client(subject))
+	if err != nil {
+		return err
+	}
+	config := api.NewConfig()
+	config.Clusters["test"] = &api.Cluster{Server: url, CertificateAuthorityData: ca.pem}
+	config.AuthInfos[name] = &api.AuthInfo{ClientCertificateData: certificate, ClientKeyData: key}
+	config.Contexts["test"] = &api.Context{Cluster: "test", AuthInfo: name}
+	config.CurrentContext = "test"
+	return clientcmd.WriteToFile(*config, filepath.Join(dir, name+".kubeconfig"))
+}
+
+func client(subject pkix.Name) *x509.Certificate {
+	return &x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 }
 
 type authority struct {
@@ -97,6 +132,20 @@ func newAuthority() (*authority, error) {
 		return nil, err
 	}
 	return &authority{certificate, key, encode("CERTIFICATE", der)}, nil
+}
+
+// readAuthority finds the one that writeCredentials has made.
+func readAuthority(dir string) (*authority, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key"))
+	if err != nil {
+		return nil, err
+	}
+	return &authority{pair.Leaf, pair.PrivateKey.(*ecdsa.PrivateKey), encode("CERTIFICATE", pair.Leaf.Raw)}, nil
+}
+
+func (ca *authority) encodeKey() ([]byte, error) {
+	der, err := x509.MarshalECPrivateKey(ca.key)
+	return encode("EC PRIVATE KEY", der), err
 }
 
 // issue gives the certificate and its key, both as PEM.

@@ -1,8 +1,9 @@
-// Command cluster is the control plane of a Kubernetes cluster in one program, for tests: etcd, the API server and the
-// controller manager as their projects build them, each with its own flags.
+// Command cluster is a Kubernetes cluster in one program, for tests: etcd, the API server, the controller manager, the
+// scheduler, kubelet and kube-proxy as their projects build them, each with its own flags, and a small DNS server.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"time"
@@ -11,13 +12,21 @@ import (
 	"k8s.io/component-base/cli"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 const usage = `usage: cluster etcd FLAGS
        cluster kube-apiserver FLAGS
        cluster kube-controller-manager FLAGS
+       cluster kube-scheduler FLAGS
+       cluster kubelet FLAGS
+       cluster kube-proxy FLAGS
+       cluster dns KUBECONFIG ADDRESS
        cluster credentials DIR URL ADDRESS...
-       cluster ready KUBECONFIG api|controllers TIMEOUT`
+       cluster node-credentials DIR URL NODE
+       cluster ready KUBECONFIG api|controllers|node/NAME TIMEOUT`
 
 func main() {
 	if len(os.Args) < 2 {
@@ -32,11 +41,31 @@ func main() {
 		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
 	case "kube-controller-manager":
 		os.Exit(cli.Run(controllers.NewControllerManagerCommand()))
+	case "kube-scheduler":
+		os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
+	case "kubelet":
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
+	case "kube-proxy":
+		os.Exit(cli.Run(proxy.NewProxyCommand()))
 	case "credentials":
 		if len(os.Args) < 4 {
 			fail(usage)
 		}
 		if err := writeCredentials(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
+			fail(err)
+		}
+	case "node-credentials":
+		if len(os.Args) != 4 {
+			fail(usage)
+		}
+		if err := writeNodeCredentials(os.Args[1], os.Args[2], os.Args[3]); err != nil {
+			fail(err)
+		}
+	case "dns":
+		if len(os.Args) != 3 {
+			fail(usage)
+		}
+		if err := serveDNS(os.Args[1], os.Args[2]); err != nil {
 			fail(err)
 		}
 	case "ready":
@@ -47,7 +76,7 @@ func main() {
 		if err != nil {
 			fail(err)
 		}
-		if err := waitReady(os.Args[1], os.Args[2] == "controllers", timeout); err != nil {
+		if err := waitReady(os.Args[1], os.Args[2], timeout); err != nil {
 			fail(err)
 		}
 	default:

@@ -15,6 +15,7 @@ mod gateways;
 mod install;
 mod kubelet;
 mod last_world;
+mod node;
 mod replica;
 mod source;
 mod status;

@@ -65,6 +65,49 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     }
 }
 
+/// The cgroups of version 1 whose names somebody knows, with what they are. Whoever made them did so in the cgroup that
+/// it was in, or below.
+pub(crate) fn named<T>(known: impl Fn(&str) -> Option<T>) -> Vec<(T, PathBuf)> {
+    /// Below a hierarchy's root.
+    const DEPTH: usize = 4;
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let roots = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (place, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup").then(|| (PathBuf::from(place), 0))
+    });
+    let mut left: Vec<_> = roots.collect();
+    let mut found = Vec::new();
+    while let Some((dir, depth)) = left.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            match entry.file_name().to_str().and_then(&known) {
+                Some(what) => found.push((what, entry.path())),
+                None if depth < DEPTH => left.push((entry.path(), depth + 1)),
+                None => {}
+            }
+        }
+    }
+    found
+}
+
+/// Removes a cgroup of version 1, whose processes have been told to end.
+pub(crate) fn remove_version_1(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match remove_tree(dir) {
+            Ok(()) => return Ok(()),
+            Err(_) if !dir.exists() => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("removing the cgroup {}", dir.display()));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 fn kill_all(dir: &Path) -> Result<()> {
     // Linux 5.14; takes the whole subtree at once.
     match fs::write(dir.join("cgroup.kill"), "1") {

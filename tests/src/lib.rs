@@ -25,6 +25,8 @@ mod control_plane;
 mod deploy_tools;
 mod greed;
 mod id;
+mod image;
+mod kube_node;
 mod kubelet;
 mod load;
 mod netns;
@@ -48,6 +50,8 @@ pub use control_plane::{ControlPlane, DetachedControlPlane, start_detached, stop
 pub use control_plane::{build as build_control_plane, control_plane_binary};
 pub use deploy_tools::DeployTools;
 pub use greed::{Greed, call_times, call_times_while, raise_descriptors};
+pub use image::{ARCHITECTURE, EPOCH, Image, Layout};
+pub use kube_node::{BUSYBOX, KubeNode, can_run_nodes};
 pub use kubelet::{CgroupDriver, ContainerRuntime, PodCgroups};
 pub use load::{Iperf3, Iperf3Server, Requests, WrkOptions, h2load, iperf3, wrk};
 pub use node::Node;

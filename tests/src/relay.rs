@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{Node, Pod};
 
 /// Leads a port of a node's loopback, or a pod's, to a server on the loopback of the machine, such as an API server, for as long
-/// as it is not [cut](Self::cut).
+/// as it is not [cut](Self::cut). Or the other way round.
 #[derive(Debug)]
 pub struct Relay {
     place: Place,
@@ -21,6 +21,8 @@ pub struct Relay {
 enum Place {
     Node(Node),
     Pod(Pod),
+    /// The machine's loopback, for a server on the node's.
+    Before(Node),
 }
 
 #[derive(Debug)]
@@ -41,6 +43,16 @@ impl Relay {
         Self::start_in(Place::Pod(pod.clone()), port, to)
     }
 
+    /// Leads a port of the machine's loopback, which nobody else has, to the same port of a node's loopback.
+    pub fn to_node(node: &Node) -> Result<Self> {
+        Self::start_in(Place::Before(node.clone()), 0, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// The port that it listens at.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn start_in(place: Place, port: u16, to: SocketAddr) -> Result<Self> {
         let mut relay = Self { place, port, to, running: None };
         relay.mend()?;
@@ -57,19 +69,35 @@ impl Relay {
         if self.running.is_some() {
             return Ok(());
         }
-        let (port, to) = (self.port, self.to);
+        let port = self.port;
         let listen = || TcpListener::bind(("127.0.0.1", port));
         let (name, listener) = match &self.place {
             Place::Node(node) => (node.name(), node.run(listen)?),
             Place::Pod(pod) => (pod.name(), pod.run(listen)?),
+            Place::Before(_) => ("the machine", listen()),
         };
         let listener = listener.with_context(|| format!("listening at port {port} of {name}"))?;
+        let far = match &self.place {
+            Place::Before(node) => {
+                self.port = listener.local_addr().context("asking for the port")?.port();
+                self.to.set_port(self.port);
+                Some(node.clone())
+            }
+            _ => None,
+        };
+        let to = self.to;
         let open = Arc::new(Mutex::new(Vec::new()));
         let (accepting, tracked) = (listener.try_clone().context("sharing the listener")?, Arc::clone(&open));
         let thread = thread::spawn(move || {
             // Ends once the listener is shut down.
             while let Ok((client, _)) = accepting.accept() {
-                let _ = relay(client, to, &tracked);
+                let server = match &far {
+                    None => TcpStream::connect(to),
+                    Some(node) => node
+                        .run(|| TcpStream::connect(to))
+                        .unwrap_or_else(|error| Err(io::Error::other(error))),
+                };
+                let _ = server.and_then(|server| relay(client, server, &tracked));
             }
         });
         self.running = Some(Running { listener, open, thread: Some(thread) });
@@ -91,8 +119,7 @@ impl Drop for Running {
     }
 }
 
-fn relay(client: TcpStream, to: SocketAddr, open: &Mutex<Vec<TcpStream>>) -> io::Result<()> {
-    let server = TcpStream::connect(to)?;
+fn relay(client: TcpStream, server: TcpStream, open: &Mutex<Vec<TcpStream>>) -> io::Result<()> {
     lock(open).extend([client.try_clone()?, server.try_clone()?]);
     for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
         thread::spawn(move || {

@@ -41,6 +41,9 @@ pub(crate) fn clean(id: &Id) -> Result<()> {
         }
     };
     note(cgroup::root().and_then(|root| cgroup::remove(&root.join(id.to_string()))));
+    for (_, path) in cgroup::named(Id::parse).into_iter().filter(|(owner, _)| owner == id) {
+        note(cgroup::remove_version_1(&path));
+    }
     note(remove_dir(&Path::new(BPFFS).join(id.to_string())));
     for (_, path) in named(Path::new(netns::DIR)).into_iter().filter(|(owner, _)| owner == id) {
         note(netns::remove(&path));
@@ -64,6 +67,8 @@ fn all() -> Result<Vec<(Id, String)>> {
     for (kind, place) in places {
         found.extend(named(&place).into_iter().map(|(id, path)| (id, format!("{kind} {}", path.display()))));
     }
+    let cgroups = cgroup::named(Id::parse).into_iter();
+    found.extend(cgroups.map(|(id, path)| (id, format!("cgroup {}", path.display()))));
     found.extend(processes()?);
     Ok(found)
 }

@@ -1,10 +1,12 @@
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
+use orlop_tests::{ControlPlane, KubeNode, Testbed};
 
-use crate::{cargo, root};
+use crate::{cargo, root, setup};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -15,7 +17,11 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Start a control plane on this machine's loopback, and print its kubeconfig.
-    Up,
+    Up {
+        /// With a node, of containerd and kubelet, that has the image of `cargo xtask image`. Ends with this program.
+        #[arg(long)]
+        node: bool,
+    },
     /// End it and remove what it stored.
     Down,
     /// Build it from its Go modules: some minutes, the first time.
@@ -26,7 +32,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = cargo::target_dir()?.join("cluster");
     match args.command {
         Command::Build => println!("{}", build()?.display()),
-        Command::Up => {
+        Command::Up { node: true } => with_node()?,
+        Command::Up { node: false } => {
             build()?;
             let started = Instant::now();
             let kubeconfig = orlop_tests::start_detached(&dir)?.kubeconfig;
@@ -41,6 +48,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     Ok(())
 }
+
+/// Runs a control plane and a node until somebody is done with them.
+fn with_node() -> Result<()> {
+    setup::require_root("a node has namespaces and cgroups of its own", "cargo xtask cluster up --node")?;
+    setup::ensure(setup::For::Test)?;
+    build()?;
+    let started = Instant::now();
+    let testbed = Testbed::new()?;
+    let node = testbed.node("node")?;
+    let plane = ControlPlane::start_on(&node)?;
+    let node = KubeNode::start(&node, &plane)?;
+    let image = cargo::target_dir()?.join("image");
+    if image.is_dir() {
+        node.load(&image, REPOSITORY)?;
+        eprintln!(
+            "helm install … --set image.repository={REPOSITORY} finds the image of `cargo xtask image`"
+        );
+    }
+    eprintln!("ready after {:.1} s; Enter ends it", started.elapsed().as_secs_f32());
+    println!("export KUBECONFIG={}", plane.kubeconfig().display());
+    io::stdin().read_line(&mut String::new()).context("waiting for Enter")?;
+    Ok(())
+}
+
+/// What Orlop's image is called on the node.
+const REPOSITORY: &str = "orlop.test/orlop";
 
 /// Builds the control plane, unless that was done before.
 pub(crate) fn build() -> Result<PathBuf> {

@@ -145,6 +145,10 @@ fn missing(purpose: For) -> Vec<Step> {
     tools.extend([(For::Test, "iptables-save", "iptables"), (For::Test, "nft", "nftables")]);
     // Opens sockets of every kind in a pod that is held.
     tools.push((For::Test, "perl", "perl"));
+    // A node of Kubernetes, and what runs in its pods.
+    tools.extend([(For::Test, "containerd", "containerd"), (For::Test, "runc", "runc")]);
+    tools.push((For::Test, "/usr/lib/cni/bridge", "containernetworking-plugins"));
+    tools.push((For::Test, "/bin/busybox", "busybox-static"));
     tools.extend([(For::Bench, "iperf3", "iperf3"), (For::Bench, "wrk", "wrk")]);
     tools.extend([(For::Bench, "h2load", "nghttp2-client"), (For::Bench, "openssl", "openssl")]);
     tools.extend([(For::Bench, "nghttpd", "nghttp2-server"), (For::Bench, "taskset", "util-linux")]);

@@ -5,6 +5,8 @@ use crate::{cargo, cluster, manifests, setup};
 
 /// What the names of all end-to-end tests begin with that need a control plane of Kubernetes, and of no others.
 const WITH_KUBERNETES: &str = "kubernetes::";
+/// What the names of all begin with that need containerd as well, and of no others.
+const WITH_CONTAINERD: &str = "kubernetes::node::";
 /// What the names of all hold that need helm and kubectl, and of no others.
 const WITH_HELM: &str = "chart::";
 
@@ -21,6 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut skipped = Vec::new();
     for (tests, what, found) in [
         (WITH_KUBERNETES, "Kubernetes", cluster::build().map(drop)),
+        (WITH_CONTAINERD, "containerd and kubelet", orlop_tests::can_run_nodes()),
         (WITH_HELM, "helm and kubectl", manifests::tools().map(drop)),
     ] {
         if let Err(error) = found {

@@ -12,7 +12,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config, Resource};
-use orlop_tests::ControlPlane;
+use orlop_tests::{ControlPlane, Node};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
@@ -58,6 +58,11 @@ impl Kubernetes {
     /// One for a test that changes what others rely on.
     pub fn own() -> Self {
         Self::of(Plane::Own(Box::new(ControlPlane::start().unwrap())))
+    }
+
+    /// One for nodes, on one of them.
+    pub fn on(node: &Node) -> Self {
+        Self::of(Plane::Own(Box::new(ControlPlane::start_on(node).unwrap())))
     }
 
     fn of(plane: Plane) -> Self {

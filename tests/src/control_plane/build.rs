@@ -7,6 +7,9 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
+/// Of Kubernetes, as in the module's go.mod.
+const VERSION: (u32, u32, u32) = (1, 36, 3);
+
 const PLACE: &str = "control-plane/cluster";
 
 /// Where [`build`] puts it, or what `$ORLOP_CONTROL_PLANE` names.
@@ -30,9 +33,17 @@ pub fn build(source: &Path, target: &Path) -> Result<PathBuf> {
     }
     let go = go().context("there is no Go toolchain: install one, or put `go` into PATH")?;
     // Two jobs: each of the larger packages takes a gigabyte. Without what only a debugger reads it is half the
-    // size.
+    // size. The version is what charts ask for, and what kubelet says.
+    let mut flags = "-s -w".to_owned();
+    let (major, minor) = (VERSION.0, VERSION.1);
+    let version = format!("v{major}.{minor}.{}", VERSION.2);
+    for (name, value) in
+        [("gitVersion", version), ("gitMajor", major.to_string()), ("gitMinor", minor.to_string())]
+    {
+        flags += &format!(" -X k8s.io/component-base/version.{name}={value}");
+    }
     let mut command = Command::new(&go);
-    command.args(["build", "-p", "2", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(&binary).arg(".");
+    command.args(["build", "-p", "2", "-trimpath", "-ldflags", &flags, "-o"]).arg(&binary).arg(".");
     let status = command.current_dir(source).env("CGO_ENABLED", "0").stdin(Stdio::null()).status();
     let status = status.with_context(|| format!("running {}", go.display()))?;
     if !status.success() {
@@ -59,4 +70,17 @@ fn is_newer(binary: &Path, source: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_that_of_the_module() {
+        let (major, minor, patch) = VERSION;
+        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/go.mod");
+        let module = fs::read_to_string(module).unwrap();
+        assert!(module.contains(&format!("k8s.io/kubernetes v{major}.{minor}.{patch}\n")), "{module}");
+    }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::parts::{self, Part};
+use super::parts::{self, Part, Serves};
 use super::{READY_TIMEOUT, control_plane_binary};
 use crate::Process;
 use crate::id::start_time;
@@ -34,11 +34,11 @@ pub fn start_detached(dir: &Path) -> Result<DetachedControlPlane> {
     let binary = control_plane_binary()?;
     let kubeconfig = dir.join("admin.kubeconfig");
     let (_reserved, port) = parts::port()?;
-    parts::credentials(&binary, dir, port)?;
+    parts::credentials(&binary, dir, port, Serves::Loopback)?;
     let mut started: Vec<Process> = Vec::new();
     let mut record = String::new();
     for part in Part::ALL {
-        let process = part.start(Command::new(&binary), dir, port)?;
+        let process = part.start(Command::new(&binary), dir, port, Serves::Loopback)?;
         let start = start_time(process.pid()).context("a part of the control plane ended at once")?;
         let _ = writeln!(record, "{} {start}", process.pid());
         fs::write(dir.join(PROCESSES), &record).context("writing down what was started")?;

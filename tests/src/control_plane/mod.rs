@@ -14,12 +14,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::libc;
 
 use crate::id::Id;
-use crate::process::command_in_cgroup;
+use crate::process::{command_in, command_in_cgroup};
 use crate::sweep::clean;
-use crate::{Process, cgroup};
+use crate::{Node, Process, Relay, cgroup};
 pub use build::{build, control_plane_binary};
 pub use detached::{DetachedControlPlane, start_detached, stop_detached};
-use parts::{Part, port};
+pub(crate) use parts::tails;
+use parts::{Part, Serves, port};
 
 /// How long a part may take to start, on a machine that is busy with other things.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -27,17 +28,35 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// The control plane of a Kubernetes cluster on this machine's loopback: etcd, the API server with RBAC, and the
 /// controllers for everything but nodes and volumes.
 ///
-/// It has no node, and nothing that schedules or runs pods. Dropping it ends its processes and removes its files.
+/// It has no node, and nothing that schedules or runs pods, unless it is [on one](Self::start_on). Dropping it ends its
+/// processes and removes its files.
 #[derive(Debug)]
 pub struct ControlPlane {
     home: Home,
     binary: PathBuf,
     port: u16,
-    // Keeps the port while no API server has it.
-    _reserved: OwnedFd,
+    place: Place,
     etcd: Mutex<Option<Process>>,
     api: Mutex<Option<Process>>,
     controllers: Mutex<Option<Process>>,
+    scheduler: Mutex<Option<Process>>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// The machine's loopback. The socket keeps the port while no API server has it.
+    Loopback { _reserved: OwnedFd },
+    /// A node's network, and the way there from the machine's loopback.
+    Node { node: Node, _way: Relay },
+}
+
+impl Place {
+    fn serves(&self) -> Serves {
+        match self {
+            Self::Loopback { .. } => Serves::Loopback,
+            Self::Node { node, .. } => Serves::Nodes(node.ipv4()),
+        }
+    }
 }
 
 impl ControlPlane {
@@ -61,21 +80,41 @@ impl ControlPlane {
 
     /// One of one's own.
     pub fn start() -> Result<Self> {
-        let home = Home::create()?;
-        let started = Self::start_in(&home.dir.clone(), home);
+        let (reserved, port) = port()?;
+        let started = Self::start_at(port, Place::Loopback { _reserved: reserved });
         started.context("starting a Kubernetes control plane")
     }
 
-    fn start_in(dir: &Path, home: Home) -> Result<Self> {
+    /// One with a scheduler, whose API server is on a node's network and is there for [nodes](crate::KubeNode) of the
+    /// same testbed. From this machine it is reached like any other.
+    pub fn start_on(node: &Node) -> Result<Self> {
+        let way = Relay::to_node(node)?;
+        let port = way.port();
+        let started = Self::start_at(port, Place::Node { node: node.clone(), _way: way });
+        started.with_context(|| format!("starting a Kubernetes control plane on {}", node.name()))
+    }
+
+    fn start_at(port: u16, place: Place) -> Result<Self> {
+        let home = Home::create()?;
         let binary = control_plane_binary()?;
-        let (reserved, port) = port()?;
-        parts::credentials(&binary, dir, port)?;
+        parts::credentials(&binary, &home.dir, port, place.serves())?;
         let none = || Mutex::new(None);
-        let plane =
-            Self { home, binary, port, _reserved: reserved, etcd: none(), api: none(), controllers: none() };
+        let plane = Self {
+            home,
+            binary,
+            port,
+            place,
+            etcd: none(),
+            api: none(),
+            controllers: none(),
+            scheduler: none(),
+        };
         plane.run(Part::Etcd, &plane.etcd)?;
         plane.start_api()?;
         plane.run(Part::Controllers, &plane.controllers)?;
+        if let Place::Node { .. } = plane.place {
+            plane.run(Part::Scheduler, &plane.scheduler)?;
+        }
         plane.wait_ready("controllers")?;
         Ok(plane)
     }
@@ -83,6 +122,29 @@ impl ControlPlane {
     /// For whom may do everything.
     pub fn kubeconfig(&self) -> PathBuf {
         self.home.dir.join("admin.kubeconfig")
+    }
+
+    /// The address of the node that it is on.
+    pub fn node_address(&self) -> Option<Ipv4Addr> {
+        match &self.place {
+            Place::Loopback { .. } => None,
+            Place::Node { node, .. } => Some(node.ipv4()),
+        }
+    }
+
+    /// Makes kubeconfigs for a node's kubelet and kube-proxy.
+    pub(crate) fn node_kubeconfigs(&self, node: &str) -> Result<[PathBuf; 2]> {
+        let address = self.node_address().context("this control plane is for no nodes")?;
+        let mut command = Command::new(&self.binary);
+        command.arg("node-credentials").arg(&self.home.dir);
+        command.args([&format!("https://{address}:{}", self.port), node]);
+        checked(&mut command, "making a node's credentials")?;
+        Ok(["", "-proxy"].map(|suffix| self.home.dir.join(format!("{node}{suffix}.kubeconfig"))))
+    }
+
+    /// Waits until a node is ready for pods.
+    pub(crate) fn wait_for_node(&self, node: &str) -> Result<()> {
+        self.wait_ready(&format!("node/{node}"))
     }
 
     /// Where the API server listens, with a certificate for this address.
@@ -119,8 +181,12 @@ impl ControlPlane {
     }
 
     fn run(&self, part: Part, place: &Mutex<Option<Process>>) -> Result<()> {
-        let command = command_in_cgroup(&self.binary.to_string_lossy(), &self.home.cgroup)?;
-        *lock(place) = Some(part.start(command, &self.home.dir, self.port)?);
+        let binary = self.binary.to_string_lossy();
+        let command = match &self.place {
+            Place::Loopback { .. } => command_in_cgroup(&binary, &self.home.cgroup)?,
+            Place::Node { node, .. } => command_in(&binary, node.netns(), &self.home.cgroup)?,
+        };
+        *lock(place) = Some(part.start(command, &self.home.dir, self.port, self.place.serves())?);
         Ok(())
     }
 
@@ -133,7 +199,7 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        for part in [&self.controllers, &self.api, &self.etcd] {
+        for part in [&self.scheduler, &self.controllers, &self.api, &self.etcd] {
             *lock(part) = None;
         }
     }
@@ -143,7 +209,7 @@ static SHARED: OnceLock<ControlPlane> = OnceLock::new();
 
 extern "C" fn end_shared() {
     if let Some(plane) = SHARED.get() {
-        for part in [&plane.controllers, &plane.api, &plane.etcd] {
+        for part in [&plane.scheduler, &plane.controllers, &plane.api, &plane.etcd] {
             *lock(part) = None;
         }
         plane.home.remove();

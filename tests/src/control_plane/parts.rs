@@ -20,18 +20,35 @@ pub(super) enum Part {
     Etcd,
     Api,
     Controllers,
+    Scheduler,
+}
+
+/// Whom an API server serves.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Serves {
+    /// Whoever is on its loopback.
+    Loopback,
+    /// Nodes, at this address of one of them.
+    Nodes(Ipv4Addr),
 }
 
 impl Part {
+    /// Those of a control plane without nodes.
     pub(super) const ALL: [Self; 3] = [Self::Etcd, Self::Api, Self::Controllers];
 
     /// Starts it in `dir`, with its log there.
-    pub(super) fn start(self, mut command: Command, dir: &Path, port: u16) -> Result<Process> {
+    pub(super) fn start(
+        self,
+        mut command: Command,
+        dir: &Path,
+        port: u16,
+        serves: Serves,
+    ) -> Result<Process> {
         let path = dir.join(self.name()).with_extension("log");
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("opening {}", path.display()))?;
         let errors = log.try_clone().context("sharing the log")?;
-        command.arg(self.name()).args(self.flags(port)).current_dir(dir);
+        command.arg(self.name()).args(self.flags(port, serves)).current_dir(dir);
         Process::spawn(command.stdin(Stdio::null()).stdout(log).stderr(errors))
     }
 
@@ -40,18 +57,32 @@ impl Part {
             Self::Etcd => "etcd",
             Self::Api => "kube-apiserver",
             Self::Controllers => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
         }
     }
 
-    fn flags(self, port: u16) -> Vec<String> {
+    fn flags(self, port: u16, serves: Serves) -> Vec<String> {
         let flags: &[&str] = match self {
             Self::Etcd => ETCD,
             Self::Api => API,
             Self::Controllers => CONTROLLERS,
+            Self::Scheduler => SCHEDULER,
         };
         let mut flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        if let Self::Api = self {
-            flags.push(format!("--secure-port={port}"));
+        match (self, serves) {
+            (Self::Api, Serves::Loopback) => {
+                flags.extend(LOOPBACK_API.map(str::to_owned));
+                flags.push(format!("--secure-port={port}"));
+            }
+            (Self::Api, Serves::Nodes(address)) => {
+                flags.extend(NODES_API.map(str::to_owned));
+                flags.extend([format!("--secure-port={port}"), format!("--advertise-address={address}")]);
+            }
+            (Self::Controllers, Serves::Nodes(_)) => {
+                flags.push(format!("--controllers={CONTROLLER_NAMES},{NODE_CONTROLLER_NAMES}"));
+            }
+            (Self::Controllers, Serves::Loopback) => flags.push(format!("--controllers={CONTROLLER_NAMES}")),
+            _ => {}
         }
         flags
     }
@@ -71,10 +102,6 @@ const ETCD: &[&str] = &[
 
 const API: &[&str] = &[
     "--etcd-servers=unix://etcd.sock:0",
-    "--bind-address=127.0.0.1",
-    "--advertise-address=127.0.0.1",
-    // Another socket keeps the port for it.
-    "--permit-port-sharing",
     "--tls-cert-file=apiserver.crt",
     "--tls-private-key-file=apiserver.key",
     "--client-ca-file=ca.crt",
@@ -85,9 +112,22 @@ const API: &[&str] = &[
     "--service-account-key-file=tokens.key",
     "--service-account-signing-key-file=tokens.key",
     "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/108",
-    "--endpoint-reconciler-type=none",
+    "--kubelet-client-certificate=kubelet-client.crt",
+    "--kubelet-client-key=kubelet-client.key",
+    "--kubelet-preferred-address-types=InternalIP",
     "--profiling=false",
 ];
+
+const LOOPBACK_API: [&str; 4] = [
+    "--bind-address=127.0.0.1",
+    "--advertise-address=127.0.0.1",
+    // Another socket keeps the port for it.
+    "--permit-port-sharing",
+    // No pod could reach it.
+    "--endpoint-reconciler-type=none",
+];
+
+const NODES_API: [&str; 1] = ["--bind-address=0.0.0.0"];
 
 /// What runs no cluster of virtual machines.
 const CONTROLLERS: &[&str] = &[
@@ -99,11 +139,18 @@ const CONTROLLERS: &[&str] = &[
     "--secure-port=0",
     "--profiling=false",
     "--concurrent-namespace-syncs=20",
-    "--controllers=\
-     serviceaccount-token-controller,serviceaccount-controller,root-ca-certificate-publisher-controller,\
-     namespace-controller,garbage-collector-controller,endpointslice-controller,clusterrole-aggregation-controller,\
-     deployment-controller,replicaset-controller,daemonset-controller,disruption-controller",
 ];
+
+const CONTROLLER_NAMES: &str = "\
+    serviceaccount-token-controller,serviceaccount-controller,root-ca-certificate-publisher-controller,\
+    namespace-controller,garbage-collector-controller,endpointslice-controller,clusterrole-aggregation-controller,\
+    deployment-controller,replicaset-controller,daemonset-controller,disruption-controller";
+
+/// What there must be for nodes.
+const NODE_CONTROLLER_NAMES: &str = "node-lifecycle-controller,pod-garbage-collector-controller";
+
+const SCHEDULER: &[&str] =
+    &["--kubeconfig=scheduler.kubeconfig", "--leader-elect=false", "--secure-port=0", "--profiling=false"];
 
 /// A free port of 127.0.0.1 that stays ours for as long as the socket is open, and that a server can have which sets
 /// `SO_REUSEPORT`: this one does not listen.
@@ -120,10 +167,13 @@ pub(super) fn port() -> Result<(OwnedFd, u16)> {
 }
 
 /// Makes the certificates, keys and kubeconfigs in `dir`.
-pub(super) fn credentials(binary: &Path, dir: &Path, port: u16) -> Result<()> {
+pub(super) fn credentials(binary: &Path, dir: &Path, port: u16, serves: Serves) -> Result<()> {
     let mut command = Command::new(binary);
     let url = format!("https://127.0.0.1:{port}");
     command.arg("credentials").arg(dir).args([&url, "127.0.0.1", "::1", "10.96.0.1"]);
+    if let Serves::Nodes(address) = serves {
+        command.arg(address.to_string());
+    }
     checked(&mut command, "making the cluster's credentials")
 }
 
@@ -140,12 +190,17 @@ pub(super) fn wait_ready(
 
 /// The last lines that each part logged.
 pub(super) fn log_tails(dir: &Path) -> String {
-    let tail = |part: Part| {
-        let log = std::fs::read(dir.join(part.name()).with_extension("log")).unwrap_or_default();
+    tails(dir, &[Part::Etcd, Part::Api, Part::Controllers, Part::Scheduler].map(Part::name))
+}
+
+/// The last lines of these logs in a directory, of those that are there.
+pub(crate) fn tails(dir: &Path, names: &[&str]) -> String {
+    let tail = |name: &&str| {
+        let log = std::fs::read(dir.join(name).with_extension("log")).ok()?;
         let log = String::from_utf8_lossy(&log).into_owned();
         let lines: Vec<_> = log.lines().rev().take(8).collect();
         let lines: Vec<_> = lines.into_iter().rev().collect();
-        format!("-- {}\n{}\n", part.name(), lines.join("\n"))
+        Some(format!("-- {name}\n{}\n", lines.join("\n")))
     };
-    Part::ALL.map(tail).concat()
+    names.iter().filter_map(tail).collect()
 }

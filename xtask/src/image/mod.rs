@@ -1,17 +1,15 @@
 //! An OCI image of `orlop`, written without any container tool: one static binary and nothing else.
 
-mod layout;
 mod sbom;
-mod tar;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
+use orlop_tests::{ARCHITECTURE, Image, Layout};
 use serde_json::json;
 
-use crate::image::layout::Layout;
 use crate::{cargo, root};
 
 #[derive(ClapArgs)]
@@ -52,8 +50,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Writes the image and its SBOM, and says how many bytes whoever pulls it gets.
 fn write(out: &Path, binary: &[u8]) -> Result<usize> {
     let layout = Layout::create(out)?;
-    let layer = tar::archive(&[("orlop", 0o755, binary)])?;
-    let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", &layer)?;
     let version = env!("CARGO_PKG_VERSION");
     let labels = json!({
         "org.opencontainers.image.title": "orlop",
@@ -61,40 +57,10 @@ fn write(out: &Path, binary: &[u8]) -> Result<usize> {
         "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
     });
-    let config = layout.json(
-        "application/vnd.oci.image.config.v1+json",
-        &json!({
-            "architecture": ARCHITECTURE,
-            "os": "linux",
-            "created": EPOCH,
-            "config": {"Entrypoint": ["/orlop"], "User": "65532:65532", "WorkingDir": "/", "Labels": labels},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-            "history": [{"created": EPOCH, "created_by": "cargo xtask image"}],
-        }),
-    )?;
-    let size = layer.size + config.size;
-    let manifest = layout.json(
-        "application/vnd.oci.image.manifest.v1+json",
-        &json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config.json(),
-            "layers": [layer.json()],
-            "annotations": labels,
-        }),
-    )?;
-    // One entry for each architecture.
-    let mut platform = manifest.json();
-    platform["platform"] = json!({"architecture": ARCHITECTURE, "os": "linux"});
-    let index = layout.json(
-        "application/vnd.oci.image.index.v1+json",
-        &json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [platform],
-        }),
-    )?;
-    let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&layer.digest)?)?;
+    let config =
+        json!({"Entrypoint": ["/orlop"], "User": "65532:65532", "WorkingDir": "/", "Labels": labels});
+    let image = Image::write(&layout, &[("orlop", 0o755, binary)], &config, &labels)?;
+    let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&image.layer.digest)?)?;
     let empty = layout.blob("application/vnd.oci.empty.v1+json", b"{}")?;
     let sbom = layout.json(
         "application/vnd.oci.image.manifest.v1+json",
@@ -104,15 +70,13 @@ fn write(out: &Path, binary: &[u8]) -> Result<usize> {
             "artifactType": sbom::MEDIA_TYPE,
             "config": empty.json(),
             "layers": [sbom.json()],
-            "subject": manifest.json(),
+            "subject": image.manifest.json(),
         }),
     )?;
-    let mut named = index.json();
-    named["annotations"] = json!({"org.opencontainers.image.ref.name": version});
     let mut sbom = sbom.json();
     sbom["artifactType"] = json!(sbom::MEDIA_TYPE);
-    layout.finish(&[named, sbom])?;
-    Ok(size)
+    layout.finish(&[image.named(&layout, version)?, sbom])?;
+    Ok(image.size)
 }
 
 /// Builds the binary apart from all others: with no path of this machine in it, it is the same everywhere.
@@ -163,8 +127,6 @@ fn check_static(binary: &[u8]) -> Result<()> {
 }
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const ARCHITECTURE: &str = "amd64";
-const EPOCH: &str = "1970-01-01T00:00:00Z";
 /// Of an image, in bytes.
 const MOST: usize = 30_000_000;
 

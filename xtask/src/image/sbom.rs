@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
+use orlop_tests::EPOCH;
 use serde_json::{Value, json};
 
 use crate::cargo;
-use crate::image::{EPOCH, TARGET};
+use crate::image::TARGET;
 
 pub(super) const MEDIA_TYPE: &str = "application/spdx+json";
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 /// Of files with their names, permission bits and content.
-pub(super) fn archive(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
+pub fn archive(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Vec::new();
     for (name, mode, content) in files {
         archive.extend(header(name, *mode, content.len())?);

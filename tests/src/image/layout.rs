@@ -8,20 +8,25 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-pub(super) struct Layout {
+/// A directory that an image, and what belongs to it, is written to.
+#[derive(Debug)]
+pub struct Layout {
     dir: PathBuf,
 }
 
 /// What is in the layout, as others refer to it.
-pub(super) struct Descriptor {
+#[derive(Debug)]
+pub struct Descriptor {
     media_type: &'static str,
-    pub(super) digest: String,
-    pub(super) size: usize,
+    /// `sha256:` and 64 hex digits.
+    pub digest: String,
+    /// In bytes.
+    pub size: usize,
 }
 
 impl Layout {
     /// An empty one, in place of what was there.
-    pub(super) fn create(dir: &Path) -> Result<Self> {
+    pub fn create(dir: &Path) -> Result<Self> {
         if dir.exists() {
             if !dir.join("oci-layout").is_file() {
                 bail!("{} is there and is no OCI layout: name another directory", dir.display());
@@ -35,18 +40,20 @@ impl Layout {
         Ok(layout)
     }
 
-    pub(super) fn blob(&self, media_type: &'static str, content: &[u8]) -> Result<Descriptor> {
+    /// Adds bytes of this type.
+    pub fn blob(&self, media_type: &'static str, content: &[u8]) -> Result<Descriptor> {
         let digest = sha256(content)?;
         self.write(&format!("blobs/sha256/{digest}"), content)?;
         Ok(Descriptor { media_type, digest: format!("sha256:{digest}"), size: content.len() })
     }
 
-    pub(super) fn json(&self, media_type: &'static str, value: &Value) -> Result<Descriptor> {
+    /// Adds an object of this type.
+    pub fn json(&self, media_type: &'static str, value: &Value) -> Result<Descriptor> {
         self.blob(media_type, &serde_json::to_vec(value)?)
     }
 
     /// Writes the index, with which the layout is complete.
-    pub(super) fn finish(&self, manifests: &[Value]) -> Result<()> {
+    pub fn finish(&self, manifests: &[Value]) -> Result<()> {
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -62,7 +69,8 @@ impl Layout {
 }
 
 impl Descriptor {
-    pub(super) fn json(&self) -> Value {
+    /// As images and indices refer to it.
+    pub fn json(&self) -> Value {
         json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size})
     }
 }

@@ -1,0 +1,89 @@
+//! What people ask agents through the API server.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use orlop_tests::{binary, wait_for};
+use serde_json::{Value, json};
+
+use super::cluster::{Cluster, LONG};
+use crate::kubernetes::install::SYSTEM;
+
+/// `orlop`, from the machine's own network, with somebody's kubeconfig.
+fn orlop(kubeconfig: &Path, args: &[&str]) -> Output {
+    let mut orlop = Command::new(binary().unwrap());
+    orlop.args(args).arg("--kubeconfig").arg(kubeconfig).env_remove("KUBECONFIG").output().unwrap()
+}
+
+/// What it prints where all goes well.
+#[track_caller]
+fn said(kubeconfig: &Path, args: &[&str]) -> String {
+    let output = orlop(kubeconfig, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// For who may list pods and forward ports where Orlop is, and nothing else: the client's pod is on the first node and
+/// the server's on the second.
+pub fn people_ask_the_agents(cluster: &Cluster) {
+    let nodes = cluster.nodes.each_ref().map(|node| node.node().name().to_owned());
+    let kubernetes = &cluster.kubernetes;
+    let address = kubernetes.plane.address().to_string();
+    for account in ["person", "nobody"] {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": SYSTEM},
+        }));
+    }
+    let [person, nobody] = ["person", "nobody"].map(|account| {
+        kubernetes.kubeconfig(&kubernetes.plane.dir().join(account), SYSTEM, account, &address)
+    });
+    let refused = orlop(&nobody, &["status"]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("you need the right to list them"), "{why}");
+
+    let api = "rbac.authorization.k8s.io";
+    kubernetes.apply(&json!({
+        "apiVersion": format!("{api}/v1"), "kind": "Role", "metadata": {"name": "ask", "namespace": SYSTEM},
+        "rules": [
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
+        ],
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": format!("{api}/v1"), "kind": "RoleBinding", "metadata": {"name": "ask", "namespace": SYSTEM},
+        "roleRef": {"apiGroup": api, "kind": "Role", "name": "ask"},
+        "subjects": [{"kind": "ServiceAccount", "name": "person", "namespace": SYSTEM}],
+    }));
+    // Authorisers hear of it somewhat later.
+    let heard = || orlop(&person, &["status"]).status.success();
+    assert!(wait_for(LONG, heard), "{}", String::from_utf8_lossy(&orlop(&person, &["status"]).stderr));
+
+    let status = said(&person, &["status"]);
+    let row = |pod: &str| {
+        let row = status.lines().find(|line| line.contains(pod)).unwrap_or_else(|| panic!("{pod}: {status}"));
+        row.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("shop/client")[..4], [nodes[0].as_str(), "shop/client", "enrolled", "valid"]);
+    assert_eq!(row("shop/server")[..4], [nodes[1].as_str(), "shop/server", "enrolled", "valid"]);
+
+    let one: Value =
+        serde_json::from_str(&said(&person, &["status", "--node", &nodes[1], "-o", "json"])).unwrap();
+    assert!(one["node"] == *nodes[1] && one["enrolled"]["shop/server"].is_object(), "{one}");
+    let certificates: Value = serde_json::from_str(&said(&person, &["certs", "-o", "json"])).unwrap();
+    let of = |node: &str, account: &str| {
+        let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+        let mut all = certificates.as_array().unwrap().iter();
+        all.any(|one| one["node"] == node && one["identity"] == identity && one["state"] == "valid")
+    };
+    assert!(of(&nodes[0], "client") && of(&nodes[1], "server") && !of(&nodes[0], "server"), "{certificates}");
+    // All agents know the same of these, and one is asked.
+    let workloads = said(&person, &["workloads", "-o", "wide"]);
+    assert_eq!(workloads.matches("shop/server ").count(), 1, "{workloads}");
+    assert!(said(&person, &["services"]).contains("orlop-system/orlop-controller"));
+    assert!(said(&person, &["policies", "-o", "yaml"]).contains("policies:"));
+    assert!(said(&person, &["flows"]).contains("\"dst_workload\":\"shop/server\""));
+
+    let absent = orlop(&person, &["status", "--node", "n9"]);
+    let why = String::from_utf8_lossy(&absent.stderr).into_owned();
+    assert!(!absent.status.success() && why.contains(&nodes.join(", ")), "{why}");
+}

@@ -1,0 +1,58 @@
+use orlop_tests::wait_for;
+use serde_json::{Value, json};
+
+use super::cluster::{Cluster, LONG};
+use crate::boot_gate::kubelet::DRIVER;
+use crate::kubernetes::install::SYSTEM;
+
+/// How many start at once.
+const PODS: usize = 8;
+/// What they say, which nobody may read on the wire.
+const WORD: &str = "cold-start";
+
+#[test]
+fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in_clear() {
+    let cluster = Cluster::start();
+    cluster.install(&["--set=node.bootGate.enabled=true"]);
+    cluster.kubectl(&["rollout", "status", "daemonset/orlop-node", "--namespace", SYSTEM, "--timeout=120s"]);
+    let drivers = ["get", "csinodes", "--output=jsonpath={.items[*].spec.drivers[*].name}"];
+    let registered = || cluster.kubectl(&drivers) == format!("{DRIVER} {DRIVER}");
+    assert!(wait_for(LONG, registered), "{}", cluster.state());
+    cluster.shop("shop", &json!({"orlop.dev/mesh": "enabled"}));
+    let server = cluster.address("shop", "server");
+
+    let capture = cluster.testbed.capture().unwrap();
+    // Each dials as its first act, and again whenever it is refused.
+    let busybox = "/bin/busybox";
+    let dial = format!(
+        "until [ \"$(echo {WORD} | {busybox} nc {server} 7)\" = {WORD} ]; do {busybox} sleep 0.1; done"
+    );
+    let names: Vec<String> = (0..PODS).map(|number| format!("cold-{number}")).collect();
+    for name in &names {
+        let spec = json!({
+            "nodeName": cluster.nodes[0].node().name(), "serviceAccountName": "client", "restartPolicy": "Never",
+        });
+        cluster.pod("shop", name, &spec, &json!({"command": [busybox, "sh", "-c", dial]}));
+    }
+    for name in &names {
+        let wanted = "--for=jsonpath={.status.phase}=Succeeded";
+        cluster.wait(&format!("pod/{name}"), &[wanted, "--namespace=shop"]);
+    }
+    let frames = capture.stop().unwrap();
+    assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
+    let inbound = cluster.flows(1).into_iter().filter(|flow| {
+        flow["direction"] == "inbound"
+            && flow["dst_workload"] == "shop/server"
+            && flow["dst"] == format!("{server}:7")
+    });
+    let inbound: Vec<Value> = inbound.collect();
+    assert!(inbound.len() >= PODS, "{inbound:?}");
+    let identity = "spiffe://cluster.local/ns/shop/sa/client";
+    assert!(
+        inbound.iter().all(|flow| flow["src_identity"] == identity && flow["tunnel"].is_string()),
+        "{inbound:?}"
+    );
+
+    // kubelet gives the volumes back, and the pods end.
+    cluster.kubectl(&["delete", "pods", "--all", "--namespace=shop", "--timeout=60s"]);
+}

@@ -1,0 +1,89 @@
+//! OCI images, written without any container tool.
+
+mod layout;
+mod tar;
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+pub use layout::{Descriptor, Layout};
+pub use tar::archive;
+
+/// What all images are for.
+pub const ARCHITECTURE: &str = "amd64";
+
+/// When all of it was made.
+pub const EPOCH: &str = "1970-01-01T00:00:00Z";
+
+/// An image of one layer.
+#[derive(Debug)]
+pub struct Image {
+    /// Of its manifest.
+    pub manifest: Descriptor,
+    /// Of its one layer.
+    pub layer: Descriptor,
+    /// How many bytes whoever pulls it gets.
+    pub size: usize,
+}
+
+impl Image {
+    /// Adds an image of files, each with its name and permission bits, to a layout. `config` says what to run, and
+    /// `labels` what it is.
+    pub fn write(
+        layout: &Layout,
+        files: &[(&str, u32, &[u8])],
+        config: &Value,
+        labels: &Value,
+    ) -> Result<Self> {
+        let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", &archive(files)?)?;
+        let config = layout.json(
+            "application/vnd.oci.image.config.v1+json",
+            &json!({
+                "architecture": ARCHITECTURE,
+                "os": "linux",
+                "created": EPOCH,
+                "config": config,
+                "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+                "history": [{"created": EPOCH, "created_by": "cargo xtask image"}],
+            }),
+        )?;
+        let size = layer.size + config.size;
+        let manifest = layout.json(
+            "application/vnd.oci.image.manifest.v1+json",
+            &json!({
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": config.json(),
+                "layers": [layer.json()],
+                "annotations": labels,
+            }),
+        )?;
+        Ok(Self { manifest, layer, size })
+    }
+
+    /// Adds an index of it, with one entry for each architecture, and gives what names it `tag` in the layout.
+    pub fn named(&self, layout: &Layout, tag: &str) -> Result<Value> {
+        let mut platform = self.manifest.json();
+        platform["platform"] = json!({"architecture": ARCHITECTURE, "os": "linux"});
+        let index = layout.json(
+            "application/vnd.oci.image.index.v1+json",
+            &json!({
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "manifests": [platform],
+            }),
+        )?;
+        let mut named = index.json();
+        named["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+        Ok(named)
+    }
+
+    /// Makes a layout with one image in it, which is called `tag` there.
+    pub fn write_alone(out: &Path, tag: &str, files: &[(&str, u32, &[u8])], config: &Value) -> Result<()> {
+        let layout = Layout::create(out)?;
+        let image = Self::write(&layout, files, config, &json!({}))?;
+        layout.finish(&[image.named(&layout, tag)?])
+    }
+}
