@@ -113,6 +113,9 @@ fn nothing_stays(cluster: &Cluster, server: &str) {
     // Nobody refuses who shows no certificate any more.
     cluster.wait_gets("outside", "stranger", server, true);
     cluster.helm(&["uninstall", "orlop", "--wait"]);
+    // An agent that drains is gone somewhat later.
+    let pods = || cluster.kubectl(&["get", "pods", "--output=name", "--namespace", SYSTEM]);
+    assert!(wait_for(LONG, || pods().is_empty()), "{}", cluster.state());
     assert!(cluster.gets("shop", "client", server), "{}", cluster.state());
     // Also of a pod that no agent has ever seen.
     cluster.pod("shop", "late", &json!({"serviceAccountName": "default"}), &json!({}));
