@@ -26,6 +26,7 @@ mod limits;
 mod meter;
 mod metrics;
 mod outbound;
+mod pace;
 mod passthrough;
 mod pod;
 mod pool;
