@@ -13,7 +13,9 @@ use orlop_tests::{
     wait_for,
 };
 
+use super::figure::{Figure, Unit};
 use super::measure::prepare;
+use super::record::Output;
 
 const CALLS: usize = 2000;
 /// Between two calls.
@@ -42,13 +44,13 @@ struct Case {
 #[derive(Clone, Copy)]
 struct Sample {
     quiet: Duration,
-    opening: Duration,
-    open: Duration,
+    /// While the other pod dials, and while it has what it got.
+    during: [Duration; 2],
 }
 
 impl Sample {
     fn ratios(self) -> [f64; 2] {
-        [self.opening, self.open].map(|during| during.as_secs_f64() / self.quiet.as_secs_f64())
+        self.during.map(|during| during.as_secs_f64() / self.quiet.as_secs_f64())
     }
 }
 
@@ -60,6 +62,8 @@ pub(super) struct Options {
     /// How often each case is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -72,16 +76,18 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Case::new(&testbed, "no mesh", "bare", None)?,
         Case::new(&testbed, "orlop", "mesh", Some(binary.as_path()))?,
     ];
+    let mut figures = Vec::new();
     for &rate in &options.rates {
         let rate = (rate > 0).then_some(rate);
         let pace = rate.map_or_else(|| "without pause".to_owned(), |rate| format!("{rate} times a second"));
-        compare(&cases, rate, &pace, options.rounds)?;
+        figures.extend(compare(&cases, rate, &pace, options.rounds)?);
     }
-    Ok(())
+    options.output.finish("fairness", &figures)
 }
 
-/// Has the greedy pod of each case dial at that rate, in turn, and tells what the modest one notices.
-fn compare(cases: &[Case; 2], rate: Option<u32>, pace: &str, rounds: usize) -> Result<()> {
+/// Has the greedy pod of each case dial at that rate, in turn, and tells what the modest one notices: p99, each by what
+/// it was just before.
+fn compare(cases: &[Case; 2], rate: Option<u32>, pace: &str, rounds: usize) -> Result<Vec<Figure>> {
     println!("{CONNECTIONS} connections, dialled {pace}");
     let mut samples = [Vec::new(), Vec::new()];
     for round in 1..=rounds {
@@ -91,21 +97,32 @@ fn compare(cases: &[Case; 2], rate: Option<u32>, pace: &str, rounds: usize) -> R
             println!(
                 "  round {round} {:8} p99 {:8.3?} quiet, {:8.3?} while another pod dials ({opening:.2}), \
                  {:8.3?} while it has what it got ({open:.2})",
-                case.name, sample.quiet, sample.opening, sample.open
+                case.name, sample.quiet, sample.during[0], sample.during[1]
             );
             samples.push(sample);
         }
     }
     println!("  ratio of p99 to quiet (median; target {TARGET})   opening    open");
+    let mut figures = Vec::new();
     for (case, samples) in cases.iter().zip(samples) {
-        let median = |which: usize| {
-            let mut ratios: Vec<_> = samples.iter().map(|sample| sample.ratios()[which]).collect();
-            ratios.sort_by(f64::total_cmp);
-            ratios.get(ratios.len() / 2).copied().unwrap_or_default()
-        };
-        println!("  {:46}  {:8.2}  {:6.2}", case.name, median(0), median(1));
+        let [opening, open] = [0, 1].map(|which| {
+            let figure = |sample: &Sample| (sample.during[which].as_secs_f64(), sample.ratios()[which]);
+            let (times, ratios) = samples.iter().map(figure).unzip();
+            (median(times), median(ratios))
+        });
+        println!("  {:46}  {:8.2}  {:6.2}", case.name, opening.1, open.1);
+        for (what, (value, ratio)) in [("another pod dials", opening), ("it has what it got", open)] {
+            let (what, case) = (format!("{what}, {pace}"), case.name.to_owned());
+            let quantity = "p99".to_owned();
+            figures.push(Figure { what, case, quantity, value, unit: Unit::Seconds, ratio: Some(ratio) });
+        }
     }
-    Ok(())
+    Ok(figures)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 impl Case {
@@ -174,7 +191,7 @@ impl Case {
         if opening.len() < FEWEST_CALLS {
             bail!("the other pod made {} calls while it dialled: too few for a p99", opening.len());
         }
-        Ok(Sample { quiet, opening: p99(&opening)?, open: self.p99()? })
+        Ok(Sample { quiet, during: [p99(&opening)?, self.p99()?] })
     }
 
     fn p99(&self) -> Result<Duration> {
