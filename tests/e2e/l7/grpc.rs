@@ -37,7 +37,7 @@ type Script = dyn Fn(&[u8]) -> Reply + Send + Sync;
 /// Serves until it is dropped.
 pub struct Server {
     stop: watch::Sender<bool>,
-    asked: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    asked: Seen,
     thread: Option<JoinHandle<()>>,
 }
 
