@@ -15,8 +15,8 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_getsockopt, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete,
-        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_getsockopt, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release,
+        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
