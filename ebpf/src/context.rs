@@ -15,8 +15,8 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_getsockopt, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release,
-        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete,
+        bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
@@ -37,11 +37,6 @@ const MPTCP: u32 = 262;
 const SMC: u32 = 256;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const TCP_CONGESTION: i32 = 13;
-const TCP_SYNCNT: i32 = 7;
-/// Ticks of the kernel's clock, 250 or 1,000 a second as a rule.
-const FIRST_RETRY: u32 = 5;
-/// 2^6 times that is a second, or a third of one, which is when the kernel retries first by itself.
-const MORE_RETRIES: u32 = 6;
 /// Always built in, and it never paces.
 const RENO: [u8; 5] = *b"reno\0";
 
@@ -313,27 +308,6 @@ impl SockOps {
                 name.len() as i32,
             );
         }
-    }
-
-    /// At `TIMEOUT_INIT`: sets the time until the first SYN is sent again to some ticks of the kernel's clock, and lets
-    /// it be sent so many times more that all of them take as long as they would have. Where the kernel can't tell how
-    /// many those are (before 6.1), all stays as it was.
-    #[inline(always)]
-    pub fn first_retry_soon(&self) {
-        let mut retries = 0u32;
-        let length = size_of::<u32>() as i32;
-        let value = (&raw mut retries).cast();
-        // SAFETY: both helpers accept any context of this program type (4.13), and read or write `value` alone.
-        unsafe {
-            if bpf_getsockopt(self.0.cast(), TCP as i32, TCP_SYNCNT, value, length) != 0 {
-                return;
-            }
-            retries += MORE_RETRIES;
-            if bpf_setsockopt(self.0.cast(), TCP as i32, TCP_SYNCNT, value, length) != 0 {
-                return;
-            }
-        }
-        store!(FIRST_RETRY => self.0, __bindgen_anon_1.reply);
     }
 
     #[inline(always)]

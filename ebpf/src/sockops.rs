@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -29,7 +29,6 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps::new(&ctx);
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
-        BPF_SOCK_OPS_TIMEOUT_INIT => knock_again_soon(&ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             let socket = ops.socket();
             if !socket.is_null() {
@@ -73,16 +72,6 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
     let flow = ops.flow();
     if REDIRECT_PORTS.contains(&flow.destination_port) {
         let _ = ORIGINAL_DST.remove(flow);
-    }
-}
-
-/// Asked as a socket is about to send its SYN, after `publish`. One that the agent's full queue has no room for is sent
-/// again after some milliseconds: inside a pod there is nothing that a second's wait would spare.
-#[inline(always)]
-fn knock_again_soon(ops: &SockOps) {
-    let socket = ops.socket();
-    if !socket.is_null() && stored(&DIALLED, socket).is_some() {
-        ops.first_retry_soon();
     }
 }
 

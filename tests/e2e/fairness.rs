@@ -1,21 +1,16 @@
 //! A pod that wants everything takes nothing from the others.
 
-use std::fs;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use orlop_tests::{Greed, Pod, PodSpec, call_times, raise_descriptors, wait_for};
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 
 use crate::mesh::{MANY_DESCRIPTORS, failed};
-use crate::pair::{Pair, TIMEOUT, ping, record};
+use crate::pair::{Pair, record};
 
 const CALLS: usize = 500;
 const DIALS: usize = 50_000;
@@ -81,56 +76,6 @@ fn a_pod_that_opens_fifty_thousand_connections_takes_nothing_from_the_others() {
     );
     assert_eq!(failed(&pair.near, "descriptor_limit") + failed(&pair.near, "memory_limit"), 0.0);
     drop(sinks);
-}
-
-/// As long as the agent stands still nobody accepts what is dialled. What its queue has no room for is dialled again by
-/// the kernel, soon and often, and nothing of it is lost.
-#[test]
-fn what_finds_the_queue_full_is_let_in_when_there_is_room() {
-    const MANY: usize = 600;
-    /// The kernel by itself takes 19 s for so many.
-    const RETRIES: u32 = 8;
-    let pair = Pair::new();
-    let outsider = pair.outsider(pair.far.node(), "outsider");
-    let echoes = [pair.server.serve_echo(80).unwrap(), outsider.serve_echo(80).unwrap()];
-    let to = [echoes[0].addr(), pair.server.addr6(80), echoes[1].addr(), outsider.addr6(80)];
-    pair.near.signal(Signal::SIGSTOP).unwrap();
-    let begin = |to: &SocketAddr| begin(*to).unwrap();
-    let dialled: Vec<_> = pair.client.run(|| to.iter().cycle().take(MANY).map(begin).collect()).unwrap();
-    let waiting = dialled.iter().filter(|socket| socket.peer_addr().is_err()).count();
-    assert!((200..MANY - 200).contains(&waiting), "{waiting} of {MANY} find no room");
-    let tried = || retries(&pair.client).unwrap();
-    assert!(wait_for(TIMEOUT, || tried().iter().all(|n| *n >= RETRIES)), "{:?}", tried());
-    assert_eq!(tried().len(), waiting);
-    pair.near.signal(Signal::SIGCONT).unwrap();
-    for socket in dialled {
-        assert!(wait_for(TIMEOUT, || socket.peer_addr().is_ok()));
-        socket.set_nonblocking(false).unwrap();
-        ping(&TcpStream::from(socket), "and now?\n").unwrap();
-    }
-}
-
-/// A socket that dials, and is not waited for.
-fn begin(to: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
-        _ => Ok(socket),
-    }
-}
-
-/// Of each of the pod's sockets that wait for an answer to their SYN, how often they have sent it again (proc(5),
-/// `/proc/net/tcp`).
-fn retries(pod: &Pod) -> io::Result<Vec<u32>> {
-    const SYN_SENT: &str = "02";
-    let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-    let tables =
-        pod.run(|| Ok::<_, io::Error>([read("tcp")?, read("tcp6")?])).map_err(io::Error::other)??;
-    let sockets = tables.iter().flat_map(|table| table.lines()).map(|line| line.split_whitespace().collect());
-    let waiting = sockets.filter(|fields: &Vec<_>| fields.get(3) == Some(&SYN_SENT));
-    waiting.map(|fields| u32::from_str_radix(fields[6], 16).map_err(io::Error::other)).collect()
 }
 
 /// How many connections a pod may have by default, by what the agent says of its descriptors.

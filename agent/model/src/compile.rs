@@ -58,8 +58,7 @@ pub fn compile_resolved(world: &World, hosts: &Hosts, settings: &Settings, gener
 }
 
 /// [`compile_resolved`], without making ready again what `previous` has made of what is still there: an object at the
-/// same place as in its world is the same object. Where only pods, Services and EndpointSlices have changed, what has
-/// nothing to do with those is shared.
+/// same place as in its world is the same object. What a change has nothing to do with is shared.
 pub fn compile_after(
     previous: Option<&Snapshot>,
     world: &World,

@@ -37,7 +37,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
     };
     // The phase is looked at again before anything is accepted.
     let _source = worker.shared.sources.enter_always();
-    let mut pace = Pace::new();
+    let mut pace = Pace::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -55,7 +55,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
         match accepted {
             Ok((tcp, peer)) => {
                 place(&worker, &pod, port, tcp, socket::canonical(peer));
-                if port == OUTBOUND_PORT {
+                if matches!(port, OUTBOUND_PORT | DNS_PORT) {
                     pace.next(&worker.shared, &pod).await;
                 } else {
                     // Whatever else is ready has its turn.

@@ -100,6 +100,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             flows: Flows::new(config.flow_buffer),
             limits: Limits::new(&config),
+            diallers: Default::default(),
             config,
             snapshot,
             identities,

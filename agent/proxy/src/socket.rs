@@ -16,15 +16,12 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::socket::{setsockopt, sockopt},
 };
-use orlop_model::ports::OUTBOUND_PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
-/// Connections that wait to be accepted. The kernel caps it at net.core.somaxconn.
+/// The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// The same of those that a pod dials, some milliseconds' work: past it whoever dials waits, and then is soon let in.
-const OUTBOUND_BACKLOG: i32 = 256;
 /// A tunnel whose peer is gone is noticed this long after the last byte was sent.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -57,9 +54,8 @@ impl Netns {
     /// A dual-stack listening socket. Where `port` is taken by the pod itself, some free port serves as
     /// well, since the kernel leads connections to the socket and not to its port.
     pub(crate) fn listen(&self, port: u16) -> io::Result<std::net::TcpListener> {
-        let backlog = if port == OUTBOUND_PORT { OUTBOUND_BACKLOG } else { BACKLOG };
-        within(self.fd.as_fd(), || match listen(port, backlog) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(0, backlog),
+        within(self.fd.as_fd(), || match listen(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(0),
             result => result,
         })
     }
@@ -162,13 +158,13 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn listen(port: u16, backlog: i32) -> io::Result<std::net::TcpListener> {
+fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     let (socket, any) = dual_stack(Type::STREAM, Protocol::TCP)?;
     // Connections of an agent that is gone may linger on the port. SO_REUSEPORT would let the pod in.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::new(any, port).into())?;
-    socket.listen(backlog)?;
+    socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
