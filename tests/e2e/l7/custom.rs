@@ -414,10 +414,12 @@ fn one_that_fails_open_lets_pass_while_it_is_away_and_no_longer() {
     assert_eq!(failed_open(), 1.0);
     // What a client does itself opens nothing.
     assert_eq!(ask(stage, "POST /", &[], "more than nine bytes").status, 413);
-    let authz = Scripted::status(&asked.pod, 403);
-    assert_eq!(stage.get("/").status, 403);
-    drop(authz);
-    // Nor does a refusal, or a pass that can't be followed.
+    for page in [String::new(), "no ".repeat(30_000)] {
+        let authz = Scripted::start(&asked.pod, move |_| Reply::Answer(403, page.clone()));
+        assert_eq!(stage.get("/").status, 403);
+        drop(authz);
+    }
+    // Nor does a refusal that is too long, or one over gRPC, or a pass that can't be followed.
     asked.ask(&grpc(json!({"failOpen": true})), &json!({}));
     for odd in [denied(200), [status(0), bytes(3, bytes(8, "token"))].concat()] {
         let _authz = grpc::Server::start(&asked.pod, move |_| grpc::Reply::Message(odd.clone()));

@@ -62,13 +62,18 @@ fn any(patterns: &[Pattern], name: &HeaderName) -> bool {
 }
 
 /// 200 lets it pass, an error of the server's is none of an answer, and all else refuses it.
+/// Whether it is an answer, and that answer is no.
+pub(super) fn refuses(status: StatusCode) -> bool {
+    !(status == StatusCode::OK || status.is_server_error() || status.is_informational())
+}
+
 pub(super) fn read(
     head: response::Parts,
     body: Bytes,
     how: &HttpCheck,
     asked: &HeaderMap,
 ) -> Result<Answer, String> {
-    if head.status.is_server_error() || head.status.is_informational() {
+    if head.status != StatusCode::OK && !refuses(head.status) {
         return Err(format!("it answers with status {}", head.status));
     }
     if head.status == StatusCode::OK {

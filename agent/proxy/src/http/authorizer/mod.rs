@@ -203,8 +203,15 @@ async fn check(
             let request = || http::question(session, of, how, body);
             let (response, mut lease) = call(session, snapshot, &callee(provider), false, request).await?;
             let (head, answer) = response.into_parts();
-            let (bytes, _) = super::body::read(answer, false, MAX_ANSWER).await?;
-            lease.finish();
+            let bytes = match super::body::read(answer, false, MAX_ANSWER).await {
+                Ok((bytes, _)) => {
+                    lease.finish();
+                    bytes
+                }
+                // It has said no already, whatever is wrong with what follows.
+                Err(_) if http::refuses(head.status) => Bytes::new(),
+                Err(error) => return Err(error),
+            };
             http::read(head, bytes, how, &of.parts.headers)
         }
     }
