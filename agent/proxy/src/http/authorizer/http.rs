@@ -61,12 +61,12 @@ fn any(patterns: &[Pattern], name: &HeaderName) -> bool {
     patterns.iter().any(|pattern| pattern.matches(name.as_str()))
 }
 
-/// 200 lets it pass, an error of the server's is none of an answer, and all else refuses it.
 /// Whether it is an answer, and that answer is no.
 pub(super) fn refuses(status: StatusCode) -> bool {
     !(status == StatusCode::OK || status.is_server_error() || status.is_informational())
 }
 
+/// 200 lets it pass, an error of the server's is none of an answer, and all else refuses it.
 pub(super) fn read(
     head: response::Parts,
     body: Bytes,
