@@ -7,7 +7,7 @@ use orlop_tests::{Agent, AgentOptions, Node, Pod, PodSpec, Testbed, wait_for};
 use serde_json::Value;
 
 /// For anything that should take no time at all.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// Held by a test that opens so many sockets that another such one has to wait: all run in one process.
 pub static MANY_DESCRIPTORS: Mutex<()> = Mutex::new(());
 /// The namespace of the pods, which is in the mesh.

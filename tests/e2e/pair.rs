@@ -11,7 +11,7 @@ use orlop_tests::{Agent, AgentOptions, Frames, Node, Pod, PodSpec, Testbed, Worl
 use serde_json::Value;
 
 /// Bounds every wait; what takes this long hangs.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// A refusal that takes this long is none: something timed out. On a busy machine a packet may be lost, and
 /// sent again after a second.
 pub const AT_ONCE: Duration = Duration::from_secs(3);

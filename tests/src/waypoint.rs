@@ -109,7 +109,7 @@ impl Waypoint {
     /// Polls `/config_dump` until `condition` holds of it; at most 10 s.
     pub fn wait_until(&self, mut condition: impl FnMut(&str) -> bool) -> Result<()> {
         let mut dump = String::new();
-        let met = wait_for(Duration::from_secs(30), || {
+        let met = wait_for(Duration::from_secs(10), || {
             dump = self.config_dump().unwrap_or_else(|error| format!("{error:#}"));
             condition(&dump)
         });

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 
 /// For whatever a control plane on a busy machine should do at once.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A control plane and a client that may do everything.
 pub struct Kubernetes {

@@ -15,7 +15,7 @@ use crate::mesh::{TIMEOUT, records};
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 /// A world that has changed is on disk within 10 s.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(30);
 
 #[test]
 fn an_agent_that_starts_without_the_api_goes_by_the_world_that_it_knew_last() {
