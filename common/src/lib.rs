@@ -259,13 +259,16 @@ pub struct Verdict {
 /// So far below the root of the hierarchy a cgroup in `GATED` may be.
 pub const MAX_POD_DEPTH: usize = 16;
 
+/// No cgroup has this id.
+pub const NO_CGROUP: u64 = 0;
+
 /// Value of `HELD`: where a socket was made while its pod was held.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     /// `SO_NETNS_COOKIE` of its netns, which no pod was enrolled by then.
     pub netns: u64,
-    /// Id of the cgroup in `GATED` that it was made below.
+    /// Id of the cgroup in `GATED` that it was made below; [`NO_CGROUP`] if it was not told then.
     pub cgroup: u64,
 }
 

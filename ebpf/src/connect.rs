@@ -29,7 +29,7 @@ pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
 fn verdict<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> i32 {
     let netns = ctx.netns();
     let Some(pod) = maps::pod(netns) else {
-        if gate::holds_connect(ctx) {
+        if gate::holds_connect(ctx, netns) {
             return REFUSE;
         }
         trusted::node_dials(ctx, netns);

@@ -15,8 +15,8 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_release, bpf_sk_storage_delete,
-        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_ancestor_cgroup_id, bpf_sk_release,
+        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
@@ -451,6 +451,13 @@ pub fn add_atomically(to: &mut u64, number: u64) {
 pub fn ancestor_cgroup(level: i32) -> u64 {
     // SAFETY: the helper takes any number; for hooks of connect(2) since 5.7.
     unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
+
+/// The same of a whole socket, by who made it.
+#[inline(always)]
+pub fn ancestor_cgroup_of(socket: *mut bpf_sock, level: i32) -> u64 {
+    // SAFETY: the helper takes any whole socket, in hooks of packets (5.8).
+    unsafe { bpf_sk_ancestor_cgroup_id(socket.cast(), level) }
 }
 
 /// The monotonic clock, in nanoseconds.

@@ -5,16 +5,20 @@
 //! than the look for a mark. `connect` refuses at once: a SYN that was merely dropped would be sent again, in clear,
 //! once the pod is enrolled. Packets are dropped both ways, whatever socket they are of.
 
+//!
+//! The kernel makes sockets without a word, as those below an AF_SMC one. They connect and listen in the process that
+//! wants it, so that what dials is told by its process, and what listens is marked when it begins to.
+
 use aya_ebpf::{
     bindings::bpf_sock,
     programs::{SkBuffContext, SockContext},
 };
-use orlop_common::{EventKind, Held, MAX_POD_DEPTH, NO_ENDPOINT, Refusal};
+use orlop_common::{EventKind, Held, MAX_POD_DEPTH, NO_CGROUP, NO_ENDPOINT, Refusal};
 
 use crate::{
     context::{
-        SockAddr, ancestor_cgroup, constant, is_from_or_to_loopback, is_loopback, is_new_carried,
-        packet_ends, socket_of, store_with, stored,
+        SockAddr, SockOps, ancestor_cgroup, ancestor_cgroup_of, constant, is_from_or_to_loopback,
+        is_loopback, is_new_carried, packet_ends, socket_of, store_with, stored,
     },
     events,
     maps::{self, GATED, HELD},
@@ -28,8 +32,7 @@ static BOOT_GATE: u64 = 0;
 /// A socket is made in `netns`: marks it, if the pod is held. False if it may not be made.
 #[inline(always)]
 pub fn lets_make(ctx: &SockContext, netns: u64) -> bool {
-    // Pods on the node's network are not enrolled.
-    if constant(&BOOT_GATE) == 0 || netns == constant(&NODE_NETNS) || maps::pod(netns).is_some() {
+    if constant(&BOOT_GATE) == 0 || never_holds(netns) {
         return true;
     }
     let Some(cgroup) = gated_cgroup() else { return true };
@@ -41,12 +44,26 @@ pub fn lets_make(ctx: &SockContext, netns: u64) -> bool {
     false
 }
 
-/// Whether this connect(2) is refused.
+/// A TCP socket begins to listen: marks it, if it is not and may be a held pod's.
 #[inline(always)]
-pub fn holds_connect<const IPV4: bool>(ctx: &SockAddr<IPV4>) -> bool {
-    let Some(netns) = holds(ctx.socket()) else { return false };
+pub fn listens(ops: &SockOps) {
+    let (socket, netns) = (ops.socket(), ops.netns());
+    if constant(&BOOT_GATE) == 0 || socket.is_null() || never_holds(netns) || stored(&HELD, socket).is_some()
+    {
+        return;
+    }
+    store_with(&HELD, socket, &Held { netns, cgroup: NO_CGROUP });
+}
+
+/// Whether this connect(2), in a netns that no pod is enrolled by, is refused.
+#[inline(always)]
+pub fn holds_connect<const IPV4: bool>(ctx: &SockAddr<IPV4>, netns: u64) -> bool {
+    if constant(&BOOT_GATE) == 0 || netns == constant(&NODE_NETNS) {
+        return false;
+    }
+    let marked = stored(&HELD, ctx.socket()).is_some_and(|held| is_gated(held.cgroup));
     let destination = ctx.endpoint();
-    if is_loopback(&destination.address) {
+    if is_loopback(&destination.address) || !(marked || gated_cgroup().is_some()) {
         return false;
     }
     events::refused(EventKind::OutboundRefused, Refusal::Gated, netns, NO_ENDPOINT, destination);
@@ -60,7 +77,11 @@ pub fn holds_packet(ctx: &SkBuffContext, kind: EventKind) -> bool {
     if constant(&BOOT_GATE) == 0 {
         return false;
     }
-    let Some(netns) = socket_of(ctx).and_then(holds) else { return false };
+    let Some(socket) = socket_of(ctx) else { return false };
+    let Some(Held { netns, cgroup }) = stored(&HELD, socket) else { return false };
+    if maps::pod(netns).is_some() || !is_gated(cgroup) && (cgroup != NO_CGROUP || !is_below_gated(socket)) {
+        return false;
+    }
     // By the interface: addresses can be forged.
     if is_from_or_to_loopback(ctx) {
         return false;
@@ -70,14 +91,10 @@ pub fn holds_packet(ctx: &SkBuffContext, kind: EventKind) -> bool {
     true
 }
 
-/// The netns of a socket that is held.
+/// Pods on the node's network are not enrolled.
 #[inline(always)]
-fn holds(socket: *mut bpf_sock) -> Option<u64> {
-    if constant(&BOOT_GATE) == 0 {
-        return None;
-    }
-    let Held { netns, cgroup } = stored(&HELD, socket)?;
-    (maps::pod(netns).is_none() && is_gated(cgroup)).then_some(netns)
+fn never_holds(netns: u64) -> bool {
+    netns == constant(&NODE_NETNS) || maps::pod(netns).is_some()
 }
 
 /// The cgroup in `GATED` that the caller is below.
@@ -93,6 +110,22 @@ fn gated_cgroup() -> Option<u64> {
         }
     }
     None
+}
+
+/// Whether a socket was made below a cgroup in `GATED`. In a function of its own, as it is seldom called: inlined, LLVM
+/// lets it share registers with what follows that the verifier finds unset.
+#[inline(never)]
+fn is_below_gated(socket: *mut bpf_sock) -> bool {
+    for level in 1..=MAX_POD_DEPTH as i32 {
+        let cgroup = ancestor_cgroup_of(socket, level);
+        if cgroup == 0 {
+            return false;
+        }
+        if is_gated(cgroup) {
+            return true;
+        }
+    }
+    false
 }
 
 #[inline(always)]

@@ -99,8 +99,8 @@ pub static TRUSTED: LruHashMap<TrustedFlow, Trust, 65536> = LruHashMap::new();
 #[btf_map]
 pub static GATED: HashMap<u64, u32, 4096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
-/// Marks a socket that was made while its pod was held. Written when it is made, read by `gate`; goes with the
-/// socket.
+/// Marks a socket that was made while its pod was held. Written when it is made, or begins to listen, read by `gate`;
+/// goes with the socket.
 #[btf_map]
 pub static HELD: SkStorage<Held> = SkStorage::new();
 

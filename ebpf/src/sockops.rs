@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -16,6 +16,7 @@ use orlop_common::REDIRECT_PORTS;
 
 use crate::{
     context::{SockOps, store_with, stored},
+    gate,
     maps::{self, ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
     services, trusted,
 };
@@ -36,6 +37,7 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
             }
         }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => adopt(&ops),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => gate::listens(&ops),
         BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => closed(&ops),
         _ => {}
     }

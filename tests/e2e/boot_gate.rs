@@ -5,12 +5,13 @@ mod cold;
 pub mod inside;
 pub mod kubelet;
 
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use nix::libc::{ENOPROTOOPT, EPROTONOSUPPORT};
+use nix::libc::{EAFNOSUPPORT, ENOPROTOOPT, EPROTONOSUPPORT};
 use orlop_tests::traffic::EchoServer;
 use orlop_tests::{Agent, Pod, PodSpec, Testbed, wait_for};
 
@@ -157,6 +158,87 @@ fn nobody_reaches_a_pod_until_it_is_enrolled() {
     assert!(wait_for(TIMEOUT, || inside.heard(UDP_PORT) > 0), "UDP does not come");
 }
 
+/// As those are that the kernel makes for others, such as below one of SMC.
+#[test]
+fn sockets_that_were_not_marked_when_they_were_made_are_held() {
+    let gated = Gated::new();
+    gated.kubelet.cgroup(UID);
+    let pod = gated.kubelet.sandbox("shop", "web", UID);
+    let mut inside = Inside::of(&pod);
+    assert_eq!(inside.tell(&format!("spare {PORT}")), Said::Ok);
+    gated.kubelet.publish(UID).unwrap();
+    for to in gated.echoes() {
+        assert_eq!(inside.to("spare-dial", to), HELD, "{to}");
+        let smc = inside.to("smc", to);
+        assert!(smc == HELD || smc == Said::Error(EAFNOSUPPORT), "{to}: {smc:?}");
+    }
+    assert_eq!(inside.tell("spare-listen"), Said::Ok);
+    let before = gated.refused();
+    for ip in pod.ips() {
+        let error = gated.outside.connect((ip, PORT).into(), SILENCE).expect_err("was let in");
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{ip}: {error}");
+    }
+    assert!(gated.refused() > before, "not counted");
+    for own in LOOPBACK {
+        assert_eq!(inside.dial((own, PORT).into()), Said::Ok, "{own}");
+    }
+
+    gated.enrol(&pod);
+    for ip in pod.ips() {
+        dial(&gated.outside, (ip, PORT).into()).unwrap();
+    }
+    for to in gated.echoes() {
+        assert_eq!(inside.to("spare-dial", to), Said::Ok, "{to}");
+    }
+}
+
+#[test]
+fn who_is_held_stays_so_when_an_agent_of_another_layout_follows() {
+    let mut gated = Gated::new();
+    let (pod, mut inside) = gated.pod();
+    assert_eq!(inside.tell(&format!("bind {UDP_PORT}")), Said::Ok);
+    gated.assert_held(&mut inside);
+    gated.agent.kill().unwrap();
+    let own = gated.kubelet.node.pins_dir().unwrap();
+    let other = own.with_file_name("v1000");
+    fs::rename(&own, &other).unwrap();
+    gated.assert_held(&mut inside);
+    gated.agent.restart().unwrap();
+    assert!(wait_for(TIMEOUT, || !other.exists()), "{} is left", other.display());
+    gated.assert_held(&mut inside);
+    // The socket from before too.
+    let datagram = || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"hello", (pod.ipv4(), UDP_PORT));
+    let before = gated.refused();
+    gated.outside.run(datagram).unwrap().unwrap();
+    assert!(wait_for(TIMEOUT, || gated.refused() > before), "not refused, or not counted");
+    assert_eq!(inside.heard(UDP_PORT), 0);
+    gated.enrol(&pod);
+    gated.assert_served(&mut inside);
+}
+
+#[test]
+fn a_pod_whose_cgroup_the_agent_does_not_find_is_held() {
+    let mut gated = Gated::new();
+    let (pod, mut inside) = gated.pod();
+    gated.assert_held(&mut inside);
+    // As if kubelet had been told to work elsewhere.
+    let pods = gated.kubelet.node.pods_cgroup(gated.kubelet.cgroups).unwrap();
+    let aside = pods.with_file_name("aside");
+    fs::create_dir(&aside).unwrap();
+    let mut options = gated.kubelet.options();
+    let named = options.args.iter_mut().find(|arg| **arg == *pods.to_string_lossy()).unwrap();
+    *named = aside.to_string_lossy().into_owned();
+    gated.agent.kill().unwrap();
+    gated.agent = gated.kubelet.node.agent(options).unwrap();
+    assert_eq!(gated.behind(), 1.0);
+    gated.assert_held(&mut inside);
+    drop(inside);
+    pod.delete().unwrap();
+    let other = gated.kubelet.sandbox("street", "free", "f0000000-0000-0000-0000-000000000001");
+    other.set_ready(true).unwrap();
+    await_value(0.0, || gated.behind());
+}
+
 #[test]
 fn without_an_agent_a_pod_is_held_too() {
     let mut gated = Gated::new();
@@ -237,6 +319,8 @@ fn what_is_known_of_a_pod_goes_with_its_cgroup() {
     gated.enrol(&pod);
     assert_eq!(gated.behind(), 1.0);
     assert!(gated.kubelet.target(UID).is_dir());
+    // As kubelet does for a container that mounts a `subPath` of the volume.
+    fs::create_dir_all(gated.kubelet.target(UID).join("sub/path")).unwrap();
     drop(inside);
     gated.kubelet.unpublish(UID).unwrap();
     gated.kubelet.unpublish(UID).unwrap();

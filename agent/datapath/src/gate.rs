@@ -1,15 +1,18 @@
 //! Pods that are held until they are enrolled, by their cgroups.
 
 use std::{
-    fs,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use orlop_common::MAX_POD_DEPTH;
 
-use crate::{DatapathError, file, map_error, maps::Map};
+use crate::{DatapathError, cgroup, file, map_error, maps::Map};
 
 /// Of a cgroup of version 2: unique for as long as the machine runs.
 pub type CgroupId = u64;
@@ -20,11 +23,12 @@ pub struct Gate {
     gated: Map<CgroupId, u32>,
     /// Of the hierarchy.
     root: PathBuf,
+    hierarchy: File,
 }
 
 impl Gate {
-    pub(crate) fn new(gated: OwnedFd, root: PathBuf) -> Self {
-        Self { gated: Map::new(gated), root }
+    pub(crate) fn new(gated: OwnedFd, root: PathBuf, hierarchy: File) -> Self {
+        Self { gated: Map::new(gated), root, hierarchy }
     }
 
     /// The id of a pod's cgroup; an error if the hooks would not find what is below it.
@@ -46,6 +50,14 @@ impl Gate {
     /// Holds it no more.
     pub fn release(&self, cgroup: CgroupId) -> Result<(), DatapathError> {
         self.gated.remove(cgroup).map_err(map_error("write", "GATED"))
+    }
+
+    /// Holds it no more if it is gone for good; what can't be told is held.
+    pub fn release_gone(&self, id: CgroupId) -> Result<(), DatapathError> {
+        if cgroup::exists(self.hierarchy.as_fd(), id).map_err(file("look for a cgroup in", &self.root))? {
+            return Ok(());
+        }
+        self.release(id)
     }
 
     /// Those that are held until they are enrolled, or were, by this agent or an earlier one.

@@ -2,7 +2,8 @@
 //! the same pods.
 //!
 //! Every layout has, and will have, `BPFFS/vN/maps/PODS` with the netns cookie as its key, links below
-//! `BPFFS/vN/links`, and a pod's below `BPFFS/vN/pods`. Nothing else of another layout is touched.
+//! `BPFFS/vN/links`, and a pod's below `BPFFS/vN/pods`. One with the boot gate has `BPFFS/vN/maps/GATED` and `HELD`, of
+//! which every layout uses the same two maps, so that who is held stays so. Nothing else of another layout is touched.
 
 use std::{
     fs,
@@ -18,6 +19,33 @@ use crate::{DatapathError, NetnsCookie, file, links, maps, sys};
 /// Where this build's layout is pinned.
 pub fn own(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+/// The maps of the boot gate.
+const GATE: [&str; 2] = ["GATED", "HELD"];
+
+/// Pins the boot gate's maps of another layout in this one too, if there are any and this has none: who is held is
+/// known to both from then on, and the mark of a socket that is held counts in both.
+pub fn share_gate(own: &Path) -> Result<(), DatapathError> {
+    let mut others = others(own)?;
+    others.sort_by_key(|other| version(other));
+    let own = own.join("maps");
+    for map in GATE {
+        let pin = own.join(map);
+        if pin.exists() {
+            continue;
+        }
+        for other in others.iter().rev() {
+            let share = sys::object_get(&other.join("maps").join(map))
+                .and_then(|shared| sys::object_pin(shared.as_fd(), &pin));
+            match share {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(source) => return Err(DatapathError::Map { action: "share", map, source }),
+                Ok(()) => break,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Takes a pod that this layout serves out of the others. With both in force it is refused.
@@ -60,12 +88,12 @@ pub fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
 
 fn others(own: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     let Some(bpffs) = own.parent() else { return Ok(Vec::new()) };
-    Ok(list(bpffs)?.into_iter().filter(|path| path != own && is_layout(path)).collect())
+    Ok(list(bpffs)?.into_iter().filter(|path| path != own && version(path).is_some()).collect())
 }
 
-fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.strip_prefix('v')).is_some_and(|version| version.parse::<u32>().is_ok())
+/// Of the layout that is pinned here, if it is one.
+fn version(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 fn forget(pods: &Path, cookie: NetnsCookie) -> io::Result<()> {

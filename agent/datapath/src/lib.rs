@@ -10,8 +10,9 @@
 //! ```
 //!
 //! `N` is the version of the layout: what an agent of another one has pinned is in force until this one has
-//! enrolled the same pods, and never read.
+//! enrolled the same pods, and never read, but for the maps of the boot gate, which all layouts share.
 
+mod cgroup;
 mod code;
 mod diag;
 mod error;
@@ -146,6 +147,8 @@ impl Datapath {
         };
         let root = cgroup.clone();
         let cgroup = File::open(&cgroup).map_err(file("open", &cgroup))?;
+        let hierarchy = cgroup.try_clone().map_err(file("open", &root))?;
+        layouts::share_gate(&directory)?;
         let boot_gate = place.boot_gate.into();
         let constants = Constants { pod: 0, node: place.node, pods_cgroup, boot_gate };
         let mut loaded = object::load(Some(&directory.join("maps")), &constants)?;
@@ -163,7 +166,7 @@ impl Datapath {
             refused: loaded.take_map("REFUSED")?,
             lost: loaded.take_map("LOST")?,
             udp: Udp::new(loaded.take_map("UDP_PODS")?, loaded.take_map("UDP_PEERS")?),
-            gate: Gate::new(loaded.take_map("GATED")?, root),
+            gate: Gate::new(loaded.take_map("GATED")?, root, hierarchy),
             services: Services::new(loaded.take_map("SERVICES")?, loaded.take_map("LAST")?),
             sockets: Sockets::new(
                 loaded.take_map("ORIGINAL_DST")?,

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use hyper::body::Incoming;
+use tokio::task::spawn_blocking;
 use tonic::Status;
 
 use super::{
@@ -40,9 +41,11 @@ impl Driver {
     }
 
     /// Takes the directory back. The pod is held as long as it has a cgroup.
-    fn unpublish(&self, request: &Unpublish) -> Result<Empty, Status> {
+    async fn unpublish(&self, request: &Unpublish) -> Result<Empty, Status> {
         let target = Target::parse(&self.kubelet, &request.target_path)?;
-        match fs::remove_dir(&target.path) {
+        let path = target.path.clone();
+        let removed = spawn_blocking(move || remove_directories(&path)).await;
+        match removed.map_err(|error| Status::internal(error.to_string()))? {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &target.path, &error)),
             _ => Ok(Empty {}),
         }
@@ -73,7 +76,7 @@ impl Answers for Driver {
                     unary(request, |asked: Publish| async move { told(self.publish(&asked).await) }).await
                 }
                 "/csi.v1.Node/NodeUnpublishVolume" => {
-                    unary(request, |asked: Unpublish| async move { told(self.unpublish(&asked)) }).await
+                    unary(request, |asked: Unpublish| async move { told(self.unpublish(&asked).await) }).await
                 }
                 _ => Status::unimplemented("gate.orlop.dev has no such call").into_http(),
             }
@@ -128,6 +131,71 @@ fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-fn failed(action: &str, path: &Path, error: &std::io::Error) -> Status {
+/// Removes a directory with the directories in it, however deep: kubelet makes one for each `subPath`, which is the
+/// pod's author's to choose. Nobody can write a file there.
+fn remove_directories(path: &Path) -> io::Result<()> {
+    let mut moved = 0_u64;
+    while let Err(error) = fs::remove_dir(path) {
+        if error.kind() != ErrorKind::DirectoryNotEmpty {
+            return Err(error);
+        }
+        for child in fs::read_dir(path)? {
+            let child = child?.path();
+            match fs::remove_dir(&child) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                removed => {
+                    removed?;
+                    continue;
+                }
+            }
+            // Raised, so that no path gets longer than one may be.
+            for below in fs::read_dir(&child)? {
+                let below = below?.path();
+                loop {
+                    moved += 1;
+                    match fs::rename(&below, path.join(format!("orlop-{moved}"))) {
+                        // It has that name already.
+                        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                        renamed => break renamed?,
+                    }
+                }
+            }
+            fs::remove_dir(&child)?;
+        }
+    }
+    Ok(())
+}
+
+fn failed(action: &str, path: &Path, error: &io::Error) -> Status {
     Status::internal(format!("cannot {action} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process};
+
+    use super::*;
+
+    #[test]
+    fn directories_are_removed_however_deep_and_files_are_not() {
+        let root = env::temp_dir().join(format!("orlop-volume-{}", process::id()));
+        let target = root.join("mount");
+        for below in ["a/b", "a/c", "orlop-1/x", "orlop-2"] {
+            fs::create_dir_all(target.join(below)).unwrap();
+        }
+        // Deeper than a path is long, as who has the directory open can make it.
+        for _ in 0..5000 {
+            fs::create_dir(root.join("above")).unwrap();
+            fs::rename(target.join("a"), root.join("above/a")).unwrap();
+            fs::rename(root.join("above"), target.join("a")).unwrap();
+        }
+        remove_directories(&target).unwrap();
+        assert!(!target.exists());
+        assert_eq!(remove_directories(&target).unwrap_err().kind(), ErrorKind::NotFound);
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("file"), "").unwrap();
+        assert_eq!(remove_directories(&target).unwrap_err().kind(), ErrorKind::NotADirectory);
+        assert!(target.join("file").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -119,7 +119,8 @@ impl BootGate {
             }
             gated.insert((*name).clone());
         }
-        gone.into_iter().try_for_each(|id| gate.release(id))?;
+        // It may be there all the same.
+        gone.into_iter().try_for_each(|id| gate.release_gone(id))?;
         Ok(gated)
     }
 }

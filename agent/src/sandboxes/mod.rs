@@ -7,7 +7,7 @@ mod processes;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -23,6 +23,10 @@ pub use watch::Changes;
 
 /// How deep below the root of a hierarchy kubelet may have been told to work.
 const MAX_DEPTH: usize = 4;
+/// So many cgroups are looked into for kubelet's. Users of the node may make others without end, deeper ones mostly.
+const MAX_SEARCHED: usize = 4096;
+/// So many entries one of kubelet's may have. It makes some hundred pods.
+const MAX_ENTRIES: usize = 16384;
 
 /// Where pods' network namespaces are.
 #[derive(Debug)]
@@ -168,27 +172,40 @@ fn hierarchies(cgroup: Option<&Path>, mounts: &str) -> Vec<PathBuf> {
 /// The cgroups of a hierarchy below which all pods' are.
 fn pods_roots(hierarchy: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut left = vec![(hierarchy.to_owned(), 0)];
-    while let Some((path, depth)) = left.pop() {
-        for (name, path) in children(&path)? {
+    // The upper ones first.
+    let mut left = VecDeque::from([(hierarchy.to_owned(), 0)]);
+    let mut seen = 0;
+    while let Some((path, depth)) = left.pop_front() {
+        for (name, path) in directories(&path)? {
             if names::is_pods_root(&name) {
                 found.push(path);
-            } else if depth < MAX_DEPTH {
-                left.push((path, depth + 1));
+            } else if depth < MAX_DEPTH && seen < MAX_SEARCHED {
+                seen += 1;
+                left.push_back((path, depth + 1));
             }
         }
     }
     Ok(found)
 }
 
-/// The directories in one, by name; none if it is gone.
+/// The directories in one of kubelet's, by name; none if it is gone.
 fn children(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let children: Vec<_> = directories(path)?.take(MAX_ENTRIES + 1).collect();
+    if children.len() > MAX_ENTRIES {
+        let what = format!("{} has more than {MAX_ENTRIES} cgroups", path.display());
+        return Err(io::Error::other(what));
+    }
+    Ok(children)
+}
+
+fn directories(path: &Path) -> io::Result<impl Iterator<Item = (String, PathBuf)>> {
     let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries?),
     };
-    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(dirs.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect())
+    let entries = entries.into_iter().flat_map(|entries| entries.map_while(Result::ok));
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(dirs.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))))
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! Many pods that start at once and dial before anybody knows them.
 
+use std::sync::PoisonError;
 use std::thread;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use orlop_tests::traffic::EchoServer;
 use orlop_tests::{Agent, Pod, wait_for};
 
 use super::Gated;
 use super::inside::{Inside, Said};
-use crate::mesh::TIMEOUT;
+use crate::mesh::{MANY_DESCRIPTORS, TIMEOUT};
 
 const PODS: usize = 64;
 /// What they say, which nobody may read on the wire.
@@ -19,7 +21,7 @@ fn uid(number: usize) -> String {
 
 /// An enrolled pod of the other node.
 struct Server {
-    _agent: Agent,
+    agent: Agent,
     echo: EchoServer,
 }
 
@@ -30,7 +32,7 @@ impl Server {
         let agent = node.agent(Default::default()).unwrap();
         agent.wait_enrolled([&pod]).unwrap();
         gated.agent.wait_until(|dump| dump.contains("shop/server")).unwrap();
-        Self { _agent: agent, echo: pod.serve_echo(80).unwrap() }
+        Self { agent, echo: pod.serve_echo(80).unwrap() }
     }
 }
 
@@ -43,19 +45,45 @@ fn start(gated: &Gated, server: &Server, number: usize) -> (Pod, Inside) {
     (pod, inside)
 }
 
-/// Each is served in the end, and from then on each time.
-fn assert_all_served(server: &Server, pods: &mut [(Pod, Inside)]) {
-    for (pod, inside) in pods {
+/// Each is served in the end, and from then on each time. Says how often they dialled.
+fn assert_all_served(gated: &Gated, server: &Server, pods: &mut [(Pod, Inside)]) -> usize {
+    let mut dials = 0;
+    for (pod, inside) in &mut *pods {
         let said = inside.hear();
-        assert!(matches!(&said, Said::Other(said) if said.starts_with("after ")), "{}: {said:?}", pod.name());
+        let failures = match &said {
+            Said::Other(said) => said.strip_prefix("after ").and_then(|count| count.parse::<usize>().ok()),
+            _ => None,
+        };
+        dials += 1 + failures.unwrap_or_else(|| panic!("{}: {said:?}", pod.name()));
+    }
+    for (pod, inside) in pods {
         for to in [server.echo.addr(), server.echo.addr6()] {
-            assert_eq!(inside.dial(to), Said::Ok, "{}", pod.name());
+            let said = inside.dial(to);
+            let of_pod = || {
+                let logs = [&gated.agent, &server.agent].map(|agent| agent.log().unwrap()).concat();
+                let lines = logs.lines().filter(|line| line.contains(&format!("{}\"", pod.name())));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            assert_eq!(said, Said::Ok, "{}: {:#?}", pod.name(), of_pod());
         }
     }
+    dials
 }
 
 #[test]
 fn pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
+    start_cold(PODS);
+}
+
+#[test]
+fn two_hundred_pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
+    let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    start_cold(200);
+}
+
+fn start_cold(count: usize) {
     let gated = Gated::new();
     let server = Server::start(&gated);
     let capture = gated.testbed.capture().unwrap();
@@ -68,11 +96,12 @@ fn pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
         (pod, inside)
     };
     let mut pods: Vec<_> = thread::scope(|scope| {
-        let half = |first: usize| scope.spawn(move || (first..PODS).step_by(2).map(one).collect::<Vec<_>>());
+        let half = |first: usize| scope.spawn(move || (first..count).step_by(2).map(one).collect::<Vec<_>>());
         let halves = [0, 1].map(half);
         halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
     });
-    assert_all_served(&server, &mut pods);
+    let dials = assert_all_served(&gated, &server, &mut pods);
+    println!("{count} pods dialled {dials} times until each was served");
     gated.agent.wait_enrolled(pods.iter().map(|(pod, _)| pod)).unwrap();
     assert!(!capture.stop().unwrap().contains(WORD.as_bytes()), "something went in clear");
 }
@@ -103,7 +132,7 @@ fn pods_that_start_while_the_agent_is_down_wait_for_it() {
         pod.set_ready(true).unwrap();
         pods.push((pod, inside));
     }
-    assert_all_served(&server, &mut pods);
+    assert_all_served(&gated, &server, &mut pods);
     gated.agent.wait_enrolled(pods.iter().map(|(pod, _)| pod)).unwrap();
     assert!(!capture.stop().unwrap().contains(WORD.as_bytes()), "something went in clear");
 }

@@ -4,11 +4,25 @@ use warnings;
 use IO::Select;
 use Socket qw(:DEFAULT inet_pton getaddrinfo AF_INET6 IPPROTO_TCP AI_NUMERICHOST AI_NUMERICSERV);
 
-use constant { MPTCP => 262, V6ONLY => 26, IPPROTO_IPV6 => 41, PATIENCE => 5, QUESTION => "are you there?\n" };
+use constant { MPTCP => 262, SMC => 43, V6ONLY => 26, IPPROTO_IPV6 => 41, PATIENCE => 5, QUESTION => "are you there?\n" };
 
 $| = 1;
 $SIG{CHLD} = 'IGNORE';
 my %datagrams;
+my %spare;
+
+# Serves echo at a socket that listens.
+sub serve {
+    my ($listener) = @_;
+    listen($listener, 128) or return said(0);
+    return 'ok' if fork;
+    while (accept(my $stream, $listener)) {
+        next if fork;
+        while (sysread($stream, my $bytes, 65536)) { syswrite($stream, $bytes) }
+        exit;
+    }
+    exit;
+}
 
 sub address {
     my ($host, $port, $type) = @_;
@@ -70,15 +84,31 @@ my %commands = (
     listen => sub {
         my ($port) = @_;
         my $listener = wildcard(SOCK_STREAM, $port) or return said(0);
-        listen($listener, 128) or return said(0);
-        my $child = fork;
-        return 'ok' if $child;
-        while (accept(my $stream, $listener)) {
-            next if fork;
-            while (sysread($stream, my $bytes, 65536)) { syswrite($stream, $bytes) }
-            exit;
+        return serve($listener);
+    },
+    # Makes sockets to use later: one that is bound, and two that are not.
+    spare => sub {
+        my ($port) = @_;
+        $spare{listener} = wildcard(SOCK_STREAM, $port) or return said(0);
+        for my $family (AF_INET, AF_INET6) {
+            socket($spare{$family}, $family, SOCK_STREAM, 0) or return said(0);
         }
-        exit;
+        return 'ok';
+    },
+    # Dials with one of these.
+    'spare-dial' => sub {
+        my ($host, $port) = @_;
+        my $to = address($host, $port, SOCK_STREAM);
+        return said(connect($spare{$to->{family}}, $to->{addr}));
+    },
+    # Listens with one of these.
+    'spare-listen' => sub { return serve($spare{listener}) },
+    # Dials with a socket of SMC, below which the kernel makes one of TCP.
+    smc => sub {
+        my ($host, $port) = @_;
+        my $to = address($host, $port, SOCK_STREAM);
+        socket(my $socket, SMC, SOCK_STREAM, $to->{family} == AF_INET ? 0 : 1) or return said(0);
+        return said(connect($socket, $to->{addr}));
     },
     # Sends a datagram from a socket that is not connected.
     send => sub {

@@ -72,6 +72,7 @@ const HELPERS: &[(i32, &str, Version)] = &[
     (123, "get_current_ancestor_cgroup_id", Version(5, 7)),
     (124, "sk_assign", Version(5, 9)),
     (125, "ktime_get_boot_ns", Version(5, 8)),
+    (129, "sk_ancestor_cgroup_id", Version(5, 8)),
     (130, "ringbuf_output", Version(5, 8)),
     (131, "ringbuf_reserve", Version(5, 8)),
     (132, "ringbuf_submit", Version(5, 8)),
