@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -31,7 +32,13 @@ use prometheus_client::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use crate::{dump, enrolment::Status, handover::ServerSockets, last_world::Age, udp};
+use crate::{
+    dump,
+    enrolment::Status,
+    handover::{self, ServerSockets},
+    last_world::Age,
+    udp,
+};
 
 /// A client may take this long for its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +48,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 #[derive(Clone)]
 pub struct Admin {
     pub node: String,
+    pub run_dir: PathBuf,
     pub datapath: Arc<Datapath>,
     pub registry: Arc<Registry>,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -146,6 +154,11 @@ impl Answer for Admin {
             (Endpoint::Admin, "/") => text(StatusCode::OK, "GET /config_dump\nGET /flows\nGET /udp\n"),
             (Endpoint::Metrics, "/metrics") => metrics(&self.registry),
             (Endpoint::Ready, "/healthz/ready") => ready(&self.status.borrow()),
+            // Both answer at one address, and who asks means the one that comes.
+            (Endpoint::Ready, "/healthz/started") if handover::is_awaited(&self.run_dir) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "another agent comes, and does not serve yet\n")
+            }
+            (Endpoint::Ready, "/healthz/started") => ready(&self.status.borrow()),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }

@@ -119,6 +119,10 @@ pub struct NodeArguments {
     /// How long open connections may go on after SIGTERM, or after another agent has taken over.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
+    /// Once another agent has taken over, end only after SIGTERM, or if no agent serves any more: for kubelet, which
+    /// starts anew what ends, and that would take over again.
+    #[arg(long)]
+    pub linger: bool,
     /// How long a server or a peer's proxy may take to answer.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,

@@ -6,12 +6,18 @@ use std::{
     future::pending,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
 use orlop_kube::{WorldFile, WorldFileError};
-use orlop_model::World;
+use orlop_model::{
+    Map, NamespacedName, Text, World,
+    world::{
+        Namespace,
+        security::{AuthorizationPolicy, PeerAuthentication},
+    },
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
@@ -24,10 +30,11 @@ use crate::{enrolment::Status, handover};
 
 /// How long the API server may take before the world on disk is better than none.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two looks whether another agent still serves.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two writes: a world on disk is this much behind at most.
 const PERIOD: Duration = Duration::from_secs(10);
+/// The same for what decides who may talk, at the least, and as a multiple of what a write takes.
+const SOON: Duration = Duration::from_secs(1);
+const SOON_TIMES: u32 = 4;
 
 /// The world on disk, once the API server has had its time. For ever if there is none that can be used.
 ///
@@ -40,9 +47,7 @@ pub async fn instead(file: WorldFile, run_dir: &Path) -> World {
             "the Kubernetes API has not answered yet, and another agent serves this node: waiting"
         );
     }
-    while handover::is_served(run_dir) {
-        sleep(LOOK_AGAIN).await;
-    }
+    handover::nobody_serves(run_dir).await;
     let path = file.path().display().to_string();
     match spawn_blocking(move || file.read()).await.context("reading it panicked") {
         Ok(Ok(Some(world))) => {
@@ -67,7 +72,8 @@ pub async fn instead(file: WorldFile, run_dir: &Path) -> World {
     pending().await
 }
 
-/// Writes each world that is of the present, at most one in [`PERIOD`]. What fails is tried again.
+/// Writes each world that is of the present, at most one in [`PERIOD`], or in [`SOON`] if it decides otherwise than the
+/// one before. What fails is tried again.
 pub async fn keep(file: WorldFile, mut worlds: watch::Receiver<Arc<World>>) {
     let mut failing = None;
     worlds.mark_changed();
@@ -76,7 +82,9 @@ pub async fn keep(file: WorldFile, mut worlds: watch::Receiver<Arc<World>>) {
         if world.as_of.is_some() {
             continue;
         }
+        let written_of = Deciding::of(&world);
         let to = file.clone();
+        let start = Instant::now();
         let written = spawn_blocking(move || to.write(world, SystemTime::now())).await;
         let problem = match written {
             Ok(Ok(())) => None,
@@ -100,7 +108,34 @@ pub async fn keep(file: WorldFile, mut worlds: watch::Receiver<Arc<World>>) {
             worlds.mark_changed();
         }
         failing = problem;
-        sleep(PERIOD).await;
+        sleep(SOON.max(start.elapsed() * SOON_TIMES)).await;
+        while start.elapsed() < PERIOD && written_of.is_of(&worlds.borrow()) {
+            sleep(SOON).await;
+        }
+    }
+}
+
+/// What of a world decides who is in the mesh and who may talk to whom: a world on disk that is behind in this lets pass
+/// what has been forbidden since.
+struct Deciding {
+    namespaces: Map<Text, Namespace>,
+    authorization_policies: Map<NamespacedName, AuthorizationPolicy>,
+    peer_authentications: Map<NamespacedName, PeerAuthentication>,
+}
+
+impl Deciding {
+    fn of(world: &World) -> Self {
+        Self {
+            namespaces: world.namespaces.clone(),
+            authorization_policies: world.authorization_policies.clone(),
+            peer_authentications: world.peer_authentications.clone(),
+        }
+    }
+
+    fn is_of(&self, world: &World) -> bool {
+        self.namespaces.is_same(&world.namespaces)
+            && self.authorization_policies.is_same(&world.authorization_policies)
+            && self.peer_authentications.is_same(&world.peer_authentications)
     }
 }
 

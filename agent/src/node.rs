@@ -32,7 +32,7 @@ use crate::{
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
     events,
-    handover::{Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
+    handover::{self, Coming, Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
     hosts::Names,
     last_world, limits, logging,
     sandboxes::{Changes, PodCgroups, Sandboxes},
@@ -58,6 +58,8 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 }
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
+    let coming = Coming::announce(&arguments.run_dir);
+    let coming = coming.with_context(|| format!("cannot use --run-dir {}", arguments.run_dir.display()))?;
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let world = Source::open(&arguments).await?;
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
@@ -113,6 +115,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let events = events::Reader::start(&datapath, Arc::clone(&snapshot), Arc::clone(&proxy))?;
     let admin = Admin {
         node: arguments.node.clone(),
+        run_dir: arguments.run_dir.clone(),
         datapath: Arc::clone(&datapath),
         registry: Arc::new(registry),
         snapshot: Arc::clone(&snapshot),
@@ -167,12 +170,24 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         status,
         sandbox_changes,
         boot_gate,
+        coming: Some(coming),
+        giving: watch::Sender::new(false),
         given_up: JoinSet::new(),
+    };
+    let mut giving = agent.giving.subscribe();
+    let mut told = false;
+    let stopped = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told = true;
+        // Nobody would serve if this one went now; it takes no longer than the new agent may.
+        let _ = giving.wait_for(|giving| !giving).await;
     };
     let successor = tokio::select! {
         result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = stopped => None,
     };
 
     events.stop();
@@ -188,6 +203,14 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
                 "handed over; keeping what can't be moved"
             );
             let left = leave(&mut worlds, &proxy, &successor, timeout).await?;
+            if arguments.linger && !told {
+                tracing::info!(connections = left, "waiting to be told to stop");
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                    () = handover::nobody_serves(&arguments.run_dir) => {}
+                }
+            }
             tracing::info!(connections = left, "stopped");
         }
         None => {
@@ -237,6 +260,10 @@ struct Agent {
     status: watch::Sender<Status>,
     sandbox_changes: Changes,
     boot_gate: Option<BootGate>,
+    /// Until it serves.
+    coming: Option<Coming>,
+    /// Whether everything is being given to another agent, or has been.
+    giving: watch::Sender<bool>,
     /// New agents that did not get ready, for as long as they run.
     given_up: JoinSet<()>,
 }
@@ -310,6 +337,7 @@ impl Agent {
 
     fn serve(&mut self) -> anyhow::Result<()> {
         self.proxy.serve();
+        self.coming = None;
         self.servers.serve(&self.admin);
         self.boot_gate.as_mut().map_or(Ok(()), BootGate::serve)
     }
@@ -344,6 +372,7 @@ impl Agent {
         let pods: Vec<_> = enrolment.pods().collect();
         let servers: Vec<_> = self.servers.sockets().collect();
         let estate = Estate { node: &self.node, pods: &pods, servers: &servers, door };
+        self.giving.send_replace(true);
         let given = tokio::select! {
             given = successor.give(&estate) => given,
             never = worlds.publish_all() => match never? {},
@@ -357,6 +386,7 @@ impl Agent {
                 tracing::warn!(error = format!("{error:#}"), "not handed over; serving on");
                 enrolment.restore()?;
                 successor.give_up(&format!("{error:#}")).await;
+                self.giving.send_replace(false);
                 self.given_up.spawn(async move { successor.ended().await });
                 Ok(None)
             }

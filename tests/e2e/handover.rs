@@ -7,12 +7,13 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv};
-use orlop_tests::{Agent, Pod, wait_for};
+use orlop_tests::{Agent, AgentOptions, Pod, READY_PORT, wait_for};
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::pair::{Pair, TIMEOUT};
+use crate::pair::{Pair, TIMEOUT, dial};
 use crate::upgrade::{PATIENCE, options};
 
 /// Speaks to an agent as another one would that wants to take over.
@@ -62,6 +63,65 @@ impl Stranger {
         stranger.hear_until("\"yours\"");
         stranger
     }
+}
+
+#[test]
+fn who_asks_whether_an_agent_has_started_means_the_one_that_comes() {
+    let pair = Pair::new();
+    let started = || pair.near.http_get("/healthz/started", READY_PORT).unwrap().status;
+    assert_eq!(started(), 200);
+    // As an agent does that has just begun.
+    let lock = fs::File::options().write(true).open(pair.near.node().run_dir().join("coming.lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(started(), 503);
+    assert_eq!(pair.near.http_get("/healthz/ready", READY_PORT).unwrap().status, 200);
+    drop(lock);
+    assert_eq!(started(), 200);
+}
+
+/// kubelet starts anew what ends, and it would take over.
+#[test]
+fn an_agent_that_lingers_ends_when_it_is_told_to_or_when_nobody_serves() {
+    let args = ["--log-format", "json", "--linger"].map(str::to_owned).into();
+    let mut pair = Pair::with(AgentOptions { args, ..AgentOptions::default() });
+    let server = pair.server.serve_echo(80).unwrap();
+    let mut old = pair.near.upgrade().unwrap();
+    pair.near.wait_log(|log| log.contains("waiting to be told to stop"), PATIENCE).unwrap();
+    assert!(old.wait(Duration::from_secs(2)).is_err(), "it has ended");
+    old.signal(Signal::SIGTERM).unwrap();
+    assert!(old.wait(PATIENCE).unwrap().success());
+    dial(&pair.client, server.addr()).unwrap();
+
+    let mut old = pair.near.upgrade().unwrap();
+    pair.near.kill().unwrap();
+    assert!(old.wait(PATIENCE).unwrap().success());
+}
+
+/// As of a DaemonSet's old pod: nobody would serve if it went before the new one does.
+#[test]
+fn an_agent_that_is_stopped_while_it_hands_over_serves_until_it_has() {
+    let mut pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let stranger = Stranger::come(&pair.near);
+    stranger.say(&Stranger::hello(&pair.near, 2));
+    stranger.hear_until("\"enrolled\"");
+    pair.near.terminate().unwrap();
+    dial(&pair.client, server.addr()).unwrap();
+    stranger.say("\"preparing\"");
+    dial(&pair.client, server.addr()).unwrap();
+    stranger.say("\"ready\"");
+    stranger.hear_until("\"yours\"");
+    drop(stranger);
+    assert!(pair.near.wait(PATIENCE).unwrap().success());
+
+    // One that does not get ready is not waited for.
+    pair.near.restart().unwrap();
+    let stranger = Stranger::come(&pair.near);
+    stranger.say(&Stranger::hello(&pair.near, 2));
+    stranger.hear_until("\"enrolled\"");
+    pair.near.terminate().unwrap();
+    drop(stranger);
+    assert!(pair.near.wait(PATIENCE).unwrap().success());
 }
 
 /// A server that takes nobody yet: whoever dials it sends SYNs that nobody answers.

@@ -20,11 +20,17 @@ mod old;
 mod wire;
 
 use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io,
-    os::unix::net::UnixStream,
+    os::unix::{
+        fs::{DirBuilderExt as _, OpenOptionsExt as _},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use tokio::time::sleep;
 
 pub use self::{
     new::{Predecessor, ServerSockets},
@@ -39,12 +45,48 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PREPARATION: Duration = Duration::from_secs(60);
 /// How often it says that it is at work.
 const BEAT: Duration = Duration::from_secs(1);
+/// Between two looks whether an agent serves.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether an agent serves in `run_dir`, which does not hear of the question: to its socket for packets nobody can
 /// connect a stream, and what the kernel says against it tells whether somebody has that socket.
 pub fn is_served(run_dir: &Path) -> bool {
     let gone = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
     UnixStream::connect(door(run_dir)).map_or_else(|error| !gone.contains(&error.kind()), |_| true)
+}
+
+/// Held by an agent from its first act until it serves or ends.
+#[derive(Debug)]
+pub struct Coming(#[expect(dead_code, reason = "the lock goes with it")] File);
+
+impl Coming {
+    /// Has whoever serves in `run_dir` know that another comes. If two come at once, one is enough.
+    pub fn announce(run_dir: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
+        let file = coming(run_dir, true)?;
+        match file.try_lock() {
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(Self(file)),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// Whether another agent comes to `run_dir`, which does not serve yet.
+pub fn is_awaited(run_dir: &Path) -> bool {
+    let locked = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    coming(run_dir, false).is_ok_and(locked)
+}
+
+fn coming(run_dir: &Path, create: bool) -> io::Result<File> {
+    let path = run_dir.join("coming.lock");
+    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+}
+
+/// Until no agent serves in `run_dir`.
+pub async fn nobody_serves(run_dir: &Path) {
+    while is_served(run_dir) {
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 fn door(run_dir: &Path) -> PathBuf {
@@ -56,6 +98,20 @@ mod tests {
     use std::{env, fs, process};
 
     use super::*;
+
+    #[test]
+    fn an_agent_that_comes_is_known_until_it_serves_or_ends() {
+        let run_dir = env::temp_dir().join(format!("orlop-coming-{}", process::id()));
+        assert!(!is_awaited(&run_dir));
+        let one = Coming::announce(&run_dir).unwrap();
+        let another = Coming::announce(&run_dir).unwrap();
+        assert!(is_awaited(&run_dir) && is_awaited(&run_dir));
+        drop(another);
+        assert!(is_awaited(&run_dir));
+        drop(one);
+        assert!(!is_awaited(&run_dir));
+        fs::remove_dir_all(run_dir).unwrap();
+    }
 
     #[tokio::test]
     async fn an_agent_is_noticed_and_does_not_notice() {

@@ -79,6 +79,17 @@ impl Cluster {
         }
     }
 
+    /// Waits until every pod of a Deployment or DaemonSet of ours is of its newest template.
+    #[track_caller]
+    pub fn wait_rollout(&self, what: &str) {
+        let mut kubectl = self.tools.kubectl(&self.kubernetes.plane.kubeconfig());
+        kubectl.args(["rollout", "status", what, "--namespace", SYSTEM, "--timeout=120s"]);
+        let output = kubectl.output().unwrap();
+        if !output.status.success() {
+            panic!("{}{}", String::from_utf8_lossy(&output.stderr), self.state());
+        }
+    }
+
     /// Everything worth reading when something does not come about.
     pub fn state(&self) -> String {
         let mut state = self.kubectl(&["get", "pods", "--all-namespaces", "--output=wide"]);
@@ -86,6 +97,13 @@ impl Cluster {
         let logs = ["logs", "--namespace", SYSTEM, "--selector=app.kubernetes.io/part-of=orlop", "--prefix"];
         let output = self.tools.kubectl(&self.kubernetes.plane.kubeconfig()).args(logs).output().unwrap();
         state += &String::from_utf8_lossy(&output.stdout);
+        // Of a container that has ended, and was started anew.
+        for pod in self.kubectl(&["get", "pods", "--namespace", SYSTEM, "--output=name"]).lines() {
+            let before = ["logs", pod, "--namespace", SYSTEM, "--previous", "--ignore-errors"];
+            let output =
+                self.tools.kubectl(&self.kubernetes.plane.kubeconfig()).args(before).output().unwrap();
+            state += &format!("-- {pod}, before\n{}", String::from_utf8_lossy(&output.stdout));
+        }
         self.nodes.iter().for_each(|node| state += &node.log_tails());
         state
     }

@@ -14,7 +14,7 @@ const WORD: &str = "cold-start";
 fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in_clear() {
     let cluster = Cluster::start();
     cluster.install(&["--set=node.bootGate.enabled=true"]);
-    cluster.kubectl(&["rollout", "status", "daemonset/orlop-node", "--namespace", SYSTEM, "--timeout=120s"]);
+    cluster.wait_rollout("daemonset/orlop-node");
     let drivers = ["get", "csinodes", "--output=jsonpath={.items[*].spec.drivers[*].name}"];
     let registered = || cluster.kubectl(&drivers) == format!("{DRIVER} {DRIVER}");
     assert!(wait_for(LONG, registered), "{}", cluster.state());

@@ -39,7 +39,7 @@ fn the_readme_s_three_commands_make_running_pods_talk_by_mutual_tls_and_helm_tak
     );
     assert!(cluster.flows(0).iter().any(|flow| flow["direction"] == "outbound" && is_mutual(flow)));
     for role in ["daemonset/orlop-node", "deployment/orlop-controller"] {
-        cluster.kubectl(&["rollout", "status", role, "--namespace", SYSTEM, "--timeout=120s"]);
+        cluster.wait_rollout(role);
     }
 
     policy_holds(&cluster, &server);
@@ -100,7 +100,7 @@ fn a_new_agent_costs_no_connection(cluster: &Cluster, server: &str) {
     };
     assert!(wait_for(LONG, || said("served") > 0), "{}", cluster.state());
     cluster.kubectl(&["rollout", "restart", "daemonset/orlop-node", "--namespace", SYSTEM]);
-    cluster.kubectl(&["rollout", "status", "daemonset/orlop-node", "--namespace", SYSTEM, "--timeout=120s"]);
+    cluster.wait_rollout("daemonset/orlop-node");
     let before = said("served");
     assert!(wait_for(LONG, || said("served") > before), "{}", cluster.state());
     cluster.shell("shop", "client", ">/stop");
