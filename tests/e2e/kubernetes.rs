@@ -16,6 +16,7 @@ mod install;
 mod kubelet;
 mod last_world;
 mod node;
+mod outage;
 mod replica;
 mod source;
 mod status;

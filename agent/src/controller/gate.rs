@@ -1,15 +1,18 @@
 //! Who gets which certificate.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use orlop_identity::{Admission, Gate, Refusal};
 use orlop_kube::controller::{Bearer, PlacedPods, ReviewError, Reviewer};
 use orlop_model::{Identity, NamespacedName, TrustDomain};
 
+use crate::controller::offline::OfflineReviewer;
+
 /// A pod gets its own identity. A node's agent gets those of the service accounts that have a pod on its own node, and
 /// no other: whoever takes over a node has no more than what runs there.
 pub struct NodeGate {
     pub reviewer: Reviewer,
+    pub offline: OfflineReviewer,
     pub pods: Arc<PlacedPods>,
     pub trust_domain: TrustDomain,
     /// The service accounts that agents run as.
@@ -22,13 +25,21 @@ impl Gate for NodeGate {
             let token = token.ok_or_else(|| {
                 Refusal::Unauthenticated("no token: want `authorization: Bearer TOKEN`".to_owned())
             })?;
-            let bearer = self.reviewer.review(token).await.map_err(|error| match error {
-                ReviewError::Refused(..) => Refusal::Unauthenticated(error.to_string()),
-                ReviewError::Unavailable(_) => {
-                    tracing::warn!(%error, "no certificates meanwhile");
-                    Refusal::Unavailable("the API server can't be asked about the token".to_owned())
+            let bearer = match self.reviewer.review(token).await {
+                Ok(bearer) => bearer,
+                Err(error) if error.is_away() => {
+                    tracing::warn!(%error, "going by what it said before");
+                    self.offline.review(token, SystemTime::now())?
                 }
-            })?;
+                Err(error @ ReviewError::Refused(..)) => {
+                    return Err(Refusal::Unauthenticated(error.to_string()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no certificates meanwhile");
+                    let reason = "the API server can't be asked about the token";
+                    return Err(Refusal::Unavailable(reason.to_owned()));
+                }
+            };
             self.decide(&bearer, wanted).await
         })
     }

@@ -2,6 +2,7 @@
 
 mod gate;
 mod health;
+mod offline;
 mod root;
 
 use std::{pin::pin, sync::Arc};
@@ -11,7 +12,7 @@ use futures_util::future::OptionFuture;
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
     BundlePublisher, CustomKinds, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming,
-    StatusWriter, WaypointProvisioner, connect,
+    StatusWriter, WaypointProvisioner, connect, follow_token_issuer,
 };
 use tokio::{
     net::TcpListener,
@@ -21,7 +22,7 @@ use tokio::{
 
 use crate::{
     cli::ControllerArguments,
-    controller::{gate::NodeGate, health::Health},
+    controller::{gate::NodeGate, health::Health, offline::OfflineReviewer},
     logging,
 };
 
@@ -67,8 +68,15 @@ async fn serve(
     let ca = Arc::new(root::first(&store, found.as_mut(), trust_domain).await?);
 
     let pods = Arc::new(PlacedPods::new(client.clone()));
+    let issuer = watch::Sender::new(None);
+    let offline = OfflineReviewer {
+        issuer: issuer.subscribe(),
+        audience: arguments.token_audience.clone(),
+        pods: Arc::clone(&pods),
+    };
     let gate = NodeGate {
         reviewer: Reviewer::new(client.clone(), &arguments.token_audience),
+        offline,
         pods: Arc::clone(&pods),
         trust_domain: trust_domain.clone(),
         node_accounts: arguments.node_accounts.clone(),
@@ -109,6 +117,7 @@ async fn serve(
     tokio::select! {
         () = service => {}
         () = pods.run() => {}
+        () = follow_token_issuer(client.clone(), issuer) => {}
         () = tls.run() => {}
         () = root::keep(&ca, found, trust_domain) => {}
         () = announce(&ca, &roots) => {}

@@ -172,7 +172,7 @@ pub fn agent(node: &Kubelet<'_>) -> Agent {
 }
 
 /// What the agent says of the certificate of a namespace's default service account.
-fn certificate(agent: &Agent, namespace: &str) -> Value {
+pub fn certificate(agent: &Agent, namespace: &str) -> Value {
     let dump: Value = serde_json::from_str(&agent.config_dump().unwrap()).unwrap();
     let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/default");
     let mut certificates = dump["certificates"].as_array().unwrap().iter();
@@ -180,7 +180,7 @@ fn certificate(agent: &Agent, namespace: &str) -> Value {
 }
 
 /// Asks from a node for the identity of a namespace's default service account, as an agent does.
-fn ask(node: &Kubelet<'_>, root: &std::path::Path, token: &str, namespace: &str) -> Result<(), String> {
+pub fn ask(node: &Kubelet<'_>, root: &std::path::Path, token: &str, namespace: &str) -> Result<(), String> {
     let file = node.node.run_dir().join("asks-with");
     std::fs::create_dir_all(node.node.run_dir()).unwrap();
     std::fs::write(&file, token).unwrap();

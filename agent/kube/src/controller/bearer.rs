@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use tokio::time::timeout;
 
 /// Who has shown a service-account token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +30,27 @@ pub enum ReviewError {
     /// The API server says nothing.
     #[error("the API server can't be asked about the token: {0}")]
     Unavailable(#[from] kube::Error),
+    /// The API server says nothing in time.
+    #[error("the API server has not answered about the token within {PATIENCE:?}")]
+    Late,
 }
+
+impl ReviewError {
+    /// Whether the API server can't be reached, or not what it needs to answer: it has said neither yes nor no.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Refused(..) => false,
+            Self::Late => true,
+            Self::Unavailable(kube::Error::Api(status)) => status.code >= 500,
+            Self::Unavailable(error) => {
+                matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_))
+            }
+        }
+    }
+}
+
+/// Who asks waits for longer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks the API server whose a token is (TokenReview, `authentication.k8s.io/v1`).
 pub struct Reviewer {
@@ -47,7 +69,9 @@ impl Reviewer {
         let spec =
             TokenReviewSpec { audiences: Some(vec![self.audience.clone()]), token: Some(token.to_owned()) };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let reviewed = self.reviews.create(&PostParams::default(), &review).await?;
+        let params = PostParams::default();
+        let reviewed = timeout(PATIENCE, self.reviews.create(&params, &review)).await;
+        let reviewed = reviewed.map_err(|_| ReviewError::Late)??;
         let status = reviewed.status.unwrap_or_default();
         let refused = |why: &str| ReviewError::Refused(why.to_owned(), self.audience.clone());
         if status.authenticated != Some(true) {

@@ -3,6 +3,7 @@
 mod bearer;
 mod bundle;
 mod events;
+mod issuer;
 mod leader;
 mod placed;
 mod root_secret;
@@ -13,6 +14,7 @@ mod waypoints;
 pub use bearer::{Bearer, ReviewError, Reviewer};
 pub use bundle::{BUNDLE, BundlePublisher, ISTIO_BUNDLE};
 pub use events::{EventWriter, Events};
+pub use issuer::{TokenIssuer, follow_token_issuer};
 pub use leader::Election;
 pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};

@@ -71,6 +71,21 @@ impl PlacedPods {
         found.map(|(node, _)| node.clone())
     }
 
+    /// The node of the pod with this name and UID, if it is of this service account.
+    pub fn node_of_account(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        service_account: &str,
+    ) -> Option<String> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let wanted = Placed { uid: uid.to_owned(), service_account: service_account.to_owned() };
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let found = nodes.iter().find(|(_, pods)| pods.get(&key) == Some(&wanted));
+        found.map(|(node, _)| node.clone())
+    }
+
     /// Follows the pods of every node, for ever.
     pub async fn run(&self) {
         let pods: Api<Pod> = Api::all_with(self.client.clone(), &ApiResource::erase::<Whole>(&()));

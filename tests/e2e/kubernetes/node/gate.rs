@@ -3,7 +3,6 @@ use serde_json::{Value, json};
 
 use super::cluster::{Cluster, LONG};
 use crate::boot_gate::kubelet::DRIVER;
-use crate::kubernetes::install::SYSTEM;
 
 /// How many start at once.
 const PODS: usize = 8;
