@@ -8,7 +8,7 @@ use crate::name::NamespacedName;
 use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
 use crate::route::{Balance, pick};
-use crate::service::Service;
+use crate::service::{Service, ServiceKind, ServicePort};
 use crate::snapshot::{Snapshot, Workload, WorkloadKind};
 use crate::text::Text;
 use crate::world::{Labels, World};
@@ -113,9 +113,9 @@ impl Snapshot {
 
     /// Whether the waypoint has this identity: that of the pods behind its Service, ready or not.
     fn is_waypoint(&self, name: &NamespacedName, identity: &Identity) -> bool {
-        let port = self.service(name).and_then(|service| service.port(HBONE_PORT));
+        let Some(service) = self.service(name) else { return false };
         let mut workloads =
-            port.into_iter().flat_map(|port| &port.endpoints).filter_map(|e| e.workload.as_ref());
+            service.port(HBONE_PORT).into_iter().flat_map(|port| own_workloads(service, port));
         workloads.any(|workload| workload.identity == *identity)
     }
 
@@ -149,9 +149,8 @@ impl Waypoints {
         let mut served: HashMap<(WorkloadKind, &NamespacedName), BTreeSet<NamespacedName>> = HashMap::new();
         let mut waypoints = HashSet::new();
         for service in services {
-            let is_waypoint = used.contains(&service.name);
-            let endpoints = service.ports.iter().flat_map(|port| &port.endpoints);
-            for workload in endpoints.filter_map(|endpoint| endpoint.workload.as_ref()) {
+            let is_waypoint = service.kind == ServiceKind::Service && used.contains(&service.name);
+            for workload in service.ports.iter().flat_map(|port| own_workloads(service, port)) {
                 let key = (workload.kind, &workload.name);
                 served.entry(key).or_default().extend(service.waypoint.clone());
                 if is_waypoint {
@@ -183,6 +182,16 @@ impl Waypoints {
         };
         of_kind.get(&workload.name)
     }
+}
+
+/// The endpoints of a service that its namespace has a say on. Whatever addresses it lists, another namespace's workloads
+/// are no waypoint by that, and have none.
+fn own_workloads<'s>(
+    service: &'s Service,
+    port: &'s ServicePort,
+) -> impl Iterator<Item = &'s Arc<Workload>> + use<'s> {
+    let workloads = port.endpoints.iter().filter_map(|endpoint| endpoint.workload.as_ref());
+    workloads.filter(|workload| workload.name.namespace == service.name.namespace)
 }
 
 /// The workload's own label counts first, then those of its services. One that is behind no service follows its

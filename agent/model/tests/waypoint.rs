@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_model::world::{Labels, Namespace, Pod, Service, ServiceEntry, ServicePort};
+use orlop_model::world::{
+    Backend, BackendAddress, Labels, Namespace, Pod, Service, ServiceEntry, ServicePort,
+};
 use orlop_model::{
     Balance, NamespacedName, Reason, Route, Service as CompiledService, Settings, Snapshot, Transport, World,
     compile,
@@ -139,6 +141,47 @@ fn a_pod_of_two_services_takes_the_waypoints_of_both() {
     }
     let other = route(&world, "client", "10.96.0.2:80").unwrap();
     assert_eq!(other.waypoint.unwrap().workload.name, id("other"));
+}
+
+/// Whoever may make a ServiceEntry anywhere can list any address.
+#[test]
+fn what_another_namespace_lists_as_its_own_gives_and_takes_no_waypoint() {
+    let evil = |name: &str| NamespacedName::new("evil", name);
+    let mut world = world();
+    let mesh = world.namespaces["shop"].clone();
+    world.namespaces.insert("evil".into(), mesh);
+    world.pods.insert(evil("x"), Pod { name: evil("x"), ..pod("x", "10.0.0.7") });
+    world.services.insert(evil("x"), Service { name: evil("x"), ..service("x", "x", "10.96.0.7", 15008) });
+    let claim = |world: &World, name: &str| {
+        let mut world = world.clone();
+        let entry = ServiceEntry {
+            name: evil(name),
+            hosts: vec!["web.example.com".into()],
+            labels: labels(USE, "x"),
+            ports: vec![ServicePort { number: 80, ..ServicePort::default() }],
+            resolution: orlop_model::world::Resolution::Static,
+            endpoints: vec![Backend {
+                address: BackendAddress::Ip("10.0.0.1".parse().unwrap()),
+                ..Backend::default()
+            }],
+            ..ServiceEntry::default()
+        };
+        world.service_entries.insert(evil(name), entry);
+        world
+    };
+    let claimed = snapshot(&claim(&world, "web"));
+    let listed = claimed.service_named("evil", "web.example.com").unwrap();
+    assert_eq!(listed.ports[0].endpoints[0].workload.as_ref().unwrap().name, id("web"));
+    // It is led through nobody's, and nobody is believed.
+    let [web, x] = [id("web"), evil("x")].map(|name| claimed.workload(&name).unwrap());
+    assert!(!claimed.is_waypoint_of(web, &x.identity));
+    assert_eq!(route(&claim(&world, "web"), "client", "10.0.0.1:80").unwrap().waypoint, None);
+
+    // Nor is it taken for one itself, which would need none.
+    label(&mut world.namespaces.get_mut("shop").unwrap().labels, "gate");
+    let claimed = snapshot(&claim(&world, "x"));
+    let [web, client] = ["web", "client"].map(|name| claimed.workload(&id(name)).unwrap());
+    assert!(claimed.admit_past_waypoints(web, Some(&client.identity)).is_err());
 }
 
 #[test]
