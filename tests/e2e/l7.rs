@@ -13,6 +13,7 @@ mod resilience;
 mod routes;
 mod scripted;
 mod speaks;
+mod streams;
 mod tokens;
 mod traces;
 

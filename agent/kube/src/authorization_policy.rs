@@ -298,6 +298,7 @@ fn condition(condition: ConditionObject, namespace: &str, path: &FieldPath) -> R
         "destination.ip" => Condition::DestinationIp(both(path, "values", values, not, parsed)?),
         "destination.port" => Condition::DestinationPort(both(path, "values", values, not, port)?),
         "remote.ip" => Condition::RemoteIp(both(path, "values", values, not, parsed)?),
+        "connection.sni" => Condition::Sni(both(path, "values", values, not, sni)?),
         "request.auth.principal" => Condition::RequestPrincipal(both(path, "values", values, not, parsed)?),
         "request.auth.audiences" => Condition::RequestAudience(both(path, "values", values, not, parsed)?),
         "request.auth.presenter" => Condition::RequestPresenter(both(path, "values", values, not, parsed)?),
@@ -415,6 +416,14 @@ fn host(text: &str) -> Result<Pattern, String> {
         (Some(host), Some(port)) => parsed(format!("{host}:{port}").as_str()),
         (None, _) => parsed(&text),
     }
+}
+
+/// What a client's TLS names is a host alone, in lower case.
+fn sni(text: &str) -> Result<Pattern, String> {
+    if text.contains(':') {
+        return Err(format!("{text:?} has a port, which no client's TLS names"));
+    }
+    host(text)
 }
 
 fn method(text: &str) -> Result<Pattern, String> {

@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     ExtensionProvider,
     HttpRoute,
     GrpcRoute,
+    TlsRoute,
+    TcpRoute,
     ReferenceGrant,
 }
 
@@ -57,7 +59,7 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 8] = [
+    const OF_WAYPOINTS: [Self; 10] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
@@ -65,6 +67,8 @@ impl Kind {
         Self::ExtensionProvider,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
         Self::ReferenceGrant,
     ];
 
@@ -91,13 +95,26 @@ impl Kind {
             Self::ExtensionProvider => "ExtensionProvider",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
     /// Whether it is a route of the Gateway API, whose conditions are of each of its parents by itself.
     pub fn is_route(self) -> bool {
-        matches!(self, Self::HttpRoute | Self::GrpcRoute)
+        self.route().is_some()
+    }
+
+    /// Which of the Gateway API's routes it is.
+    pub fn route(self) -> Option<RouteKind> {
+        match self {
+            Self::HttpRoute => Some(RouteKind::Http),
+            Self::GrpcRoute => Some(RouteKind::Grpc),
+            Self::TlsRoute => Some(RouteKind::Tls),
+            Self::TcpRoute => Some(RouteKind::Tcp),
+            _ => None,
+        }
     }
 
     /// Whether the controller writes conditions of its objects.
@@ -137,6 +154,12 @@ impl Kind {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            Self::TlsRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            Self::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
             Self::RateLimit | Self::ExtensionProvider => &["orlop.dev/v1alpha1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
@@ -198,6 +221,12 @@ impl Kind {
             }
             Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
             Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
+            Self::TlsRoute => {
+                Ok(Object::Route(Arc::new(gateway_api::stream_route::convert_tls(typed(object)?)?)))
+            }
+            Self::TcpRoute => {
+                Ok(Object::Route(Arc::new(gateway_api::stream_route::convert_tcp(typed(object)?)?)))
+            }
             Self::ReferenceGrant => {
                 let grant = gateway_api::reference_grant::convert(typed(object)?)?;
                 Ok(Object::ReferenceGrant(Arc::new(grant)))
@@ -253,6 +282,8 @@ pub(crate) enum Key {
     ExtensionProvider(NamespacedName),
     HttpRoute(NamespacedName),
     GrpcRoute(NamespacedName),
+    TlsRoute(NamespacedName),
+    TcpRoute(NamespacedName),
     ReferenceGrant(NamespacedName),
 }
 
@@ -277,6 +308,8 @@ impl Key {
             Kind::ExtensionProvider => Self::ExtensionProvider(namespaced()),
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
+            Kind::TlsRoute => Self::TlsRoute(namespaced()),
+            Kind::TcpRoute => Self::TcpRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
         }
     }
@@ -299,6 +332,8 @@ impl Key {
             | Self::ExtensionProvider(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
+            | Self::TlsRoute(name)
+            | Self::TcpRoute(name)
             | Self::ReferenceGrant(name) => Some(name),
         }
     }
@@ -322,6 +357,8 @@ impl Key {
             Self::ExtensionProvider(name) => world.extension_providers.contains_key(name),
             Self::HttpRoute(name) => world.http_routes.contains_key(name),
             Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
+            Self::TlsRoute(name) => world.tls_routes.contains_key(name),
+            Self::TcpRoute(name) => world.tcp_routes.contains_key(name),
             Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
         }
     }
@@ -345,6 +382,8 @@ impl Key {
             Self::ExtensionProvider(name) => world.extension_providers.remove(name).is_some(),
             Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
             Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
+            Self::TlsRoute(name) => world.tls_routes.remove(name).is_some(),
+            Self::TcpRoute(name) => world.tcp_routes.remove(name).is_some(),
             Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
         }
     }
@@ -367,6 +406,8 @@ impl Key {
             Self::ExtensionProvider(_) => Kind::ExtensionProvider,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
@@ -391,6 +432,8 @@ impl fmt::Display for Key {
             | Self::ExtensionProvider(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
+            | Self::TlsRoute(name)
+            | Self::TcpRoute(name)
             | Self::ReferenceGrant(name) => write!(f, "{kind} {name}"),
         }
     }
@@ -413,7 +456,7 @@ pub(crate) enum Object {
     RequestAuthentication(Arc<RequestAuthentication>),
     RateLimit(Arc<RateLimit>),
     ExtensionProvider(Arc<ExtensionProvider>),
-    /// An HTTPRoute or a GRPCRoute.
+    /// Of any kind of route.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
 }
@@ -438,6 +481,8 @@ impl Object {
             Self::Route(of) => match of.kind {
                 RouteKind::Http => Key::HttpRoute(of.name.clone()),
                 RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
+                RouteKind::Tls => Key::TlsRoute(of.name.clone()),
+                RouteKind::Tcp => Key::TcpRoute(of.name.clone()),
             },
             Self::ReferenceGrant(of) => Key::ReferenceGrant(of.name.clone()),
         }

@@ -14,10 +14,12 @@ use crate::read::Metadata;
 use crate::service_entry::exports;
 
 mod actions;
+mod streams;
 
 use actions::{
     CorsObject, DirectObject, FaultObject, MirrorObject, PercentObject, RedirectObject, RetriesObject,
 };
+use streams::{TcpObject, TlsObject};
 
 /// A `networking.istio.io` VirtualService as it is written.
 #[derive(Debug, Deserialize)]
@@ -39,10 +41,10 @@ pub(crate) struct Spec {
     gateways: Vec<String>,
     /// Rules for HTTP. The first that matches counts.
     http: Vec<RuleObject>,
-    /// Rules for TLS. Not read yet.
-    tls: Option<Ignored>,
-    /// Rules for TCP. Not read yet.
-    tcp: Option<Ignored>,
+    /// Rules for TLS that only the server reads, by whom it names. The first that matches counts.
+    tls: Vec<TlsObject>,
+    /// Rules for whatever else is no HTTP. The first that matches counts.
+    tcp: Vec<TcpObject>,
     /// Namespaces whose workloads go by this: "." its own, "*" all, which is also meant if it is left out.
     export_to: Option<Vec<String>>,
 }
@@ -232,14 +234,19 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
     let rules = spec.http.into_iter().enumerate();
     let rules =
         rules.map(|(index, entry)| rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index)));
-    let unread = [("tcp", spec.tcp.is_some()), ("tls", spec.tls.is_some())];
+    let tls = spec.tls.into_iter().enumerate();
+    let tls = tls.map(|(index, of)| of.convert(&FieldPath::from("spec.tls").index(index)));
+    let tcp = spec.tcp.into_iter().enumerate();
+    let tcp = tcp.map(|(index, of)| of.convert(&FieldPath::from("spec.tcp").index(index)));
     Ok(VirtualService {
         created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),
         hosts: hosts.collect::<Result<_, _>>()?,
         gateways: spec.gateways,
         exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
         http: rules.collect::<Result<_, _>>()?,
-        unread: unread.into_iter().filter(|(_, there)| *there).map(|(field, _)| field.to_owned()).collect(),
+        tls: tls.collect::<Result<_, _>>()?,
+        tcp: tcp.collect::<Result<_, _>>()?,
+        unread: Vec::new(),
         name,
     })
 }
@@ -354,12 +361,10 @@ fn route(route: Vec<RouteObject>, path: &FieldPath) -> Result<Vec<WeightedDestin
     let mut found = Vec::new();
     for (index, entry) in route.into_iter().enumerate() {
         let path = path.clone().index(index);
-        let weight = u32::try_from(entry.weight.unwrap_or(0)).map_err(|_| {
-            FieldError::new(path.clone().key("weight"), "is not a weight; write a number from 0 on")
-        })?;
+        let weight = weight(entry.weight, single, || path.clone().key("weight"))?;
         found.push(WeightedDestination {
             destination: destination(entry.destination, &path.clone().key("destination"))?,
-            weight: if single { 1 } else { weight },
+            weight,
             headers: headers(entry.headers, &path.key("headers"))?,
         });
     }
@@ -367,6 +372,12 @@ fn route(route: Vec<RouteObject>, path: &FieldPath) -> Result<Vec<WeightedDestin
         return Err(FieldError::new(path.clone(), "has no weight but 0; give one of them some"));
     }
     Ok(found)
+}
+
+fn weight(of: Option<i64>, single: bool, path: impl FnOnce() -> FieldPath) -> Result<u32, FieldError> {
+    let weight = u32::try_from(of.unwrap_or(0));
+    let weight = weight.map_err(|_| FieldError::new(path(), "is not a weight; write a number from 0 on"))?;
+    Ok(if single { 1 } else { weight })
 }
 
 pub(super) fn destination(of: DestinationObject, path: &FieldPath) -> Result<Destination, FieldError> {

@@ -118,7 +118,7 @@ impl Snapshot {
         }
     }
 
-    fn judge(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
+    pub(crate) fn judge(&self, connection: &Connection<'_>) -> Result<Judgement, Refused> {
         Judgement::of(self.authorize(connection), |denied| denied.explain(connection))
     }
 }

@@ -1,11 +1,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::admit::Refused;
+use crate::authorize::Connection;
+use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::route::{Balance, Transport, canonical, pick};
 use crate::service::{Endpoint, Service, ServiceKind};
-use crate::snapshot::{Snapshot, Workload};
+use crate::snapshot::{Snapshot, Workload, WorkloadKind};
 use crate::world::Resolution;
 
 /// What a waypoint is asked for, of that which it stands before.
@@ -104,6 +107,45 @@ impl Snapshot {
             }
             _ => Ok(Transport::Plain),
         }
+    }
+
+    /// Like [`Self::transport_to`], for a client's connection that a rule may have led anywhere: not past waypoints that
+    /// the endpoint has and this one is not of, as no route of a node leads there either.
+    pub fn transport_through(
+        &self,
+        waypoint: &NamespacedName,
+        endpoint: &Endpoint,
+    ) -> Result<Transport, Reason> {
+        let workload = endpoint.workload.as_deref();
+        if workload
+            .is_some_and(|workload| self.stands_behind(workload) && !self.stands_before(waypoint, workload))
+        {
+            return Err(Reason::NotThroughWaypoint);
+        }
+        self.transport_to(endpoint)
+    }
+
+    /// Decides whether a client may reach an endpoint where this waypoint leads it, by the AuthorizationPolicies of the
+    /// pod. Its node judges by them itself if it believes the waypoint whom it speaks for; of a pod that is not behind
+    /// the waypoint, it would take the waypoint for the client.
+    pub fn admit_led(
+        &self,
+        waypoint: &NamespacedName,
+        client: &Identity,
+        address: IpAddr,
+        endpoint: &Endpoint,
+    ) -> Result<(), Refused> {
+        let is_led = |workload: &&Arc<Workload>| {
+            workload.enrolled && workload.kind == WorkloadKind::Pod && !self.stands_before(waypoint, workload)
+        };
+        let Some(workload) = endpoint.workload.as_ref().filter(is_led) else { return Ok(()) };
+        let connection = Connection {
+            source_identity: Some(client),
+            source: address.to_canonical(),
+            destination: workload,
+            address: endpoint.address,
+        };
+        self.judge(&connection).map(drop)
     }
 }
 

@@ -112,6 +112,8 @@ fn reaches_further(then: &World, now: &World) -> bool {
         destination_rules: _,
         http_routes: _,
         grpc_routes: _,
+        tls_routes: _,
+        tcp_routes: _,
         reference_grants: _,
     } = now;
     then.as_of != *as_of

@@ -82,6 +82,11 @@ impl Snapshot {
         self.waypoints.of(workload).is_some_and(|required| required.admitted.contains(waypoint))
     }
 
+    /// Whether the workload has any waypoint.
+    pub(crate) fn stands_behind(&self, workload: &Workload) -> bool {
+        self.waypoints.of(workload).is_some()
+    }
+
     /// The waypoint between `source` and a service, if there is one.
     pub(crate) fn waypoint_of_service(
         &self,

@@ -9,6 +9,7 @@ mod request_authentication;
 pub mod routing;
 pub mod security;
 mod service_entry;
+pub mod stream;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -84,6 +85,12 @@ pub struct World {
     /// GRPCRoutes by name.
     #[serde(skip)]
     pub grpc_routes: Map<NamespacedName, Route>,
+    /// TLSRoutes by name.
+    #[serde(skip)]
+    pub tls_routes: Map<NamespacedName, Route>,
+    /// TCPRoutes by name.
+    #[serde(skip)]
+    pub tcp_routes: Map<NamespacedName, Route>,
     /// ReferenceGrants by name.
     #[serde(skip)]
     pub reference_grants: Map<NamespacedName, ReferenceGrant>,
@@ -95,7 +102,20 @@ impl World {
         match kind {
             RouteKind::Http => &mut self.http_routes,
             RouteKind::Grpc => &mut self.grpc_routes,
+            RouteKind::Tls => &mut self.tls_routes,
+            RouteKind::Tcp => &mut self.tcp_routes,
         }
+    }
+
+    /// The route of this kind and name.
+    pub fn route(&self, kind: RouteKind, name: &NamespacedName) -> Option<&Arc<Route>> {
+        let routes = match kind {
+            RouteKind::Http => &self.http_routes,
+            RouteKind::Grpc => &self.grpc_routes,
+            RouteKind::Tls => &self.tls_routes,
+            RouteKind::Tcp => &self.tcp_routes,
+        };
+        routes.get(name)
     }
 }
 

@@ -238,12 +238,12 @@ async fn write_all(to: &TcpStream, data: &mut Bytes) -> io::Result<()> {
 }
 
 /// Ends `both` when neither meter has moved for a whole period: one timer a connection, nothing a byte.
-pub(crate) async fn unless_idle(
-    both: impl Future<Output = Result<(), Reason>>,
+pub(crate) async fn unless_idle<E: From<Reason>>(
+    both: impl Future<Output = Result<(), E>>,
     up: &Meter,
     down: &Meter,
     period: Duration,
-) -> Result<(), Reason> {
+) -> Result<(), E> {
     let idle = async {
         loop {
             let before = (up.total(), down.total());
@@ -256,7 +256,7 @@ pub(crate) async fn unless_idle(
     tokio::select! {
         biased;
         result = both => result,
-        () = idle => Err(Reason::IdleTimeout),
+        () = idle => Err(Reason::IdleTimeout.into()),
     }
 }
 

@@ -274,7 +274,7 @@ pub mod fuzzing {
 
     use crate::hbone;
 
-    pub use crate::dns::exercise as dns;
+    pub use crate::{dns::exercise as dns, http::hello::exercise as hello};
 
     /// Reads a CONNECT from a peer at `peer`: what it asks for, and the client that the server would see.
     pub fn connect(

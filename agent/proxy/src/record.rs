@@ -140,7 +140,7 @@ impl Drop for Record {
             self.shared.metrics.failed(self.direction, refusal.reason).inc();
         }
         let (reason, detail, judgement) = match outcome {
-            Some(Refusal { reason, detail, judgement }) => (Some(reason), Some(detail), judgement),
+            Some(Refusal { reason, detail, judgement, .. }) => (Some(reason), Some(detail), judgement),
             None => (None, None, None),
         };
         let judgement = judgement.or(self.judgement.take()).unwrap_or_default();

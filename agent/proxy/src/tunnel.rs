@@ -140,7 +140,10 @@ pub(crate) async fn ask(
         .map_err(lost)?;
     match answer.status() {
         StatusCode::OK => Ok((send, answer.into_body())),
-        status => Err(Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))),
+        status => Err(Refusal {
+            by_peers_policy: status == StatusCode::UNAUTHORIZED,
+            ..Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))
+        }),
     }
 }
 

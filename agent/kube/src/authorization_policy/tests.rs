@@ -78,7 +78,7 @@ fn what_is_asked_of_requests_is_carried_over_and_what_nobody_reads_is_named() {
             {"key": "request.headers[:authority]", "values": ["A"]}, {"key": "request.headers[:method]", "values": ["get"]},
             {"key": "request.headers[]", "values": ["y"]}, {"key": "request.headers[Connection]", "values": ["y"]}, {"key": "request.headers[:path]", "values": ["/"]},
             {"key": "request.headers[x-forwarded-client-cert]", "notValues": ["y"]},
-            {"key": "connection.sni", "values": ["a"]}, {"key": "experimental.envoy.filters.x", "values": ["a"]},
+            {"key": "connection.sni", "values": ["A.b."]}, {"key": "experimental.envoy.filters.x", "values": ["a"]},
             {"key": "source.moon", "notValues": ["full"]},
         ],
     }]}))
@@ -108,7 +108,9 @@ fn what_is_asked_of_requests_is_carried_over_and_what_nobody_reads_is_named() {
     );
     assert_eq!(rule.when[2], Condition::Host(of(exact("a"))));
     assert_eq!(rule.when[3], Condition::Method(of(exact("GET"))));
-    assert!(rule.when[4..].iter().all(|when| matches!(when, Condition::Unread(_))), "{:?}", rule.when);
+    assert_eq!(rule.when[8], Condition::Sni(of(exact("a.b"))));
+    let mut unread = rule.when[4..8].iter().chain(&rule.when[9..]);
+    assert!(unread.all(|when| matches!(when, Condition::Unread(_))), "{:?}", rule.when);
 }
 
 #[test]

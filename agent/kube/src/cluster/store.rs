@@ -144,6 +144,8 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
         }
         Kind::HttpRoute => world.http_routes.keys().cloned().map(Key::HttpRoute).collect(),
         Kind::GrpcRoute => world.grpc_routes.keys().cloned().map(Key::GrpcRoute).collect(),
+        Kind::TlsRoute => world.tls_routes.keys().cloned().map(Key::TlsRoute).collect(),
+        Kind::TcpRoute => world.tcp_routes.keys().cloned().map(Key::TcpRoute).collect(),
         Kind::ReferenceGrant => world.reference_grants.keys().cloned().map(Key::ReferenceGrant).collect(),
     }
 }

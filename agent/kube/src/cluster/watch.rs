@@ -7,9 +7,8 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
-use kube::runtime::utils::Backoff;
+use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
-use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
@@ -33,11 +32,15 @@ const NOT_YET: Duration = Duration::from_millis(300);
 /// Keeps `definitions` in step with the custom kinds. Only their names are asked for.
 pub(crate) async fn watch_definitions(client: Client, definitions: watch::Sender<Definitions>) {
     let api = Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client);
-    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
+    let events = watcher(api, watcher::Config::default());
     pin_mut!(events);
     let mut listed = BTreeSet::new();
+    let mut pauses = Pauses::default();
     while let Some(event) = events.next().await {
         let known = |definitions: &mut Definitions| definitions.clone().unwrap_or_default();
+        if works(&event) {
+            pauses = Pauses::default();
+        }
         match event {
             Ok(Event::Init) => listed = BTreeSet::new(),
             Ok(Event::InitApply(definition)) => listed.extend(definition.metadata.name),
@@ -55,6 +58,9 @@ pub(crate) async fn watch_definitions(client: Client, definitions: watch::Sender
             Err(error) => {
                 let error = describe(&error);
                 tracing::debug!(error, "can't watch the definitions of custom kinds");
+                if let Some(pause) = pauses.next() {
+                    sleep(pause).await;
+                }
             }
         }
     }
@@ -78,52 +84,67 @@ pub(super) async fn watch_kind(
     updates: mpsc::Sender<Update>,
 ) -> Result<(), Ended> {
     let versions = kind.api_versions();
+    // Of whatever version: the next one may do where the last was not served.
+    let mut failing = false;
     if !is_custom(kind) {
         loop {
-            watch_version(kind, versions[0], &client, telling, &updates).await?;
             // It can't be absent; an API server that starts may say so.
+            let problem = watch_version(kind, versions[0], &client, telling, &updates, &mut failing).await?;
+            failing = true;
+            send(&updates, Update::Failing(kind, problem)).await?;
             sleep(NOT_YET).await;
         }
     }
     let name = format!("{}.{}", plural(kind), group(versions[0]));
     let there = |definitions: &Definitions| definitions.as_ref().map(|names| names.contains(&name));
-    let mut version = versions.iter().cycle();
+    let mut version = versions.iter().enumerate().cycle();
     loop {
         let known = definitions.wait_for(|definitions| there(definitions).is_some()).await;
         if known.map_err(|_| Ended)?.as_ref().is_none_or(|names| !names.contains(&name)) {
             send(&updates, Update::Listed(kind, BTreeSet::new())).await?;
+            if std::mem::take(&mut failing) {
+                send(&updates, Update::Works(kind)).await?;
+            }
             definitions.wait_for(|definitions| there(definitions) == Some(true)).await.map_err(|_| Ended)?;
         }
-        let Some(version) = version.next() else { return Ok(()) };
-        tokio::select! {
-            watched = watch_version(kind, version, &client, telling, &updates) => watched?,
+        let Some((index, version)) = version.next() else { return Ok(()) };
+        let problem = tokio::select! {
+            watched = watch_version(kind, version, &client, telling, &updates, &mut failing) => watched?,
             gone = definitions.wait_for(|definitions| there(definitions) == Some(false)) => {
                 drop(gone.map_err(|_| Ended)?);
                 continue;
             }
+        };
+        // It may be served in another version.
+        if index + 1 == versions.len() {
+            failing = true;
+            send(&updates, Update::Failing(kind, problem)).await?;
         }
         sleep(NOT_YET).await;
     }
 }
 
-/// Watches a kind in one version of its group; returns if the API server has no such kind.
+/// Watches a kind in one version of its group; returns with what the API server says if it has no such kind.
 async fn watch_version(
     kind: Kind,
     api_version: &'static str,
     client: &Client,
     telling: Telling,
     updates: &mpsc::Sender<Update>,
-) -> Result<(), Ended> {
+    failing: &mut bool,
+) -> Result<String, Ended> {
     let api = Api::<Item>::all_with(client.clone(), &resource(kind, api_version));
     let update = |item: &Item| update(kind, item, api_version, telling);
-    let events = watcher(api, watcher::Config::default()).backoff(Pauses::default());
+    let events = watcher(api, watcher::Config::default());
     pin_mut!(events);
     let mut listed = BTreeSet::new();
-    let mut failing = false;
+    let mut pauses = Pauses::default();
     while let Some(event) = events.next().await {
-        if event.is_ok() && failing {
-            failing = false;
-            send(updates, Update::Works(kind)).await?;
+        if works(&event) {
+            pauses = Pauses::default();
+            if std::mem::take(failing) {
+                send(updates, Update::Works(kind)).await?;
+            }
         }
         match event {
             Ok(Event::Init) => listed = BTreeSet::new(),
@@ -137,15 +158,24 @@ async fn watch_version(
             Ok(Event::Apply(item)) => send(updates, update(&item)).await?,
             Ok(Event::Delete(item)) => send(updates, Update::Delete(item.key(kind))).await?,
             Err(error) => {
-                failing = true;
-                send(updates, Update::Failing(kind, describe(&error))).await?;
                 if is_absent(&error) {
-                    return Ok(());
+                    return Ok(describe(&error));
+                }
+                *failing = true;
+                send(updates, Update::Failing(kind, describe(&error))).await?;
+                if let Some(pause) = pauses.next() {
+                    sleep(pause).await;
                 }
             }
         }
     }
-    Ok(())
+    Ok("the watch has ended".to_owned())
+}
+
+/// Whether the API server has said something. `Init` comes before each attempt to list, whatever becomes of that: it must
+/// not end the pauses between attempts that fail.
+fn works<K>(event: &Result<Event<K>, watcher::Error>) -> bool {
+    event.as_ref().is_ok_and(|event| !matches!(event, Event::Init))
 }
 
 fn update(kind: Kind, item: &Item, api_version: &'static str, telling: Telling) -> Update {
@@ -195,12 +225,6 @@ impl Iterator for Pauses {
         let pause = self.0;
         self.0 = (2 * pause).min(Self::LONGEST);
         Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::default();
     }
 }
 
@@ -268,6 +292,8 @@ mod tests {
             "extensionproviders",
             "httproutes",
             "grpcroutes",
+            "tlsroutes",
+            "tcproutes",
             "referencegrants",
         ];
         assert_eq!(plurals, wanted);

@@ -142,6 +142,12 @@ fn virtual_service() -> Vec<Rule> {
     vec![
         required("spec.http[].route[]", &["destination"]),
         required("spec.http[].route[].destination", &["host"]),
+        required("spec.tls[]", &["match", "route"]),
+        required("spec.tls[].match[]", &["sniHosts"]),
+        required("spec.tls[].route[]", &["destination"]),
+        required("spec.tls[].route[].destination", &["host"]),
+        required("spec.tcp[].route[]", &["destination"]),
+        required("spec.tcp[].route[].destination", &["host"]),
         required("spec.http[].mirror", &["host"]),
         required("spec.http[].mirrors[]", &["destination"]),
         required("spec.http[].mirrors[].destination", &["host"]),

@@ -19,6 +19,7 @@ mod filters;
 pub(crate) mod grpc_route;
 pub(crate) mod http_route;
 pub(crate) mod reference_grant;
+pub(crate) mod stream_route;
 
 use filters::FilterObject;
 
@@ -38,7 +39,7 @@ pub(crate) struct Object {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Spec {
     parent_refs: Vec<ParentObject>,
-    hostnames: Option<IgnoredAny>,
+    hostnames: Option<Value>,
     #[serde(rename = "useDefaultGateways")]
     _use_default_gateways: Option<IgnoredAny>,
     rules: Option<Vec<Value>>,
@@ -127,7 +128,7 @@ fn convert<R: DeserializeOwned>(
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
     let mut unread = reading.unread;
     unread.dedup();
-    Ok(Route { kind, created, parents, rules, unread, name })
+    Ok(Route { kind, created, parents, hostnames: Vec::new(), rules, unread, name })
 }
 
 impl ParentObject {

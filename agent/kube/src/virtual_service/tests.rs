@@ -11,7 +11,10 @@ fn everything_the_waypoint_reads_is_carried_over() {
         "hosts": ["Web", "*.example.com", "*"],
         "gateways": ["mesh", "istio-system/in"],
         "exportTo": ["."],
-        "tcp": [],
+        "tls": [{"match": [{"sniHosts": ["A.com", "*.b.com"], "port": 443, "destinationSubnets": ["10.0.0.0/8"]}],
+            "route": [{"destination": {"host": "web"}}]}],
+        "tcp": [{"match": [{"sourceLabels": {"app": "a"}, "sourceNamespace": "shop", "gateways": ["mesh"]}],
+            "route": [{"destination": {"host": "web", "subset": "v1"}, "weight": 9}, {"destination": {"host": "b"}, "weight": 1}]}],
         "http": [{
             "name": "canary",
             "match": [{
@@ -38,7 +41,12 @@ fn everything_the_waypoint_reads_is_carried_over() {
     }))
     .unwrap();
     assert_eq!(found.hosts, ["web", "*.example.com", "*"]);
-    assert_eq!(found.unread, ["tcp"]);
+    let of = &found.tls[0].matches[0];
+    assert_eq!(of.names.iter().map(|name| name.0.as_str()).collect::<Vec<_>>(), ["a.com", "*.b.com"]);
+    assert_eq!((of.port, of.destinations[0].to_string().as_str()), (Some(443), "10.0.0.0/8"));
+    assert_eq!(found.tls[0].route[0].weight, 1);
+    assert_eq!(found.tcp[0].matches[0].source_namespace.as_deref(), Some("shop"));
+    assert_eq!(found.tcp[0].route.iter().map(|of| of.weight).collect::<Vec<_>>(), [9, 1]);
     let rule = &found.http[0];
     let of = &rule.matches[0];
     assert_eq!(of.uri, Some(StringMatch::Prefix("/v1".to_owned())));

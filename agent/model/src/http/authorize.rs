@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Request;
 use super::authentication::Authentications;
 use super::limit::{Counted, Limits};
-use super::token::{Claims, TokenRules, Tokens};
+use super::token::{Claims, NoTokens, TokenRules, Tokens};
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
 use crate::compile::Settings;
@@ -19,6 +19,7 @@ use crate::service::{Service, ServiceKind};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::waypoint::is_of_class;
 use crate::world::security::Target;
+use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, World};
 
 pub(super) type ServiceKey = (ServiceKind, NamespacedName);
@@ -132,6 +133,48 @@ impl RequestPolicies {
         tokens: &dyn Tokens,
         passed: &[Arc<ExtensionProvider>],
     ) -> Result<Judgement, Refused> {
+        let request = request.map(RequestFacts::new);
+        let facts = Facts { passed, ..facts(target, client, address, request.as_ref()) };
+        self.judge_facts(target, &facts, tokens)
+    }
+
+    /// Of a connection in which no HTTP is read.
+    pub fn judge_stream(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        sni: Sni<'_>,
+    ) -> Result<Judgement, Refused> {
+        let facts = Facts { sni, ..facts(target, client, address, None) };
+        self.judge_facts(target, &facts, &NoTokens)
+    }
+
+    /// Whether the name in the client's TLS may decide.
+    pub fn want_sni(&self, target: &Behind, client: &Identity, address: IpAddr) -> bool {
+        let facts = facts(target, client, address, None);
+        self.services_of(target).into_iter().any(|service| {
+            let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
+            self.policies_of(service.map(|(service, _)| service)).want_sni(&Facts { port, ..facts })
+        })
+    }
+
+    /// Whether anything but AuthorizationPolicies has a say on requests for a service.
+    pub fn read_requests(&self, service: &Arc<Service>, port: u16) -> bool {
+        let target = Behind::Service { service: service.clone(), port, dialled: None };
+        let key = (service.kind, service.name.clone());
+        let rules = self.authentications.of(Some(&key));
+        rules.is_some_and(|rules| !rules.rules.is_empty())
+            || self.limits.unreadable(&target, Some(&key)).is_some()
+            || self.limits.are_for(&key)
+    }
+
+    fn judge_facts(
+        &self,
+        target: &Behind,
+        facts: &Facts<'_>,
+        tokens: &dyn Tokens,
+    ) -> Result<Judgement, Refused> {
         let unasked = self.class.is_none() && self.waypoint.is_none() && self.services.is_empty();
         if unasked && self.authentications.is_empty() {
             return Ok(Judgement::default());
@@ -139,14 +182,12 @@ impl RequestPolicies {
         if let Some(name) = self.authentications.unreadable(target) {
             return Err(unreadable(name));
         }
-        let request = request.map(RequestFacts::new);
-        let facts = Facts { passed, ..facts(target, client, address, request.as_ref()) };
         // Each of a workload's services could have been dialled, and each has its say, as if it had been.
         let mut all = Judgement::default();
         for service in self.services_of(target) {
             let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
             let service = service.map(|(service, _)| service);
-            all.add(self.of_service(service, &Facts { port, ..facts }, tokens)?);
+            all.add(self.of_service(service, &Facts { port, ..*facts }, tokens)?);
         }
         Ok(all)
     }
@@ -277,7 +318,9 @@ fn facts<'a>(
     address: IpAddr,
     request: Option<&'a RequestFacts<'a>>,
 ) -> Facts<'a> {
-    let facts = |destination| Facts { request, ..Facts::new(Some(client), address, destination) };
+    // What is read as HTTP is no TLS.
+    let sni = if request.is_some() { Sni::Absent } else { Sni::Unknown };
+    let facts = |destination| Facts { request, sni, ..Facts::new(Some(client), address, destination) };
     match target {
         Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
         Behind::Service { port, dialled: None, .. } => {

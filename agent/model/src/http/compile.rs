@@ -7,6 +7,7 @@ use super::destination::Destinations;
 use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
+use super::stream::StreamTable;
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
@@ -34,21 +35,28 @@ impl Snapshot {
     ) -> Self {
         let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
         let all = self.services.values().chain(self.service_entries.iter());
-        let compiler = Compiler { world, settings, snapshot: &self, namespace: &waypoint.namespace };
+        let compiler = Compiler { world, settings, snapshot: &self, waypoint };
         let mut findings = Vec::new();
-        let mut tables = HashMap::new();
+        let (mut tables, mut streams) = (HashMap::new(), HashMap::new());
         for service in all.clone().filter(behind) {
             if let Some(table) = compiler.table(service, &mut findings) {
                 tables.insert(service.hostname.clone(), Arc::new(table));
+            }
+            let ports = compiler.streams(service, &mut findings);
+            if !ports.is_empty() {
+                streams.insert(service.hostname.clone(), ports);
             }
         }
         findings.extend(unread(world));
         let attaching = Attaching { world, snapshot: &self, waypoint: Some(waypoint), grants };
         let attached = attaching.all(&tables, &mut findings);
-        let labels = tables
-            .values()
-            .any(|table| table.asks_for_labels())
-            .then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
+        let labels = tables.values().any(|table| table.asks_for_labels())
+            || streams
+                .values()
+                .flat_map(HashMap::values)
+                .any(|table: &Arc<StreamTable>| table.asks_for_labels());
+        let labels =
+            labels.then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
         let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
         let destinations = Destinations::new(world, settings, &waypoint.namespace, all.clone());
         findings.extend(policies.findings(world, settings, waypoint));
@@ -58,6 +66,7 @@ impl Snapshot {
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
             tables,
+            streams,
             attached,
             destinations,
             policies,
@@ -75,32 +84,18 @@ impl Snapshot {
     }
 }
 
-struct Compiler<'a> {
+pub(super) struct Compiler<'a> {
     world: &'a World,
     settings: &'a Settings,
     snapshot: &'a Snapshot,
-    /// The waypoint's.
-    namespace: &'a str,
+    pub waypoint: &'a NamespacedName,
 }
 
 impl Compiler<'_> {
     /// The rules for a service, of all VirtualServices of its most specific host, the oldest first.
     fn table(&self, service: &Service, findings: &mut Vec<Finding>) -> Option<Table> {
-        let mut best = (Specificity::default(), Vec::new());
-        for of in self.world.virtual_services.values().filter(|of| of.exports.include(self.namespace)) {
-            let hosts = of.hosts.iter().map(|host| full_host(host, &of.name.namespace, self.settings));
-            let Some(found) = hosts.filter_map(|host| specificity(&host, &service.hostname)).max() else {
-                continue;
-            };
-            if best.1.is_empty() || found > best.0 {
-                best = (found, vec![of]);
-            } else if found == best.0 {
-                best.1.push(of);
-            }
-        }
-        let (_, mut found) = best;
+        let mut found = self.most_specific(service);
         found.retain(|of| of.http.iter().any(|rule| !meshed(&of.gateways, rule).is_empty()));
-        found.sort_by_key(|of| (of.created, &of.name));
         if let [first, others @ ..] = &found[..]
             && !others.is_empty()
         {
@@ -113,6 +108,26 @@ impl Compiler<'_> {
         let rules: Vec<_> = found.iter().flat_map(|of| self.rules(of, findings)).collect();
         // A VirtualService without HTTP rules says nothing of HTTP.
         (!rules.is_empty()).then(|| Table::new(rules))
+    }
+
+    /// The VirtualServices of a service's most specific host, the oldest first.
+    pub fn most_specific(&self, service: &Service) -> Vec<&VirtualService> {
+        let mut best = (Specificity::default(), Vec::new());
+        let namespace = &self.waypoint.namespace;
+        for of in self.world.virtual_services.values().filter(|of| of.exports.include(namespace)) {
+            let hosts = of.hosts.iter().map(|host| full_host(host, &of.name.namespace, self.settings));
+            let Some(found) = hosts.filter_map(|host| specificity(&host, &service.hostname)).max() else {
+                continue;
+            };
+            if best.1.is_empty() || found > best.0 {
+                best = (found, vec![&**of]);
+            } else if found == best.0 {
+                best.1.push(of);
+            }
+        }
+        let (_, mut found) = best;
+        found.sort_by_key(|of| (of.created, &of.name));
+        found
     }
 
     fn rules(&self, of: &VirtualService, findings: &mut Vec<Finding>) -> Vec<(Rule, Vec<Vec<HttpMatch>>)> {
@@ -211,7 +226,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn cluster(
+    pub fn cluster(
         &self,
         destination: &Destination,
         namespace: &str,
@@ -226,20 +241,29 @@ impl Compiler<'_> {
 }
 
 /// A finding of a VirtualService.
-fn tell(findings: &mut Vec<Finding>, name: &NamespacedName, reason: FindingReason, message: String) {
+pub(super) fn tell(
+    findings: &mut Vec<Finding>,
+    name: &NamespacedName,
+    reason: FindingReason,
+    message: String,
+) {
     let severity = if reason == FindingReason::Merged { Severity::Warning } else { Severity::Error };
     findings.push(Finding { kind: VIRTUAL_SERVICE, name: name.clone(), severity, reason, message });
 }
 
 /// The alternatives of a rule that count for waypoints: a match's own gateways count before the VirtualService's.
 pub(super) fn meshed(gateways: &[String], rule: &HttpRule) -> Vec<HttpMatch> {
-    let is_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|name| name == MESH);
     let of = |of: &&HttpMatch| is_mesh(if of.gateways.is_empty() { gateways } else { &of.gateways });
     match &rule.matches[..] {
         [] if is_mesh(gateways) => vec![HttpMatch::default()],
         [] => Vec::new(),
         matches => matches.iter().filter(of).cloned().collect(),
     }
+}
+
+/// Whether gateways that are named so mean waypoints as well.
+pub(super) fn is_mesh(gateways: &[String]) -> bool {
+    gateways.is_empty() || gateways.iter().any(|name| name == MESH)
 }
 
 /// What a destination leads to that is not there.

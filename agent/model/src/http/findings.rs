@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::compile::{full_host, meshed, missing, specificity};
 use super::destination::{labels_of, most_specific};
 use super::gateway_api::survey_routes;
+use super::virtual_streams;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{
@@ -15,6 +16,7 @@ use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::text::Text;
 use crate::world::routing::{Destination, DestinationRule, HttpRule, RuleAction, Subset, VirtualService};
+use crate::world::stream::StreamRule;
 use crate::world::{Labels, Protocol, ServiceEntry, World};
 
 impl Snapshot {
@@ -98,25 +100,36 @@ impl<'a> Survey<'a> {
         let me = ("VirtualService", &of.name);
         let rules = of.http.iter().enumerate();
         let rules: Vec<_> = rules.filter(|(_, rule)| !meshed(&of.gateways, rule).is_empty()).collect();
+        let streams = of.tls.iter().enumerate().map(|(number, rule)| ("tls", number, rule));
+        let streams = streams.chain(of.tcp.iter().enumerate().map(|(number, rule)| ("tcp", number, rule)));
+        let is_meshed = |rule: &StreamRule| !virtual_streams::meshed(&of.gateways, rule).is_empty();
+        let streams: Vec<_> = streams.filter(|(.., rule)| is_meshed(rule)).collect();
+        let has_any = !of.http.is_empty() || !of.tls.is_empty() || !of.tcp.is_empty();
+        let is_meshed = !rules.is_empty() || !streams.is_empty();
         if of.hosts.is_empty() {
             if !self.delegates.contains(&of.name) {
                 let message = "has no hosts, and no VirtualService delegates to it, so it has no effect";
                 self.tell(me, FindingReason::SelectsNothing, message.to_owned());
             }
-        } else if rules.is_empty() && !of.http.is_empty() {
+        } else if !is_meshed && has_any {
             let names = of.gateways.join(", ");
             let message = format!(
                 "is for gateways alone ({names}), of which Orlop has none; name mesh among them to have it enforced \
                  by waypoints"
             );
             self.tell(me, FindingReason::NoGateway, message);
-        } else if !rules.is_empty() {
+        } else if is_meshed {
             for host in &of.hosts {
                 self.host(me, host, |waypoint| of.exports.include(waypoint));
             }
         }
         for (number, rule) in rules {
             self.rule(of, number, rule);
+        }
+        for (kind, number, rule) in streams {
+            for (index, entry) in rule.route.iter().enumerate() {
+                self.destination(of, &format!("{kind}[{number}].route[{index}]"), &entry.destination);
+            }
         }
     }
 

@@ -4,18 +4,21 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::attached::{Attached, Ports};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
+use super::stream::{Named, StreamRule, StreamTable, takes_tls};
 use super::table::Table;
+use super::virtual_streams::past_waypoint;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity};
 use crate::reason::Reason;
-use crate::service::Service;
+use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::world::World;
 use crate::world::gateway_api::{
     BackendRef, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
 };
-use crate::world::routing::{Fault, HttpMatch, Rewrite, StringMatch};
+use crate::world::routing::{Fault, HeaderChanges, HttpMatch, Rewrite, StringMatch};
 
 /// Whether a route needs a ReferenceGrant to lead to another namespace's Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,25 +28,6 @@ pub enum Grants {
     Optional,
     /// Yes, as from a gateway.
     Required,
-}
-
-/// The routes of one Service.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Attached {
-    /// Those of its own namespace, for all clients, by its port.
-    producer: Ports,
-    /// Those of other namespaces, for clients of these.
-    consumers: HashMap<String, Ports>,
-}
-
-type Ports = HashMap<u16, Arc<Table>>;
-
-impl Attached {
-    /// The rules for clients of this namespace: their own routes come instead of the producer's, and don't merge.
-    pub fn table(&self, namespace: &str, port: u16) -> Option<&Arc<Table>> {
-        let own = self.consumers.get(namespace).and_then(|ports| ports.get(&port));
-        own.or_else(|| self.producer.get(&port))
-    }
 }
 
 /// Attaches routes to the Services behind a waypoint.
@@ -70,7 +54,7 @@ impl<'a> Attaching<'a> {
         for route in self.routes() {
             let mut ours = false;
             for (number, parent) in route.parents.iter().enumerate() {
-                match parent_of(self.snapshot, parent) {
+                match parent_of(self.snapshot, route.kind, parent) {
                     Ok(service) if self.waypoint.is_none_or(|own| service.waypoint.as_ref() == Some(own)) => {
                         ours = true;
                         let routes = by_service.entry(&parent.service).or_default();
@@ -116,27 +100,32 @@ impl<'a> Attaching<'a> {
 
     fn routes(&self) -> impl Iterator<Item = &'a Route> {
         let (http, grpc) = (self.world.http_routes.values(), self.world.grpc_routes.values());
-        http.chain(grpc).map(|route| &**route)
+        let (tls, tcp) = (self.world.tls_routes.values(), self.world.tcp_routes.values());
+        http.chain(grpc).chain(tls).chain(tcp).map(|route| &**route)
     }
 
-    /// The rules for each port, of routes of one namespace. Of two kinds of routes one counts.
+    /// The rules for each port, of routes of one namespace. Of several kinds of routes one counts.
     fn ports(&self, service: &Arc<Service>, routes: &[&Route], findings: &mut Vec<Finding>) -> Ports {
-        let mut ports = Ports::new();
+        let mut ports = Ports::default();
         // Most often all ports have the same routes.
         let mut made: Vec<(Vec<&Route>, Arc<Table>)> = Vec::new();
         for port in &service.ports {
             let here = |route: &&Route| {
                 let mut parents = route.parents.iter().filter(|parent| parent.service == service.name);
-                parents.any(|parent| is_for(parent, &port.name, port.number))
+                parents
+                    .any(|parent| is_for(parent, service, port) && takes(route.kind, parent, service, port))
             };
             let mut here: Vec<&Route> = routes.iter().copied().filter(here).collect();
-            if let Some(rpc) = here.iter().copied().find(|route| route.kind == RouteKind::Grpc) {
+            if let Some(best) = here.iter().copied().max_by_key(|route| rank_of(route.kind)) {
                 here.retain(|route| {
-                    let counts = route.kind == RouteKind::Grpc;
+                    let counts = rank_of(route.kind) == rank_of(best.kind);
                     if !counts {
                         let message = format!(
-                            "GRPCRoute {} is for port {} of {} as well, and counts instead",
-                            rpc.name, port.number, service.name
+                            "{} {} is for port {} of {} as well, and counts instead",
+                            best.kind.name(),
+                            best.name,
+                            port.number,
+                            service.name
                         );
                         tell(findings, route, FindingReason::Overruled, message);
                     }
@@ -144,6 +133,10 @@ impl<'a> Attaching<'a> {
                 });
             }
             if here.is_empty() {
+                continue;
+            }
+            if here[0].kind.is_stream() {
+                ports.streams.insert(port.number, Arc::new(self.stream_table(&here, findings)));
                 continue;
             }
             let same = |(routes, _): &&(Vec<&Route>, _)| {
@@ -157,7 +150,7 @@ impl<'a> Attaching<'a> {
                     table
                 }
             };
-            ports.insert(port.number, table);
+            ports.requests.insert(port.number, table);
         }
         ports
     }
@@ -181,6 +174,32 @@ impl<'a> Attaching<'a> {
         entries.sort_by_key(|(order, ..)| *order);
         let entries = entries.into_iter().map(|(_, rule, of)| (rule, vec![of])).collect();
         Table::of_entries(rules, entries)
+    }
+
+    /// All rules of TLSRoutes, or of TCPRoutes, which have no matches.
+    fn stream_table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> StreamTable {
+        let mut rules = Vec::new();
+        for route in routes {
+            for (number, rule) in route.rules.iter().enumerate() {
+                let split = if rule.backends.iter().all(|of| of.weight == 0) {
+                    let message = "has no backend that gets any";
+                    let told = format!("rules[{number}] {message}: refused");
+                    tell(findings, route, FindingReason::NeverMatches, told);
+                    Err(message.to_owned())
+                } else {
+                    let choices = rule.backends.iter().map(|of| {
+                        let cluster = self.cluster(route, &of.backend, &of.filters, number, findings);
+                        (of.weight, Choice { cluster, headers: HeaderChanges::default(), own: None })
+                    });
+                    Ok(Split::new(choices.collect::<Vec<_>>()))
+                };
+                let resource = Arc::new(route.name.clone());
+                let age = (route.created, route.name.name.as_str());
+                let rule = StreamRule { kind: route.kind.name(), resource, split };
+                rules.push(Named { rule, names: &route.hostnames, age });
+            }
+        }
+        StreamTable::by_name(rules)
     }
 
     fn rule(&self, route: &Route, rule: &RouteRule, number: usize, findings: &mut Vec<Finding>) -> Rule {
@@ -232,7 +251,8 @@ impl<'a> Attaching<'a> {
             None => self.backend(route, backend),
         };
         let service = found.map_err(|(reason, problem)| {
-            tell(findings, route, reason, format!("rules[{number}] {problem}: 500"));
+            let refused = if route.kind.is_stream() { "refused" } else { "500" };
+            tell(findings, route, reason, format!("rules[{number}] {problem}: {refused}"));
             Reason::InvalidRoute
         });
         let host = match &service {
@@ -266,6 +286,11 @@ impl<'a> Attaching<'a> {
         if let Some(protocol) = port.app_protocol.as_deref().filter(|of| !speaks(route.kind, of)) {
             let why = format!(", which speaks {protocol}");
             return Err(problem(FindingReason::UnsupportedProtocol, &why));
+        }
+        if let Some(waypoint) = self.waypoint.filter(|_| route.kind.is_stream())
+            && let Some(why) = past_waypoint(service, waypoint)
+        {
+            return Err((FindingReason::RefNotPermitted, why));
         }
         Ok(service.clone())
     }
@@ -331,26 +356,40 @@ impl<'a> Attaching<'a> {
 }
 
 /// The Service that a route is for, or why it is not.
-fn parent_of<'s>(snapshot: &'s Snapshot, parent: &Parent) -> Result<&'s Arc<Service>, String> {
+fn parent_of<'s>(
+    snapshot: &'s Snapshot,
+    kind: RouteKind,
+    parent: &Parent,
+) -> Result<&'s Arc<Service>, String> {
     let name = &parent.service;
     let service = snapshot.service(name);
     let service = service.ok_or_else(|| format!("names Service {name}, which is not there"))?;
     if service.waypoint.is_none() {
         return Err(format!("names Service {name}, which has no waypoint: nobody reads what it is asked"));
     }
-    if !service.ports.iter().any(|port| is_for(parent, &port.name, port.number)) {
+    let mut ports = service.ports.iter().filter(|port| is_for(parent, service, port)).peekable();
+    if ports.peek().is_none() {
         let section = parent.section.as_ref().map(|section| format!(" of the name {section}"));
         let number = parent.port.map(|number| format!(" of the number {number}"));
         let which = section.into_iter().chain(number).collect::<String>();
         return Err(format!("names no port of Service {name}: it has none{which}"));
     }
+    if !ports.any(|port| takes(kind, parent, service, port)) {
+        let why = match kind {
+            RouteKind::Tls => {
+                "says that it speaks TLS (appProtocol), or is named in parentRefs and does not say HTTP"
+            }
+            _ => "does not say that it speaks HTTP, which is read",
+        };
+        return Err(format!("names no port of Service {name} that {why}"));
+    }
     Ok(service)
 }
 
 impl Snapshot {
-    /// Why a route that names this parent is not attached to it.
-    pub fn parent_problem(&self, parent: &Parent) -> Option<String> {
-        parent_of(self, parent).err()
+    /// Why a route of this kind that names this parent is not attached to it.
+    pub fn parent_problem(&self, kind: RouteKind, parent: &Parent) -> Option<String> {
+        parent_of(self, kind, parent).err()
     }
 }
 
@@ -364,6 +403,9 @@ pub(super) fn survey_routes(world: &World, snapshot: &Snapshot) -> Vec<Finding> 
 
 /// Whether what is so called takes the requests of such routes (KEP-3726).
 fn speaks(kind: RouteKind, app_protocol: &str) -> bool {
+    if kind.is_stream() {
+        return true;
+    }
     match app_protocol.to_ascii_lowercase().as_str() {
         "tcp" | "udp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "kubernetes.io/wss" => false,
         "kubernetes.io/ws" => kind == RouteKind::Http,
@@ -371,9 +413,32 @@ fn speaks(kind: RouteKind, app_protocol: &str) -> bool {
     }
 }
 
-fn is_for(parent: &Parent, name: &str, number: u16) -> bool {
-    parent.section.as_ref().is_none_or(|section| section == name)
-        && parent.port.is_none_or(|port| port == number)
+fn is_for(parent: &Parent, service: &Service, port: &ServicePort) -> bool {
+    parent.service == service.name
+        && parent.section.as_ref().is_none_or(|section| *section == port.name)
+        && parent.port.is_none_or(|number| number == port.number)
+}
+
+/// Whether a port that the parent names takes routes of this kind.
+fn takes(kind: RouteKind, parent: &Parent, service: &Service, port: &ServicePort) -> bool {
+    match kind {
+        RouteKind::Http | RouteKind::Grpc => true,
+        RouteKind::Tls => {
+            let is_named = parent.section.is_some() || parent.port.is_some() || service.ports.len() == 1;
+            takes_tls(port, is_named)
+        }
+        RouteKind::Tcp => !port.declared().is_http(),
+    }
+}
+
+/// Of several kinds for one port that counts which knows most of what it routes.
+fn rank_of(kind: RouteKind) -> u8 {
+    match kind {
+        RouteKind::Grpc => 3,
+        RouteKind::Http => 2,
+        RouteKind::Tls => 1,
+        RouteKind::Tcp => 0,
+    }
 }
 
 fn tell(findings: &mut Vec<Finding>, route: &Route, reason: FindingReason, message: String) {
@@ -432,6 +497,8 @@ fn rank(kind: RouteKind, of: &RouteMatch) -> [usize; 5] {
             let method = length(rpc.and_then(|rpc| rpc.method.as_ref()));
             [service[0], service[1], method[0], method[1], http.headers.len()]
         }
+        // They have no matches.
+        RouteKind::Tls | RouteKind::Tcp => [0; 5],
     }
 }
 

@@ -109,6 +109,12 @@ impl Limits {
         self.services.contains_key(service)
     }
 
+    /// Whether requests for this service may count for any.
+    pub fn are_for(&self, service: &ServiceKey) -> bool {
+        let own = self.services.get(service).is_some_and(|of| !of.limits.is_empty());
+        own || !self.common.limits.is_empty()
+    }
+
     pub fn all(&self) -> impl Iterator<Item = &Arc<Limit>> {
         self.common.limits.iter().chain(self.services.values().flat_map(|of| &of.limits))
     }

@@ -1,6 +1,7 @@
 //! Which rule a request follows, where that leads, and whether it may: VirtualServices, routes of the Gateway API,
 //! DestinationRules and AuthorizationPolicies, made ready to be asked.
 
+mod attached;
 mod authentication;
 mod authorize;
 mod bucket;
@@ -13,8 +14,10 @@ mod limit;
 mod matching;
 mod path;
 mod rule;
+mod stream;
 mod table;
 mod token;
+mod virtual_streams;
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -29,6 +32,7 @@ pub use limit::{Counted, Limit};
 pub(crate) use path::readings;
 pub use path::{PathError, normalised};
 pub use rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
+pub use stream::{Stream, StreamRule};
 pub(crate) use token::Values;
 pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
@@ -40,10 +44,12 @@ use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
+use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, Labels, RemoteKeys};
+use attached::Attached;
 use authorize::RequestPolicies;
 use destination::Destinations;
-use gateway_api::Attached;
+use stream::StreamPorts;
 use table::Table;
 
 /// A request, as far as routing asks about it.
@@ -98,6 +104,8 @@ pub struct Selected<'t> {
 pub struct Routes {
     /// Of VirtualServices, by the service's host name.
     tables: HashMap<String, Arc<Table>>,
+    /// The same of connections in which no HTTP is read.
+    streams: HashMap<String, StreamPorts>,
     /// Of the Gateway API, by Kubernetes Service.
     attached: HashMap<NamespacedName, Attached>,
     destinations: Destinations,
@@ -120,6 +128,84 @@ impl Routes {
         let Some(table) = table else { return Ok(None) };
         let labels = request.source.and_then(|source| self.labels.get(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
+    }
+
+    /// The rule that a connection to this service follows in which no HTTP is read: the first that matches. `None` where
+    /// none is for the port, whose service is then reached itself; [`Reason::NoRoute`] where none of them matches.
+    pub fn select_stream(
+        &self,
+        service: &Service,
+        stream: &Stream<'_>,
+    ) -> Result<Option<&StreamRule>, Reason> {
+        let Some(table) = self.stream_table(service, stream) else { return Ok(None) };
+        table.select(stream, self.labels_of(stream)).map(Some).ok_or(Reason::NoRoute)
+    }
+
+    /// Whether all that clients of this namespace say to this port of the service is passed on unread, since its own
+    /// namespace has a TLSRoute or a TCPRoute for it. No other namespace can have that.
+    pub fn is_opaque(&self, service: &Service, port: u16, namespace: &str) -> bool {
+        let attached = self.attached.get(&service.name).filter(|_| service.kind == ServiceKind::Service);
+        attached.is_some_and(|of| of.is_opaque(namespace, port))
+    }
+
+    /// Whether the name in a client's TLS may decide whether it may have such a connection, or where that goes. As
+    /// nobody waits for one else, a server may speak first.
+    pub fn wants_sni(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        stream: &Stream<'_>,
+    ) -> bool {
+        if self.policies.want_sni(target, client, address) {
+            return true;
+        }
+        let Behind::Service { service, .. } = target else { return false };
+        let Some(table) = self.stream_table(service, stream) else { return false };
+        let leads_to = |rule: &StreamRule| {
+            let clusters = rule.split.iter().flat_map(Split::choices).map(|choice| &choice.cluster);
+            let targets = clusters.filter_map(|cluster| {
+                let service = cluster.service.clone().ok()?;
+                let port = cluster.port.or_else(|| only_port(&service)).unwrap_or(stream.port);
+                Some(Behind::Service { service, port, dialled: None })
+            });
+            targets.collect::<Vec<_>>()
+        };
+        table.wants_sni(stream, self.labels_of(stream))
+            || table
+                .rules()
+                .iter()
+                .flat_map(leads_to)
+                .any(|target| self.policies.want_sni(&target, client, address))
+    }
+
+    fn stream_table(&self, service: &Service, stream: &Stream<'_>) -> Option<&Arc<stream::StreamTable>> {
+        let attached = self.attached.get(&service.name).filter(|_| service.kind == ServiceKind::Service);
+        let attached = attached.and_then(|of| of.streams(stream.source_namespace, stream.port));
+        attached.or_else(|| self.streams.get(&service.hostname)?.get(&stream.port))
+    }
+
+    fn labels_of(&self, stream: &Stream<'_>) -> Option<&Labels> {
+        stream.source.and_then(|source| self.labels.get(source))
+    }
+
+    /// Like [`authorize`](Self::authorize), for a connection in which no HTTP is read.
+    pub fn authorize_stream(
+        &self,
+        target: &Behind,
+        client: &Identity,
+        address: IpAddr,
+        sni: Sni<'_>,
+    ) -> Result<Judgement, Refused> {
+        self.policies.judge_stream(target, client, address, sni)
+    }
+
+    /// Whether requests for this are asked for tokens, or counted. Where HTTP could be read nobody must be led past
+    /// that as part of a connection in which it is not.
+    pub fn reads_requests(&self, service: &Arc<Service>, port: u16) -> bool {
+        let is_opaque = service.port(port).is_some_and(|port| port.declared().is_opaque());
+        let is_opaque = is_opaque || self.is_opaque(service, port, &service.name.namespace);
+        !is_opaque && self.policies.read_requests(service, port)
     }
 
     /// Decides by the AuthorizationPolicies for the service or the waypoint whether a client at this address may ask for

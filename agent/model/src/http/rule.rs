@@ -109,6 +109,11 @@ impl Split {
         Self { choices: choices.collect() }
     }
 
+    /// Those that get any.
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &Choice> {
+        self.choices.iter().map(|(_, choice)| choice)
+    }
+
     /// The destination for a number that is spread evenly over all of them; `None` if there is none at all.
     pub fn pick(&self, random: u64) -> Option<&Choice> {
         let (total, _) = self.choices.last()?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::http::{Claims, Headers, Request, readings};
 use crate::identity::Identity;
 use crate::world::ExtensionProvider;
+use crate::world::stream::Sni;
 
 /// What rules ask of a connection, or of a request in it. The texts are empty where the source has no identity: no
 /// value matches that.
@@ -22,6 +23,8 @@ pub(crate) struct Facts<'a> {
     /// `None` where no HTTP is seen.
     pub request: Option<&'a RequestFacts<'a>>,
     pub token: Token<'a>,
+    /// Of the connection.
+    pub sni: Sni<'a>,
     /// Those who were asked about it and let it pass.
     pub passed: &'a [Arc<ExtensionProvider>],
 }
@@ -49,6 +52,7 @@ impl<'a> Facts<'a> {
             port: destination.port(),
             request: None,
             token: Token::Untold,
+            sni: Sni::Unknown,
             passed: &[],
         }
     }

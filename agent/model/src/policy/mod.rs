@@ -55,6 +55,8 @@ pub(crate) struct Layer {
     /// The first ALLOW policy in dry run.
     dry_run_allow: Option<Arc<CompiledPolicy>>,
     index: Index,
+    /// Those of its rules that ask for the name in TLS.
+    by_sni: Vec<Hit>,
 }
 
 /// A provider that is to be asked about a request.
@@ -126,9 +128,16 @@ impl Layer {
             has_allow: policies.iter().any(|policy| allow(false)(&policy)),
             dry_run_allow: policies.iter().find(allow(true)).cloned(),
             index: Index::new(&policies),
+            by_sni: by_sni(&policies),
             policies,
         }
     }
+}
+
+fn by_sni(policies: &[Arc<CompiledPolicy>]) -> Vec<Hit> {
+    let all = policies.iter().flat_map(|policy| (0..policy.rules.len()).map(move |rule| (policy, rule)));
+    let hits = all.map(|(policy, rule)| Hit { policy: policy.clone(), rule });
+    hits.filter(|hit| hit.compiled().asks_for_sni()).collect()
 }
 
 impl Policies {
@@ -175,6 +184,11 @@ impl Policies {
             }
             (None, None) => Ok(Allowed { policy: None, audit, dry_run }),
         }
+    }
+
+    /// Whether the name in the client's TLS may decide.
+    pub fn want_sni(&self, facts: &Facts<'_>) -> bool {
+        self.layers().flat_map(|layer| &layer.by_sni).any(|hit| hit.compiled().wants_sni(facts))
     }
 
     fn layers(&self) -> impl Iterator<Item = &Layer> {

@@ -7,6 +7,7 @@ use crate::world::PathPattern;
 use crate::world::security::{
     Action, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
+use crate::world::stream::Sni;
 
 /// A rule made ready to be asked: all clauses must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(crate) enum Test {
     DestinationIp(Vec<IpBlock>),
     /// Sorted.
     DestinationPort(Vec<u16>),
+    /// The name in the client's TLS.
+    Sni(Patterns),
     Host(Patterns),
     Method(Patterns),
     Path(Vec<PathPattern>),
@@ -107,6 +110,23 @@ impl CompiledRule {
         !self.never && self.clauses.iter().all(|clause| clause.iter().any(holds))
     }
 
+    /// Whether it may be the name in the client's TLS that decides if it matches, given all else that is known of the
+    /// connection.
+    pub fn wants_sni(&self, facts: &Facts<'_>) -> bool {
+        let may_hold = |check: &Check| {
+            matches!(check.test, Test::Sni(_))
+                || check.test.hits(facts).is_none_or(|hits| hits != check.negated)
+        };
+        let may_match = |clause: &Clause| clause.iter().any(|all| all.iter().all(may_hold));
+        self.asks_for_sni() && !self.never && self.clauses.iter().all(may_match)
+    }
+
+    /// Whether there is anything in it about the name in the client's TLS.
+    pub fn asks_for_sni(&self) -> bool {
+        let checks = self.clauses.iter().flatten().flatten();
+        checks.into_iter().any(|check| matches!(check.test, Test::Sni(_)))
+    }
+
     /// Whether one of its checks holds.
     pub fn holds(&self, check: &Check, facts: &Facts<'_>) -> bool {
         check.test.hits(facts).map_or(self.if_in_doubt, |hits| hits != check.negated)
@@ -134,6 +154,11 @@ impl Test {
                 let hosts = &facts.request?.hosts;
                 (!hosts.is_empty()).then(|| hosts.iter().any(|host| patterns.hit(host)))
             }
+            Test::Sni(patterns) => match facts.sni {
+                Sni::Unknown => None,
+                Sni::Absent => Some(false),
+                Sni::Name(name) => Some(patterns.hit(name)),
+            },
             Test::Method(patterns) => {
                 // Some servers take them in either case.
                 let method = facts.request?.method;
@@ -187,6 +212,13 @@ impl Test {
                 None => "the destination was asked for by name".to_owned(),
             }),
             Test::DestinationPort(_) => Some(format!("the destination's port is {}", facts.port)),
+            Test::Sni(_) => Some(match facts.sni {
+                Sni::Unknown => {
+                    "no name of a server was seen in TLS that is sure to be the only one".to_owned()
+                }
+                Sni::Absent => "the connection names no server by TLS".to_owned(),
+                Sni::Name(name) => format!("the server is named {name} by TLS"),
+            }),
             Test::Principal(_) => known.then(|| format!("the source's principal is {}", facts.principal)),
             Test::Namespace(_) => known.then(|| format!("the source's namespace is {}", facts.namespace)),
             Test::ServiceAccount(_) => {
@@ -232,6 +264,7 @@ impl Test {
             Test::Path(patterns) => few(patterns.iter().map(|pattern| pattern as &dyn fmt::Display)),
             Test::Principal(patterns)
             | Test::Namespace(patterns)
+            | Test::Sni(patterns)
             | Test::Host(patterns)
             | Test::Method(patterns)
             | Test::Header(_, patterns)
@@ -380,6 +413,10 @@ impl Reader<'_> {
             Condition::Claim(names, of) => {
                 let fields = ["request.auth.claims", "request.auth.claims notValues"];
                 add(to, fields, of, |of| Test::Claim(names.clone(), patterns(of)));
+            }
+            Condition::Sni(of) => {
+                let fields = ["connection.sni", "connection.sni notValues"];
+                self.of_requests(to, fields, of, |of| Test::Sni(patterns(of)));
             }
             Condition::Unread(key) => self.miss(key),
         }

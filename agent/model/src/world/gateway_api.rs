@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::routing::{
     Cors, HeaderChanges, HttpMatch, Percent, Redirect, RegexError, Retries, Rewrite, StringMatch,
 };
+use super::stream::HostPattern;
 use crate::name::NamespacedName;
 
-/// An HTTPRoute or a GRPCRoute.
+/// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Which of the two.
+    /// Which of these.
     pub kind: RouteKind,
     /// Namespace and name.
     pub name: NamespacedName,
@@ -19,6 +20,8 @@ pub struct Route {
     pub created: Option<i64>,
     /// `spec.parentRefs`, as far as they are Services. A route without any has no rules here.
     pub parents: Vec<Parent>,
+    /// `spec.hostnames` of a TLSRoute; empty is any, and none at all. Those of other kinds mean nothing.
+    pub hostnames: Vec<HostPattern>,
     /// `spec.rules`
     pub rules: Vec<RouteRule>,
     /// Fields that are there and mean nothing.
@@ -33,6 +36,10 @@ pub enum RouteKind {
     Http,
     /// GRPCRoute
     Grpc,
+    /// TLSRoute
+    Tls,
+    /// TCPRoute
+    Tcp,
 }
 
 impl RouteKind {
@@ -41,7 +48,14 @@ impl RouteKind {
         match self {
             Self::Http => "HTTPRoute",
             Self::Grpc => "GRPCRoute",
+            Self::Tls => "TLSRoute",
+            Self::Tcp => "TCPRoute",
         }
+    }
+
+    /// Whether it is for connections in which no HTTP is read.
+    pub fn is_stream(self) -> bool {
+        matches!(self, Self::Tls | Self::Tcp)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::stream::StreamRule;
 use super::{Exports, Labels};
 use crate::name::NamespacedName;
 
@@ -23,6 +24,10 @@ pub struct VirtualService {
     pub exports: Exports,
     /// `spec.http`
     pub http: Vec<HttpRule>,
+    /// `spec.tls`
+    pub tls: Vec<StreamRule>,
+    /// `spec.tcp`
+    pub tcp: Vec<StreamRule>,
     /// Fields of `spec` that are there and are not read.
     pub unread: Vec<String>,
 }

@@ -152,6 +152,8 @@ pub enum Condition {
     RequestPresenter(Match<Pattern>),
     /// `request.auth.claims[NAME]`, or the names of claims within claims.
     Claim(Vec<String>, Match<Pattern>),
+    /// `connection.sni`, in lower case.
+    Sni(Match<Pattern>),
     /// A key that nobody reads.
     Unread(String),
 }

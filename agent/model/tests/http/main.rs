@@ -10,5 +10,6 @@ mod limits;
 mod policies;
 mod reference;
 mod semantics;
+mod streams;
 mod support;
 mod tokens;

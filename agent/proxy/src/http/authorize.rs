@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderMap, request};
 use orlop_model::{
-    Behind, Judgement, Reason, Service, Snapshot,
+    Behind, Endpoint, Judgement, Reason, Service, Snapshot,
     http::{Headers, NoTokens, Request, Tokens},
     world::ExtensionProvider,
 };
@@ -28,12 +28,49 @@ pub(super) fn request(
 ) -> Result<Judgement, Refusal> {
     let headers = Seen(&parts.headers);
     let asked = asked(session, parts, destined, &headers);
-    judge(session, snapshot, &session.target, Some((&asked, credentials)), passed)
+    judge(session, snapshot, &session.target, (&asked, credentials), passed)
 }
 
-/// Whether it may have a connection in which no HTTP is seen.
-pub(super) fn connection(session: &Session, snapshot: &Snapshot) -> Result<Judgement, Refusal> {
-    judge(session, snapshot, &session.target, None, &[])
+/// Whether it may have a connection in which no HTTP is seen; of where a rule leads, `elsewhere` says.
+pub(super) fn connection(
+    session: &Session,
+    snapshot: &Snapshot,
+    elsewhere: Option<&(Arc<Service>, u16)>,
+) -> Result<Judgement, Refusal> {
+    let (identity, client) = (&session.peer.identity, session.client.ip());
+    let (routes, sni) = (snapshot.routes(), session.seen.sni());
+    let mut judgement = routes.authorize_stream(&session.target, identity, client, sni)?;
+    if let Some((service, port)) = elsewhere {
+        if routes.reads_requests(service, *port) {
+            let detail = format!(
+                "{} wants requests to port {port} read, for its tokens or limits, and in this connection none are",
+                service.hostname
+            );
+            return Err(Refusal::new(Reason::PolicyDenied, detail));
+        }
+        let target = Behind::Service { service: service.clone(), port: *port, dialled: None };
+        judgement.add(routes.authorize_stream(&target, identity, client, sni)?);
+    }
+    Ok(judgement)
+}
+
+/// Until the policies no longer allow a connection in which no HTTP is seen.
+pub(super) async fn connection_withdrawn(
+    session: &Session,
+    elsewhere: Option<&(Arc<Service>, u16)>,
+    at: &Endpoint,
+) -> Refusal {
+    let still = |snapshot: &Snapshot| {
+        connection(session, snapshot, elsewhere)?;
+        endpoint(session, snapshot, at)
+    };
+    withdrawn_if(session, still).await
+}
+
+/// Whether it may have that to this endpoint, of whose node nobody can be sure that it judges by the client.
+pub(super) fn endpoint(session: &Session, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<(), Refusal> {
+    let (identity, client) = (&session.peer.identity, session.client.ip());
+    snapshot.admit_led(&session.local.own.name, identity, client, endpoint).map_err(Refusal::from)
 }
 
 /// What a rule leads to, if that is to be asked too: if it is another than was dialled, or if the rule is not of the
@@ -63,16 +100,20 @@ pub(super) fn elsewhere(
 ) -> Result<Judgement, Refusal> {
     let headers = Seen(template.headers());
     let asked = Request { port, ..asked(session, template.parts(), template.destined(), &headers) };
-    judge(session, snapshot, target, Some((&asked, template.credentials())), passed)
+    judge(session, snapshot, target, (&asked, template.credentials()), passed)
 }
 
 /// Until the policies no longer allow what they have allowed: this, or a connection in which no HTTP is seen.
 pub(super) async fn withdrawn(session: &Session, of: Option<&GoesOn>) -> Refusal {
+    withdrawn_if(session, |snapshot| still(session, snapshot, of)).await
+}
+
+async fn withdrawn_if(session: &Session, still: impl Fn(&Snapshot) -> Result<(), Refusal>) -> Refusal {
     let shared = &session.local.worker.shared;
     let mut changes = shared.generation.subscribe();
     loop {
         let snapshot = shared.snapshot.load_full();
-        if let Err(refusal) = still(session, &snapshot, of) {
+        if let Err(refusal) = still(&snapshot) {
             return refusal;
         }
         if changes.changed().await.is_err() {
@@ -83,7 +124,7 @@ pub(super) async fn withdrawn(session: &Session, of: Option<&GoesOn>) -> Refusal
 
 fn still(session: &Session, snapshot: &Snapshot, of: Option<&GoesOn>) -> Result<(), Refusal> {
     let Some(GoesOn { asked, passed, elsewhere: further }) = of else {
-        return connection(session, snapshot).map(drop);
+        return connection(session, snapshot, None).map(drop);
     };
     request(session, snapshot, asked.parts(), asked.destined(), asked.credentials(), passed)?;
     match further {
@@ -100,15 +141,13 @@ fn judge(
     session: &Session,
     snapshot: &Snapshot,
     target: &Behind,
-    asked: Option<(&Request<'_>, Option<&Credentials>)>,
+    (request, credentials): (&Request<'_>, Option<&Credentials>),
     passed: &[Arc<ExtensionProvider>],
 ) -> Result<Judgement, Refusal> {
     let (identity, client) = (&session.peer.identity, session.client.ip());
-    let credentials = asked.and_then(|(_, credentials)| credentials);
     let tokens: &dyn Tokens = credentials.map_or(&NoTokens, |credentials| credentials);
-    let request = asked.map(|(request, _)| request);
     let routes = snapshot.routes();
-    routes.authorize(target, identity, client, request, tokens, passed).map_err(Refusal::from)
+    routes.authorize(target, identity, client, Some(request), tokens, passed).map_err(Refusal::from)
 }
 
 /// The request as rules and policies see it.

@@ -78,6 +78,11 @@ impl<'a> Choosing<'a> {
         found.ok_or(Reason::NoHealthyEndpoint)
     }
 
+    /// How many there are to choose from.
+    pub(super) fn candidates(&self) -> usize {
+        self.target.port.eligible(self.dialled.ip()).len()
+    }
+
     fn panics(&self, all: &[Endpoint], is_well: &impl Fn(&Endpoint) -> bool) -> bool {
         let outlier = self.target.policy.and_then(|policy| policy.outlier.as_ref());
         let min = outlier.map_or(0, |outlier| outlier.min_health as usize);

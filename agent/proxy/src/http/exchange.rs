@@ -25,6 +25,7 @@ use super::{
     authorizer::{self, Asking},
     body::{ResponseBody, grpc_status},
     cors, failure, forward, headers,
+    hello::Watch,
     io::Io,
     limit, mirror, opaque,
     record::RequestRecord,
@@ -462,7 +463,8 @@ fn switch_protocols(
             Ok((client, server)) => match (taken(client), taken(server)) {
                 (Some(client), Some(server)) => {
                     let withdrawn = authorize::withdrawn(&session, record.goes_on.as_deref());
-                    opaque::copy(client, server, &up, &down, idle_timeout, withdrawn).await
+                    let client = (client, Watch::default());
+                    opaque::copy(client, server, (&up, &down), idle_timeout, withdrawn).await
                 }
                 _ => Err(Refusal::internal("an upgraded connection is not ours")),
             },

@@ -166,10 +166,13 @@ async fn attempts(
             None => tried_once.await,
         };
         let status = result.as_ref().ok().map(|(response, _)| response.status().as_u16());
+        let is_told = result.as_ref().err().is_none_or(|error| is_of_endpoint(&error.refusal));
         if let Some(span) = span {
             span.end(result.as_ref().map(|(response, _)| response.status()).map_err(|error| &error.refusal));
         }
-        plan.tell(session, state.as_deref(), endpoint.address, status);
+        if let (Some(target), Some(state), true) = (plan.target(), &state, is_told) {
+            tell(session, target, state, endpoint.address, status);
+        }
         let again = attempt < plan.retries.attempts && plan.wants_again(&result) && replay.is_whole();
         if again && let Some(state) = &state {
             retrying = state.retry(limits.1);
@@ -281,18 +284,6 @@ impl Plan<'_> {
         }
     }
 
-    /// Tells of how an endpoint has answered, if at all.
-    fn tell(&self, session: &Session, state: Option<&ServiceState>, host: SocketAddr, status: Option<u16>) {
-        let Some((target, state)) = self.target().zip(state) else { return };
-        let Some(outlier) = target.policy.and_then(|policy| policy.outlier.as_ref()) else { return };
-        let hosts = &session.local.own.hosts;
-        let all = target.port.ready().map(|endpoint| endpoint.address);
-        if state.answered(outlier, host, status, all, hosts.now()) {
-            session.local.own.metrics.ejected.inc();
-            tracing::info!(service = target.service.hostname, endpoint = %host, "ejected");
-        }
-    }
-
     fn wants_again(&self, result: &Result<(Response<Incoming>, Lease), Unanswered>) -> bool {
         const DEFAULT: [RetryOn; 4] =
             [RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::Grpc(14), RetryOn::Grpc(1)];
@@ -316,6 +307,36 @@ impl Plan<'_> {
                 RetryOn::Conflict | RetryOn::Status(_) | RetryOn::Grpc(_) => false,
             },
         })
+    }
+}
+
+/// Whether a failure says something of how well the endpoint is: no policy's refusal does, nor what fails here.
+pub(super) fn is_of_endpoint(refusal: &Refusal) -> bool {
+    let is_ours = matches!(
+        refusal.reason,
+        Reason::DescriptorLimit
+            | Reason::MemoryLimit
+            | Reason::CertificateUnavailable
+            | Reason::NotThroughWaypoint
+            | Reason::Internal
+    );
+    !is_ours && !refusal.by_peers_policy
+}
+
+/// Tells of how an endpoint has answered, if at all.
+pub(super) fn tell(
+    session: &Session,
+    target: &Target<'_>,
+    state: &ServiceState,
+    host: SocketAddr,
+    status: Option<u16>,
+) {
+    let Some(outlier) = target.policy.and_then(|policy| policy.outlier.as_ref()) else { return };
+    let hosts = &session.local.own.hosts;
+    let all = target.port.ready().map(|endpoint| endpoint.address);
+    if state.answered(outlier, host, status, all, hosts.now()) {
+        session.local.own.metrics.ejected.inc();
+        tracing::info!(service = target.service.hostname, endpoint = %host, "ejected");
     }
 }
 

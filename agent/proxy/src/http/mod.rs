@@ -1,7 +1,8 @@
 //! The waypoint: reads the HTTP that comes through its tunnels, and carries each request to an endpoint.
 //!
 //! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
-//! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes through [`opaque`].
+//! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes
+//! through [`opaque`], where [`stream`] says.
 
 mod authenticate;
 mod authorize;
@@ -16,6 +17,7 @@ mod failure;
 mod forward;
 mod grpc;
 mod headers;
+pub(crate) mod hello;
 mod hosts;
 mod io;
 mod limit;
@@ -29,6 +31,7 @@ mod rewrite;
 mod session;
 mod shared_limit;
 mod sniff;
+mod stream;
 mod trace;
 mod upstream;
 

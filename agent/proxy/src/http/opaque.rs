@@ -6,9 +6,10 @@ use orlop_model::Reason;
 
 use super::{
     authorize,
+    hello::Watch,
     io::{Io, Sink, Source},
     session::Session,
-    upstream,
+    stream::{self, Connected},
 };
 use crate::{copy::unless_idle, meter::Meter, metrics::Direction, record::Record, refusal::Refusal};
 
@@ -16,7 +17,7 @@ use crate::{copy::unless_idle, meter::Meter, metrics::Direction, record::Record,
 pub(super) async fn serve(session: &Rc<Session>, client: Io) {
     let mut record = session.record();
     let shared = &session.local.worker.shared;
-    let (server, _slot, _in_flight) = match connect(session, &mut record).await {
+    let connected = match stream::connect(session, &mut record).await {
         Ok(connected) => connected,
         Err(refusal) => {
             client.sink.reset();
@@ -24,51 +25,36 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
         }
     };
     record.opened(&session.local.worker.series);
-    let withdrawn = authorize::withdrawn(session, None);
-    let result = copy(client, server, &record.up, &record.down, shared.config.idle_timeout, withdrawn).await;
+    let Connected { io: server, slot: _slot, in_flight: _in_flight, elsewhere, endpoint } = connected;
+    let withdrawn = authorize::connection_withdrawn(session, elsewhere.as_ref(), &endpoint);
+    let watch = Watch::after(&session.seen, session.hello);
+    let meters = (&record.up, &record.down);
+    let result = copy((client, watch), server, meters, shared.config.idle_timeout, withdrawn).await;
     record.finish(result);
-}
-
-async fn connect(
-    session: &Rc<Session>,
-    record: &mut Record,
-) -> Result<(Io, Option<crate::pool::Slot>, crate::shared::InFlightGuard), Refusal> {
-    let shared = &session.local.worker.shared;
-    let snapshot = shared.snapshot.load_full();
-    record.judgement = Some(authorize::connection(session, &snapshot)?);
-    let endpoint = session.endpoint(&snapshot)?;
-    record.destination.address = Some(endpoint.address);
-    record.destination.workload = endpoint.workload.clone();
-    let key = session.key(&endpoint, None);
-    record.destination.identity = key.destination.clone();
-    record.tunnel = key.tunnel();
-    let in_flight = shared.in_flight.enter(endpoint.address);
-    let (io, slot) = upstream::connect(session, &key).await?;
-    Ok((io, slot, in_flight))
 }
 
 /// Carries bytes both ways until both sides have ended, or it is no longer allowed.
 pub(super) async fn copy(
-    client: Io,
+    (client, mut watch): (Io, Watch),
     server: Io,
-    up: &Meter,
-    down: &Meter,
+    (up, down): (&Meter, &Meter),
     idle_timeout: Duration,
     withdrawn: impl Future<Output = Refusal>,
 ) -> Result<(), Refusal> {
     let Io { source: mut from_client, sink: mut to_client, .. } = client;
     let Io { source: mut from_server, sink: mut to_server, .. } = server;
+    let mut nothing = Watch::default();
     let both = async {
         tokio::try_join!(
-            one_way(&mut from_client, &mut to_server, up),
-            one_way(&mut from_server, &mut to_client, down)
+            one_way(&mut from_client, &mut to_server, up, &mut watch),
+            one_way(&mut from_server, &mut to_client, down, &mut nothing)
         )
         .map(drop)
     };
     let result = tokio::select! {
         biased;
         refusal = withdrawn => Err(refusal),
-        result = unless_idle(both, up, down, idle_timeout) => result.map_err(Refusal::from),
+        result = unless_idle(both, up, down, idle_timeout) => result,
     };
     if result.is_err() {
         to_client.reset();
@@ -77,16 +63,20 @@ pub(super) async fn copy(
     result
 }
 
-async fn one_way(from: &mut Source, to: &mut Sink, meter: &Meter) -> Result<(), Reason> {
+async fn one_way(from: &mut Source, to: &mut Sink, meter: &Meter, watch: &mut Watch) -> Result<(), Refusal> {
     loop {
         let next = tokio::select! {
             next = from.next() => next.map_err(|_| Reason::Reset)?,
-            reset = to.reset_by_peer() => return reset,
+            reset = to.reset_by_peer() => return reset.map_err(Refusal::from),
         };
-        let Some(bytes) = next else { return to.finish().await };
+        // What is held back then was the beginning of something that counts for nothing.
+        let Some(bytes) = next else { return to.finish().await.map_err(Refusal::from) };
         let length = bytes.len();
         meter.add(length);
-        to.write(bytes).await?;
+        let bytes = watch.pass(bytes)?;
+        if !bytes.is_empty() {
+            to.write(bytes).await?;
+        }
         // Only what the other side has room for makes room for more.
         from.release(length);
     }

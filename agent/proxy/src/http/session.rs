@@ -10,14 +10,18 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use orlop_model::{Balance, Behind, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload};
-use tokio::time::{sleep, timeout};
+use orlop_model::{
+    Balance, Behind, Declared, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload,
+    http::Stream,
+};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Local, exchange,
+    hello::{self, Hello, Seen},
     io::{Io, Pace},
     opaque,
-    sniff::{self, Declared, Protocol},
+    sniff::{self, Protocol},
     upstream::{Key, LocalExecutor},
 };
 use crate::{
@@ -43,6 +47,9 @@ pub(crate) struct Session {
     pub(super) protocol: Protocol,
     /// What the service's port says that it speaks.
     pub(super) declared: Declared,
+    /// Whom the client's TLS names, where something depends on it.
+    pub(super) seen: Seen,
+    pub(super) hello: Hello,
     /// Requests under way.
     pub(super) active: Cell<usize>,
 }
@@ -65,10 +72,14 @@ pub(super) async fn serve(
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
     let mut io = Io::stream(send, receive);
-    match session.speaks(&mut io).await {
+    let deadline = Instant::now() + local.own.limits.detection_timeout;
+    match session.speaks(&mut io, deadline).await {
         Ok(protocol) => session.protocol = protocol,
         // It has said nothing: there is nobody to connect.
         Err(refusal) => return session.record().finish(Err(refusal)),
+    }
+    if session.protocol == Protocol::Opaque {
+        session.look_for_name(&mut io, deadline).await;
     }
     let session = Rc::new(session);
     let connection = async {
@@ -107,7 +118,7 @@ fn gather(
     })?;
     let declared = match &target {
         Behind::Service { service, port, .. } => {
-            service.port(*port).map_or(Declared::Unknown, sniff::declared)
+            service.port(*port).map_or(Declared::Unknown, ServicePort::declared)
         }
         Behind::Workload { workload, address } => declared_by_services(&snapshot, workload, *address),
     };
@@ -116,6 +127,8 @@ fn gather(
         client,
         target,
         declared,
+        seen: Seen::default(),
+        hello: Hello::default(),
         protocol: Protocol::Opaque,
         local: Rc::clone(local),
         peer: Rc::clone(peer),
@@ -129,17 +142,16 @@ fn declared_by_services(snapshot: &Snapshot, workload: &Workload, address: Socke
         snapshot.services().filter(|service| service.name.namespace == workload.name.namespace);
     let mut ports = of_namespace.flat_map(|service| &service.ports);
     let port = ports.find(|port| port.endpoints.iter().any(|endpoint| endpoint.address == address));
-    port.map_or(Declared::Unknown, sniff::declared)
+    port.map_or(Declared::Unknown, ServicePort::declared)
 }
 
 impl Session {
     /// Tells what the connection speaks, by its port or by its first bytes.
-    async fn speaks(&self, io: &mut Io) -> Result<Protocol, Refusal> {
-        if self.declared == Declared::Opaque {
+    async fn speaks(&self, io: &mut Io, deadline: Instant) -> Result<Protocol, Refusal> {
+        if self.declared.is_opaque() || self.is_opaque() {
             return Ok(Protocol::Opaque);
         }
-        let limits = &self.local.own.limits;
-        let sniffed = timeout(limits.detection_timeout, async {
+        let sniffed = timeout_at(deadline, async {
             loop {
                 if let Some(protocol) = sniff::sniff(io.source.ahead()) {
                     return Ok(protocol);
@@ -152,12 +164,58 @@ impl Session {
                 }
             }
         });
-        let declared = matches!(self.declared, Declared::Http | Declared::Http2);
+        let declared = self.declared.is_http();
         match sniffed.await {
             Ok(Ok(Protocol::Opaque)) | Err(_) if declared => Ok(Protocol::Http1),
             Ok(protocol) => protocol,
             // Perhaps it waits for its server to speak first.
             Err(_) => Ok(Protocol::Opaque),
+        }
+    }
+
+    /// Whether the service wants nothing of it read.
+    fn is_opaque(&self) -> bool {
+        let snapshot = self.local.worker.shared.snapshot.load();
+        let namespace = self.peer.identity.namespace();
+        self.service_port()
+            .is_some_and(|(service, port)| snapshot.routes().is_opaque(service, port, namespace))
+    }
+
+    /// Reads whom the client's TLS names, if a rule for this very connection depends on it: else the server may be the one
+    /// that speaks first. What does not come in time is not known.
+    async fn look_for_name(&mut self, io: &mut Io, deadline: Instant) {
+        let snapshot = self.local.worker.shared.snapshot.load_full();
+        let (identity, address) = (&self.peer.identity, self.client.ip());
+        if !snapshot.routes().wants_sni(&self.target, identity, address, &self.stream()) {
+            return;
+        }
+        let reading = async {
+            loop {
+                if let Some(seen) = hello::read(io.source.ahead()) {
+                    return Some(seen);
+                }
+                match io.source.read_ahead().await {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => return None,
+                }
+            }
+        };
+        if let Ok(Some((seen, hello))) = timeout_at(deadline, reading).await {
+            (self.seen, self.hello) = (seen, hello);
+        }
+    }
+
+    /// The connection as routing asks about it.
+    pub(super) fn stream(&self) -> Stream<'_> {
+        Stream {
+            port: self.port(),
+            destination: match &self.target {
+                Behind::Service { dialled, .. } => dialled.map(|dialled| dialled.ip()),
+                Behind::Workload { address, .. } => Some(address.ip()),
+            },
+            sni: self.seen.sni(),
+            source: self.source.as_ref().map(|source| &source.name),
+            source_namespace: self.peer.identity.namespace(),
         }
     }
 
@@ -217,7 +275,7 @@ impl Session {
     /// `port` is the endpoint's, where it is not that which was asked for.
     pub(super) fn key(&self, endpoint: &Endpoint, port: Option<&ServicePort>) -> Key {
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
-        let declared = port.map_or(self.declared, sniff::declared);
+        let declared = port.map_or(self.declared, ServicePort::declared);
         let http2 = self.protocol == Protocol::Http2 || declared == Declared::Http2;
         Key {
             address: endpoint.address,
@@ -333,6 +391,6 @@ impl Session {
 
     /// How the endpoint is spoken to; what must not be is refused.
     pub(super) fn check(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Transport, Reason> {
-        snapshot.transport_to(endpoint)
+        snapshot.transport_through(&self.local.own.name, endpoint)
     }
 }

@@ -1,6 +1,4 @@
-//! What a connection speaks: as its port says, or as its first bytes do.
-
-use orlop_model::ServicePort;
+//! What a connection speaks, as its first bytes say.
 
 /// What is read of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,40 +9,10 @@ pub(super) enum Protocol {
     Opaque,
 }
 
-/// What a port says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Declared {
-    /// HTTP of any version.
-    Http,
-    /// HTTP/2, also to its servers.
-    Http2,
-    Opaque,
-    /// Nothing.
-    Unknown,
-}
-
 /// The beginning of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No method that anybody uses is longer.
 const LONGEST_METHOD: usize = 24;
-
-/// Reads what a port says of itself: its `appProtocol`, else its name, as Istio does: `PROTOCOL` or
-/// `PROTOCOL-anything`.
-pub(super) fn declared(port: &ServicePort) -> Declared {
-    says(&port.name, port.app_protocol.as_deref())
-}
-
-fn says(name: &str, app_protocol: Option<&str>) -> Declared {
-    let word = app_protocol.unwrap_or_else(|| name.split('-').next().unwrap_or_default());
-    match word.to_ascii_lowercase().as_str() {
-        "grpc" | "http2" | "kubernetes.io/h2c" => Declared::Http2,
-        "http" | "kubernetes.io/ws" => Declared::Http,
-        "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "udp" | "kubernetes.io/wss" => {
-            Declared::Opaque
-        }
-        _ => Declared::Unknown,
-    }
-}
 
 /// Tells by the first bytes; `None` where they are too few.
 pub(super) fn sniff(bytes: &[u8]) -> Option<Protocol> {
@@ -93,33 +61,6 @@ mod tests {
             (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Some(Protocol::Opaque)),
         ] {
             assert_eq!(sniff(bytes), protocol, "{:?}", String::from_utf8_lossy(bytes));
-        }
-    }
-
-    #[test]
-    fn a_port_tells_by_its_app_protocol_and_else_by_its_name() {
-        for (name, app_protocol, wanted) in [
-            ("http", Some("tcp"), Declared::Opaque),
-            ("tcp", Some("HTTP"), Declared::Http),
-            ("web", Some("kubernetes.io/h2c"), Declared::Http2),
-            ("web", Some("kubernetes.io/ws"), Declared::Http),
-            ("web", Some("kubernetes.io/wss"), Declared::Opaque),
-            ("http", Some("example.com/own"), Declared::Unknown),
-        ] {
-            assert_eq!(says(name, app_protocol), wanted, "{name} {app_protocol:?}");
-        }
-        for (name, wanted) in [
-            ("http", Declared::Http),
-            ("http-web", Declared::Http),
-            ("http2", Declared::Http2),
-            ("grpc-api", Declared::Http2),
-            ("tcp-db", Declared::Opaque),
-            ("https", Declared::Opaque),
-            ("", Declared::Unknown),
-            ("web", Declared::Unknown),
-            ("httpx", Declared::Unknown),
-        ] {
-            assert_eq!(says(name, None), wanted, "{name}");
         }
     }
 }

@@ -125,18 +125,17 @@ impl Judgement {
     fn status(&self, world: &World, own: &OwnGateways, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
         let findings: Vec<_> = self.findings.get(key).into_iter().flatten().collect();
         let kind = key.kind();
-        if !kind.is_route() {
+        let Some(route) = kind.route() else {
             let wanted = conditions(kind, head.refused.as_ref(), &findings);
             let written = to_write(&head.conditions, &wanted, at.generation, !head.each_owned, at.now);
             return written.map(|conditions| json!({ "conditions": conditions }));
-        }
+        };
         let name = key.namespaced()?;
-        let routes = if kind == Kind::GrpcRoute { &world.grpc_routes } else { &world.http_routes };
         let told = Told {
             kind,
             namespace: &name.namespace,
             head,
-            route: routes.get(name).map(|route| &**route),
+            route: world.route(route, name).map(|route| &**route),
             findings: &findings,
             snapshot: self.snapshot.as_ref(),
             gateways: &own.gateways,

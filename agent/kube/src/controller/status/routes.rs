@@ -58,7 +58,8 @@ impl Told<'_> {
         for entry in &self.head.parents.refs {
             let accepted = match ParentRef::read(entry, self.namespace) {
                 ParentRef::Service(parent) => {
-                    let problem = self.snapshot.and_then(|snapshot| snapshot.parent_problem(&parent));
+                    let known = self.snapshot.zip(self.kind.route());
+                    let problem = known.and_then(|(snapshot, kind)| snapshot.parent_problem(kind, &parent));
                     problem.map(|problem| ("NoMatchingParent", format!("it {problem}")))
                 }
                 ParentRef::Gateway(name) if self.gateways.contains(&name) => {

@@ -1,0 +1,158 @@
+//! `tls` and `tcp` of a VirtualService.
+
+use std::collections::BTreeMap;
+
+use orlop_model::world::security::IpBlock;
+use orlop_model::world::stream::{HostPattern, StreamMatch, StreamRule, WeightedStream};
+use serde::Deserialize;
+
+use super::{DestinationObject, any_host, destination};
+use crate::field::{FieldError, FieldPath, port};
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TlsObject {
+    /// What the rule is for: whatever one of these matches.
+    #[serde(rename = "match")]
+    matches: Vec<TlsMatchObject>,
+    /// Where connections go, by weight.
+    route: Vec<StreamRouteObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TcpObject {
+    /// What the rule is for: whatever one of these matches. Left out, every connection.
+    #[serde(rename = "match")]
+    matches: Vec<TcpMatchObject>,
+    /// Where connections go, by weight.
+    route: Vec<StreamRouteObject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct TlsMatchObject {
+    /// Names of servers as clients' TLS has them (SNI), such as example.com or *.example.com.
+    sni_hosts: Vec<String>,
+    /// Addresses or CIDR blocks that the connection is to.
+    destination_subnets: Vec<String>,
+    /// The port that is called.
+    port: Option<i32>,
+    /// Labels of the calling workload.
+    source_labels: BTreeMap<String, String>,
+    /// The namespace of the calling workload.
+    source_namespace: Option<String>,
+    /// Instead of the VirtualService's own gateways.
+    gateways: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct TcpMatchObject {
+    /// Addresses or CIDR blocks that the connection is to.
+    destination_subnets: Vec<String>,
+    /// The port that is called.
+    port: Option<i32>,
+    /// One address or CIDR block that the connection is from. Istio does not read it, nor does Orlop.
+    source_subnet: Option<String>,
+    /// Labels of the calling workload.
+    source_labels: BTreeMap<String, String>,
+    /// The namespace of the calling workload.
+    source_namespace: Option<String>,
+    /// Instead of the VirtualService's own gateways.
+    gateways: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+struct StreamRouteObject {
+    /// The service.
+    destination: DestinationObject,
+    /// Its share, relative to the others.
+    weight: Option<i64>,
+}
+
+impl TlsObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<StreamRule, FieldError> {
+        let at = path.clone().key("match");
+        if self.matches.is_empty() {
+            return Err(FieldError::new(at, "is missing; name hosts in sniHosts"));
+        }
+        let matches = self.matches.into_iter().enumerate().map(|(index, of)| {
+            let path = at.clone().index(index);
+            if of.sni_hosts.is_empty() {
+                return Err(FieldError::new(path.key("sniHosts"), "is missing; name at least one host"));
+            }
+            let hosts = of.sni_hosts.iter().enumerate();
+            let names = hosts.map(|(index, text)| {
+                any_host(text, || path.clone().key("sniHosts").index(index)).map(HostPattern)
+            });
+            Ok(StreamMatch {
+                names: names.collect::<Result<_, _>>()?,
+                destinations: blocks(&of.destination_subnets, &path)?,
+                port: of.port.map(|number| port(number, || path.clone().key("port"))).transpose()?,
+                source_labels: of.source_labels.into_iter().collect(),
+                source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
+                gateways: of.gateways,
+            })
+        });
+        Ok(StreamRule { matches: matches.collect::<Result<_, _>>()?, route: route(self.route, path)? })
+    }
+}
+
+impl TcpObject {
+    pub(super) fn convert(self, path: &FieldPath) -> Result<StreamRule, FieldError> {
+        let matches = self.matches.into_iter().enumerate().map(|(index, of)| {
+            let path = path.clone().key("match").index(index);
+            if of.source_subnet.is_some() {
+                let problem = "is not read; name the source by sourceLabels or sourceNamespace";
+                return Err(FieldError::new(path.key("sourceSubnet"), problem));
+            }
+            Ok(StreamMatch {
+                names: Vec::new(),
+                destinations: blocks(&of.destination_subnets, &path)?,
+                port: of.port.map(|number| port(number, || path.clone().key("port"))).transpose()?,
+                source_labels: of.source_labels.into_iter().collect(),
+                source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
+                gateways: of.gateways,
+            })
+        });
+        Ok(StreamRule { matches: matches.collect::<Result<_, _>>()?, route: route(self.route, path)? })
+    }
+}
+
+fn blocks(texts: &[String], path: &FieldPath) -> Result<Vec<IpBlock>, FieldError> {
+    let texts = texts.iter().enumerate();
+    let blocks = texts.map(|(index, text)| {
+        text.parse().map_err(|error: orlop_model::world::security::IpBlockError| {
+            FieldError::new(path.clone().key("destinationSubnets").index(index), error.to_string())
+        })
+    });
+    blocks.collect()
+}
+
+fn route(route: Vec<StreamRouteObject>, path: &FieldPath) -> Result<Vec<WeightedStream>, FieldError> {
+    let path = path.clone().key("route");
+    if route.is_empty() {
+        return Err(FieldError::new(path, "is missing; name a destination"));
+    }
+    let single = route.len() == 1;
+    let mut found = Vec::new();
+    for (index, entry) in route.into_iter().enumerate() {
+        let path = path.clone().index(index);
+        let weight = super::weight(entry.weight, single, || path.clone().key("weight"))?;
+        found.push(WeightedStream {
+            destination: destination(entry.destination, &path.key("destination"))?,
+            weight,
+        });
+    }
+    if found.iter().all(|entry| entry.weight == 0) {
+        return Err(FieldError::new(path, "has no weight but 0; give one of them some"));
+    }
+    Ok(found)
+}

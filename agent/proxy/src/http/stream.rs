@@ -1,0 +1,190 @@
+//! Where a connection goes in which no HTTP is read, and the way there.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use orlop_model::{
+    Behind, Endpoint, Reason, Service, Snapshot,
+    http::Target,
+    world::{Resolution, routing::Balancer},
+};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    authorize,
+    balance::hash_on,
+    forward,
+    forward::{choosing, is_of_endpoint, tell},
+    io::Io,
+    session::Session,
+    upstream::{self, Key},
+};
+use crate::{pool::Slot, record::Record, refusal::Refusal, shared::InFlightGuard};
+
+/// At so many endpoints a connection is tried, as long as nothing of it has been sent.
+const ATTEMPTS: usize = 3;
+
+/// The connection to a server.
+pub(super) struct Connected {
+    pub(super) io: Io,
+    pub(super) slot: Option<Slot>,
+    pub(super) in_flight: InFlightGuard,
+    /// The service that a rule has led to, if that is another than was dialled, and its port.
+    pub(super) elsewhere: Option<(Arc<Service>, u16)>,
+    pub(super) endpoint: Endpoint,
+}
+
+/// Asks policies, chooses by the rules, and connects.
+pub(super) async fn connect(session: &Rc<Session>, record: &mut Record) -> Result<Connected, Refusal> {
+    let snapshot = session.local.worker.shared.snapshot.load_full();
+    record.judgement = Some(authorize::connection(session, &snapshot, None)?);
+    let destination = Destination::of(session, &snapshot)?;
+    let elsewhere = destination.elsewhere(session);
+    if elsewhere.is_some() {
+        record.judgement = Some(authorize::connection(session, &snapshot, elsewhere.as_ref())?);
+    }
+    let target = match destination {
+        Destination::Endpoint(endpoint) => {
+            session.check(&snapshot, &endpoint)?;
+            let (io, slot, in_flight) = once(session, &endpoint, None, record).await?;
+            return Ok(Connected { io, slot, in_flight, elsewhere, endpoint });
+        }
+        Destination::Service(target) => target,
+    };
+    record.service = Some(Arc::clone(target.service));
+    let ((io, slot, in_flight), endpoint) = attempts(session, &snapshot, target, record).await?;
+    Ok(Connected { io, slot, in_flight, elsewhere, endpoint })
+}
+
+enum Destination<'s> {
+    /// One of these.
+    Service(Target<'s>),
+    /// As it was dialled.
+    Endpoint(Endpoint),
+}
+
+impl<'s> Destination<'s> {
+    fn of(session: &Session, snapshot: &'s Snapshot) -> Result<Self, Refusal> {
+        let Behind::Service { service, port, dialled } = &session.target else {
+            return Ok(Self::Endpoint(session.endpoint(snapshot)?));
+        };
+        let routes = snapshot.routes();
+        if let Some(rule) = routes.select_stream(service, &session.stream())? {
+            let split = rule.split.as_ref();
+            let split = split.map_err(|problem| {
+                Refusal::new(Reason::InvalidRoute, format!("{} {} {problem}", rule.kind, rule.resource))
+            })?;
+            let choice = split.pick(session.local.draws.split.next()).ok_or(Reason::NoSuchDestination)?;
+            return forward::target(session, snapshot, &choice.cluster).map(Self::Service);
+        }
+        let passes_on = service.resolution == Resolution::None && dialled.is_some();
+        match snapshot.current_service(service) {
+            Some(service) if !passes_on && service.port(*port).is_some() => {
+                let target = routes.target_of(service, *port, session.peer.identity.namespace())?;
+                Ok(Self::Service(target))
+            }
+            _ => Ok(Self::Endpoint(session.endpoint(snapshot)?)),
+        }
+    }
+
+    fn elsewhere(&self, session: &Session) -> Option<(Arc<Service>, u16)> {
+        let Self::Service(target) = self else { return None };
+        let (service, port) = (target.service, target.port.number);
+        let is_dialled = session.service_port().is_some_and(|(dialled, its_port)| {
+            dialled.name == service.name
+                && dialled.kind == service.kind
+                && dialled.hostname == service.hostname
+                && its_port == port
+        });
+        (!is_dialled).then(|| (Arc::clone(service), port))
+    }
+}
+
+/// Tries several endpoints within the time that there is for a connection: each of those that are left gets the same
+/// part of what is left of it.
+async fn attempts(
+    session: &Rc<Session>,
+    snapshot: &Snapshot,
+    target: Target<'_>,
+    record: &mut Record,
+) -> Result<((Io, Option<Slot>, InFlightGuard), Endpoint), Refusal> {
+    let local = &session.local;
+    let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
+    let hash = match target.policy.and_then(|policy| policy.balancer.as_ref()) {
+        Some(Balancer::Hash(on)) => hash_on(on, session, &HeaderMap::new(), None).0,
+        _ => None,
+    };
+    let pool = target.policy.and_then(|policy| policy.pool.as_ref());
+    let limit = pool.and_then(|pool| pool.connect_timeout);
+    let deadline = Instant::now() + limit.unwrap_or(local.worker.shared.config.connect_timeout);
+    let choosing = choosing(session, target, &state, hash);
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut left = choosing.candidates().min(ATTEMPTS);
+    loop {
+        let endpoint = choosing.choose(&tried)?;
+        session.check(snapshot, endpoint)?;
+        authorize::endpoint(session, snapshot, endpoint)?;
+        tried.push(endpoint.address);
+        let part = share(deadline.saturating_duration_since(Instant::now()), left);
+        let result = once(session, endpoint, Some(part), record).await;
+        left = left.saturating_sub(1);
+        match &result {
+            Ok(_) => tell(session, &target, &state, endpoint.address, Some(200)),
+            Err(refusal) if is_of_endpoint(refusal) => {
+                tell(session, &target, &state, endpoint.address, None);
+                if left > 0 {
+                    continue;
+                }
+            }
+            // Another endpoint would say the same, or none was asked.
+            Err(_) => {}
+        }
+        return result.map(|connected| (connected, endpoint.clone()));
+    }
+}
+
+/// The part of the time that one of so many attempts gets.
+fn share(rest: Duration, left: usize) -> Duration {
+    rest / u32::try_from(left.max(1)).unwrap_or(u32::MAX)
+}
+
+async fn once(
+    session: &Rc<Session>,
+    endpoint: &Endpoint,
+    limit: Option<Duration>,
+    record: &mut Record,
+) -> Result<(Io, Option<Slot>, InFlightGuard), Refusal> {
+    record.destination.address = Some(endpoint.address);
+    record.destination.workload = endpoint.workload.clone();
+    let key: Key = session.key(endpoint, None);
+    record.destination.identity = key.destination.clone();
+    record.tunnel = key.tunnel();
+    let in_flight = session.local.worker.shared.in_flight.enter(endpoint.address);
+    let connecting = upstream::connect(session, &key);
+    let connected = match limit {
+        None => connecting.await,
+        Some(limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {
+            Err(Refusal::new(
+                Reason::ConnectTimeout,
+                format!("no connection to {} in time", endpoint.address),
+            ))
+        }),
+    };
+    let (io, slot) = connected?;
+    Ok((io, slot, in_flight))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_share_the_time_that_there_is() {
+        let whole = Duration::from_secs(9);
+        assert_eq!(share(whole, 3), whole / 3);
+        // What one of them has left the others get.
+        assert_eq!(share(whole - Duration::from_secs(1), 2), Duration::from_secs(4));
+        assert_eq!(share(whole, 1), whole);
+        assert_eq!(share(whole, 0), whole);
+    }
+}
