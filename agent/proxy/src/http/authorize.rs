@@ -123,10 +123,13 @@ async fn withdrawn_if(session: &Session, still: impl Fn(&Snapshot) -> Result<(),
 }
 
 fn still(session: &Session, snapshot: &Snapshot, of: Option<&GoesOn>) -> Result<(), Refusal> {
-    let Some(GoesOn { asked, passed, elsewhere: further }) = of else {
+    let Some(GoesOn { asked, passed, elsewhere: further, at }) = of else {
         return connection(session, snapshot, None).map(drop);
     };
     request(session, snapshot, asked.parts(), asked.destined(), asked.credentials(), passed)?;
+    if let Some(at) = at {
+        endpoint(session, snapshot, at)?;
+    }
     match further {
         Some(Elsewhere { target, port, asked, passed }) => {
             let mut asked = asked.clone();

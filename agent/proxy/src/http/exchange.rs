@@ -10,7 +10,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade};
 use orlop_model::{
-    Behind, NamespacedName, Reason, Snapshot,
+    Behind, Endpoint, NamespacedName, Reason, Snapshot,
     http::{Action, Choice, Rule, Selected, Split, normalised},
     world::{
         ExtensionProvider,
@@ -103,7 +103,7 @@ async fn handle(
         let credentials = credentials.clone();
         let asked = Template { parts: asked, destined: destined.clone(), credentials, rule: None };
         let passed = record.checked.providers.clone();
-        record.goes_on = Some(Box::new(GoesOn { asked, passed, elsewhere: None }));
+        record.goes_on = Some(Box::new(GoesOn { asked, passed, elsewhere: None, at: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
@@ -322,6 +322,8 @@ pub(super) struct GoesOn {
     pub(super) passed: Vec<Arc<ExtensionProvider>>,
     /// Where a rule has led to, if that was elsewhere.
     pub(super) elsewhere: Option<Elsewhere>,
+    /// Whoever answers it.
+    pub(super) at: Option<Endpoint>,
 }
 
 /// Another service that a rule has led to.

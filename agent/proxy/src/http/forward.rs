@@ -198,7 +198,10 @@ async fn once(
     (endpoint, span): (&Endpoint, Option<&Attempt>),
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
-    session.check(plan.snapshot, endpoint).map_err(Refusal::from)?;
+    session.check(plan.snapshot, endpoint)?;
+    if let Some(goes_on) = &mut record.goes_on {
+        goes_on.at = Some(endpoint.clone());
+    }
     let port = plan.target().map(|target| target.port);
     let key = session.key(endpoint, port);
     record.went_to(endpoint, &key);

@@ -17,7 +17,7 @@ use orlop_model::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Local, exchange,
+    Local, authorize, exchange,
     hello::{self, Hello, Seen},
     io::{Io, Pace},
     opaque,
@@ -389,8 +389,10 @@ impl Session {
         }
     }
 
-    /// How the endpoint is spoken to; what must not be is refused.
-    pub(super) fn check(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Transport, Reason> {
-        snapshot.transport_through(&self.local.own.name, endpoint)
+    /// How the endpoint is spoken to; one that must not be, or not by this client, is refused.
+    pub(super) fn check(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Transport, Refusal> {
+        let transport = snapshot.transport_through(&self.local.own.name, endpoint)?;
+        authorize::endpoint(self, snapshot, endpoint)?;
+        Ok(transport)
     }
 }
