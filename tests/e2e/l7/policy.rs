@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::process::Command;
 use std::thread;
 
-use orlop_tests::PodSpec;
 use orlop_tests::traffic::request;
+use orlop_tests::{PodSpec, ServiceSpec, TargetPort};
 
 use super::routes::{Versions, routes};
 use super::scripted::{Reply, Scripted};
@@ -239,4 +239,35 @@ fn a_rule_that_leads_to_another_service_leads_past_none_of_its_policies() {
     stage
         .change(|| write(stage, "other", target, "action: DENY\nrules: [{to: [{operation: {paths: [/]}}]}]"));
     assert_eq!(stage.get("/").status, 200);
+}
+
+/// Whose pod it is has never heard of the waypoint, and would take it for the client.
+#[test]
+fn a_rule_leads_to_no_pod_that_is_not_for_the_client() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let spec = PodSpec::new().service_account("db").label("app", "db");
+    let pod = stage.mesh.nodes[1].pod(NAMESPACE, "db", spec).unwrap();
+    stage.mesh.server_agent().wait_enrolled([&stage.mesh.server, &pod]).unwrap();
+    let server = pod.serve_http(80).unwrap();
+    stage.change(|| {
+        let world = stage.mesh.testbed.world();
+        let db = ServiceSpec::new(NAMESPACE, "db", 80, TargetPort::Number(80));
+        world.service(&db.cluster_ips(stage.mesh.testbed.vip()).endpoints([&pod])).unwrap();
+        world.write("routes.yaml", &routes("- route: [{destination: {host: db}}]")).unwrap();
+    });
+    assert_eq!(stage.get("/").status, 200);
+    let served = server.peers().len();
+    let of_pod = |rules: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: db, namespace: shop}}\n\
+             spec:\n  selector: {{matchLabels: {{app: db}}}}\n  {rules}"
+        );
+        stage.change(|| stage.mesh.testbed.world().write("policy-db.yaml", &text).unwrap());
+    };
+    of_pod("action: DENY\n  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]");
+    assert_eq!(stage.get("/").status, 403);
+    of_pod("action: ALLOW\n  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/gate]}}]}]");
+    assert_eq!(stage.get("/").status, 403);
+    assert_eq!(server.peers().len(), served, "nothing has come through");
 }
