@@ -2,6 +2,8 @@
 
 mod caller;
 mod custom;
+mod custom_answers;
+mod custom_open;
 mod gateway_api;
 mod grpc;
 mod h2c;

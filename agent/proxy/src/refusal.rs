@@ -1,3 +1,4 @@
+use http::StatusCode;
 use orlop_model::{Judgement, Reason, Refused};
 
 /// Why a connection is refused or was cut short: the reason for metrics, and what else is known for the log.
@@ -7,13 +8,13 @@ pub(crate) struct Refusal {
     pub(crate) detail: String,
     /// Where policies refuse it.
     pub(crate) judgement: Option<Judgement>,
-    /// Whether it is the peer's policy that refuses: that says nothing of how well the peer is.
-    pub(crate) by_peers_policy: bool,
+    /// Where the peer's proxy says no: its answer.
+    pub(crate) answered: Option<StatusCode>,
 }
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, detail: impl ToString) -> Self {
-        Self { reason, detail: detail.to_string(), judgement: None, by_peers_policy: false }
+        Self { detail: detail.to_string(), ..reason.into() }
     }
 
     /// A fault of our own or of the machine, not of a peer.
@@ -24,13 +25,12 @@ impl Refusal {
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Self { reason, detail: String::new(), judgement: None, by_peers_policy: false }
+        Self { reason, detail: String::new(), judgement: None, answered: None }
     }
 }
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
-        let (reason, detail, judgement) = (refused.reason, refused.detail, Some(refused.judgement));
-        Self { reason, detail, judgement, by_peers_policy: false }
+        Self { detail: refused.detail, judgement: Some(refused.judgement), ..refused.reason.into() }
     }
 }

@@ -140,10 +140,10 @@ pub(crate) async fn ask(
         .map_err(lost)?;
     match answer.status() {
         StatusCode::OK => Ok((send, answer.into_body())),
-        status => Err(Refusal {
-            by_peers_policy: status == StatusCode::UNAUTHORIZED,
-            ..Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"))
-        }),
+        status => {
+            let refusal = Refusal::new(Reason::PeerRefused, format!("the peer's proxy answered {status}"));
+            Err(Refusal { answered: Some(status), ..refusal })
+        }
     }
 }
 

@@ -248,6 +248,18 @@ fn a_service_counts_for_all_that_ask_it_in_envoys_words() {
     assert_eq!(server.count(), served);
     limits(&stage, "web", json!([{"shared": shared(json!({"failOpen": true}))}]));
     assert_eq!(tenant("a").status, 200);
+    // What fails open passes while nobody answers, and not for what is no answer, or nobody to ask.
+    for nonsense in [
+        grpc::Reply::Message(number(1, 3)),
+        grpc::Reply::Garbage(b"garbage".to_vec()),
+        grpc::Reply::Status(12),
+    ] {
+        let _counts = grpc::Server::start(&pod, move |_| nonsense.clone());
+        assert_eq!(tenant("a").status, 503);
+    }
+    let nobody = json!({"failOpen": true, "service": "nobody.shop.svc.cluster.local"});
+    limits(&stage, "web", json!([{"shared": shared(nobody)}]));
+    assert_eq!(tenant("a").status, 503);
     assert_eq!(stage.waypoint.metric("orlop_rate_limit_failed_open_total", &[]).unwrap(), 1.0);
 }
 

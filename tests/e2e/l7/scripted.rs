@@ -25,6 +25,8 @@ pub enum Reply {
     Answer(u16, String),
     /// The same, and headers.
     With(u16, Vec<(&'static str, &'static str)>, String),
+    /// These bytes, and nothing after them.
+    Raw(&'static str),
     /// The connection is closed.
     Close,
 }
@@ -103,6 +105,7 @@ fn serve(stream: TcpStream, script: &Script, shared: &Shared) -> std::io::Result
         match script(&asked) {
             Reply::Answer(status, body) => answer(reader.get_mut(), status, &[], &body)?,
             Reply::With(status, headers, body) => answer(reader.get_mut(), status, &headers, &body)?,
+            Reply::Raw(text) => reader.get_mut().write_all(text.as_bytes())?,
             Reply::Close => return reader.get_ref().shutdown(Shutdown::Both),
         }
     }

@@ -267,8 +267,11 @@ fn a_grant_is_for_what_it_names() {
         },
     });
     let grant = reference_grant::convert(serde_json::from_value(grant).unwrap()).unwrap();
-    assert!(grant.grants(RouteKind::Http, "shop", "web"));
-    assert!(!grant.grants(RouteKind::Grpc, "shop", "web"));
-    assert!(!grant.grants(RouteKind::Http, "other", "web"));
-    assert!(!grant.grants(RouteKind::Http, "shop", "other"));
+    let grants = |kind: &str, namespace: &str, name: &str| {
+        grant.grants(("gateway.networking.k8s.io", kind, namespace), ("", "Service"), name)
+    };
+    assert!(grants("HTTPRoute", "shop", "web"));
+    assert!(!grants("GRPCRoute", "shop", "web"));
+    assert!(!grants("HTTPRoute", "other", "web"));
+    assert!(!grants("HTTPRoute", "shop", "other"));
 }

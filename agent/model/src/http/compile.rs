@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::Routes;
 use super::authorize::RequestPolicies;
+use super::callee::Callees;
 use super::destination::Destinations;
 use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
@@ -70,6 +71,7 @@ impl Snapshot {
             attached,
             destinations,
             policies,
+            callees: Callees::new(world, settings),
             labels: labels.unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         });

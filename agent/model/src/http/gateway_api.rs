@@ -16,7 +16,7 @@ use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::world::World;
 use crate::world::gateway_api::{
-    BackendRef, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
+    BackendRef, GROUP, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
 };
 use crate::world::routing::{Fault, HeaderChanges, HttpMatch, Rewrite, StringMatch};
 
@@ -299,7 +299,9 @@ impl<'a> Attaching<'a> {
         let own = &route.name.namespace;
         let grants = self.world.reference_grants.values();
         let mut grants = grants.filter(|grant| grant.name.namespace == name.namespace);
-        *own == name.namespace || grants.any(|grant| grant.grants(route.kind, own, &name.name))
+        *own == name.namespace
+            || grants
+                .any(|grant| grant.grants((GROUP, route.kind.name(), &**own), ("", "Service"), &name.name))
     }
 
     fn mirrors(

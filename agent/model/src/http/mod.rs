@@ -5,6 +5,7 @@ mod attached;
 mod authentication;
 mod authorize;
 mod bucket;
+mod callee;
 mod compile;
 mod destination;
 mod findings;
@@ -26,6 +27,8 @@ use std::sync::Arc;
 
 pub use crate::policy::ToAsk;
 pub use bucket::Bucket;
+pub(crate) use callee::Callees;
+pub use callee::{Asker, is_foreign};
 pub use destination::Target;
 pub use gateway_api::Grants;
 pub use limit::{Counted, Limit};
@@ -110,6 +113,7 @@ pub struct Routes {
     attached: HashMap<NamespacedName, Attached>,
     destinations: Destinations,
     policies: RequestPolicies,
+    callees: Callees,
     /// Of pods, where some rule asks for them.
     labels: HashMap<NamespacedName, Labels>,
     /// Of the node that the waypoint is on.
@@ -278,6 +282,11 @@ impl Routes {
     /// The keys that have to be asked for, to verify tokens.
     pub fn remote_keys(&self) -> BTreeSet<RemoteKeys> {
         self.policies.authentications.remote_keys()
+    }
+
+    /// Whether the waypoint may be made to ask this service by such an object.
+    pub fn permits(&self, asker: &Asker<'_>, service: &Service) -> bool {
+        self.callees.permits(asker, service)
     }
 
     /// The addresses of the node that the waypoint is on.

@@ -3,10 +3,14 @@ use std::sync::Arc;
 use super::rule::Sight;
 use super::{CompiledPolicy, Finding, FindingReason, Severity, TrustDomains};
 use crate::compile::Settings;
+use crate::http::{Asker, Callees};
 use crate::name::NamespacedName;
 use crate::snapshot::Snapshot;
 use crate::world::security::{Action, AuthorizationPolicy};
 use crate::world::{Counting, ExtensionProvider, World};
+
+const PROVIDER: &str = "ExtensionProvider";
+const LIMIT: &str = "RateLimit";
 
 impl CompiledPolicy {
     /// Makes a policy ready for a waypoint of this world, which asks whom the policy wants asked.
@@ -47,15 +51,20 @@ pub(crate) fn provider_findings(world: &World, settings: &Settings, snapshot: &S
         let message = format!("has action CUSTOM and {why}: what its rules match is denied");
         error("AuthorizationPolicy", &of.name, FindingReason::NoProvider, message)
     });
+    let callees = Callees::new(world, settings);
+    let unreachable = |kind, name: &NamespacedName, namespace: &str, host: &str, port: u16| {
+        let asker = Asker { kind, namespace: &name.namespace };
+        unreachable(snapshot, &callees, &asker, (namespace, host, port))
+    };
     let unknown = world.extension_providers.values().filter_map(|of| {
-        let (reason, problem) = unreachable(snapshot, of.namespace(), &of.host, of.port)?;
-        Some(error("ExtensionProvider", &of.name, reason, problem))
+        let (reason, problem) = unreachable(PROVIDER, &of.name, of.namespace(), &of.host, of.port)?;
+        Some(error(PROVIDER, &of.name, reason, problem))
     });
     let limits = world.rate_limits.values().flat_map(|of| of.limits.iter().map(move |limit| (of, limit)));
     let uncounted = limits.filter_map(|(of, limit)| match &limit.counting {
         Counting::Shared(by) => {
-            let (reason, problem) = unreachable(snapshot, &by.namespace, &by.host, by.port)?;
-            Some(error("RateLimit", &of.name, reason, problem))
+            let (reason, problem) = unreachable(LIMIT, &of.name, &by.namespace, &by.host, by.port)?;
+            Some(error(LIMIT, &of.name, reason, problem))
         }
         Counting::Local(_) => None,
     });
@@ -64,12 +73,19 @@ pub(crate) fn provider_findings(world: &World, settings: &Settings, snapshot: &S
 
 fn unreachable(
     snapshot: &Snapshot,
-    namespace: &str,
-    host: &str,
-    port: u16,
+    callees: &Callees,
+    asker: &Asker<'_>,
+    (namespace, host, port): (&str, &str, u16),
 ) -> Option<(FindingReason, String)> {
     match snapshot.service_named(namespace, host) {
         None => Some((FindingReason::NoSuchService, format!("{host} is no service: it can't be asked"))),
+        Some(service) if !callees.permits(asker, service) => {
+            let of = &service.name.namespace;
+            let problem = format!(
+                "{host} is of namespace {of}, of which no ReferenceGrant lets it be asked: it is not"
+            );
+            Some((FindingReason::RefNotPermitted, problem))
+        }
         Some(service) if service.port(port).is_none() => {
             Some((FindingReason::NoSuchPort, format!("{host} has no port {port}: it can't be asked")))
         }

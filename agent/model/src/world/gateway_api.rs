@@ -241,13 +241,13 @@ pub struct GrantTo {
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
 impl ReferenceGrant {
-    /// Whether routes of this kind and namespace may refer to this Service of the grant's namespace.
-    pub fn grants(&self, kind: RouteKind, namespace: &str, service: &str) -> bool {
-        let from = |of: &GrantFrom| of.group == GROUP && of.kind == kind.name() && of.namespace == namespace;
+    /// Whether objects of this group, kind and namespace may refer to what is of this group, kind and name in the
+    /// grant's namespace.
+    pub fn grants(&self, by: (&str, &str, &str), to: (&str, &str), name: &str) -> bool {
+        let from = |of: &GrantFrom| (of.group.as_str(), of.kind.as_str(), of.namespace.as_str()) == by;
         let to = |of: &GrantTo| {
-            of.group.is_empty()
-                && of.kind == "Service"
-                && of.name.as_deref().is_none_or(|name| name == service)
+            (of.group.as_str(), of.kind.as_str()) == to
+                && of.name.as_deref().is_none_or(|wanted| wanted == name)
         };
         self.from.iter().any(from) && self.to.iter().any(to)
     }

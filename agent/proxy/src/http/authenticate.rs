@@ -10,7 +10,7 @@ use orlop_model::{
     world::TokenLocation,
 };
 
-use super::{authorize::Seen, rewrite::Destined, session::Session};
+use super::{authorize::Seen, headers::remove, rewrite::Destined, session::Session};
 use crate::refusal::Refusal;
 
 /// What a client has shown, as it came, and what came of verifying it.
@@ -91,16 +91,6 @@ pub(super) fn apply(
     }
     outcomes.iter().flatten().for_each(|(verified, _)| put(verified, headers));
     Ok(())
-}
-
-/// Also in the spelling that servers take for the same which know headers as variables (RFC 3875, section 4.1.18).
-pub(super) fn remove(headers: &mut HeaderMap, name: &str) {
-    let plain = |name: &str| name.replace(['_', '.'], "-");
-    let wanted = plain(name);
-    let alike: Vec<HeaderName> = headers.keys().filter(|of| plain(of.as_str()) == wanted).cloned().collect();
-    for name in alike {
-        headers.remove(name);
-    }
 }
 
 fn take_out(

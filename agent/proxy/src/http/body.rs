@@ -14,6 +14,7 @@ use orlop_model::Reason;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
+    call::Failed,
     record::RequestRecord,
     replay::{BodyError, broke_off},
     upstream::Lease,
@@ -68,19 +69,19 @@ pub(super) async fn read(
     mut body: Incoming,
     http2: bool,
     most: usize,
-) -> Result<(Bytes, Option<HeaderMap>), String> {
+) -> Result<(Bytes, Option<HeaderMap>), Failed> {
     let (mut bytes, mut trailers) = (Vec::new(), None);
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        match frame.map_err(|error| error.to_string())?.into_data() {
+        match frame.map_err(Failed::away)?.into_data() {
             Ok(data) if bytes.len() + data.len() > most => {
-                return Err(format!("the answer has more than {most} bytes"));
+                return Err(Failed::Wrong(format!("the answer has more than {most} bytes")));
             }
             Ok(data) => bytes.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().ok().or(trailers),
         }
     }
     if broke_off(&body, http2) {
-        return Err("the answer broke off".to_owned());
+        return Err(Failed::away("the answer broke off"));
     }
     Ok((bytes.into(), trailers))
 }

@@ -4,7 +4,10 @@ use std::{net::Ipv4Addr, rc::Rc};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use orlop_model::Snapshot;
+use orlop_model::{
+    Reason, Snapshot,
+    http::{Asker, is_foreign},
+};
 
 use super::{
     forward::choosing,
@@ -12,9 +15,61 @@ use super::{
     session::Session,
     upstream::{Key, Lease, Upstreams},
 };
+use crate::refusal::Refusal;
 
-/// A port of a service, as it is called in a namespace.
+/// Why there is no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// It was not there, or in time, or says itself that it can't tell: what fails open lets pass.
+    Away(String),
+    /// It must not be asked, or what it says is no answer. Nothing passes for that: somebody has written down what is
+    /// not so, and fails open for no mistake.
+    Wrong(String),
+}
+
+impl Failed {
+    pub(super) fn away(problem: impl ToString) -> Self {
+        Self::Away(problem.to_string())
+    }
+
+    pub(super) fn wrong(problem: impl ToString) -> Self {
+        Self::Wrong(problem.to_string())
+    }
+
+    /// What is wrong, and whether it may pass where it fails open.
+    pub(super) fn into_problem(self) -> (String, bool) {
+        match self {
+            Self::Away(problem) => (problem, true),
+            Self::Wrong(problem) => (problem, false),
+        }
+    }
+
+    fn of(refusal: &Refusal, address: impl std::fmt::Display) -> Self {
+        let problem = format!("{address}: {}: {}", refusal.reason, refusal.detail);
+        if is_away(refusal) { Self::Away(problem) } else { Self::Wrong(problem) }
+    }
+}
+
+/// Whether an endpoint that can't be reached for this reason is away. Not one that shows another's certificate or lets
+/// nobody in, nor one that the waypoint can't dial for what it lacks itself: whoever can bring that about would pass.
+fn is_away(refusal: &Refusal) -> bool {
+    let its_server = refusal.answered.is_some_and(|status| status.is_server_error());
+    let reached = matches!(
+        refusal.reason,
+        Reason::NoHealthyEndpoint
+            | Reason::ConnectFailed
+            | Reason::ConnectTimeout
+            | Reason::TlsTimeout
+            | Reason::Reset
+            | Reason::TunnelClosed
+            | Reason::UpstreamReset
+    );
+    reached || its_server
+}
+
+/// A port of a service, as it is called in a namespace, and who wants it asked.
 pub(super) struct Callee<'a> {
+    pub(super) asker: Asker<'a>,
     pub(super) host: &'a str,
     pub(super) port: u16,
     pub(super) namespace: &'a str,
@@ -27,23 +82,34 @@ pub(super) async fn call(
     snapshot: &Snapshot,
     callee: &Callee<'_>,
     http2: bool,
-    request: impl Fn() -> Result<Request<RequestBody>, String>,
-) -> Result<(Response<Incoming>, Lease), String> {
-    let Callee { host, port, namespace } = callee;
+    request: impl Fn() -> Result<Request<RequestBody>, Failed>,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    let Callee { asker, host, port, namespace } = callee;
     let local = &session.local;
-    let service = snapshot.service_named(namespace, host).ok_or_else(|| format!("{host} is no service"))?;
-    let target = snapshot.routes().target_of(service, *port, namespace);
-    let target = target.map_err(|reason| format!("{host}:{port}: {reason}"))?;
+    let service = snapshot.service_named(namespace, host);
+    let service = service.ok_or_else(|| Failed::Wrong(format!("{host} is no service")))?;
+    if !snapshot.routes().permits(asker, service) {
+        let problem = format!("no ReferenceGrant of namespace {} lets it be asked", service.name.namespace);
+        return Err(Failed::Wrong(problem));
+    }
+    let at_port = |reason: Reason| Failed::of(&reason.into(), format_args!("{host}:{port}"));
+    let target = snapshot.routes().target_of(service, *port, namespace).map_err(at_port)?;
     let state = local.host_cache.service(&local.own.hosts, &service.hostname);
     let mut tried = Vec::new();
-    let mut problem = String::new();
+    let mut problem = Failed::wrong("it has no endpoint");
     loop {
         let endpoint = choosing(session, target, &state, None).choose(&tried);
-        let endpoint = endpoint.map_err(|reason| format!("{host}:{port}: {reason}"))?;
+        let endpoint = endpoint.map_err(at_port)?;
         if tried.contains(&endpoint.address) {
             return Err(problem);
         }
-        snapshot.transport_to(endpoint).map_err(|reason| format!("{}: {reason}", endpoint.address))?;
+        if is_foreign(service, endpoint) {
+            return Err(Failed::Wrong(format!("{} is a pod of another namespace", endpoint.address)));
+        }
+        // The address of a Service, which no endpoint can be.
+        snapshot
+            .transport_to(endpoint)
+            .map_err(|reason| Failed::Wrong(format!("{}: {reason}", endpoint.address)))?;
         tried.push(endpoint.address);
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
         let key = Key {
@@ -56,7 +122,7 @@ pub(super) async fn call(
         let mut lease = match Upstreams::lease(session, &key).await {
             Ok(lease) => lease,
             Err(refusal) => {
-                problem = format!("{}: {}", refusal.reason, refusal.detail);
+                problem = Failed::of(&refusal, endpoint.address);
                 if tried.len() < 2 {
                     continue;
                 }
@@ -69,9 +135,12 @@ pub(super) async fn call(
                 // It had died unnoticed.
                 Err(_) if lease.reused => {
                     let opened = Upstreams::open(session, &key).await;
-                    lease = opened.map_err(|refusal| format!("{}: {}", refusal.reason, refusal.detail))?;
+                    lease = opened.map_err(|refusal| Failed::of(&refusal, endpoint.address))?;
                 }
-                Err(unanswered) => return Err(unanswered.refusal.detail),
+                Err(unanswered) if unanswered.garbled => {
+                    return Err(Failed::Wrong(unanswered.refusal.detail));
+                }
+                Err(unanswered) => return Err(Failed::of(&unanswered.refusal, endpoint.address)),
             }
         }
     }

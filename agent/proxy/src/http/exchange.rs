@@ -83,7 +83,9 @@ async fn handle(
     let credentials = Credentials::of(session, &snapshot, &parts.headers, &destined);
     let presented = credentials.as_deref();
     authenticate::apply(presented, &snapshot, &session.target, &mut parts.headers, &mut destined)?;
-    let replay = Replay::new(body, parts.version == Version::HTTP_2, Rc::clone(&record.sent));
+    // What is taken out of headers, or asked about, must not come after them.
+    let trails = presented.is_none() && !snapshot.routes().has_providers();
+    let replay = Replay::new(body, parts.version == Version::HTTP_2, trails, Rc::clone(&record.sent));
     let mut asking = Asking {
         target: &session.target,
         port: session.port(),
@@ -256,6 +258,7 @@ async fn send(
     // Who asks, as its certificate has shown: whatever the client says of that is its own words.
     let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
     let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
+    headers::remove(&mut parts.headers, hbone::CLIENT_CERT);
     parts.headers.insert(hbone::CLIENT_CERT, caller);
     let mut template = Template { parts, destined, credentials, rule };
     // Without what the service that the rule leads to wants in headers: a mirror may trust another one's word.

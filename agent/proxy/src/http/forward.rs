@@ -323,7 +323,8 @@ pub(super) fn is_of_endpoint(refusal: &Refusal) -> bool {
             | Reason::NotThroughWaypoint
             | Reason::Internal
     );
-    !is_ours && !refusal.by_peers_policy
+    // What the peer's policy refuses says nothing of how well the peer is.
+    !is_ours && refusal.answered != Some(StatusCode::UNAUTHORIZED)
 }
 
 /// Tells of how an endpoint has answered, if at all.

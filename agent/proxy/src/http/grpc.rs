@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::{
     body::{grpc_status, read},
+    call::Failed,
     replay::RequestBody,
 };
 
@@ -24,31 +25,36 @@ pub(super) fn request(
     authority: Authority,
     path: &'static str,
     message: &impl Message,
-) -> Result<Request<RequestBody>, String> {
+) -> Result<Request<RequestBody>, Failed> {
     let mut body = Vec::with_capacity(PREFIX + message.encoded_len());
-    let length = u32::try_from(message.encoded_len()).map_err(|error| error.to_string())?;
+    let length = u32::try_from(message.encoded_len()).map_err(Failed::wrong)?;
     body.push(0);
     body.extend(length.to_be_bytes());
-    message.encode(&mut body).map_err(|error| error.to_string())?;
+    message.encode(&mut body).map_err(Failed::wrong)?;
     let path = PathAndQuery::from_static(path);
     let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
     let request = Request::builder()
         .version(Version::HTTP_2)
         .method(Method::POST)
-        .uri(uri.map_err(|error| error.to_string())?)
+        .uri(uri.map_err(Failed::wrong)?)
         .header(CONTENT_TYPE, GRPC)
         .header(TE, HeaderValue::from_static("trailers"));
-    request.body(RequestBody::whole(body.into())).map_err(|error| error.to_string())
+    request.body(RequestBody::whole(body.into())).map_err(Failed::wrong)
 }
 
 /// The answer of a call. Reads no more than `most` bytes.
 pub(super) async fn answer<M: Message + Default>(
     response: Response<Incoming>,
     most: usize,
-) -> Result<M, String> {
+) -> Result<M, Failed> {
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        return Err(format!("it answers with status {}", head.status));
+        let problem = format!("it answers with status {}", head.status);
+        return Err(if head.status.is_server_error() {
+            Failed::Away(problem)
+        } else {
+            Failed::Wrong(problem)
+        });
     }
     // An answer without a message has its status in its head.
     succeeded(&head.headers)?;
@@ -56,27 +62,35 @@ pub(super) async fn answer<M: Message + Default>(
     match trailers {
         Some(trailers) if grpc_status(&trailers).is_some() => succeeded(&trailers)?,
         _ if grpc_status(&head.headers).is_some() => {}
-        _ => return Err("it answers without a status of gRPC".to_owned()),
+        _ => return Err(Failed::wrong("it answers without a status of gRPC")),
     }
     decoded(bytes)
 }
 
-fn succeeded(headers: &HeaderMap) -> Result<(), String> {
-    match grpc_status(headers) {
-        None | Some(0) => Ok(()),
-        Some(status) => Err(format!("it answers with status {status} of gRPC")),
-    }
+fn succeeded(headers: &HeaderMap) -> Result<(), Failed> {
+    let status = match grpc_status(headers) {
+        None | Some(0) => return Ok(()),
+        Some(status) => status,
+    };
+    let problem = format!("it answers with status {status} of gRPC");
+    Err(if is_away(status) { Failed::Away(problem) } else { Failed::Wrong(problem) })
 }
 
-fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
+/// Whether a server that answers a call with this status has failed, rather than refused it or never heard of it:
+/// `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `ABORTED`, `INTERNAL`, `UNAVAILABLE`, `DATA_LOSS`.
+fn is_away(status: u8) -> bool {
+    matches!(status, 1 | 2 | 4 | 8 | 10 | 13 | 14 | 15)
+}
+
+fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, Failed> {
     if bytes.len() < PREFIX {
-        return Err("it answers without a message".to_owned());
+        return Err(Failed::wrong("it answers without a message"));
     }
     let (compressed, length) = (bytes.get_u8(), bytes.get_u32() as usize);
     if compressed != 0 || length != bytes.len() {
-        return Err("it answers with something other than one message".to_owned());
+        return Err(Failed::wrong("it answers with something other than one message"));
     }
-    M::decode(bytes).map_err(|error| error.to_string())
+    M::decode(bytes).map_err(Failed::wrong)
 }
 
 /// `envoy.config.core.v3.HeaderValue`

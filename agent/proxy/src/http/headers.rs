@@ -8,6 +8,8 @@ use http::{
     uri::Authority,
 };
 
+use crate::hbone::CLIENT_CERT;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const WEBSOCKET: &str = "websocket";
@@ -97,6 +99,40 @@ pub(super) fn upgrade(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
 }
 
+/// Whether both are the same header, or are to servers which know headers as variables (RFC 3875, section 4.1.18).
+pub(super) fn is_alike(one: &str, other: &str) -> bool {
+    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
+    one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain))
+}
+
+/// Takes a header out, in each spelling that is [alike](is_alike).
+pub(super) fn remove(headers: &mut HeaderMap, name: &str) {
+    let alike: Vec<HeaderName> = headers.keys().filter(|of| is_alike(of.as_str(), name)).cloned().collect();
+    for name in alike {
+        headers.remove(name);
+    }
+}
+
+/// A header that nobody but this hop may write, in whatever spelling, or that says what a message is.
+pub(super) fn is_unfit(name: &HeaderName) -> bool {
+    const UNFIT: [&str; 13] = [
+        "connection",
+        "content-length",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        CLIENT_CERT,
+    ];
+    UNFIT.iter().any(|unfit| is_alike(name.as_str(), unfit))
+}
+
 fn names(headers: &HeaderMap, of: HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(of).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
@@ -155,6 +191,16 @@ mod tests {
             request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
         assert_eq!(left, [("accept", "*/*"), ("host", "web"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn what_nobody_else_may_write_is_so_in_every_spelling() {
+        for name in ["host", "content_length", "transfer.encoding", "x_forwarded-client.cert"] {
+            assert!(is_unfit(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["x-forwarded-client-certs", "x-host", "forwarded"] {
+            assert!(!is_unfit(&HeaderName::from_static(name)), "{name}");
+        }
     }
 
     #[test]

@@ -74,23 +74,30 @@ async fn shared(
         Counting::Local(_) => None,
     });
     let mut left: Vec<_> = shared.collect();
-    while let Some((first, _)) = left.first().copied() {
-        // Of one service and domain, all at once.
-        let together = |of: &Shared| {
-            (&of.host, &of.namespace, of.port, &of.domain, of.fail_open)
-                == (&first.host, &first.namespace, first.port, &first.domain, first.fail_open)
+    while let Some((first, one)) = left.first().copied() {
+        // Of one service and domain, and of one namespace's, all at once.
+        let by = |of: &Counted| of.limit.resource.namespace.clone();
+        let together = |(of, counted): &(&Shared, &Counted)| {
+            (&of.host, &of.namespace, of.port, &of.domain, of.fail_open, by(counted))
+                == (&first.host, &first.namespace, first.port, &first.domain, first.fail_open, by(one))
         };
-        let (asked, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(shared, _)| together(shared));
+        let (asked, others): (Vec<_>, Vec<_>) = left.into_iter().partition(together);
         left = others;
         let asked: Vec<_> = asked.into_iter().map(|(_, of)| of).collect();
-        match shared_limit::count(session, snapshot, first, &asked).await {
-            Ok(Verdict::Passes(said)) => record.to_client.extend(said.headers),
+        let failed = match shared_limit::count(session, snapshot, first, &asked).await {
+            Ok(Verdict::Passes(said)) => {
+                record.to_client.extend(said.headers);
+                continue;
+            }
             Ok(Verdict::Over(over)) => return Err(limited(over, record)),
-            Err(problem) if first.fail_open => {
+            Err(failed) => failed.into_problem(),
+        };
+        match failed {
+            (problem, true) if first.fail_open => {
                 session.local.own.metrics.limits_open.inc();
                 tracing::debug!(host = first.host, problem, "let pass, as the limit fails open");
             }
-            Err(problem) => {
+            (problem, _) => {
                 let resource = asked.first().map(|of| of.limit.resource.to_string()).unwrap_or_default();
                 let detail = format!("RateLimit {resource}: {} can't be asked: {problem}", first.host);
                 return Err(Refusal::new(Reason::RateLimitUnavailable, detail));

@@ -22,6 +22,8 @@ use tokio::{
     time::Instant,
 };
 
+use super::headers::is_unfit;
+
 /// So much of a body is remembered. A request whose body is longer is not sent again.
 const MAX_REPLAY: usize = 64 << 10;
 /// So much of a body waits for a mirror that is slower than the server. Past it, the mirror's request is broken off.
@@ -36,6 +38,8 @@ pub(super) struct Replay {
 struct State {
     source: Option<Incoming>,
     http2: bool,
+    /// Whether the client's trailers go on.
+    trails: bool,
     size: SizeHint,
     /// What has come so far, if it is not too much.
     frames: Vec<Bytes>,
@@ -73,8 +77,8 @@ enum Kind {
 }
 
 impl Replay {
-    /// Counts in `sent` what the client has sent.
-    pub(super) fn new(body: Incoming, http2: bool, sent: Rc<Cell<u64>>) -> Self {
+    /// Counts in `sent` what the client has sent. Trailers go on where `trailers` says so, but for what nobody may write.
+    pub(super) fn new(body: Incoming, http2: bool, trailers: bool, sent: Rc<Cell<u64>>) -> Self {
         let ended = body.is_end_stream();
         let told = Rc::new(Notify::new());
         if ended {
@@ -84,6 +88,7 @@ impl Replay {
             size: body.size_hint(),
             source: (!ended).then_some(body),
             http2,
+            trails: trailers,
             frames: Vec::new(),
             trailers: None,
             length: 0,
@@ -181,7 +186,7 @@ impl RequestBody {
 impl State {
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
-        let frame = match ready!(Pin::new(&mut *source).poll_frame(cx)) {
+        let mut frame = match ready!(Pin::new(&mut *source).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 self.mirrors.clear();
@@ -196,6 +201,12 @@ impl State {
                 return Poll::Ready(None);
             }
         };
+        if let Some(trailers) = frame.trailers_mut() {
+            keep_fit(trailers, self.trails);
+            if trailers.is_empty() {
+                return self.poll_source(cx);
+            }
+        }
         if let Some(data) = frame.data_ref() {
             self.sent.set(self.sent.get() + data.len() as u64);
             self.length += data.len();
@@ -229,6 +240,15 @@ impl State {
                 let _ = mirror.frames.send(Part::End);
             }
         }
+    }
+}
+
+/// A server may take trailers for headers (RFC 9110, section 6.5.1): what a client must not write there it must not write
+/// here.
+fn keep_fit(trailers: &mut HeaderMap, trails: bool) {
+    let unfit = trailers.keys().filter(|name| !trails || is_unfit(name)).cloned();
+    for name in unfit.collect::<Vec<_>>() {
+        trailers.remove(name);
     }
 }
 
@@ -324,3 +344,22 @@ impl fmt::Display for BodyError {
 }
 
 impl Error for BodyError {}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn trailers_say_nothing_that_headers_must_not() {
+        let mut trailers = HeaderMap::new();
+        for name in ["grpc-status", "x_forwarded_client_cert", "content-length", "host"] {
+            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));
+        }
+        keep_fit(&mut trailers, true);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["grpc-status"]);
+        keep_fit(&mut trailers, false);
+        assert!(trailers.is_empty());
+    }
+}

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, uri::Authority};
 use orlop_model::{
     Snapshot,
-    http::Counted,
+    http::{Asker, Counted},
     world::{Counting, KeyPart, Rate, Shared, Unit},
 };
 use prost::Message;
@@ -16,9 +16,9 @@ use tokio::time::timeout;
 
 use super::{
     HttpLimits,
-    authorizer::is_unfit,
-    call::{Callee, call},
+    call::{Callee, Failed, call},
     grpc::{self, Header},
+    headers::is_unfit,
     session::Session,
 };
 
@@ -127,16 +127,18 @@ pub(super) async fn count<'c>(
     snapshot: &Snapshot,
     shared: &Shared,
     counted: &[&'c Counted],
-) -> Result<Verdict<'c>, String> {
+) -> Result<Verdict<'c>, Failed> {
+    let first = counted.first().ok_or_else(|| Failed::wrong("there is nothing to count"))?;
+    let asker = Asker { kind: "RateLimit", namespace: &first.limit.resource.namespace };
     let descriptors = counted.iter().map(|of| descriptor(of)).collect();
     let message = Request { domain: shared.domain.clone(), descriptors };
-    let asked = timeout(shared.timeout, ask(session, snapshot, shared, &message));
-    let response = asked.await.map_err(|_| "it has not answered in time".to_owned())??;
+    let asked = timeout(shared.timeout, ask(session, snapshot, asker, shared, &message));
+    let response = asked.await.map_err(|_| Failed::away("it has not answered in time"))??;
     let said = said(&response, &session.local.own.limits);
     match response.overall_code {
         OK => Ok(Verdict::Passes(said)),
-        OVER_LIMIT => over(counted, &response.statuses, said).map(Verdict::Over),
-        other => Err(format!("it answers with code {other}")),
+        OVER_LIMIT => over(counted, &response.statuses, said).map(Verdict::Over).map_err(Failed::Wrong),
+        other => Err(Failed::Wrong(format!("it answers with code {other}"))),
     }
 }
 
@@ -152,12 +154,13 @@ fn said(response: &Response, limits: &HttpLimits) -> Said {
 async fn ask(
     session: &Rc<Session>,
     snapshot: &Snapshot,
+    asker: Asker<'_>,
     shared: &Shared,
     message: &Request,
-) -> Result<Response, String> {
+) -> Result<Response, Failed> {
     let Shared { host, namespace, port, .. } = shared;
-    let authority = Authority::try_from(format!("{host}:{port}")).map_err(|error| error.to_string())?;
-    let callee = Callee { host, port: *port, namespace };
+    let authority = Authority::try_from(format!("{host}:{port}")).map_err(Failed::wrong)?;
+    let callee = Callee { asker, host, port: *port, namespace };
     let request = || grpc::request(authority.clone(), SHOULD_RATE_LIMIT, message);
     let (response, mut lease) = call(session, snapshot, &callee, true, request).await?;
     let answer = grpc::answer(response, MAX_ANSWER).await?;

@@ -107,6 +107,8 @@ pub(super) struct Unanswered {
     pub(super) connected: bool,
     /// The server says that it has not begun to do anything about it.
     pub(super) refused: bool,
+    /// What the server says is no HTTP of the version that it was asked in.
+    pub(super) garbled: bool,
 }
 
 impl Upstreams {
@@ -231,9 +233,9 @@ impl Lease {
         answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
             let request = error.take_message();
             let error = error.into_error();
-            let refused = is_refused(&error);
+            let (refused, garbled) = (is_refused(&error), is_garbled(&error));
             let refusal = Refusal::new(Reason::UpstreamReset, described(&error));
-            Unanswered { refusal, request, connected: true, refused }
+            Unanswered { refusal, request, connected: true, refused, garbled }
         })
     }
 
@@ -270,7 +272,7 @@ impl Drop for Lease {
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, request: None, connected: false, refused: false }
+        Self { refusal, request: None, connected: false, refused: false, garbled: false }
     }
 }
 
@@ -337,14 +339,23 @@ async fn dial(session: &Session, address: SocketAddr) -> Result<TcpStream, Refus
 
 /// Whether the server has reset the stream before it did anything (RFC 9113, section 8.7).
 fn is_refused(error: &hyper::Error) -> bool {
+    of_http2(error).is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// Whether it is our side that could not go on.
+fn is_garbled(error: &hyper::Error) -> bool {
+    error.is_parse() || of_http2(error).is_some_and(h2::Error::is_library)
+}
+
+fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
         if let Some(error) = cause.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return Some(error);
         }
         next = cause.source();
     }
-    false
+    None
 }
 
 /// The whole chain in one line.

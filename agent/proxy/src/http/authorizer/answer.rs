@@ -1,7 +1,10 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::super::{HttpLimits, authenticate::remove, failure::Extra};
-use super::is_unfit;
+use super::super::{
+    HttpLimits,
+    failure::Extra,
+    headers::{is_unfit, remove},
+};
 
 /// What a provider says.
 pub(super) enum Answer {

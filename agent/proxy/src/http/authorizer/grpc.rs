@@ -6,16 +6,24 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderName, HeaderValue, StatusCode, Version, header::COOKIE};
+use http::{
+    HeaderName, HeaderValue, StatusCode, Version,
+    header::{COOKIE, HOST},
+};
 use orlop_model::Behind;
 
-use super::super::{failure::Extra, session::Session};
+use super::super::{
+    call::Failed,
+    failure::Extra,
+    headers::{is_unfit, remove},
+    session::Session,
+};
 use super::answer::{Answer, Changes, How};
 use super::messages::{
     self, Address, AttributeContext, CheckRequest, CheckResponse, Denied, HeaderOption, HttpRequest, Peer,
     Request, SocketAddress, Timestamp,
 };
-use super::{Asking, Body, is_unfit, shown_headers};
+use super::{Asking, Body, shown_headers};
 
 pub(super) fn question(session: &Session, of: &Asking<'_>, body: &Body) -> CheckRequest {
     let own = &session.local.own.workload;
@@ -86,7 +94,10 @@ fn headers(session: &Session, of: &Asking<'_>, body: &Body) -> BTreeMap<String, 
         (":scheme", "http"),
     ];
     all.extend(pseudo.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    for (name, value) in &shown_headers(session, of, body) {
+    let mut shown = shown_headers(session, of, body);
+    // That is the authority: a client may have written another one, which goes no further.
+    remove(&mut shown, HOST.as_str());
+    for (name, value) in &shown {
         let between = if name == COOKIE { "; " } else { "," };
         all.entry(name.as_str().to_owned())
             .and_modify(|all| *all = format!("{all}{between}{}", lossy(value)))
@@ -100,8 +111,8 @@ fn lossy(value: &HeaderValue) -> String {
 }
 
 /// What is missing in an answer is what denies.
-pub(super) fn read(answer: CheckResponse) -> Result<Answer, String> {
-    let status = answer.status.ok_or("it answers without a status")?;
+pub(super) fn read(answer: CheckResponse) -> Result<Answer, Failed> {
+    let status = answer.status.ok_or_else(|| Failed::wrong("it answers without a status"))?;
     if status.code == 0 {
         return Ok(match allowed(answer.denied, answer.ok.unwrap_or_default()) {
             Ok((to_server, to_client)) => Answer::Allowed { to_server, to_client },
@@ -109,7 +120,7 @@ pub(super) fn read(answer: CheckResponse) -> Result<Answer, String> {
         });
     }
     if answer.error.is_some() {
-        return Err(format!("it could not tell, with status {}", status.code));
+        return Err(Failed::Away(format!("it could not tell, with status {}", status.code)));
     }
     let denied = answer.denied.unwrap_or_default();
     let code = denied.status.and_then(|status| u16::try_from(status.code).ok());

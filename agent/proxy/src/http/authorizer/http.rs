@@ -10,9 +10,16 @@ use http::{
 };
 use orlop_model::world::{HttpCheck, security::Pattern};
 
-use super::super::{failure::Extra, replay::RequestBody, session::Session};
+use super::super::{
+    call::Failed,
+    failure::Extra,
+    headers::{is_alike, is_unfit, strip},
+    replay::RequestBody,
+    session::Session,
+};
 use super::answer::{Answer, Changes, How};
-use super::{Asking, Body, is_unfit, shown_headers};
+use super::{Asking, Body, shown_headers};
+use crate::hbone::CLIENT_CERT;
 
 /// What of the request's headers the server is not to get: Envoy's.
 const REMOVED: &str = "x-envoy-auth-headers-to-remove";
@@ -54,7 +61,7 @@ fn is_shown(how: &HttpCheck, name: &HeaderName) -> bool {
 }
 
 fn is_unfit_for_question(name: &HeaderName) -> bool {
-    is_unfit(name) && name.as_str() != "x-forwarded-client-cert"
+    is_unfit(name) && name.as_str() != CLIENT_CERT
 }
 
 fn any(patterns: &[Pattern], name: &HeaderName) -> bool {
@@ -63,19 +70,21 @@ fn any(patterns: &[Pattern], name: &HeaderName) -> bool {
 
 /// Whether it is an answer, and that answer is no.
 pub(super) fn refuses(status: StatusCode) -> bool {
-    !(status == StatusCode::OK || status.is_server_error() || status.is_informational())
+    !(status == StatusCode::OK || status.is_server_error())
 }
 
 /// 200 lets it pass, an error of the server's is none of an answer, and all else refuses it.
 pub(super) fn read(
-    head: response::Parts,
+    mut head: response::Parts,
     body: Bytes,
     how: &HttpCheck,
     asked: &HeaderMap,
-) -> Result<Answer, String> {
+) -> Result<Answer, Failed> {
     if head.status != StatusCode::OK && !refuses(head.status) {
-        return Err(format!("it answers with status {}", head.status));
+        return Err(Failed::Away(format!("it answers with status {}", head.status)));
     }
+    // Also what `Connection` names is between the two alone.
+    strip(&mut head.headers);
     if head.status == StatusCode::OK {
         let mut to_server = unforged(how, asked);
         let removed = head.headers.get_all(REMOVED).iter().filter_map(|names| names.to_str().ok());
@@ -91,8 +100,9 @@ pub(super) fn read(
     let headers = head.headers.iter().filter(|(name, _)| all || any(&how.to_client_on_deny, name));
     let headers = headers.filter(|(name, _)| !is_unfit(name));
     let headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
-    // It may have said 204 or the like: nobody but the server says that all went well.
-    let status = if head.status.is_success() { StatusCode::FORBIDDEN } else { head.status };
+    // It may have said 204, 101 or 777: nobody but the server says that all went well, and nobody what is no answer.
+    let is_no = (300..=499).contains(&head.status.as_u16());
+    let status = if is_no { head.status } else { StatusCode::FORBIDDEN };
     let why = format!("with status {}", head.status);
     Ok(Answer::Denied { extra: Extra { status: Some(status), headers, body: Some(body) }, why })
 }
@@ -111,7 +121,10 @@ pub(super) fn unforged(how: &HttpCheck, asked: &HeaderMap) -> Changes {
 fn is_its_own(how: &HttpCheck, name: &HeaderName) -> bool {
     let seen = (*name == AUTHORIZATION || *name == COOKIE) && is_shown(how, name);
     let plain = name.as_str().replace(['_', '.'], "-");
-    let is = |pattern: &Pattern| pattern.matches(name.as_str()) || pattern.matches(&plain);
+    let is = |pattern: &Pattern| match pattern {
+        Pattern::Exact(wanted) => is_alike(wanted, name.as_str()),
+        other => other.matches(name.as_str()) || other.matches(&plain),
+    };
     !seen && how.to_upstream.iter().any(is)
 }
 

@@ -1,6 +1,7 @@
 //! Asks providers about requests, as AuthorizationPolicies with action CUSTOM want it: Envoy's external authorization.
 //!
-//! Whatever goes wrong, the request is refused, unless the provider is to fail open.
+//! Whatever goes wrong, the request is refused. What is to fail open lets pass while the provider is away, and for nothing
+//! else: not one that must not be asked, and not an answer that can't be understood.
 
 mod answer;
 mod grpc;
@@ -13,17 +14,18 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, uri::Autho
 use bytes::Bytes;
 use orlop_model::{
     Behind, Judgement, Reason, Snapshot,
-    http::{NoTokens, Request, ToAsk, Tokens},
+    http::{Asker, NoTokens, Request, ToAsk, Tokens},
     world::{ExtensionProvider, Speaks},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::answer::{Answer, Changes};
 use super::{
-    authenticate::{Credentials, remove},
+    authenticate::Credentials,
     authorize::{Seen, asked},
-    call::{Callee, call},
+    call::{Callee, Failed, call},
     failure::Extra,
+    headers::remove,
     replay::Replay,
     rewrite::Destined,
     session::Session,
@@ -116,29 +118,28 @@ async fn one(
     // A client that takes its time, or that nobody can be asked about, must not be let pass for that.
     let body = held(session, of, provider).await?;
     let own = &session.local.own;
-    let asked = timeout(provider.timeout, check(session, snapshot, of, provider, &body)).await;
-    let (problem, opens) = match asked {
+    let (problem, away) = match check(session, snapshot, of, provider, &body).await {
         // Nor one whose own headers leave no room for more.
-        Ok(Ok(Answer::Allowed { to_server, .. })) if !to_server.fits(&of.parts.headers, &own.limits) => {
+        Ok(Answer::Allowed { to_server, .. }) if !to_server.fits(&of.parts.headers, &own.limits) => {
             ("it sets more headers than there is room for".to_owned(), false)
         }
-        Ok(Ok(Answer::Allowed { to_server, to_client })) => {
+        Ok(Answer::Allowed { to_client, .. }) if !to_client.fits(&HeaderMap::new(), &own.limits) => {
+            ("it sets more headers for the client than there is room for".to_owned(), false)
+        }
+        Ok(Answer::Allowed { to_server, to_client }) => {
             own.metrics.asked("allowed");
             return Ok((to_server, to_client));
         }
-        Ok(Ok(Answer::Denied { extra, why })) => {
+        Ok(Answer::Denied { mut extra, why }) => {
             own.metrics.asked("denied");
+            extra.headers.truncate(own.limits.max_headers);
             let why = if why.is_empty() { "it refuses".to_owned() } else { format!("it refuses: {why}") };
             return Err((Refusal::new(Reason::PolicyDenied, why), Some(Box::new(extra))));
         }
-        Ok(Ok(Answer::Unfit(problem))) => (problem, false),
-        Ok(Err(problem)) => (problem, provider.fail_open),
-        Err(_) => {
-            let limit = humantime::format_duration(provider.timeout);
-            (format!("no answer within {limit}"), provider.fail_open)
-        }
+        Ok(Answer::Unfit(problem)) => (problem, false),
+        Err(failed) => failed.into_problem(),
     };
-    if opens {
+    if away && provider.fail_open {
         own.metrics.asked("failed_open");
         tracing::debug!(provider = %provider.name, problem, "let pass, as it fails open");
         let to_server = match &provider.speaks {
@@ -181,36 +182,44 @@ async fn held(session: &Session, of: &Asking<'_>, provider: &ExtensionProvider) 
     Err((Refusal::new(Reason::PolicyDenied, detail), Some(Box::new(extra))))
 }
 
-/// Asks one.
+/// Asks one, and waits for its answer for as long as that may take.
 async fn check(
     session: &Rc<Session>,
     snapshot: &Snapshot,
     of: &Asking<'_>,
     provider: &ExtensionProvider,
     body: &Body,
-) -> Result<Answer, String> {
+) -> Result<Answer, Failed> {
+    let (limit, asked) = (provider.timeout, callee(provider));
+    let deadline = Instant::now() + limit;
+    let late = |_| Failed::Away(format!("no answer within {}", humantime::format_duration(limit)));
     match &provider.speaks {
         Speaks::Grpc => {
             let message = grpc::question(session, of, body);
-            let authority = authority(provider)?;
+            let authority = authority(provider).map_err(Failed::Wrong)?;
             let request = || super::grpc::request(authority.clone(), messages::CHECK, &message);
-            let (response, mut lease) = call(session, snapshot, &callee(provider), true, request).await?;
-            let answer = super::grpc::answer(response, MAX_ANSWER).await?;
-            lease.finish();
-            grpc::read(answer)
+            let answered = async {
+                let (response, mut lease) = call(session, snapshot, &asked, true, request).await?;
+                let answer = super::grpc::answer(response, MAX_ANSWER).await?;
+                lease.finish();
+                Ok::<_, Failed>(answer)
+            };
+            grpc::read(timeout_at(deadline, answered).await.map_err(late)??)
         }
         Speaks::Http(how) => {
-            let request = || http::question(session, of, how, body);
-            let (response, mut lease) = call(session, snapshot, &callee(provider), false, request).await?;
+            let request = || http::question(session, of, how, body).map_err(Failed::Wrong);
+            let called = call(session, snapshot, &asked, false, request);
+            let (response, mut lease) = timeout_at(deadline, called).await.map_err(late)??;
             let (head, answer) = response.into_parts();
-            let bytes = match super::body::read(answer, false, MAX_ANSWER).await {
+            let answer = timeout_at(deadline, super::body::read(answer, false, MAX_ANSWER)).await;
+            let bytes = match answer.map_err(late).flatten() {
                 Ok((bytes, _)) => {
                     lease.finish();
                     bytes
                 }
-                // It has said no already, whatever is wrong with what follows.
+                // It has said no already, whatever is wrong with what follows, or late.
                 Err(_) if http::refuses(head.status) => Bytes::new(),
-                Err(error) => return Err(error),
+                Err(failed) => return Err(failed),
             };
             http::read(head, bytes, how, &of.parts.headers)
         }
@@ -226,7 +235,8 @@ struct Body {
 }
 
 fn callee(provider: &ExtensionProvider) -> Callee<'_> {
-    Callee { host: &provider.host, port: provider.port, namespace: provider.namespace() }
+    let asker = Asker { kind: "ExtensionProvider", namespace: &provider.name.namespace };
+    Callee { asker, host: &provider.host, port: provider.port, namespace: provider.namespace() }
 }
 
 fn authority(provider: &ExtensionProvider) -> Result<Authority, String> {
@@ -249,24 +259,4 @@ fn shown_headers(session: &Session, of: &Asking<'_>, body: &Body) -> HeaderMap {
         headers.insert(HeaderName::from_static(PARTIAL), partial);
     }
     headers
-}
-
-/// A header that nobody but this hop may write, or that says what a message is.
-pub(super) fn is_unfit(name: &HeaderName) -> bool {
-    const UNFIT: [&str; 13] = [
-        "connection",
-        "content-length",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "x-forwarded-client-cert",
-    ];
-    UNFIT.contains(&name.as_str())
 }
