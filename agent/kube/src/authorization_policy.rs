@@ -5,34 +5,21 @@ use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, IpBlock, Match, Operation, Pattern, Rule, ServiceAccount, Source,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
 use crate::read::Metadata;
 use crate::selector::{self, Selector};
 use crate::target::{TargetObject, targets};
+use crate::written::Written;
 
 const DRY_RUN: &str = "istio.io/dry-run";
 const CLAIMS: &str = "request.auth.claims";
 
 type Texts = NotNull<Vec<String>>;
 
-/// A `security.istio.io` AuthorizationPolicy as it is written. A field nobody reads could be the one that keeps
-/// somebody out, so none is let pass.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Object {
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: NotNull<SpecObject>,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+/// A `security.istio.io` AuthorizationPolicy.
+pub(crate) type Object = Written<SpecObject>;
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -4,12 +4,11 @@ use std::time::Duration;
 use orlop_model::world::security::Pattern;
 use orlop_model::world::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::duration::positive;
 use crate::field::{self, FieldError, FieldPath, Ignored, NotNull};
 use crate::metadata::{label, namespaced};
-use crate::read::Metadata;
+use crate::written::Written;
 
 /// How long an answer may take unless `timeout` says otherwise. Istio's default is ten minutes.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,21 +17,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_BODY: u32 = 64 << 10;
 const STATUS_ON_ERROR: u16 = 403;
 
-/// An `orlop.dev` ExtensionProvider as it is written. A field nobody reads could be the one that keeps somebody out, so
-/// none is let pass.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Object {
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: NotNull<SpecObject>,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+/// An `orlop.dev` ExtensionProvider.
+pub(crate) type Object = Written<SpecObject>;
 
 // As Istio's MeshConfig.ExtensionProvider, whose `name` is the object's.
 #[derive(Debug, Default, Deserialize)]
@@ -55,7 +41,7 @@ struct GrpcObject {
     port: Option<i32>,
     /// How long an answer may take; 5s by default.
     timeout: NotNull<String>,
-    /// Whether requests pass while it can't be asked. By default they are refused.
+    /// Whether requests pass while it is away. By default they are refused.
     fail_open: NotNull<bool>,
     /// Routes are looked for after it has answered, whatever this says.
     #[serde(rename = "clearRouteCache")]
@@ -76,7 +62,7 @@ struct HttpObject {
     port: Option<i32>,
     /// How long an answer may take; 5s by default.
     timeout: NotNull<String>,
-    /// Whether requests pass while it can't be asked. By default they are refused.
+    /// Whether requests pass while it is away. By default they are refused.
     fail_open: NotNull<bool>,
     /// Routes are looked for after it has answered, whatever this says.
     #[serde(rename = "clearRouteCache")]

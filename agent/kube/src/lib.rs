@@ -37,6 +37,7 @@ mod target;
 mod virtual_service;
 mod workload_entry;
 mod world_file;
+mod written;
 
 pub use agents::{AgentPod, Agents, AgentsError};
 pub use cluster::{ClusterError, ClusterWorld};

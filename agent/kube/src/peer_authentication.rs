@@ -2,28 +2,14 @@ use std::collections::BTreeMap;
 
 use orlop_model::world::security::{Mode, PeerAuthentication};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::namespaced;
-use crate::read::Metadata;
 use crate::selector::{self, Selector};
+use crate::written::Written;
 
-/// A `security.istio.io` PeerAuthentication as it is written. A field nobody reads could be the one that makes it
-/// strict, so none is let pass.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Object {
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: NotNull<Spec>,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+/// A `security.istio.io` PeerAuthentication.
+pub(crate) type Object = Written<Spec>;
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -6,64 +6,72 @@ use std::time::Duration;
 use orlop_model::NamespacedName;
 use orlop_model::world::{Counting, KeyPart, Limit, Rate, RateLimit, Shared, Unit};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::authorization_policy::{self, RuleObject};
 use crate::duration;
 use crate::field::{self, FieldError, FieldPath, NotNull};
 use crate::metadata::{label, namespaced, subdomain};
-use crate::read::Metadata;
 use crate::target::{TargetObject, targets};
+use crate::written::Written;
 
 /// How long who counts for all may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An `orlop.dev` RateLimit as it is written. A field nobody reads could be the one that says whom it is for, so none
-/// is let pass.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Object {
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: NotNull<SpecObject>,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+/// An `orlop.dev` RateLimit.
+pub(crate) type Object = Written<SpecObject>;
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SpecObject {
+pub(crate) struct SpecObject {
+    /// What it is for, if it is one thing; see targetRefs.
     target_ref: NotNull<TargetObject>,
+    /// The Services, ServiceEntries, Gateways or GatewayClass whose requests are counted, by waypoints.
     target_refs: NotNull<Vec<TargetObject>>,
+    /// All of those that a request counts for must let it pass.
     limits: NotNull<Vec<LimitObject>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct LimitObject {
+    /// What clients and logs see; the RateLimit's own name by default.
     name: NotNull<String>,
+    /// How many there may be in a unit of time.
     requests: Option<u32>,
+    /// The unit of time: second, minute, hour or day.
     unit: Option<String>,
+    /// How many may come at once; as many as in a unit of time by default.
     burst: NotNull<u32>,
+    /// Requests that differ in one of these are counted apart: source.principal, source.namespace,
+    /// source.serviceAccount, source.ip, destination.service, request.host, request.method, request.path,
+    /// request.headers[NAME], request.auth.principal, request.auth.claims[NAME].
     by: NotNull<Vec<String>>,
+    /// Which requests count: those that one of these rules matches; all by default.
     #[serde(rename = "match")]
     matches: NotNull<Vec<RuleObject>>,
+    /// A service that counts for all that ask it; requests and unit are in place of what it has itself.
     shared: NotNull<SharedObject>,
 }
 
+// It speaks envoy.service.ratelimit.v3.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SharedObject {
+    /// The host of a service, or NAMESPACE/HOST.
     service: Option<String>,
+    /// The port of the service.
     port: Option<i32>,
+    /// Under which the service has its limits.
     domain: Option<String>,
+    /// What the service calls what by names, in the same order; the same by default.
     keys: NotNull<Vec<String>>,
+    /// How long an answer may take; 1s by default.
     timeout: NotNull<String>,
+    /// Whether requests pass while it is away. By default they are refused.
     fail_open: NotNull<bool>,
 }
 

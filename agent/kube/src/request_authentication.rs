@@ -5,14 +5,13 @@ use orlop_model::world::{
     ClaimHeader, JwtRule, KeyPlace, KeySource, MAX_KEY_SET, RemoteKeys, RequestAuthentication, TokenLocation,
 };
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::duration::positive;
 use crate::field::{FieldError, FieldPath, NotNull};
 use crate::metadata::namespaced;
-use crate::read::Metadata;
 use crate::selector::{self, Selector};
 use crate::target::{TargetObject, targets};
+use crate::written::Written;
 
 /// How long fetching keys may take unless `timeout` says otherwise (Istio's default).
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,21 +20,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Texts = NotNull<Vec<String>>;
 
-/// A `security.istio.io` RequestAuthentication as it is written. A field nobody reads could be the one that refuses a
-/// token, so none is let pass.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Object {
-    #[serde(rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: NotNull<SpecObject>,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
+/// A `security.istio.io` RequestAuthentication.
+pub(crate) type Object = Written<SpecObject>;
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -23,6 +23,7 @@ pub(super) fn of(kind: Kind) -> Vec<Rule> {
         Kind::ServiceEntry => service_entry(),
         Kind::WorkloadEntry => workload_entry(),
         Kind::ExtensionProvider => extension_provider(),
+        Kind::RateLimit => rate_limit(),
         _ => Vec::new(),
     }
 }
@@ -241,6 +242,36 @@ fn extension_provider() -> Vec<Rule> {
     )];
     rules.extend(of_provider!("spec.envoyExtAuthzGrpc", "spec.envoyExtAuthzHttp"));
     rules
+}
+
+fn rate_limit() -> Vec<Rule> {
+    let number = || json!({"minimum": 1, "maximum": u32::MAX});
+    vec![
+        required("spec", &["limits"]),
+        cel(
+            "spec",
+            "has(self.targetRef) != has(self.targetRefs)",
+            "name what it is for in targetRefs, or in targetRef",
+        ),
+        required("spec.targetRef", &["kind", "name"]),
+        rule("spec.targetRefs", json!({"minItems": 1, "maxItems": 16})),
+        required("spec.targetRefs[]", &["kind", "name"]),
+        rule("spec.limits", json!({"minItems": 1, "maxItems": 16})),
+        rule(
+            "spec.limits[]",
+            json!({"anyOf": [{"required": ["requests", "unit"]}, {"required": ["shared"]}]}),
+        ),
+        rule("spec.limits[].requests", number()),
+        one_of("spec.limits[].unit", &["second", "minute", "hour", "day"]),
+        rule("spec.limits[].burst", number()),
+        rule("spec.limits[].by", json!({"maxItems": 16})),
+        rule("spec.limits[].match", json!({"minItems": 1, "maxItems": 64})),
+        required("spec.limits[].match[].when[]", &["key"]),
+        required("spec.limits[].shared", &["service", "port", "domain"]),
+        a_port("spec.limits[].shared.port"),
+        rule("spec.limits[].shared.keys", json!({"maxItems": 16})),
+        duration("spec.limits[].shared.timeout", "1ms"),
+    ]
 }
 
 fn workload_entry() -> Vec<Rule> {
