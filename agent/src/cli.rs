@@ -369,6 +369,10 @@ pub struct ConnectionArguments {
     /// A header of the request; may be given several times. A token in it is verified if its issuer's keys are inline.
     #[arg(long, value_name = "NAME: VALUE", requires = "request")]
     pub header: Vec<Header>,
+    /// A claim of the request's token, in place of a token; may be given several times, and a name several times for a
+    /// list. The token is one that was verified, of the issuer that `iss` names, or else of the first whose are taken.
+    #[arg(long, value_name = "NAME=VALUE", requires = "request")]
+    pub claims: Vec<GivenClaim>,
 }
 
 /// The first line of a request, without its version.
@@ -402,6 +406,21 @@ impl FromStr for Header {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, value) = text.split_once(':').ok_or("write it as \"NAME: VALUE\"")?;
         Ok(Self { name: name.trim().to_ascii_lowercase(), value: value.trim().to_owned() })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct GivenClaim {
+    pub name: String,
+    pub value: String,
+}
+
+impl FromStr for GivenClaim {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+        Ok(Self { name: name.to_owned(), value: value.to_owned() })
     }
 }
 

@@ -1,16 +1,22 @@
 //! `orlop explain --request`: what a waypoint would say of a request.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+    net::SocketAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use anyhow::Context as _;
 use orlop_identity::jwt::{self, KeySet, Keys};
 use orlop_model::{
     Behind, Hop, Judgement, NamespacedName, Reason, Refused, Service, Snapshot, Workload,
-    http::{Claims, Counted, Headers, Request, ToAsk, TokenRefused, TokenRules, Tokens, normalised},
-    world::KeySource,
+    http::{Claim, Claims, Counted, Headers, Request, ToAsk, TokenRefused, TokenRules, Tokens, normalised},
+    world::{JwtRule, KeySource},
 };
 
-use crate::cli::{ConnectionArguments, Header, RequestLine};
+use crate::cli::{ConnectionArguments, GivenClaim, Header, RequestLine};
 
 /// The port of a waypoint's Service.
 const HBONE_PORT: u16 = 15008;
@@ -102,7 +108,7 @@ fn judge(
         *address.or_else(|| source.addresses.first()).ok_or_else(|| refused(Reason::ConnectFailed))?;
     let routes = snapshot.routes();
     let told = |refused: Refused| (refused.reason, refused.detail);
-    let shown = Shown(&request);
+    let shown = Shown { request: &request, claims: &connection.claims };
     let to_ask = routes.to_ask(&target, &source.identity, address, &request, &shown).map_err(told)?;
     for ToAsk { provider, policy } in &to_ask {
         println!("  asks      ExtensionProvider {}, as {policy} wants; if that lets it pass:", provider.name);
@@ -124,14 +130,45 @@ fn judge(
     Ok(Judged { judgement, rule, counted })
 }
 
-/// The request's own token, if it shows one.
-struct Shown<'a>(&'a Request<'a>);
+/// The request's own token, if it shows one, or what one is to be taken to say.
+struct Shown<'a> {
+    request: &'a Request<'a>,
+    claims: &'a [GivenClaim],
+}
 
 impl Tokens for Shown<'_> {
     fn verified(&self, rules: &Arc<TokenRules>) -> Result<Option<Arc<Claims>>, TokenRefused> {
-        let Some(presented) = rules.presented(self.0.headers, self.0.query)? else { return Ok(None) };
+        if !self.claims.is_empty() {
+            return given(self.claims, rules).map(Some);
+        }
+        let Some(presented) = rules.presented(self.request.headers, self.request.query)? else {
+            return Ok(None);
+        };
         Ok(Some(jwt::verify(&presented, rules, &Inline, SystemTime::now())?.claims))
     }
+}
+
+/// What a token says that was verified, and is there in name alone.
+fn given(claims: &[GivenClaim], rules: &TokenRules) -> Result<Arc<Claims>, TokenRefused> {
+    let mut all = BTreeMap::new();
+    for GivenClaim { name, value } in claims {
+        let value = Claim::Text(value.clone());
+        match all.entry(name.clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(value)),
+            Entry::Occupied(mut entry) => match entry.get_mut() {
+                Claim::List(list) => list.push(value),
+                first => *first = Claim::List(vec![first.clone(), value]),
+            },
+        }
+    }
+    let issuer = all.get("iss").cloned();
+    let is_of =
+        |rule: &&Arc<JwtRule>| issuer.as_ref().is_none_or(|of| *of == Claim::Text(rule.issuer.clone()));
+    let rule = rules.rules.iter().find(is_of).ok_or_else(|| TokenRefused {
+        reason: Reason::InvalidToken,
+        detail: "no RequestAuthentication takes tokens of this issuer".to_owned(),
+    })?;
+    Ok(Arc::new(Claims::new(all, rule, rules)))
 }
 
 /// Keys that are in the world itself: nobody else is asked.

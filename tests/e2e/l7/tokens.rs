@@ -262,24 +262,31 @@ fn one_that_can_not_be_understood_refuses_and_a_token_can_be_asked_about() {
     let issuer = Issuer::new("1");
     authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks()}));
     policy(&stage, "ALLOW", json!({"from": [{"source": {"requestPrincipals": ["*"]}}]}));
-    let explain = |header: &str| {
+    let explain = |args: &[&str]| {
         let output = Command::new(program(stage.mesh.client_agent()))
             .args(["explain", "--from", "shop/client", "--to", "shop/web", "--port", "80", "--world"])
             .arg(stage.mesh.testbed.world().dir())
-            .args(["--request", "GET /", "--header", header])
+            .args(["--request", "GET /"])
+            .args(args)
             .output()
             .unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     };
-    let (code, text) = explain(&format!("Authorization: Bearer {}", issuer.token(json!({}))));
+    let (code, text) = explain(&["--header", &format!("Authorization: Bearer {}", issuer.token(json!({})))]);
     assert!(code == Some(0) && text.contains("allowed by AuthorizationPolicy shop/web"), "{code:?} {text}");
-    let (code, text) = explain(&format!("Authorization: Bearer {}", issuer.token(json!({"exp": 1}))));
+    let (code, text) =
+        explain(&["--header", &format!("Authorization: Bearer {}", issuer.token(json!({"exp": 1})))]);
     assert!(
         code == Some(2) && text.contains("refused (invalid_token): the token is refused: it has expired"),
         "{text}"
     );
-    let (code, text) = explain("x: y");
+    // Or what one would say, whoever has the keys.
+    let (code, text) = explain(&["--claims", "sub=ann", "--claims", &format!("iss={ISSUER}")]);
+    assert!(code == Some(0) && text.contains("allowed by AuthorizationPolicy shop/web"), "{code:?} {text}");
+    let (code, text) = explain(&["--claims", "sub=ann", "--claims", "iss=https://other.example"]);
+    assert!(code == Some(2) && text.contains("takes tokens of this issuer"), "{text}");
+    let (code, text) = explain(&["--header", "x: y"]);
     assert!(
         code == Some(2) && text.contains("there is no token, which is not in requestPrincipals (*)"),
         "{text}"
