@@ -59,7 +59,7 @@ fn write(stage: &Stage, provider: &Value, rule: &Value) {
 }
 
 /// A policy that has the provider asked about requests of a service.
-pub fn policy(stage: &Stage, name: &str, service: &str, rule: &Value) {
+fn policy(stage: &Stage, name: &str, service: &str, rule: &Value) {
     let policy = json!({
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": name, "namespace": NAMESPACE},

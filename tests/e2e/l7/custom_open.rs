@@ -1,10 +1,9 @@
 //! Providers that fail open: for what lets a request pass, and for what not.
 
-use orlop_tests::{PodSpec, ServiceSpec, TargetPort};
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::custom::{Asked, ask, denied, grpc, http, policy, status};
+use super::custom::{Asked, ask, denied, grpc, http, status};
 use super::grpc::{self, Reply as Rpc, bytes, number};
 use super::scripted::{Reply, Scripted};
 use crate::mesh::NAMESPACE;
@@ -107,8 +106,8 @@ fn only_one_that_is_away_is_passed_over() {
 fn one_that_must_not_be_asked_lets_nothing_pass() {
     let asked = Asked::new();
     let stage = &asked.stage;
-    let server = Scripted::status(&stage.mesh.server, 200);
-    let authz = Scripted::status(&asked.pod, 200);
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    let _authz = Scripted::status(&asked.pod, 200);
     let world = stage.mesh.testbed.world();
     // What is written down is no service, or has no such port.
     for wrong in [json!({"service": "nobody.shop.svc.cluster.local"}), json!({"port": 9001})] {
@@ -118,7 +117,7 @@ fn one_that_must_not_be_asked_lets_nothing_pass() {
         asked.ask(&provider, &json!({}));
         assert_eq!(stage.get("/").status, 403, "{wrong}");
     }
-    // It shows another one's certificate, or its policies do not let the waypoint in.
+    // Its policies do not let the waypoint in.
     asked.ask(&http(json!({"failOpen": true})), &json!({}));
     assert_eq!(stage.get("/").status, 200);
     let nobody = json!({
@@ -131,43 +130,4 @@ fn one_that_must_not_be_asked_lets_nothing_pass() {
     crate::mesh::await_value(403, || stage.get("/").status);
     stage.change(|| world.remove("closed.yaml").unwrap());
     crate::mesh::await_value(200, || stage.get("/").status);
-    let count = (server.count(), authz.count());
-    // A service of its own that leads to another namespace's pod.
-    world.enrolled_namespace("infra").unwrap();
-    let pod = stage.mesh.nodes[0].pod("infra", "authz", PodSpec::new().service_account("authz")).unwrap();
-    stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &asked.pod, &pod]).unwrap();
-    let theirs = Scripted::status(&pod, 200);
-    let service = |namespace: &str, name: &str| {
-        let service = ServiceSpec::new(namespace, name, 9000, TargetPort::Number(80));
-        service.cluster_ips(stage.mesh.testbed.vip()).endpoints([&pod])
-    };
-    stage.change(|| world.service(&service(NAMESPACE, "foreign")).unwrap());
-    asked.ask(&http(json!({"failOpen": true, "service": "foreign.shop.svc.cluster.local"})), &json!({}));
-    assert_eq!(stage.get("/").status, 403);
-    let record = stage.record(|record| {
-        record["code"] == 403 && record["detail"].to_string().contains("of another namespace")
-    });
-    assert!(record["detail"].to_string().contains("a pod of another namespace"), "{record}");
-    // Their own service, which they have lent to nobody.
-    stage.change(|| world.service(&service("infra", "authz")).unwrap());
-    asked.ask(&http(json!({"failOpen": true, "service": "authz.infra.svc.cluster.local"})), &json!({}));
-    assert_eq!(stage.get("/").status, 403);
-    assert!(stage.waypoint.config_dump().unwrap().contains("no ReferenceGrant lets it be asked"));
-    assert_eq!((server.count(), authz.count(), theirs.count()), (count.0, count.1, 0));
-    let grant = |kind: &str| {
-        json!({
-            "apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant",
-            "metadata": {"name": "authz", "namespace": "infra"},
-            "spec": {"from": [{"group": "orlop.dev", "kind": kind, "namespace": NAMESPACE}],
-                     "to": [{"group": "", "kind": "Service", "name": "authz"}]},
-        })
-        .to_string()
-    };
-    stage.change(|| world.write("grant.yaml", &grant("RateLimit")).unwrap());
-    assert_eq!(stage.get("/").status, 403);
-    stage.change(|| world.write("grant.yaml", &grant("ExtensionProvider")).unwrap());
-    assert_eq!((stage.get("/").status, theirs.count()), (200, 1));
-    // A policy of another service is asked about by the same word.
-    stage.change(|| policy(stage, "again", "web", &json!({})));
-    assert_eq!((stage.get("/").status, theirs.count()), (200, 2));
 }

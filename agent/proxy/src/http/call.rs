@@ -50,8 +50,8 @@ impl Failed {
     }
 }
 
-/// Whether an endpoint that can't be reached for this reason is away. Not one that shows another's certificate or lets
-/// nobody in, nor one that the waypoint can't dial for what it lacks itself: whoever can bring that about would pass.
+/// Whether an endpoint that can't be reached for this reason is away. Not one that shows another's certificate, lets
+/// nobody in or ends the tunnel, as one does that refuses the waypoint's certificate, nor one that the waypoint can't dial for what it lacks itself: whoever can bring that about would pass.
 fn is_away(refusal: &Refusal) -> bool {
     let its_server = refusal.answered.is_some_and(|status| status.is_server_error());
     let reached = matches!(
@@ -61,7 +61,6 @@ fn is_away(refusal: &Refusal) -> bool {
             | Reason::ConnectTimeout
             | Reason::TlsTimeout
             | Reason::Reset
-            | Reason::TunnelClosed
             | Reason::UpstreamReset
     );
     reached || its_server
