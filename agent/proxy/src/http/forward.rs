@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use orlop_model::{
     Behind, Endpoint, Reason, Service, Snapshot,
