@@ -72,9 +72,11 @@ fn greeted(client: &Pod, to: SocketAddr, says: &[&[u8]]) -> Option<String> {
 /// Up to the end of a line, or of all.
 fn line(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut found = Vec::new();
-    let mut byte = [0];
-    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
-        found.push(byte[0]);
+    for byte in stream.bytes() {
+        match byte? {
+            b'\n' => break,
+            byte => found.push(byte),
+        }
     }
     Ok(String::from_utf8(found).unwrap())
 }
