@@ -160,13 +160,19 @@ impl Node {
         &self.inner.netns
     }
 
-    /// The next free place on the bridge: the node's interface for it, and the pod's addresses.
-    pub(crate) fn next_port(&self) -> (String, Ipv4Addr, Ipv6Addr) {
+    /// The next free place on the bridge: the node's interface for it, and the pod's addresses, on the link too.
+    pub(crate) fn next_port(&self) -> (String, Ipv4Addr, Ipv6Addr, String) {
         let n = self.inner.next_pod.fetch_add(1, Ordering::Relaxed);
         let [high, low] = n.to_be_bytes();
         let number = self.inner.number;
         let ipv6 = Ipv6Addr::new(0xfd00, 0x10, number.into(), 0, 0, 0, 0, n);
-        (format!("p{n}"), Ipv4Addr::new(10, number, high, low), ipv6)
+        let link = format!("02:00:0b:{number:02x}:{high:02x}:{low:02x}");
+        (format!("p{n}"), Ipv4Addr::new(10, number, high, low), ipv6, link)
+    }
+
+    /// The address of the bridge on the link.
+    pub(crate) fn bridge(&self) -> String {
+        bridge(self.inner.number)
     }
 
     /// The pods' default gateways.
@@ -177,12 +183,13 @@ impl Node {
 
 fn setup_script(number: u8, wire: &str) -> String {
     let [gateway4, gateway6] = gateways(number);
+    let bridge = bridge(number);
     // The bridge's own address is fixed: else it follows its ports', and pods' neighbour entries go stale.
     // eth0's index is one its peer can't have: the kernel takes a link with its peer's index for no link
     // to hurry with, and the bridge at the other end forwards up to a second later.
     format!(
         "link set lo up\n\
-         link add br0 address 02:00:0a:{number:02x}:00:01 type bridge mcast_snooping 0\n\
+         link add br0 address {bridge} type bridge mcast_snooping 0\n\
          addr add {gateway4}/16 dev br0\n\
          addr add {gateway6}/64 dev br0 nodad\n\
          link set br0 up\n\
@@ -198,6 +205,10 @@ fn route_script(to: u8) -> String {
         "route add 10.{to}.0.0/16 via 172.30.0.{to}\n\
          route add fd00:10:{to:x}::/64 via fd00:172::{to:x}\n"
     )
+}
+
+fn bridge(number: u8) -> String {
+    format!("02:00:0a:{number:02x}:00:01")
 }
 
 fn gateways(number: u8) -> [IpAddr; 2] {

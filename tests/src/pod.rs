@@ -365,19 +365,26 @@ fn new_sandbox(node: &Node, namespace: &str, name: &str) -> Result<(Netns, Wired
 }
 
 fn wire(node: &Node, netns: &Netns) -> Result<Wired> {
-    let (link, ipv4, ipv6) = node.next_port();
-    let [gateway4, gateway6] = node.gateways();
+    let (link, ipv4, ipv6, address) = node.next_port();
+    let ([gateway4, gateway6], bridge) = (node.gateways(), node.bridge());
+    // Neighbours that are found out are few in a kernel, of all namespaces together.
     netns.ip(&format!(
         "link set lo up\n\
-         link add eth0 type veth peer name {link} netns {}\n\
+         link add eth0 address {address} type veth peer name {link} netns {}\n\
          addr add {ipv4}/16 dev eth0\n\
          addr add {ipv6}/64 dev eth0 nodad\n\
          link set eth0 up\n\
          route add 0.0.0.0/0 via {gateway4}\n\
-         route add ::/0 via {gateway6}\n",
+         route add ::/0 via {gateway6}\n\
+         neigh add {gateway4} lladdr {bridge} nud permanent dev eth0\n\
+         neigh add {gateway6} lladdr {bridge} nud permanent dev eth0\n",
         node.netns().name(),
     ))?;
-    node.netns().ip(&format!("link set {link} master br0 up\n"))?;
+    node.netns().ip(&format!(
+        "link set {link} master br0 up\n\
+         neigh add {ipv4} lladdr {address} nud permanent dev br0\n\
+         neigh add {ipv6} lladdr {address} nud permanent dev br0\n"
+    ))?;
     node.netns().await_link(&link)?;
     netns.await_link("eth0")?;
     Ok(Wired { link, ipv4, ipv6 })

@@ -76,11 +76,11 @@ fn pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
 }
 
 #[test]
-fn two_hundred_pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
+fn five_hundred_pods_that_start_cold_and_dial_at_once_send_nothing_in_clear() {
     let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    start_cold(200);
+    start_cold(500);
 }
 
 fn start_cold(count: usize) {
