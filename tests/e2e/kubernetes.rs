@@ -14,6 +14,7 @@ mod gateway_api;
 mod gateways;
 mod install;
 mod kubelet;
+mod large;
 mod last_world;
 mod node;
 mod outage;

@@ -1,5 +1,6 @@
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -14,6 +15,8 @@ pub struct Relay {
     place: Place,
     port: u16,
     to: SocketAddr,
+    /// Bytes from the server.
+    carried: Arc<AtomicU64>,
     running: Option<Running>,
 }
 
@@ -48,13 +51,18 @@ impl Relay {
         Self::start_in(Place::Before(node.clone()), 0, SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
+    /// How many bytes have come from the server.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+
     /// The port that it listens at.
     pub fn port(&self) -> u16 {
         self.port
     }
 
     fn start_in(place: Place, port: u16, to: SocketAddr) -> Result<Self> {
-        let mut relay = Self { place, port, to, running: None };
+        let mut relay = Self { place, port, to, carried: Arc::default(), running: None };
         relay.mend()?;
         Ok(relay)
     }
@@ -88,6 +96,7 @@ impl Relay {
         let to = self.to;
         let open = Arc::new(Mutex::new(Vec::new()));
         let (accepting, tracked) = (listener.try_clone().context("sharing the listener")?, Arc::clone(&open));
+        let carried = Arc::clone(&self.carried);
         let thread = thread::spawn(move || {
             // Ends once the listener is shut down.
             while let Ok((client, _)) = accepting.accept() {
@@ -97,7 +106,7 @@ impl Relay {
                         .run(|| TcpStream::connect(to))
                         .unwrap_or_else(|error| Err(io::Error::other(error))),
                 };
-                let _ = server.and_then(|server| relay(client, server, &tracked));
+                let _ = server.and_then(|server| relay(client, server, &tracked, &carried));
             }
         });
         self.running = Some(Running { listener, open, thread: Some(thread) });
@@ -119,15 +128,33 @@ impl Drop for Running {
     }
 }
 
-fn relay(client: TcpStream, server: TcpStream, open: &Mutex<Vec<TcpStream>>) -> io::Result<()> {
+fn relay(
+    client: TcpStream,
+    server: TcpStream,
+    open: &Mutex<Vec<TcpStream>>,
+    carried: &Arc<AtomicU64>,
+) -> io::Result<()> {
     lock(open).extend([client.try_clone()?, server.try_clone()?]);
-    for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+    let (asked, answered) = (Arc::default(), Arc::clone(carried));
+    for (from, to, bytes) in [(client.try_clone()?, server.try_clone()?, asked), (server, client, answered)] {
         thread::spawn(move || {
-            let _ = io::copy(&mut &from, &mut &to);
+            let _ = copy(&from, &to, &bytes);
             let _ = to.shutdown(Shutdown::Write);
         });
     }
     Ok(())
+}
+
+fn copy(mut from: &TcpStream, mut to: &TcpStream, bytes: &AtomicU64) -> io::Result<()> {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let length = from.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..length])?;
+        bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
 }
 
 fn lock(open: &Mutex<Vec<TcpStream>>) -> MutexGuard<'_, Vec<TcpStream>> {
