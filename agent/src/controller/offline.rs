@@ -11,8 +11,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 /// Goes by what the API server said before it went: with which keys it signs tokens, and which pods there are. A token
-/// is believed if it is bound to one of these. What it would have withdrawn meanwhile, it withdraws once it is back:
-/// until then a token lasts an hour at most.
+/// is believed if it is bound to one of these. What it would have withdrawn meanwhile it withdraws once it is back, or
+/// the token's own end does, an hour after kubelet got it.
 pub struct OfflineReviewer {
     pub issuer: watch::Receiver<Option<TokenIssuer>>,
     /// That tokens must be made for.
