@@ -1,6 +1,6 @@
 //! Connections in which no HTTP is read: TCP, and TLS by the name of its server.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -71,14 +71,9 @@ fn greeted(client: &Pod, to: SocketAddr, says: &[&[u8]]) -> Option<String> {
 
 /// Up to the end of a line, or of all.
 fn line(stream: &mut TcpStream) -> std::io::Result<String> {
-    let mut found = Vec::new();
-    for byte in stream.bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => found.push(byte),
-        }
-    }
-    Ok(String::from_utf8(found).unwrap())
+    let mut found = String::new();
+    BufReader::new(stream).read_line(&mut found)?;
+    Ok(found.trim_end_matches('\n').to_owned())
 }
 
 /// The beginning of a client's TLS to this host, each record on its own.
@@ -231,7 +226,7 @@ fn routes_of_the_services_namespace_have_its_port_unread_and_no_others_have() {
     }
     let ask = |method: &str| {
         let stream = far.connect(stage.web(), TIMEOUT).unwrap();
-        let mut stream = std::io::BufReader::new(stream);
+        let mut stream = BufReader::new(stream);
         request(&mut stream, &format!("{method} / HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap().status
     };
     assert_eq!((ask("GET"), ask("DELETE")), (200, 403));
