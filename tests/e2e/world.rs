@@ -248,7 +248,7 @@ fn an_address_used_again_is_the_new_pods() {
     let new = far.pod("shop", "new", PodSpec::new().service_account("heir")).unwrap();
     new.output("ip", &["addr", "add", &format!("{ip}/16"), "dev", "eth0"]).unwrap();
     // What a CNI plugin announces with a gratuitous ARP.
-    assert!(far.command("ip").unwrap().args(["neigh", "flush", "all"]).status().unwrap().success());
+    assert!(far.command("ip").unwrap().args(["neigh", "flush", "nud", "all"]).status().unwrap().success());
     let echo = new.serve_echo(80).unwrap();
     let object = std::fs::read_to_string(pair.testbed.world().dir().join("pod.shop.new.yaml")).unwrap();
     let object = object.replace(&format!("\"{}\"", new.ipv4()), &format!("\"{ip}\""));
