@@ -4,7 +4,6 @@
 //! netns that no pod is enrolled by, is marked, and as long as both are so it is held; so all others pay no more
 //! than the look for a mark. `connect` refuses at once: a SYN that was merely dropped would be sent again, in clear,
 //! once the pod is enrolled. Packets are dropped both ways, whatever socket they are of.
-
 //!
 //! The kernel makes sockets without a word, as those below an AF_SMC one. They connect and listen in the process that
 //! wants it, so that what dials is told by its process, and what listens is marked when it begins to.

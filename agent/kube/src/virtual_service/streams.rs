@@ -88,18 +88,7 @@ impl TlsObject {
             if of.sni_hosts.is_empty() {
                 return Err(FieldError::new(path.key("sniHosts"), "is missing; name at least one host"));
             }
-            let hosts = of.sni_hosts.iter().enumerate();
-            let names = hosts.map(|(index, text)| {
-                any_host(text, || path.clone().key("sniHosts").index(index)).map(HostPattern)
-            });
-            Ok(StreamMatch {
-                names: names.collect::<Result<_, _>>()?,
-                destinations: blocks(&of.destination_subnets, &path)?,
-                port: of.port.map(|number| port(number, || path.clone().key("port"))).transpose()?,
-                source_labels: of.source_labels.into_iter().collect(),
-                source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
-                gateways: of.gateways,
-            })
+            of.convert(&path)
         });
         Ok(StreamRule { matches: matches.collect::<Result<_, _>>()?, route: route(self.route, path)? })
     }
@@ -113,16 +102,31 @@ impl TcpObject {
                 let problem = "is not read; name the source by sourceLabels or sourceNamespace";
                 return Err(FieldError::new(path.key("sourceSubnet"), problem));
             }
-            Ok(StreamMatch {
-                names: Vec::new(),
-                destinations: blocks(&of.destination_subnets, &path)?,
-                port: of.port.map(|number| port(number, || path.clone().key("port"))).transpose()?,
-                source_labels: of.source_labels.into_iter().collect(),
-                source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
-                gateways: of.gateways,
-            })
+            let TcpMatchObject {
+                destination_subnets, port, source_labels, source_namespace, gateways, ..
+            } = of;
+            let sni_hosts = Vec::new();
+            TlsMatchObject { sni_hosts, destination_subnets, port, source_labels, source_namespace, gateways }
+                .convert(&path)
         });
         Ok(StreamRule { matches: matches.collect::<Result<_, _>>()?, route: route(self.route, path)? })
+    }
+}
+
+impl TlsMatchObject {
+    fn convert(self, path: &FieldPath) -> Result<StreamMatch, FieldError> {
+        let hosts = self.sni_hosts.iter().enumerate();
+        let names = hosts.map(|(index, text)| {
+            any_host(text, || path.clone().key("sniHosts").index(index)).map(HostPattern)
+        });
+        Ok(StreamMatch {
+            names: names.collect::<Result<_, _>>()?,
+            destinations: blocks(&self.destination_subnets, path)?,
+            port: self.port.map(|number| port(number, || path.clone().key("port"))).transpose()?,
+            source_labels: self.source_labels.into_iter().collect(),
+            source_namespace: self.source_namespace.filter(|namespace| !namespace.is_empty()),
+            gateways: self.gateways,
+        })
     }
 }
 
