@@ -13,6 +13,7 @@ use crate::{
     dns, inbound,
     metrics::Direction,
     outbound,
+    pace::Pace,
     pod::Pod,
     record::Record,
     shared::{LiveGuard, Phase},
@@ -36,6 +37,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
     };
     // The phase is looked at again before anything is accepted.
     let _source = worker.shared.sources.enter_always();
+    let mut pace = Pace::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -53,8 +55,12 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
         match accepted {
             Ok((tcp, peer)) => {
                 place(&worker, &pod, port, tcp, socket::canonical(peer));
-                // Whatever else is ready has its turn.
-                yield_now().await;
+                if matches!(port, OUTBOUND_PORT | DNS_PORT) {
+                    pace.next(&worker.shared, &pod).await;
+                } else {
+                    // Whatever else is ready has its turn.
+                    yield_now().await;
+                }
             }
             Err(error) => {
                 tracing::warn!(pod = %pod.name(), port, %error, "cannot accept; trying again");

@@ -26,6 +26,7 @@ mod limits;
 mod meter;
 mod metrics;
 mod outbound;
+mod pace;
 mod passthrough;
 mod pod;
 mod pool;
@@ -99,6 +100,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             flows: Flows::new(config.flow_buffer),
             limits: Limits::new(&config),
+            diallers: Default::default(),
             config,
             snapshot,
             identities,

@@ -80,6 +80,7 @@ pub struct Metrics {
     received: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     dns: Family<Labels, Counter>,
+    held: Counter,
     active: Gauge,
     tunnels: Family<Labels, Gauge>,
     same_node: SameNode,
@@ -124,6 +125,11 @@ impl Metrics {
             metrics.refused.clone(),
         );
         registry.register(
+            "orlop_connections_held",
+            "Times that a pod's next connection had to wait, so that the node's other pods did not",
+            metrics.held.clone(),
+        );
+        registry.register(
             "orlop_dns_requests",
             "DNS queries answered, by where the answer came from",
             metrics.dns.clone(),
@@ -164,6 +170,11 @@ impl Metrics {
     pub(crate) fn dns(&self, protocol: &'static str, source: &'static str, code: &'static str) -> Counter {
         let labels = vec![("protocol", protocol.into()), ("source", source.into()), ("rcode", code.into())];
         self.dns.get_or_create_owned(&labels)
+    }
+
+    /// Times that what a pod dials was held to the pod's share.
+    pub(crate) fn held(&self) -> &Counter {
+        &self.held
     }
 
     pub(crate) fn active(&self) -> &Gauge {

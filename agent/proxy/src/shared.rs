@@ -12,7 +12,9 @@ use orlop_identity::Identities;
 use orlop_model::Snapshot;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-use crate::{Config, Kernel, Metrics, Passthrough, affinity::Affinity, flow::Flows, limits::Limits};
+use crate::{
+    Config, Kernel, Metrics, Passthrough, affinity::Affinity, flow::Flows, limits::Limits, pace::Diallers,
+};
 
 /// What every worker shares.
 pub(crate) struct Shared {
@@ -25,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) in_flight: InFlight,
     pub(crate) affinity: Affinity,
     pub(crate) limits: Limits,
+    pub(crate) diallers: Diallers,
     /// Connections and streams.
     pub(crate) live: Live,
     /// Those of them that can go on in another agent, or perhaps can once they are connected.

@@ -167,6 +167,7 @@ impl Waypoint {
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer),
             limits: Limits::new(&proxy),
+            diallers: Default::default(),
             config: proxy,
             snapshot,
             identities,
