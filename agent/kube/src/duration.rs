@@ -2,6 +2,9 @@ use std::time::Duration;
 
 use crate::field::{FieldError, FieldPath};
 
+/// The longest, 10,000 years: protobuf's, and one that can be added to any time.
+const LONGEST: Duration = Duration::from_secs(315_576_000_000);
+
 /// A duration as protobuf's JSON and Go write it: numbers with units, such as `1h`, `1m30s`, `0.5s` or `25ms`.
 pub(crate) fn duration(text: &str, path: impl FnOnce() -> FieldPath) -> Result<Duration, FieldError> {
     read(text).ok_or_else(|| {
@@ -41,7 +44,7 @@ fn read(text: &str) -> Option<Duration> {
         total = total.checked_add(Duration::try_from_secs_f64(value * seconds).ok()?)?;
         rest = &rest[unit..];
     }
-    (!text.is_empty()).then_some(total)
+    (!text.is_empty() && total <= LONGEST).then_some(total)
 }
 
 #[cfg(test)]
@@ -65,6 +68,8 @@ mod tests {
             ("-1s", None),
             ("1.2.3s", None),
             ("5d", None),
+            ("315576000001s", None),
+            ("18446744073709551615s", None),
         ] {
             assert_eq!(read(text), wanted.map(Duration::from_millis), "{text:?}");
         }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use crate::destination_rule;
 use crate::field::NotNull;
 use crate::object::{Key, Object};
 use crate::target::{self, TargetObject};
@@ -48,6 +49,9 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
             unreadable: true,
             ..RateLimit::default()
         }))),
+        Key::DestinationRule(name) => {
+            destination_rule::stand_in(name, &spec).map(|rule| Object::DestinationRule(Arc::new(rule)))
+        }
         _ => None,
     }
 }

@@ -42,6 +42,8 @@ reasons! {
     ConnectTimeout = "connect_timeout",
     /// The TLS handshake failed for none of the more telling reasons below.
     TlsFailed = "tls_failed",
+    /// The destination's policy wants TLS that can't be had: in clear nothing is sent.
+    TlsUnavailable = "tls_unavailable",
     /// The TLS handshake did not end in time.
     TlsTimeout = "tls_timeout",
     /// The client showed no certificate.

@@ -166,7 +166,7 @@ impl ServicePort {
     }
 
     /// The ready endpoints.
-    pub fn ready(&self) -> impl Iterator<Item = &Endpoint> {
+    pub fn ready(&self) -> impl Iterator<Item = &Endpoint> + Clone {
         self.endpoints.iter().filter(|endpoint| endpoint.ready)
     }
 

@@ -10,6 +10,7 @@ pub mod routing;
 pub mod security;
 mod service_entry;
 pub mod stream;
+mod traffic_policy;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -131,23 +131,34 @@ impl Drop for LiveGuard {
 
 /// Connections open to each endpoint, for load balancing.
 #[derive(Debug, Default)]
-pub(crate) struct InFlight(Mutex<HashMap<SocketAddr, Arc<AtomicUsize>>>);
+pub(crate) struct InFlight(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    of: HashMap<SocketAddr, Arc<AtomicUsize>>,
+    /// With so many, those are forgotten to which none is open: endpoints come and go for as long as the agent runs.
+    many: usize,
+}
+
+/// Fewer endpoints are not worth looking through.
+const FEW: usize = 1024;
 
 impl InFlight {
     pub(crate) fn enter(&self, endpoint: SocketAddr) -> InFlightGuard {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Endpoints come and go for as long as the agent runs.
-        if counts.len() >= 1024 && !counts.contains_key(&endpoint) {
-            counts.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+        let Counts { of, many } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if of.len() >= (*many).max(FEW) && !of.contains_key(&endpoint) {
+            of.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+            // Of many that are in use, not every further one has to look through all.
+            *many = of.len() * 2;
         }
-        let count = Arc::clone(counts.entry(endpoint).or_default());
+        let count = Arc::clone(of.entry(endpoint).or_default());
         count.fetch_add(1, Ordering::Relaxed);
         InFlightGuard(count)
     }
 
     pub(crate) fn count(&self, endpoint: SocketAddr) -> usize {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.get(&endpoint).map_or(0, |count| count.load(Ordering::Relaxed))
+        counts.of.get(&endpoint).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 }
 

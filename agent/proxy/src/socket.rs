@@ -153,6 +153,27 @@ pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
+/// Has the kernel look whether the other side is still there: after so long without a byte, so often, and how many such
+/// looks may go unanswered. What is `None` is as the system has it.
+pub(crate) fn keep_alive_as(
+    stream: &TcpStream,
+    time: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+) -> io::Result<()> {
+    let mut wanted = TcpKeepalive::new();
+    if let Some(time) = time {
+        wanted = wanted.with_time(time);
+    }
+    if let Some(interval) = interval {
+        wanted = wanted.with_interval(interval);
+    }
+    if let Some(probes) = probes {
+        wanted = wanted.with_retries(probes);
+    }
+    SockRef::from(stream).set_tcp_keepalive(&wanted)
+}
+
 /// IPv4-mapped addresses are what a dual-stack socket makes of IPv4.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

@@ -108,7 +108,7 @@ fn the_waypoint_leads_nowhere_but_to_what_it_stands_before() {
     assert_refused(&stage.mesh.client, SocketAddr::new(stage.vip[0], 81));
 }
 
-fn other(stage: &Stage) -> Pod {
+pub fn other(stage: &Stage) -> Pod {
     let other = stage.mesh.nodes[0].pod(NAMESPACE, "other", PodSpec::new().service_account("other")).unwrap();
     stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &other]).unwrap();
     other

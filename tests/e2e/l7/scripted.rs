@@ -44,6 +44,8 @@ pub struct Scripted {
 struct Shared {
     stopping: AtomicBool,
     count: AtomicUsize,
+    connections: AtomicUsize,
+    ended: AtomicUsize,
     asked: Mutex<Vec<Asked>>,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -60,8 +62,12 @@ impl Scripted {
                     return;
                 }
                 of.open.lock().unwrap().push(stream.try_clone().unwrap());
+                of.connections.fetch_add(1, Ordering::SeqCst);
                 let (script, of) = (Arc::clone(&script), Arc::clone(&of));
-                thread::spawn(move || drop(serve(stream, &*script, &of)));
+                thread::spawn(move || {
+                    drop(serve(stream, &*script, &of));
+                    of.ended.fetch_add(1, Ordering::SeqCst);
+                });
             }
         });
         Self { listener, shared, thread: Some(thread) }
@@ -75,6 +81,16 @@ impl Scripted {
     /// How often it was asked.
     pub fn count(&self) -> usize {
         self.shared.count.load(Ordering::SeqCst)
+    }
+
+    /// Connections that it took.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Of these, how many are open.
+    pub fn open(&self) -> usize {
+        self.connections() - self.shared.ended.load(Ordering::SeqCst)
     }
 
     /// What it was asked so far.

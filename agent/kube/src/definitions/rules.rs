@@ -66,6 +66,11 @@ fn duration(path: &'static str, least: &str) -> Rule {
     cel(path, &format!("duration(self) >= duration('{least}')"), &message)
 }
 
+/// The same as far as a pattern can say it: of expressions an API server takes only so many.
+fn like_a_duration(path: &'static str) -> Rule {
+    rule(path, json!({"pattern": r"^([0-9]+(\.[0-9]+)?(h|m|s|ms|us|µs|ns))+$"}))
+}
+
 /// One kind of target alone.
 fn targets() -> [Rule; 3] {
     [
@@ -179,6 +184,19 @@ macro_rules! of_policy {
             duration(concat!($policy, ".outlierDetection.interval"), "1ms"),
             duration(concat!($policy, ".outlierDetection.baseEjectionTime"), "1ms"),
             duration(concat!($policy, ".connectionPool.tcp.connectTimeout"), "1ms"),
+            like_a_duration(concat!($policy, ".connectionPool.tcp.maxConnectionDuration")),
+            like_a_duration(concat!($policy, ".connectionPool.tcp.idleTimeout")),
+            like_a_duration(concat!($policy, ".connectionPool.tcp.tcpKeepalive.time")),
+            like_a_duration(concat!($policy, ".connectionPool.tcp.tcpKeepalive.interval")),
+            like_a_duration(concat!($policy, ".connectionPool.http.idleTimeout")),
+            one_of(
+                concat!($policy, ".connectionPool.http.h2UpgradePolicy"),
+                &["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"],
+            ),
+            like_a_duration(concat!($policy, ".loadBalancer.warmupDurationSecs")),
+            like_a_duration(concat!($policy, ".loadBalancer.warmup.duration")),
+            required(concat!($policy, ".loadBalancer.warmup"), &["duration"]),
+            one_of(concat!($policy, ".tls.mode"), &["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"]),
         )*]
     };
 }
@@ -191,6 +209,11 @@ fn destination_rule() -> Vec<Rule> {
         "spec.subsets[].trafficPolicy",
         "spec.subsets[].trafficPolicy.portLevelSettings[]"
     ));
+    for policy in
+        ["spec.trafficPolicy.proxyProtocol.version", "spec.subsets[].trafficPolicy.proxyProtocol.version"]
+    {
+        rules.push(one_of(policy, &["V1", "V2"]));
+    }
     rules
 }
 

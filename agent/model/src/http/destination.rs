@@ -1,11 +1,12 @@
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::compile::Settings;
+use crate::endpoints::is_special;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
-use crate::service::{Endpoint, Service, ServicePort};
+use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::world::routing::{DestinationRule, TrafficPolicy};
 use crate::world::{Labels, World};
@@ -47,6 +48,8 @@ pub struct Target<'t> {
     pub service: &'t Arc<Service>,
     /// Its port, with the subset's endpoints if it is one.
     pub port: &'t ServicePort,
+    /// The subset's name.
+    pub subset: Option<&'t str>,
     /// What DestinationRules say; `None` where there is none.
     pub policy: Option<&'t Arc<TrafficPolicy>>,
 }
@@ -55,6 +58,24 @@ impl Target<'_> {
     /// The endpoints that may be chosen, of this address's family if there are any.
     pub fn eligible(&self, family: IpAddr) -> &[Endpoint] {
         self.port.eligible(family)
+    }
+
+    /// The endpoint that is meant by the address that was dialled, as `PASSTHROUGH` has it: one of the service's, or of a
+    /// ServiceEntry the address itself. `workload` is what has that. A Service's own address is none that could be
+    /// passed on to.
+    pub fn passed_through(
+        &self,
+        dialled: SocketAddr,
+        workload: Option<&Arc<Workload>>,
+    ) -> Result<Endpoint, Reason> {
+        let known = self.port.endpoints.iter().find(|endpoint| endpoint.address == dialled);
+        match known {
+            Some(known) => Ok(known.clone()),
+            None if self.service.kind == ServiceKind::ServiceEntry && !is_special(dialled.ip()) => {
+                Ok(Endpoint::at(dialled, workload.cloned()))
+            }
+            None => Err(Reason::NoHealthyEndpoint),
+        }
     }
 }
 
@@ -101,7 +122,7 @@ impl Destinations {
     pub fn target<'t>(
         &'t self,
         service: &'t Arc<Service>,
-        subset: Option<&str>,
+        subset: Option<&'t str>,
         port: u16,
         namespace: &str,
     ) -> Result<Target<'t>, Reason> {
@@ -118,7 +139,7 @@ impl Destinations {
         let index =
             ports.binary_search_by_key(&port, |of| of.number).map_err(|_| Reason::NoSuchDestination)?;
         let policy = levels.map(|levels| levels.ports.get(&port).unwrap_or(&levels.all));
-        Ok(Target { service, port: &ports[index], policy })
+        Ok(Target { service, port: &ports[index], subset, policy })
     }
 }
 
@@ -165,11 +186,16 @@ impl Policy {
 }
 
 impl Levels {
-    /// A port's settings count instead of the others at their level; a subset's policy overrides block by block.
+    /// A port's settings count instead of the others at their level, but for what they can't say; a subset's policy
+    /// overrides block by block.
     fn new(whole: &TrafficPolicy, subset: Option<&TrafficPolicy>) -> Self {
         let at = |policy: &TrafficPolicy, port: Option<u16>| {
             let own = policy.ports.iter().find(|(number, _)| Some(*number) == port);
-            own.map_or_else(|| policy.clone(), |(_, own)| own.clone())
+            let (retry_budget, proxy_protocol) = (policy.retry_budget, policy.proxy_protocol);
+            own.map_or_else(
+                || policy.clone(),
+                |(_, own)| TrafficPolicy { retry_budget, proxy_protocol, ..own.clone() },
+            )
         };
         let of = |port| {
             let below = at(whole, port);
@@ -177,10 +203,15 @@ impl Levels {
                 None => TrafficPolicy { ports: Vec::new(), ..below },
                 Some(subset) => {
                     let above = at(subset, port);
+                    let balancing = if above.balancer.is_some() { &above } else { &below };
                     TrafficPolicy {
-                        balancer: above.balancer.or(below.balancer),
+                        balancer: balancing.balancer.clone(),
+                        warmup: balancing.warmup,
                         outlier: above.outlier.or(below.outlier),
                         pool: above.pool.or(below.pool),
+                        tls: above.tls.or(below.tls),
+                        retry_budget: above.retry_budget.or(below.retry_budget),
+                        proxy_protocol: above.proxy_protocol.or(below.proxy_protocol),
                         ports: Vec::new(),
                     }
                 }

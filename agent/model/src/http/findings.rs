@@ -15,7 +15,9 @@ use crate::policy::{
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::text::Text;
-use crate::world::routing::{Destination, DestinationRule, HttpRule, RuleAction, Subset, VirtualService};
+use crate::world::routing::{
+    Destination, DestinationRule, HttpRule, RuleAction, ServerTls, Subset, VirtualService,
+};
 use crate::world::stream::StreamRule;
 use crate::world::{Labels, Protocol, ServiceEntry, World};
 
@@ -41,8 +43,30 @@ impl Snapshot {
     }
 }
 
-/// What is written and has no effect.
+/// What is written and has no effect, or has that requests are refused.
 pub(super) fn unread(world: &World) -> impl Iterator<Item = Finding> {
+    let rules = world.destination_rules.values();
+    let refusals = rules.flat_map(|rule| refusals(rule).map(|why| (&rule.name, why)));
+    ignored(world).chain(refusals.map(|(name, why)| Finding {
+        kind: "DestinationRule",
+        name: name.clone(),
+        severity: Severity::Error,
+        reason: FindingReason::FieldsNotEnforced,
+        message: format!("{why}, so that what would go there is refused: 503"),
+    }))
+}
+
+/// The TLS that a waypoint can't do.
+fn refusals(rule: &DestinationRule) -> impl Iterator<Item = &str> {
+    let policies = rule.subsets.iter().map(|subset| &subset.policy).chain([&rule.policy]);
+    let all = policies.flat_map(|policy| policy.ports.iter().map(|(_, of_port)| of_port).chain([policy]));
+    all.filter_map(|policy| match &policy.tls {
+        Some(ServerTls::Unavailable(why)) => Some(why.as_str()),
+        _ => None,
+    })
+}
+
+fn ignored(world: &World) -> impl Iterator<Item = Finding> {
     let virtual_services = world.virtual_services.values().map(|of| ("VirtualService", &of.name, &of.unread));
     let rules = world.destination_rules.values().map(|of| ("DestinationRule", &of.name, &of.unread));
     let all = virtual_services.chain(rules).filter(|(.., unread)| !unread.is_empty());

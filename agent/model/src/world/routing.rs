@@ -8,6 +8,11 @@ use super::stream::StreamRule;
 use super::{Exports, Labels};
 use crate::name::NamespacedName;
 
+pub use super::traffic_policy::{
+    Balancer, ConnectionPool, DestinationRule, HashOn, HashTable, Keepalive, Outlier, ProxyVersion,
+    RetryBudget, Roots, ServerCheck, ServerTls, Subset, TrafficPolicy, Warmup,
+};
+
 /// A VirtualService.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VirtualService {
@@ -432,124 +437,6 @@ impl HeaderChange {
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
     }
-}
-
-/// A DestinationRule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DestinationRule {
-    /// Namespace and name.
-    pub name: NamespacedName,
-    /// `metadata.creationTimestamp`, as of a VirtualService.
-    pub created: Option<i64>,
-    /// `spec.host` in lower case, as written.
-    pub host: String,
-    /// `spec.exportTo`
-    pub exports: Exports,
-    /// `spec.trafficPolicy`
-    pub policy: TrafficPolicy,
-    /// `spec.subsets`
-    pub subsets: Vec<Subset>,
-    /// Fields that are there and are not read.
-    pub unread: Vec<String>,
-}
-
-/// An entry of `spec.subsets`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Subset {
-    /// `name`
-    pub name: String,
-    /// `labels` of its endpoints.
-    pub labels: Labels,
-    /// `trafficPolicy`
-    pub policy: TrafficPolicy,
-}
-
-/// `trafficPolicy`, block by block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrafficPolicy {
-    /// `loadBalancer`
-    pub balancer: Option<Balancer>,
-    /// `outlierDetection`
-    pub outlier: Option<Outlier>,
-    /// `connectionPool`
-    pub pool: Option<ConnectionPool>,
-    /// `portLevelSettings`: instead of all the above, by port of the service.
-    pub ports: Vec<(u16, TrafficPolicy)>,
-}
-
-/// `loadBalancer`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Balancer {
-    /// `LEAST_REQUEST`, and nothing said.
-    #[default]
-    LeastRequest,
-    /// `ROUND_ROBIN`
-    RoundRobin,
-    /// `RANDOM`
-    Random,
-    /// `consistentHash`
-    Hash(HashOn),
-}
-
-/// What is hashed, so that what is alike goes to one endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HashOn {
-    /// `httpHeaderName`, in lower case.
-    Header(String),
-    /// `httpQueryParameterName`
-    Query(String),
-    /// `useSourceIp`
-    Source,
-    /// `httpCookie`: its name and path; where there is none and it has a time to live, one is made.
-    Cookie {
-        /// `name`
-        name: String,
-        /// `path`
-        path: Option<String>,
-        /// `ttl`
-        ttl: Option<Duration>,
-    },
-}
-
-/// `outlierDetection`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outlier {
-    /// `consecutive5xxErrors`; 0 is off.
-    pub server_errors: u32,
-    /// `consecutiveGatewayErrors`; 0 is off.
-    pub gateway_errors: u32,
-    /// `interval`
-    pub interval: Duration,
-    /// `baseEjectionTime`
-    pub base: Duration,
-    /// `maxEjectionPercent`
-    pub max_percent: u32,
-    /// `minHealthPercent`
-    pub min_health: u32,
-}
-
-impl Default for Outlier {
-    fn default() -> Self {
-        Self {
-            server_errors: 5,
-            gateway_errors: 0,
-            interval: Duration::from_secs(10),
-            base: Duration::from_secs(30),
-            max_percent: 10,
-            min_health: 0,
-        }
-    }
-}
-
-/// `connectionPool`; `None` is unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConnectionPool {
-    /// `tcp.connectTimeout`
-    pub connect_timeout: Option<Duration>,
-    /// `http.http2MaxRequests`: for all of a service's endpoints.
-    pub max_requests: Option<u32>,
-    /// `http.maxRetries`: at one time.
-    pub max_retries: Option<u32>,
 }
 
 #[cfg(test)]

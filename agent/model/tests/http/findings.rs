@@ -1,7 +1,7 @@
 //! What the authors of routes are told, whatever waypoint those are for.
 
 use orlop_model::world::routing::{
-    Destination, DestinationRule, HttpRule, Mirror, Percent, RuleAction, Subset, VirtualService,
+    Destination, DestinationRule, HttpRule, Mirror, Percent, RuleAction, ServerTls, Subset, VirtualService,
     WeightedDestination,
 };
 use orlop_model::world::{Exports, Labels, Protocol, ServiceEntry, ServicePort, WorkloadEntry};
@@ -141,6 +141,12 @@ fn destination_rules_of_nothing_are_told() {
     );
     let reasons: Vec<_> = told(&world).into_iter().map(|(_, reason, _)| reason).collect();
     assert_eq!(sorted(reasons), [FindingReason::NoSuchService, FindingReason::FieldsNotEnforced]);
+    let mut world = self::world();
+    let mut rule = versions("shop", "web", &["v1"]);
+    rule.subsets[0].policy.tls = Some(ServerTls::Unavailable("tls.mode: no".to_owned()));
+    add_destination(&mut world, rule);
+    let want = "tls.mode: no, so that what would go there is refused: 503";
+    assert_eq!(told(&world), [("versions".to_owned(), FindingReason::FieldsNotEnforced, want.to_owned())]);
     let mut world = self::world();
     add_destination(&mut world, versions("shop", "web", &["v1", "v9"]));
     let want = "subset v9 (version=v9) has none of the endpoints of web";

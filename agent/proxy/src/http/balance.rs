@@ -2,23 +2,27 @@
 
 use std::{
     cell::Cell,
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::HashMap,
     net::SocketAddr,
-    sync::atomic::Ordering,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use http::{HeaderMap, header::COOKIE};
+use arc_swap::ArcSwapOption;
 use orlop_model::{
     Endpoint, Reason,
-    http::Target,
-    world::routing::{Balancer, HashOn},
+    http::{Hashed, Target},
+    world::routing::{Balancer, HashTable, Warmup},
 };
 
-use super::{
-    hosts::{Hosts, ServiceState},
-    session::Session,
-};
+use super::hosts::ClusterState;
 use crate::shared::InFlight;
+
+/// Endpoints that are drawn, before any that fits is taken.
+const DRAWN: usize = 32;
 
 /// A sequence that is spread evenly over all numbers however short a part of it is looked at, so that weights and
 /// percentages are met by few requests too: multiples of the golden ratio.
@@ -51,13 +55,41 @@ impl Even {
 /// What choosing an endpoint depends on.
 pub(super) struct Choosing<'a> {
     pub(super) target: Target<'a>,
-    pub(super) state: &'a ServiceState,
-    pub(super) hosts: &'a Hosts,
+    pub(super) cluster: &'a ClusterState,
     pub(super) in_flight: &'a InFlight,
     /// Of what is alike, if that is to go to one endpoint.
     pub(super) hash: Option<u64>,
     /// The address whose family is preferred.
     pub(super) dialled: SocketAddr,
+    /// In milliseconds since the waypoint's start.
+    pub(super) now: u64,
+    /// Of the snapshot.
+    pub(super) generation: u64,
+}
+
+/// What is made of a cluster's endpoints, and made again when these change.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// For round robin.
+    turn: AtomicUsize,
+    /// IPv4, and IPv6.
+    tables: [Table; 2],
+    warming: Mutex<Warming>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// With the last snapshot whose endpoints it is known to be of.
+    made: ArcSwapOption<(u64, Arc<Hashed>)>,
+    /// Held by whoever makes it.
+    making: Mutex<()>,
+}
+
+/// Since when endpoints are there, in milliseconds since the waypoint's start.
+#[derive(Debug, Default)]
+struct Warming {
+    generation: u64,
+    since: HashMap<SocketAddr, u64>,
 }
 
 impl<'a> Choosing<'a> {
@@ -68,13 +100,12 @@ impl<'a> Choosing<'a> {
         if all.is_empty() {
             return Err(Reason::NoHealthyEndpoint);
         }
-        let now = self.hosts.now();
-        let is_well =
-            |endpoint: &Endpoint| !self.state.has_ejected() || !self.state.is_ejected(endpoint.address, now);
+        let outliers = &self.cluster.outliers;
+        let anyone = outliers.is_empty() || self.panics(all);
+        let is_well = |endpoint: &Endpoint| anyone || !outliers.is_ejected(endpoint.address, self.now);
         let is_new = |endpoint: &Endpoint| !tried.contains(&endpoint.address);
-        let panics = self.state.has_ejected() && self.panics(all, &is_well);
-        let fresh = self.pick(all, |endpoint| is_new(endpoint) && (panics || is_well(endpoint)));
-        let found = fresh.or_else(|| self.pick(all, |endpoint| panics || is_well(endpoint)));
+        let fresh = self.pick(all, |endpoint| is_new(endpoint) && is_well(endpoint));
+        let found = fresh.or_else(|| if tried.is_empty() { None } else { self.pick(all, is_well) });
         found.ok_or(Reason::NoHealthyEndpoint)
     }
 
@@ -83,79 +114,126 @@ impl<'a> Choosing<'a> {
         self.target.port.eligible(self.dialled.ip()).len()
     }
 
-    fn panics(&self, all: &[Endpoint], is_well: &impl Fn(&Endpoint) -> bool) -> bool {
+    /// Whether so few are well that these would have to bear too much: Envoy's panic.
+    fn panics(&self, all: &[Endpoint]) -> bool {
         let outlier = self.target.policy.and_then(|policy| policy.outlier.as_ref());
         let min = outlier.map_or(0, |outlier| outlier.min_health as usize);
-        min > 0 && all.iter().filter(|endpoint| is_well(endpoint)).count() * 100 < all.len() * min
+        let too_many = |ejected: usize| (all.len() - ejected.min(all.len())) * 100 < all.len() * min;
+        min > 0
+            && too_many(self.cluster.outliers.ejected(self.now, |_| true))
+            && too_many(self.cluster.outliers.ejected(self.now, |host| at(all, host).is_some()))
     }
 
     fn pick(&self, all: &'a [Endpoint], fits: impl Fn(&Endpoint) -> bool) -> Option<&'a Endpoint> {
-        let from = |start: usize| {
-            let (before, after) = all.split_at(start);
-            after.iter().chain(before).find(|endpoint| fits(endpoint))
-        };
-        let random = || from(fastrand::usize(..all.len()));
-        match self.target.policy.and_then(|policy| policy.balancer.as_ref()) {
+        let policy = self.target.policy;
+        let warmup = policy.and_then(|policy| policy.warmup.as_ref());
+        let random = || self.draw(all, warmup, &fits, || fastrand::usize(..all.len()));
+        match policy.and_then(|policy| policy.balancer.as_ref()) {
             Some(Balancer::Random) => random(),
-            Some(Balancer::RoundRobin) => from(self.state.turn.fetch_add(1, Ordering::Relaxed) % all.len()),
-            Some(Balancer::Hash(_)) if self.hash.is_some() => {
-                let hash = self.hash.unwrap_or_default();
-                // Rendezvous hashing: an endpoint that goes takes only its own with it.
-                let fitting = all.iter().filter(|endpoint| fits(endpoint));
-                fitting.max_by_key(|endpoint| hash_of(&(hash, endpoint.address)))
+            Some(Balancer::RoundRobin) => {
+                let turn = &self.cluster.memory.turn;
+                self.draw(all, warmup, &fits, || turn.fetch_add(1, Ordering::Relaxed) % all.len())
+            }
+            Some(Balancer::Hash(_, table)) if self.hash.is_some() => {
+                self.hashed(all, *table).and_then(|hashed| {
+                    let found = hashed.find(self.hash?, |address| at(all, address).is_some_and(&fits));
+                    at(all, found?)
+                })
+            }
+            Some(Balancer::PeakEwma) => {
+                let cost = |endpoint: &&Endpoint| {
+                    let latency = self.cluster.outliers.latency(endpoint.address, self.now);
+                    latency.as_micros() * (self.in_flight.count(endpoint.address) as u128 + 1)
+                };
+                [random()?, random()?].into_iter().min_by_key(cost)
             }
             _ => {
-                let (one, other) = (random()?, random()?);
-                let load = |endpoint: &Endpoint| self.in_flight.count(endpoint.address);
-                let fewer = other.address != one.address && load(other) < load(one);
-                Some(if fewer { other } else { one })
+                let load = |endpoint: &&Endpoint| self.in_flight.count(endpoint.address);
+                [random()?, random()?].into_iter().min_by_key(load)
             }
         }
     }
-}
 
-/// What is alike of a request, as its destination's policy says; a cookie that is to be made, where there is none.
-pub(super) fn hash_on(
-    on: &HashOn,
-    session: &Session,
-    headers: &HeaderMap,
-    query: Option<&str>,
-) -> (Option<u64>, Option<String>) {
-    match on {
-        HashOn::Header(name) => (headers.get(name).map(|value| hash_of(&value.as_bytes())), None),
-        HashOn::Source => (Some(hash_of(&session.client.ip())), None),
-        HashOn::Query(name) => {
-            let pairs = query.into_iter().flat_map(|query| query.split('&'));
-            let mut pairs = pairs.filter_map(|pair| pair.split_once('='));
-            (pairs.find(|(key, _)| key == name).map(|(_, value)| hash_of(&value)), None)
+    /// The first that fits of those that are drawn. One that is new is taken as often only as it is warm.
+    fn draw(
+        &self,
+        all: &'a [Endpoint],
+        warmup: Option<&Warmup>,
+        fits: impl Fn(&Endpoint) -> bool,
+        next: impl Fn() -> usize,
+    ) -> Option<&'a Endpoint> {
+        let warming = warmup.map(|warmup| (warmup, self.warming(all)));
+        let mut last = None;
+        for _ in 0..DRAWN {
+            let Some(endpoint) = all.get(next()) else { continue };
+            if !fits(endpoint) {
+                continue;
+            }
+            last = Some(endpoint);
+            let part = warming.as_ref().map_or(1.0, |(warmup, ages)| warmup.part(ages(endpoint.address)));
+            if part >= 1.0 || fastrand::f64() < part {
+                return last;
+            }
         }
-        HashOn::Cookie { name, path, ttl } => {
-            let lines = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-            let mut cookies =
-                lines.flat_map(|line| line.split(';')).filter_map(|one| one.trim().split_once('='));
-            if let Some((_, value)) = cookies.find(|(key, _)| key == name) {
-                return (Some(hash_of(&value)), None);
+        last.or_else(|| {
+            let (before, after) = all.split_at(next() % all.len());
+            after.iter().chain(before).find(|endpoint| fits(endpoint))
+        })
+    }
+
+    /// For how long endpoints are there.
+    fn warming(&self, all: &[Endpoint]) -> impl Fn(SocketAddr) -> Duration {
+        let memory = &self.cluster.memory;
+        {
+            let mut warming = memory.warming.lock().unwrap_or_else(PoisonError::into_inner);
+            if warming.generation < self.generation {
+                warming.generation = self.generation;
+                let mut before = std::mem::take(&mut warming.since);
+                let endpoints = self.target.port.endpoints.iter().chain(all);
+                let ready = endpoints.filter(|endpoint| endpoint.ready || endpoint.draining);
+                for Endpoint { address, .. } in ready {
+                    let since = before.remove(address).unwrap_or(self.now);
+                    warming.since.entry(*address).or_insert(since);
+                }
             }
-            let Some(ttl) = ttl else { return (None, None) };
-            let value = format!("{:016x}", fastrand::u64(..));
-            let mut cookie = format!("{name}={value}");
-            // A time of 0 means until the browser is closed.
-            if !ttl.is_zero() {
-                cookie += &format!("; Max-Age={}", ttl.as_secs());
-            }
-            if let Some(path) = path {
-                cookie += &format!("; Path={path}");
-            }
-            (Some(hash_of(&value.as_str())), Some(cookie + "; HttpOnly"))
         }
+        let now = self.now;
+        move |address| {
+            let warming = memory.warming.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = warming.since.get(&address).copied().unwrap_or(now);
+            Duration::from_millis(now.saturating_sub(since))
+        }
+    }
+
+    /// The table of these endpoints. An older snapshot than the last takes that one's: it is right for all that are
+    /// still there.
+    fn hashed(&self, all: &[Endpoint], table: HashTable) -> Option<Arc<Hashed>> {
+        let place = &self.cluster.memory.tables[usize::from(all.first()?.address.is_ipv6())];
+        let current = || {
+            let made = place.made.load();
+            let (generation, hashed) = &**made.as_ref()?;
+            (*generation >= self.generation).then(|| Arc::clone(hashed))
+        };
+        current().or_else(|| {
+            let _making = place.making.lock().unwrap_or_else(PoisonError::into_inner);
+            current().or_else(|| {
+                let before = place.made.load_full();
+                let same = before.filter(|before| before.1.is_of(table, all));
+                let hashed = match same {
+                    Some(same) => Arc::clone(&same.1),
+                    None => Arc::new(Hashed::new(table, all)),
+                };
+                place.made.store(Some(Arc::new((self.generation, Arc::clone(&hashed)))));
+                Some(hashed)
+            })
+        })
     }
 }
 
-/// The same in every process of one version.
-fn hash_of(of: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    of.hash(&mut hasher);
-    hasher.finish()
+/// The endpoint at this address; they are sorted by address, as those that are eligible are.
+fn at(all: &[Endpoint], address: SocketAddr) -> Option<&Endpoint> {
+    let index = all.binary_search_by_key(&address, |endpoint| endpoint.address).ok()?;
+    all.get(index)
 }
 
 #[cfg(test)]

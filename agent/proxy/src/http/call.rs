@@ -10,10 +10,10 @@ use orlop_model::{
 };
 
 use super::{
-    forward::choosing,
+    forward,
     replay::RequestBody,
     session::Session,
-    upstream::{Key, Lease, Upstreams},
+    upstream::{Key, Lane, Lease, Upstreams},
 };
 use crate::refusal::Refusal;
 
@@ -93,12 +93,15 @@ pub(super) async fn call(
     }
     let at_port = |reason: Reason| Failed::of(&reason.into(), format_args!("{host}:{port}"));
     let target = snapshot.routes().target_of(service, *port, namespace).map_err(at_port)?;
-    let state = local.host_cache.service(&local.own.hosts, &service.hostname);
+    let cluster = local.host_cache.cluster(&local.own.hosts, &target);
+    let pool = target.policy.and_then(|policy| policy.pool.as_ref());
+    let lane = Lane { cluster: Some(&cluster), pool };
+    // Nothing that the client has dialled says who is asked: of PASSTHROUGH there is none here.
+    let choosing = forward::choosing(session, snapshot, target, &cluster, None);
     let mut tried = Vec::new();
     let mut problem = Failed::wrong("it has no endpoint");
     loop {
-        let endpoint = choosing(session, target, &state, None).choose(&tried);
-        let endpoint = endpoint.map_err(at_port)?;
+        let endpoint = choosing.choose(&tried).map_err(at_port)?;
         if tried.contains(&endpoint.address) {
             return Err(problem);
         }
@@ -110,6 +113,8 @@ pub(super) async fn call(
             .transport_to(endpoint)
             .map_err(|reason| Failed::Wrong(format!("{}: {reason}", endpoint.address)))?;
         tried.push(endpoint.address);
+        let tls = session.tls(endpoint, Some(&target), None);
+        let tls = tls.map_err(|refusal| Failed::of(&refusal, endpoint.address))?;
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
         let key = Key {
             address: endpoint.address,
@@ -117,8 +122,10 @@ pub(super) async fn call(
             caller: None,
             client: Ipv4Addr::UNSPECIFIED.into(),
             http2,
+            preface: None,
+            tls,
         };
-        let mut lease = match Upstreams::lease(session, &key).await {
+        let mut lease = match Upstreams::lease(session, &key, lane, false).await {
             Ok(lease) => lease,
             Err(refusal) => {
                 problem = Failed::of(&refusal, endpoint.address);
@@ -133,7 +140,8 @@ pub(super) async fn call(
                 Ok(response) => return Ok((response, lease)),
                 // It had died unnoticed.
                 Err(_) if lease.reused => {
-                    let opened = Upstreams::open(session, &key).await;
+                    drop(lease);
+                    let opened = Upstreams::lease(session, &key, lane, true).await;
                     lease = opened.map_err(|refusal| Failed::of(&refusal, endpoint.address))?;
                 }
                 Err(unanswered) if unanswered.garbled => {

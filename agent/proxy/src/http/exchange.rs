@@ -402,7 +402,8 @@ impl Template {
         let Destined { authority, path } = &self.destined;
         if key.http2 {
             parts.headers.remove(HOST);
-            let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority.clone());
+            let scheme = if key.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+            let uri = Uri::builder().scheme(scheme).authority(authority.clone());
             let uri = uri.path_and_query(path.clone()).build();
             parts.uri = uri.map_err(|error| Refusal::new(Reason::BadRequest, error))?;
             parts.version = Version::HTTP_2;

@@ -1,6 +1,7 @@
 //! Forwards a request: chooses an endpoint, sends it, and tries again where that helps.
 
 use std::{
+    cell::Cell,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -12,25 +13,32 @@ use hyper::body::Incoming;
 use orlop_model::{
     Behind, Endpoint, Reason, Service, Snapshot,
     http::{Choice, Cluster, MirrorTo, Rule, Target},
-    world::routing::{Balancer, Retries, RetryOn},
+    world::{
+        Resolution,
+        routing::{Balancer, Retries, RetryOn, TrafficPolicy},
+    },
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
-    balance::{Choosing, hash_on},
+    alike::hash_on,
+    balance::Choosing,
     body::grpc_status,
     exchange::Template,
-    hosts::ServiceState,
+    hosts::ClusterState,
+    outlier::Outcome,
     record::RequestRecord,
     replay::Replay,
     session::Session,
     trace::Attempt,
-    upstream::{Lease, Unanswered, Upstreams},
+    upstream::{Lane, Lease, Unanswered, Upstreams},
 };
 use crate::refusal::Refusal;
 
 /// The longest pause between two attempts is this many times the first.
 const MAX_BACKOFF: u32 = 10;
+/// An endpoint that does not answer is taken for one that takes at least this long.
+const FAILURE: Duration = Duration::from_secs(1);
 
 /// Where a request goes, and how often it is tried.
 pub(super) struct Plan<'s> {
@@ -39,6 +47,8 @@ pub(super) struct Plan<'s> {
     timeout: Option<Duration>,
     pub(super) mirrors: &'s [MirrorTo],
     pub(super) snapshot: &'s Arc<Snapshot>,
+    /// The endpoint that has the request and has not answered.
+    asked: Cell<Option<SocketAddr>>,
 }
 
 enum Destination<'s> {
@@ -62,7 +72,8 @@ impl<'s> Plan<'s> {
             Behind::Workload { .. } => Destination::Endpoint(session.endpoint(snapshot)?),
         };
         let retries = Retries::default();
-        Ok(Self { destination, retries, timeout: None, mirrors: &[], snapshot })
+        let asked = Cell::default();
+        Ok(Self { destination, retries, timeout: None, mirrors: &[], snapshot, asked })
     }
 
     /// The service that it is for, and the port of it; `None` where it goes as it was dialled.
@@ -87,6 +98,7 @@ impl<'s> Plan<'s> {
             timeout: rule.timeout,
             mirrors: choice.own.as_ref().map_or(&rule.mirrors, |own| &own.mirrors),
             snapshot,
+            asked: Cell::default(),
         })
     }
 }
@@ -131,7 +143,10 @@ pub(super) async fn send(
             // An answer that comes before the request has ended takes as long as it wants.
             Ok((response, lease, replay.ended_at().map(|ended| ended + limit)))
         }
-        () = ended => Err(Reason::RequestTimeout.into()),
+        () = ended => {
+            plan.is_late(session, limit);
+            Err(Reason::RequestTimeout.into())
+        }
     }
 }
 
@@ -143,21 +158,25 @@ async fn attempts(
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let mut tried = Vec::new();
-    let state = plan.state(session);
-    let pool = plan.target().and_then(|target| target.policy?.pool.as_ref());
-    let limits = (pool.and_then(|pool| pool.max_requests), pool.and_then(|pool| pool.max_retries));
-    let counted = match &state {
-        Some(state) => Some(state.enter(limits.0).ok_or(Reason::Overflow)?),
+    let cluster = plan.cluster(session);
+    let pool = plan.policy().and_then(|policy| policy.pool.as_ref());
+    let lane = Lane { cluster: cluster.as_ref(), pool };
+    let counted = match &cluster {
+        Some(cluster) => {
+            let limit = pool.and_then(|pool| pool.max_requests);
+            Some(cluster.enter(limit).ok_or(Reason::Overflow)?)
+        }
         None => None,
     };
     let hash = plan.hash(session, template, record);
     let mut retrying = None;
     loop {
         let attempt = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-        let endpoint = plan.endpoint(session, state.as_deref(), hash, &tried)?;
+        let endpoint = plan.endpoint(session, cluster.as_deref(), hash, &tried)?;
         tried.push(endpoint.address);
         let span = record.trace.as_ref().map(|trace| trace.attempt(endpoint.address, attempt));
-        let tried_once = once(session, plan, template, replay, (&endpoint, span.as_ref()), record);
+        let began = Instant::now();
+        let tried_once = once(session, plan, template, replay, (&endpoint, lane, span.as_ref()), record);
         let result = match plan.retries.per_try {
             Some(limit) => match timeout(limit, tried_once).await {
                 Ok(result) => result,
@@ -165,17 +184,19 @@ async fn attempts(
             },
             None => tried_once.await,
         };
-        let status = result.as_ref().ok().map(|(response, _)| response.status().as_u16());
-        let is_told = result.as_ref().err().is_none_or(|error| is_of_endpoint(&error.refusal));
         if let Some(span) = span {
             span.end(result.as_ref().map(|(response, _)| response.status()).map_err(|error| &error.refusal));
         }
-        if let (Some(target), Some(state), true) = (plan.target(), &state, is_told) {
-            tell(session, target, state, endpoint.address, status);
+        if let Some(cluster) = &cluster {
+            plan.tell(session, cluster, endpoint.address, &result, began.elapsed());
         }
+        plan.asked.set(None);
         let again = attempt < plan.retries.attempts && plan.wants_again(&result) && replay.is_whole();
-        if again && let Some(state) = &state {
-            retrying = state.retry(limits.1);
+        if again && let Some(cluster) = &cluster {
+            let budget = plan.policy().and_then(|policy| policy.retry_budget);
+            // The one before is over.
+            drop(retrying.take());
+            retrying = cluster.retry(budget, pool.and_then(|pool| pool.max_retries));
         }
         if !again || retrying.is_none() {
             let (response, mut lease) = result.map_err(|unanswered| unanswered.refusal)?;
@@ -195,21 +216,23 @@ async fn once(
     plan: &Plan<'_>,
     template: &Template,
     replay: &Replay,
-    (endpoint, span): (&Endpoint, Option<&Attempt>),
+    (endpoint, lane, span): (&Endpoint, Lane<'_>, Option<&Attempt>),
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
     session.check(plan.snapshot, endpoint)?;
     if let Some(goes_on) = &mut record.goes_on {
         goes_on.at = Some(endpoint.clone());
     }
-    let port = plan.target().map(|target| target.port);
-    let key = session.key(endpoint, port);
+    let authority = template.destined().authority.host();
+    let mut key = session.key(endpoint, plan.target(), Some(authority))?;
+    // Nobody switches protocols in HTTP/2 in this way.
+    key.http2 &= !(record.goes_on.is_some() && lane.pool.is_some_and(|pool| pool.to_http2));
     record.went_to(endpoint, &key);
     if let Some(target) = plan.target() {
         record.service = Some(Arc::clone(target.service));
     }
-    let connect_timeout = plan.target().and_then(|target| target.policy?.pool.as_ref()?.connect_timeout);
-    let mut lease = within(connect_timeout, Upstreams::lease(session, &key)).await?;
+    let mut lease = Upstreams::lease(session, &key, lane, false).await?;
+    plan.asked.set(Some(endpoint.address));
     let anew = || {
         let mut request = template.request(&key, replay.attempt())?;
         if let Some(span) = span {
@@ -221,32 +244,21 @@ async fn once(
     loop {
         match lease.send(request).await {
             Ok(response) => return Ok((response, lease)),
-            Err(Unanswered { request: Some(unsent), .. }) if lease.reused => {
-                request = unsent;
-                lease = within(connect_timeout, Upstreams::open(session, &key)).await?;
-            }
+            Err(Unanswered { request: Some(unsent), .. }) if lease.reused => request = unsent,
             // RFC 9110, section 9.2.2: the server may have closed it just before it came.
             Err(Unanswered { refused: false, .. }) if lease.reused && is_safe(template.method(), replay) => {
                 request = anew()?;
-                lease = within(connect_timeout, Upstreams::open(session, &key)).await?;
             }
             Err(unanswered) => return Err(unanswered),
         }
+        // Its place may be the only one.
+        drop(lease);
+        lease = Upstreams::lease(session, &key, lane, true).await?;
     }
 }
 
 fn is_safe(method: &Method, replay: &Replay) -> bool {
     method.is_idempotent() && replay.is_whole()
-}
-
-async fn within(
-    limit: Option<Duration>,
-    connect: impl Future<Output = Result<Lease, Refusal>>,
-) -> Result<Lease, Refusal> {
-    match limit {
-        None => connect.await,
-        Some(limit) => timeout(limit, connect).await.unwrap_or_else(|_| Err(Reason::ConnectTimeout.into())),
-    }
 }
 
 impl Plan<'_> {
@@ -257,15 +269,18 @@ impl Plan<'_> {
         }
     }
 
-    fn state(&self, session: &Session) -> Option<Arc<ServiceState>> {
+    fn policy(&self) -> Option<&TrafficPolicy> {
+        self.target()?.policy.map(|policy| &**policy)
+    }
+
+    fn cluster(&self, session: &Session) -> Option<Arc<ClusterState>> {
         let local = &session.local;
-        self.target().map(|target| local.host_cache.service(&local.own.hosts, &target.service.hostname))
+        self.target().map(|target| local.host_cache.cluster(&local.own.hosts, target))
     }
 
     /// What endpoints are chosen by, if that is something of the request. A cookie is made where one is wanted.
     fn hash(&self, session: &Session, template: &Template, record: &mut RequestRecord) -> Option<u64> {
-        let policy = self.target()?.policy?;
-        let Some(Balancer::Hash(on)) = &policy.balancer else { return None };
+        let Some(Balancer::Hash(on, _)) = &self.policy()?.balancer else { return None };
         let (hash, cookie) = hash_on(on, session, template.headers(), template.query());
         record.cookie = cookie;
         hash
@@ -274,16 +289,49 @@ impl Plan<'_> {
     fn endpoint(
         &self,
         session: &Session,
-        state: Option<&ServiceState>,
+        cluster: Option<&ClusterState>,
         hash: Option<u64>,
         tried: &[SocketAddr],
-    ) -> Result<Endpoint, Reason> {
-        match (&self.destination, state) {
-            (Destination::Service(target), Some(state)) => {
-                choosing(session, *target, state, hash).choose(tried).cloned()
+    ) -> Result<Endpoint, Refusal> {
+        match (&self.destination, cluster) {
+            (Destination::Service(target), Some(cluster)) => {
+                endpoint(session, self.snapshot, *target, cluster, hash, tried)
             }
             (Destination::Endpoint(endpoint), _) => Ok(endpoint.clone()),
-            (Destination::Service(_), None) => Err(Reason::NoHealthyEndpoint),
+            (Destination::Service(_), None) => Err(Reason::NoHealthyEndpoint.into()),
+        }
+    }
+
+    /// Tells of how an attempt has ended.
+    fn tell(
+        &self,
+        session: &Session,
+        cluster: &ClusterState,
+        host: SocketAddr,
+        result: &Result<(Response<Incoming>, Lease), Unanswered>,
+        took: Duration,
+    ) {
+        let outcome = match result {
+            Ok((response, _)) => Outcome::Answered(response.status().as_u16()),
+            // It waited for a connection.
+            Err(late) if late.refusal.reason == Reason::RequestTimeout && self.asked.get().is_none() => {
+                return;
+            }
+            Err(unanswered) if !unanswered.by_client && is_of_endpoint(&unanswered.refusal) => {
+                Outcome::Failed
+            }
+            Err(_) => return,
+        };
+        if let Some(target) = self.target() {
+            tell(session, target, cluster, host, outcome, took);
+        }
+    }
+
+    /// Tells that whoever has the request has not answered in time.
+    fn is_late(&self, session: &Session, limit: Duration) {
+        let asked = self.asked.get().zip(self.cluster(session)).zip(self.target());
+        if let Some(((host, cluster), target)) = asked {
+            tell(session, target, &cluster, host, Outcome::Failed, limit);
         }
     }
 
@@ -315,46 +363,97 @@ impl Plan<'_> {
 
 /// Whether a failure says something of how well the endpoint is: no policy's refusal does, nor what fails here.
 pub(super) fn is_of_endpoint(refusal: &Refusal) -> bool {
-    let is_ours = matches!(
+    let is_its = matches!(
         refusal.reason,
-        Reason::DescriptorLimit
-            | Reason::MemoryLimit
-            | Reason::CertificateUnavailable
-            | Reason::NotThroughWaypoint
-            | Reason::Internal
+        Reason::ConnectFailed
+            | Reason::ConnectTimeout
+            | Reason::TlsFailed
+            | Reason::TlsTimeout
+            | Reason::UntrustedCertificate
+            | Reason::RevokedCertificate
+            | Reason::IdentityMismatch
+            | Reason::AlpnMismatch
+            | Reason::PeerRefused
+            | Reason::TunnelClosed
+            | Reason::Reset
+            | Reason::UpstreamReset
+            | Reason::RequestTimeout
     );
     // What the peer's policy refuses says nothing of how well the peer is.
-    !is_ours && refusal.answered != Some(StatusCode::UNAUTHORIZED)
+    is_its && refusal.answered != Some(StatusCode::UNAUTHORIZED)
 }
 
 /// Tells of how an endpoint has answered, if at all.
 pub(super) fn tell(
     session: &Session,
     target: &Target<'_>,
-    state: &ServiceState,
+    cluster: &ClusterState,
     host: SocketAddr,
-    status: Option<u16>,
+    outcome: Outcome,
+    took: Duration,
 ) {
-    let Some(outlier) = target.policy.and_then(|policy| policy.outlier.as_ref()) else { return };
-    let hosts = &session.local.own.hosts;
-    let all = target.port.ready().map(|endpoint| endpoint.address);
-    if state.answered(outlier, host, status, all, hosts.now()) {
-        session.local.own.metrics.ejected.inc();
+    let Some(policy) = target.policy else { return };
+    let own = &session.local.own;
+    let (all, now) = (target.port.ready().map(|endpoint| endpoint.address), own.hosts.now());
+    if policy.balancer == Some(Balancer::PeakEwma) {
+        // What fails at once is not quick.
+        let took = if outcome == Outcome::Failed { took.max(FAILURE) } else { took };
+        cluster.outliers.took(host, took, all.clone(), now);
+    }
+    let Some(outlier) = &policy.outlier else { return };
+    if cluster.outliers.answered(outlier, host, outcome, all, now) {
+        own.metrics.ejected.inc();
         tracing::info!(service = target.service.hostname, endpoint = %host, "ejected");
     }
 }
 
+/// The endpoint of a destination that a request goes to, if possible none of those that were tried.
+pub(super) fn endpoint(
+    session: &Session,
+    snapshot: &Snapshot,
+    target: Target<'_>,
+    cluster: &ClusterState,
+    hash: Option<u64>,
+    tried: &[SocketAddr],
+) -> Result<Endpoint, Refusal> {
+    let by_policy = target.policy.is_some_and(|policy| policy.balancer == Some(Balancer::Passthrough));
+    if by_policy || target.service.resolution == Resolution::None {
+        // Of another service than was dialled the address says nothing.
+        let Some(dialled) = dialled(session).filter(|_| session.has_dialled(target.service)) else {
+            return Err(Refusal::new(Reason::NoHealthyEndpoint, "PASSTHROUGH: no address of it was dialled"));
+        };
+        let passed = target.passed_through(dialled, snapshot.workload_at(dialled.ip()));
+        return passed.map_err(|reason| {
+            Refusal::new(reason, format!("PASSTHROUGH: {dialled} is the address of no endpoint"))
+        });
+    }
+    Ok(choosing(session, snapshot, target, cluster, hash).choose(tried)?.clone())
+}
+
+/// What choosing one depends on.
 pub(super) fn choosing<'a>(
     session: &'a Session,
+    snapshot: &Snapshot,
     target: Target<'a>,
-    state: &'a ServiceState,
+    cluster: &'a ClusterState,
     hash: Option<u64>,
 ) -> Choosing<'a> {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let dialled = match &session.target {
-        Behind::Service { dialled, .. } => dialled.unwrap_or(any),
-        Behind::Workload { address, .. } => *address,
-    };
-    let (hosts, in_flight) = (&session.local.own.hosts, &session.local.worker.shared.in_flight);
-    Choosing { target, state, hosts, in_flight, hash, dialled }
+    Choosing {
+        target,
+        cluster,
+        in_flight: &session.local.worker.shared.in_flight,
+        hash,
+        dialled: dialled(session).unwrap_or(any),
+        now: session.local.own.hosts.now(),
+        generation: snapshot.generation(),
+    }
+}
+
+/// The address that was dialled, if it was one.
+fn dialled(session: &Session) -> Option<SocketAddr> {
+    match &session.target {
+        Behind::Service { dialled, .. } => *dialled,
+        Behind::Workload { address, .. } => Some(*address),
+    }
 }

@@ -14,14 +14,17 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
 use orlop_model::Reason;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncWrite as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf, split},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::copy::{send_all, stream_reason};
 
@@ -63,12 +66,23 @@ pub(super) struct Source {
 enum From {
     Stream(RecvStream),
     Tcp(OwnedReadHalf),
+    Tls(Box<Opened>),
+}
+
+/// TLS over another connection.
+type Sealed = TlsStream<TokioIo<Io>>;
+
+/// Where what was sealed is read.
+struct Opened {
+    read: ReadHalf<Sealed>,
+    buffer: Vec<u8>,
 }
 
 /// Where bytes go.
 pub(super) enum Sink {
     Stream(SendStream<Bytes>),
     Tcp(OwnedWriteHalf),
+    Tls(Box<WriteHalf<Sealed>>),
 }
 
 impl Io {
@@ -81,6 +95,20 @@ impl Io {
         let (read, write) = tcp.into_split();
         let source = Source { ahead: Bytes::new(), unreleased: 0, from: From::Tcp(read) };
         Self { source, sink: Sink::Tcp(write), pace: None }
+    }
+
+    /// Speaks TLS in this connection.
+    pub(super) async fn sealed(
+        self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<(Self, Option<Vec<u8>>)> {
+        let tls = TlsConnector::from(config).connect(name, TokioIo::new(self)).await?;
+        let alpn = tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        let (read, write) = split(tls);
+        let opened = Opened { read, buffer: vec![0; READ] };
+        let source = Source { ahead: Bytes::new(), unreleased: 0, from: From::Tls(Box::new(opened)) };
+        Ok((Self { source, sink: Sink::Tls(Box::new(write)), pace: None }, alpn))
     }
 }
 
@@ -95,12 +123,11 @@ impl Source {
         self.ahead = joined(bytes, std::mem::take(&mut self.ahead));
     }
 
-    /// Reads on. False at the end.
+    /// Reads on. False at the end. Whoever stops waiting for it loses nothing.
     pub(super) async fn read_ahead(&mut self) -> io::Result<bool> {
-        let ahead = std::mem::take(&mut self.ahead);
-        let next = self.next().await;
-        let ended = matches!(next, Ok(None));
-        self.ahead = joined(ahead, next?.unwrap_or_default());
+        let next = poll_fn(|cx| self.poll_next(cx)).await?;
+        let ended = next.is_none();
+        self.ahead = joined(std::mem::take(&mut self.ahead), next.unwrap_or_default());
         Ok(!ended)
     }
 
@@ -120,6 +147,7 @@ impl Source {
                 Poll::Ready(Ok(frame))
             }
             From::Tcp(read) => poll_socket(read, cx),
+            From::Tls(opened) => opened.poll(cx),
         }
     }
 
@@ -141,6 +169,11 @@ impl Sink {
         match self {
             Self::Stream(send) => send_all(send, bytes).await,
             Self::Tcp(write) => write.write_all(&bytes).await.map_err(|_| Reason::Reset),
+            // What is sealed waits for more until it is flushed.
+            Self::Tls(write) => {
+                write.write_all(&bytes).await.map_err(|_| Reason::Reset)?;
+                write.flush().await.map_err(|_| Reason::Reset)
+            }
         }
     }
 
@@ -151,6 +184,7 @@ impl Sink {
                 send.send_data(Bytes::new(), true).map_err(|error| stream_reason(Some(error)))
             }
             Self::Tcp(write) => write.shutdown().await.map_err(|_| Reason::Reset),
+            Self::Tls(write) => write.shutdown().await.map_err(|_| Reason::Reset),
         }
     }
 
@@ -161,7 +195,7 @@ impl Sink {
                 Ok(h2::Reason::NO_ERROR) => Ok(()),
                 reset => Err(stream_reason(reset.err())),
             },
-            Self::Tcp(_) => std::future::pending().await,
+            Self::Tcp(_) | Self::Tls(_) => std::future::pending().await,
         }
     }
 
@@ -170,6 +204,8 @@ impl Sink {
         match self {
             Self::Stream(mut send) => send.send_reset(h2::Reason::CANCEL),
             Self::Tcp(write) => drop(write.as_ref().set_zero_linger()),
+            // Without the alert that ends it in good order nobody takes it for whole.
+            Self::Tls(write) => drop(write),
         }
     }
 }
@@ -207,6 +243,16 @@ fn poll_socket(read: &OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<Op
     }
 }
 
+impl Opened {
+    /// The next bytes; `None` at the end, which has to be said: a connection that is cut is an error.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        let mut into = ReadBuf::new(&mut self.buffer);
+        ready!(Pin::new(&mut self.read).poll_read(cx, &mut into))?;
+        let read = into.filled();
+        Poll::Ready(Ok((!read.is_empty()).then(|| Bytes::copy_from_slice(read))))
+    }
+}
+
 fn broken(error: h2::Error) -> io::Error {
     io::Error::new(ErrorKind::ConnectionReset, error)
 }
@@ -240,6 +286,7 @@ impl Write for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.sink {
             Sink::Tcp(write) => Pin::new(write).poll_write(cx, bytes),
+            Sink::Tls(write) => Pin::new(write).poll_write(cx, bytes),
             Sink::Stream(send) => {
                 let room = ready!(poll_room(send, cx, bytes.len()))?;
                 let part = Bytes::copy_from_slice(&bytes[..room]);
@@ -252,6 +299,7 @@ impl Write for Io {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.sink {
             Sink::Tcp(write) => Pin::new(write).poll_flush(cx),
+            Sink::Tls(write) => Pin::new(write).poll_flush(cx),
             Sink::Stream(_) => Poll::Ready(Ok(())),
         }
     }
@@ -259,6 +307,7 @@ impl Write for Io {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.sink {
             Sink::Tcp(write) => Pin::new(write).poll_shutdown(cx),
+            Sink::Tls(write) => Pin::new(write).poll_shutdown(cx),
             // The peer may have reset it meanwhile.
             Sink::Stream(send) => {
                 let _ = send.send_data(Bytes::new(), true);
@@ -284,5 +333,28 @@ fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) 
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             None => return Poll::Ready(Err(ErrorKind::BrokenPipe.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_stops_waiting_for_more_loses_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut io = Io::tcp(listener.accept().await.unwrap().0);
+        client.write_all(b"abc").await.unwrap();
+        assert!(io.source.read_ahead().await.unwrap());
+        assert!(timeout(Duration::from_millis(10), io.source.read_ahead()).await.is_err());
+        assert_eq!(io.source.ahead(), b"abc");
+        client.write_all(b"def").await.unwrap();
+        assert!(io.source.read_ahead().await.unwrap());
+        assert_eq!(io.source.next().await.unwrap().unwrap(), "abcdef");
     }
 }

@@ -13,7 +13,7 @@ use super::{
     forward::{self, Plan},
     replay::{Replay, RequestBody},
     session::Session,
-    upstream::Upstreams,
+    upstream::{Lane, Upstreams},
 };
 use crate::refusal::Refusal;
 
@@ -70,11 +70,13 @@ async fn copy(
         authorize::elsewhere(session, snapshot, (&behind, port), &template, &checked.providers)?;
     }
     let local = &session.local;
-    let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
-    let endpoint = forward::choosing(session, target, &state, None).choose(&[])?.clone();
+    let cluster = local.host_cache.cluster(&local.own.hosts, &target);
+    let endpoint = forward::endpoint(session, snapshot, target, &cluster, None, &[])?;
     session.check(snapshot, &endpoint)?;
-    let key = session.key(&endpoint, Some(target.port));
-    let mut lease = Upstreams::lease(session, &key).await?;
+    let key = session.key(&endpoint, Some(&target), Some(template.destined().authority.host()))?;
+    let pool = target.policy.and_then(|policy| policy.pool.as_ref());
+    let lane = Lane { cluster: Some(&cluster), pool };
+    let mut lease = Upstreams::lease(session, &key, lane, false).await?;
     let request = template.request(&key, body)?;
     let response = lease.send(request).await.map_err(|unanswered| unanswered.refusal)?;
     if discard(response.into_body()).await {

@@ -4,6 +4,7 @@
 //! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes
 //! through [`opaque`], where [`stream`] says.
 
+mod alike;
 mod authenticate;
 mod authorize;
 mod authorizer;
@@ -11,7 +12,9 @@ mod balance;
 mod body;
 mod buckets;
 mod call;
+mod connections;
 mod cors;
+mod dial;
 mod exchange;
 mod failure;
 mod forward;
@@ -25,6 +28,7 @@ mod listener;
 mod metrics;
 mod mirror;
 mod opaque;
+mod outlier;
 mod record;
 mod replay;
 mod rewrite;

@@ -25,7 +25,8 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
         }
     };
     record.opened(&session.local.worker.series);
-    let Connected { io: server, slot: _slot, in_flight: _in_flight, elsewhere, endpoint } = connected;
+    let Connected { io: server, slot: _slot, in_flight: _in_flight, place: _place, elsewhere, endpoint } =
+        connected;
     let withdrawn = authorize::connection_withdrawn(session, elsewhere.as_ref(), &endpoint);
     let watch = Watch::after(&session.seen, session.hello);
     let meters = (&record.up, &record.down);

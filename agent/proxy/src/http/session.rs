@@ -12,7 +12,8 @@ use hyper::{
 };
 use orlop_model::{
     Balance, Behind, Declared, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload,
-    http::Stream,
+    http::{Stream, Target},
+    world::routing::ServerTls,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -22,7 +23,7 @@ use super::{
     io::{Io, Pace},
     opaque,
     sniff::{self, Protocol},
-    upstream::{Key, LocalExecutor},
+    upstream::{Key, LocalExecutor, Preface, Tls},
 };
 use crate::{
     hbone,
@@ -240,6 +241,15 @@ impl Session {
         }
     }
 
+    /// Whether this is the service that was asked for.
+    pub(super) fn has_dialled(&self, service: &Service) -> bool {
+        self.service().is_some_and(|dialled| {
+            dialled.name == service.name
+                && dialled.kind == service.kind
+                && dialled.hostname == service.hostname
+        })
+    }
+
     /// The port that was asked for.
     pub(super) fn port(&self) -> u16 {
         match &self.target {
@@ -272,18 +282,40 @@ impl Session {
     }
 
     /// The connections to an endpoint that this client's requests may share.
-    /// `port` is the endpoint's, where it is not that which was asked for.
-    pub(super) fn key(&self, endpoint: &Endpoint, port: Option<&ServicePort>) -> Key {
+    /// `target` is the destination that the endpoint is of, where it is not that which was asked for, and `authority` the
+    /// host that is asked there.
+    pub(super) fn key(
+        &self,
+        endpoint: &Endpoint,
+        target: Option<&Target<'_>>,
+        authority: Option<&str>,
+    ) -> Result<Key, Refusal> {
         let enrolled = endpoint.workload.as_ref().filter(|workload| workload.enrolled);
-        let declared = port.map_or(self.declared, ServicePort::declared);
-        let http2 = self.protocol == Protocol::Http2 || declared == Declared::Http2;
-        Key {
+        let declared = target.map_or(self.declared, |target| target.port.declared());
+        let policy = target.and_then(|target| target.policy);
+        let pool = policy.and_then(|policy| policy.pool.as_ref());
+        let spoken = self.protocol == Protocol::Http2;
+        let http2 = match pool {
+            Some(pool) if pool.client_protocol => spoken,
+            Some(pool) if pool.to_http2 => true,
+            _ => spoken || declared == Declared::Http2,
+        };
+        let preface = policy.and_then(|policy| policy.proxy_protocol).map(|version| {
+            let dialled = match &self.target {
+                Behind::Service { dialled, .. } => dialled.unwrap_or(endpoint.address),
+                Behind::Workload { address, .. } => *address,
+            };
+            Rc::new(Preface { version, client: self.client, dialled })
+        });
+        Ok(Key {
             address: endpoint.address,
             destination: enrolled.map(|workload| workload.identity.clone()),
             caller: Some(self.peer.identity.clone()),
             client: self.client.ip(),
             http2,
-        }
+            preface,
+            tls: self.tls(endpoint, target, authority)?,
+        })
     }
 }
 
@@ -394,5 +426,35 @@ impl Session {
         let transport = snapshot.transport_through(&self.local.own.name, endpoint)?;
         authorize::endpoint(self, snapshot, endpoint)?;
         Ok(transport)
+    }
+
+    /// By what a connection to an endpoint is secured beyond its tunnel, as the destination's policy says. What can't be
+    /// had is refused: nothing goes there less secure than it is to.
+    pub(super) fn tls(
+        &self,
+        endpoint: &Endpoint,
+        target: Option<&Target<'_>>,
+        authority: Option<&str>,
+    ) -> Result<Option<Rc<Tls>>, Refusal> {
+        let unavailable = |detail: &str| Err(Refusal::new(Reason::TlsUnavailable, detail));
+        let Some((target, tls)) = target.and_then(|target| Some((target, target.policy?.tls.as_ref()?)))
+        else {
+            return Ok(None);
+        };
+        let check = match tls {
+            ServerTls::Disable => return Ok(None),
+            ServerTls::Mesh if endpoint.workload.as_ref().is_some_and(|of| of.enrolled) => return Ok(None),
+            ServerTls::Mesh => return unavailable("ISTIO_MUTUAL: the endpoint is not in the mesh"),
+            ServerTls::Unavailable(why) => return unavailable(why),
+            ServerTls::Simple(check) => check,
+        };
+        // Of a wildcard's hosts each has its own name.
+        let host = &target.service.hostname;
+        let own = if host.starts_with('*') { authority } else { Some(host.as_str()) };
+        let Some(name) = check.sni.as_deref().or(own) else {
+            return unavailable("SIMPLE: nothing says the server's name");
+        };
+        let (check, name) = (Arc::clone(check), name.to_owned());
+        Ok(Some(Rc::new(Tls { check, name, http: self.protocol != Protocol::Opaque })))
     }
 }

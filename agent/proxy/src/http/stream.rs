@@ -11,13 +11,15 @@ use orlop_model::{
 use tokio::time::{Instant, timeout};
 
 use super::{
+    alike::hash_on,
     authorize,
-    balance::hash_on,
-    forward,
-    forward::{choosing, is_of_endpoint, tell},
+    connections::Place,
+    dial, forward,
+    forward::{is_of_endpoint, tell},
+    hosts::ClusterState,
     io::Io,
+    outlier::Outcome,
     session::Session,
-    upstream::{self, Key},
 };
 use crate::{pool::Slot, record::Record, refusal::Refusal, shared::InFlightGuard};
 
@@ -29,6 +31,8 @@ pub(super) struct Connected {
     pub(super) io: Io,
     pub(super) slot: Option<Slot>,
     pub(super) in_flight: InFlightGuard,
+    /// As one of its cluster's.
+    pub(super) place: Option<Place>,
     /// The service that a rule has led to, if that is another than was dialled, and its port.
     pub(super) elsewhere: Option<(Arc<Service>, u16)>,
     pub(super) endpoint: Endpoint,
@@ -44,29 +48,32 @@ pub(super) async fn connect(session: &Rc<Session>, record: &mut Record) -> Resul
         record.judgement = Some(authorize::connection(session, &snapshot, elsewhere.as_ref())?);
     }
     let target = match destination {
-        Destination::Endpoint(endpoint) => {
+        Destination::Endpoint(endpoint, target) => {
             session.check(&snapshot, &endpoint)?;
-            let (io, slot, in_flight) = once(session, &endpoint, None, record).await?;
-            return Ok(Connected { io, slot, in_flight, elsewhere, endpoint });
+            let (io, slot, in_flight) = once(session, &endpoint, target.as_ref(), None, record).await?;
+            return Ok(Connected { io, slot, in_flight, place: None, elsewhere, endpoint });
         }
         Destination::Service(target) => target,
     };
     record.service = Some(Arc::clone(target.service));
-    let ((io, slot, in_flight), endpoint) = attempts(session, &snapshot, target, record).await?;
-    Ok(Connected { io, slot, in_flight, elsewhere, endpoint })
+    let cluster = session.local.host_cache.cluster(&session.local.own.hosts, &target);
+    let limit = target.policy.and_then(|policy| policy.pool.as_ref()?.max_connections);
+    let place = cluster.connections.open(limit).ok_or(Reason::Overflow)?;
+    let ((io, slot, in_flight), endpoint) = attempts(session, &snapshot, target, &cluster, record).await?;
+    Ok(Connected { io, slot, in_flight, place: Some(place), elsewhere, endpoint })
 }
 
 enum Destination<'s> {
     /// One of these.
     Service(Target<'s>),
-    /// As it was dialled.
-    Endpoint(Endpoint),
+    /// As it was dialled, and what is said of that.
+    Endpoint(Endpoint, Option<Target<'s>>),
 }
 
 impl<'s> Destination<'s> {
     fn of(session: &Session, snapshot: &'s Snapshot) -> Result<Self, Refusal> {
         let Behind::Service { service, port, dialled } = &session.target else {
-            return Ok(Self::Endpoint(session.endpoint(snapshot)?));
+            return Ok(Self::Endpoint(session.endpoint(snapshot)?, None));
         };
         let routes = snapshot.routes();
         if let Some(rule) = routes.select_stream(service, &session.stream())? {
@@ -78,24 +85,19 @@ impl<'s> Destination<'s> {
             return forward::target(session, snapshot, &choice.cluster).map(Self::Service);
         }
         let passes_on = service.resolution == Resolution::None && dialled.is_some();
-        match snapshot.current_service(service) {
-            Some(service) if !passes_on && service.port(*port).is_some() => {
-                let target = routes.target_of(service, *port, session.peer.identity.namespace())?;
-                Ok(Self::Service(target))
-            }
-            _ => Ok(Self::Endpoint(session.endpoint(snapshot)?)),
+        let current = snapshot.current_service(service).filter(|service| service.port(*port).is_some());
+        let namespace = session.peer.identity.namespace();
+        let target = current.map(|service| routes.target_of(service, *port, namespace)).transpose()?;
+        match target {
+            Some(target) if !passes_on => Ok(Self::Service(target)),
+            target => Ok(Self::Endpoint(session.endpoint(snapshot)?, target)),
         }
     }
 
     fn elsewhere(&self, session: &Session) -> Option<(Arc<Service>, u16)> {
         let Self::Service(target) = self else { return None };
         let (service, port) = (target.service, target.port.number);
-        let is_dialled = session.service_port().is_some_and(|(dialled, its_port)| {
-            dialled.name == service.name
-                && dialled.kind == service.kind
-                && dialled.hostname == service.hostname
-                && its_port == port
-        });
+        let is_dialled = session.has_dialled(service) && session.port() == port;
         (!is_dialled).then(|| (Arc::clone(service), port))
     }
 }
@@ -106,40 +108,55 @@ async fn attempts(
     session: &Rc<Session>,
     snapshot: &Snapshot,
     target: Target<'_>,
+    cluster: &ClusterState,
     record: &mut Record,
 ) -> Result<((Io, Option<Slot>, InFlightGuard), Endpoint), Refusal> {
     let local = &session.local;
-    let state = local.host_cache.service(&local.own.hosts, &target.service.hostname);
     let hash = match target.policy.and_then(|policy| policy.balancer.as_ref()) {
-        Some(Balancer::Hash(on)) => hash_on(on, session, &HeaderMap::new(), None).0,
+        Some(Balancer::Hash(on, _)) => hash_on(on, session, &HeaderMap::new(), None).0,
         _ => None,
     };
     let pool = target.policy.and_then(|policy| policy.pool.as_ref());
     let limit = pool.and_then(|pool| pool.connect_timeout);
     let deadline = Instant::now() + limit.unwrap_or(local.worker.shared.config.connect_timeout);
-    let choosing = choosing(session, target, &state, hash);
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut left = choosing.candidates().min(ATTEMPTS);
+    let mut left = forward::choosing(session, snapshot, target, cluster, hash).candidates().min(ATTEMPTS);
     loop {
-        let endpoint = choosing.choose(&tried)?;
-        session.check(snapshot, endpoint)?;
+        let endpoint = forward::endpoint(session, snapshot, target, cluster, hash, &tried)?;
         tried.push(endpoint.address);
         let part = share(deadline.saturating_duration_since(Instant::now()), left);
-        let result = once(session, endpoint, Some(part), record).await;
+        let began = Instant::now();
+        let result = match session.check(snapshot, &endpoint) {
+            Ok(_) => once(session, &endpoint, Some(&target), Some(part), record).await,
+            Err(refusal) => Err(refusal),
+        };
         left = left.saturating_sub(1);
+        let tell = |outcome| tell(session, &target, cluster, endpoint.address, outcome, began.elapsed());
         match &result {
-            Ok(_) => tell(session, &target, &state, endpoint.address, Some(200)),
-            Err(refusal) if is_of_endpoint(refusal) => {
-                tell(session, &target, &state, endpoint.address, None);
-                if left > 0 {
+            Ok(_) => tell(Outcome::Answered(200)),
+            Err(refusal) => {
+                if is_of_endpoint(refusal) {
+                    tell(Outcome::Failed);
+                }
+                if left > 0 && !is_everywhere(refusal) {
                     continue;
                 }
             }
-            // Another endpoint would say the same, or none was asked.
-            Err(_) => {}
         }
-        return result.map(|connected| (connected, endpoint.clone()));
+        return result.map(|connected| (connected, endpoint));
     }
+}
+
+/// Whether it would be the same with another endpoint. Whom one refuses another may take: policies are of endpoints.
+fn is_everywhere(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.reason,
+        Reason::CertificateUnavailable
+            | Reason::DescriptorLimit
+            | Reason::MemoryLimit
+            | Reason::Draining
+            | Reason::Internal
+    )
 }
 
 /// The part of the time that one of so many attempts gets.
@@ -150,16 +167,18 @@ fn share(rest: Duration, left: usize) -> Duration {
 async fn once(
     session: &Rc<Session>,
     endpoint: &Endpoint,
+    target: Option<&Target<'_>>,
     limit: Option<Duration>,
     record: &mut Record,
 ) -> Result<(Io, Option<Slot>, InFlightGuard), Refusal> {
     record.destination.address = Some(endpoint.address);
     record.destination.workload = endpoint.workload.clone();
-    let key: Key = session.key(endpoint, None);
+    let key = session.key(endpoint, target, None)?;
     record.destination.identity = key.destination.clone();
     record.tunnel = key.tunnel();
     let in_flight = session.local.worker.shared.in_flight.enter(endpoint.address);
-    let connecting = upstream::connect(session, &key);
+    let pool = target.and_then(|target| target.policy?.pool.as_ref());
+    let connecting = dial::connect(session, &key, pool);
     let connected = match limit {
         None => connecting.await,
         Some(limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {

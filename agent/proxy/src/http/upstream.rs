@@ -4,31 +4,37 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1, http2},
     rt::Executor,
 };
-use orlop_model::{Identity, Reason, ports::HBONE_PORT};
+use orlop_model::{
+    Identity, Reason,
+    ports::HBONE_PORT,
+    world::routing::{ConnectionPool, ProxyVersion, ServerCheck},
+};
 use tokio::{
-    net::TcpStream,
     task::spawn_local,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until},
 };
 
-use super::{Local, hosts::RequestGuard, io::Io, replay::RequestBody, session::Session};
-use crate::{
-    hbone, limits,
-    pool::{self, Slot},
-    refusal::Refusal,
-    shared::InFlightGuard,
-    tunnel,
+use super::{
+    Local,
+    connections::Place,
+    dial::connect,
+    hosts::{ClusterState, RequestGuard},
+    replay::RequestBody,
+    session::Session,
 };
+use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
 /// Requests in one HTTP/2 connection to a server; for more, another is opened.
 const MAX_STREAMS: usize = 100;
@@ -44,6 +50,35 @@ pub(super) struct Key {
     pub(super) caller: Option<Identity>,
     pub(super) client: IpAddr,
     pub(super) http2: bool,
+    /// What it begins with.
+    pub(super) preface: Option<Rc<Preface>>,
+    /// By what it is secured, beyond its tunnel.
+    pub(super) tls: Option<Rc<Tls>>,
+}
+
+/// TLS with the server itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tls {
+    pub(super) check: Arc<ServerCheck>,
+    /// The name that is asked for.
+    pub(super) name: String,
+    /// Whether HTTP is spoken in it.
+    pub(super) http: bool,
+}
+
+/// What a connection begins with to tell who its client is, and where that has dialled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Preface {
+    pub(super) version: ProxyVersion,
+    pub(super) client: SocketAddr,
+    pub(super) dialled: SocketAddr,
+}
+
+/// Whose connections they are, and what is said of these.
+#[derive(Clone, Copy)]
+pub(super) struct Lane<'a> {
+    pub(super) cluster: Option<&'a Arc<ClusterState>>,
+    pub(super) pool: Option<&'a ConnectionPool>,
 }
 
 impl Key {
@@ -58,12 +93,14 @@ impl Key {
 pub(crate) struct Upstreams {
     idle: RefCell<HashMap<Key, Vec<Idle>>>,
     shared: RefCell<HashMap<Key, Vec<Shared>>>,
+    /// How many requests wait for a connection that there may not be yet.
+    wanted: RefCell<HashMap<Key, usize>>,
 }
 
 /// An HTTP/1 connection between two requests.
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
-    since: Instant,
+    usage: Rc<Usage>,
 }
 
 /// An HTTP/2 connection.
@@ -73,9 +110,25 @@ struct Shared {
     usage: Rc<Usage>,
 }
 
+/// What is known of an open connection.
 struct Usage {
+    /// Requests under way.
     streams: Cell<usize>,
+    /// When the last request ended.
     last: Cell<Instant>,
+    /// How many more requests it takes.
+    left: Cell<u32>,
+    /// Requests at once.
+    max_streams: usize,
+    begun: Instant,
+    /// How long it may be there.
+    max_duration: Option<Duration>,
+    /// How long it may be idle.
+    idle_timeout: Option<Duration>,
+    /// `None` once it is over, or where nobody counts.
+    place: RefCell<Option<Place>>,
+    /// The connection is gone.
+    ended: Cell<bool>,
 }
 
 /// A connection for the time of one request.
@@ -93,8 +146,8 @@ pub(super) struct Lease {
 }
 
 enum Hold {
-    /// `None` once it is given back.
-    Http1(Option<http1::SendRequest<RequestBody>>),
+    /// The sender is `None` once it is given back.
+    Http1(Option<http1::SendRequest<RequestBody>>, Rc<Usage>),
     Http2(Shared),
 }
 
@@ -109,23 +162,61 @@ pub(super) struct Unanswered {
     pub(super) refused: bool,
     /// What the server says is no HTTP of the version that it was asked in.
     pub(super) garbled: bool,
+    /// It was the client that broke off.
+    pub(super) by_client: bool,
 }
 
 impl Upstreams {
-    /// A connection for one request: one that waits, or a new one.
-    pub(super) async fn lease(session: &Rc<Session>, key: &Key) -> Result<Lease, Refusal> {
+    /// A connection for one request: one that waits, unless it is to be `fresh`, or a new one. Where there are as many as
+    /// there may be, the request waits for one.
+    pub(super) async fn lease(
+        session: &Rc<Session>,
+        key: &Key,
+        lane: Lane<'_>,
+        fresh: bool,
+    ) -> Result<Lease, Refusal> {
         let local = &session.local;
-        if let Some(hold) = local.upstreams.waiting(key) {
-            return Ok(Lease::new(local, key, hold, true));
+        let waiting = || local.upstreams.waiting(key).map(|hold| Lease::new(local, key, hold, true));
+        if !fresh && let Some(lease) = waiting() {
+            return Ok(lease);
         }
-        Self::open(session, key).await
+        let Some(cluster) = lane.cluster else { return Self::open(session, key, lane, None).await };
+        let limits = lane.pool.map_or((None, None), |pool| (pool.max_connections, pool.max_pending));
+        let connections = &cluster.connections;
+        let too_many = || Refusal::new(Reason::Overflow, "as many requests wait for a connection as may");
+        let _pending = connections.pend(limits.1).ok_or_else(too_many)?;
+        let mut blocked = None;
+        let place = loop {
+            let mut freed = pin!(connections.freed());
+            freed.as_mut().enable();
+            if let Some(place) = connections.open(limits.0) {
+                break place;
+            }
+            if blocked.is_none() {
+                blocked = Some((connections.block(), local.upstreams.want(key)));
+                continue;
+            }
+            if let Some(lease) = waiting() {
+                return Ok(lease);
+            }
+            connections.ask_for_room();
+            freed.await;
+        };
+        drop(blocked);
+        Self::open(session, key, lane, Some(place)).await
     }
 
-    /// A new connection.
-    pub(super) async fn open(session: &Rc<Session>, key: &Key) -> Result<Lease, Refusal> {
+    async fn open(
+        session: &Rc<Session>,
+        key: &Key,
+        lane: Lane<'_>,
+        place: Option<Place>,
+    ) -> Result<Lease, Refusal> {
         let local = &session.local;
-        let (io, slot) = connect(session, key).await?;
+        let (io, slot) = connect(session, key, lane.pool).await?;
         let lost = |error: hyper::Error| Refusal::new(Reason::UpstreamReset, error);
+        let usage = Rc::new(Usage::new(lane.pool, place));
+        let makes_room = lane.pool.is_some_and(|pool| pool.max_connections.is_some());
         let hold = if key.http2 {
             let (sender, connection) = http2::Builder::new(LocalExecutor)
                 .initial_stream_window_size(tunnel::STREAM_WINDOW)
@@ -134,14 +225,10 @@ impl Upstreams {
                 .handshake(io)
                 .await
                 .map_err(lost)?;
-            spawn_local(async move {
-                let _ = connection.await;
-                drop(slot);
-            });
-            let usage = Rc::new(Usage { streams: Cell::new(0), last: Cell::new(Instant::now()) });
+            spawn_local(keep(connection, Rc::clone(&usage), slot, makes_room));
             let shared = Shared { sender, usage };
             local.upstreams.shared.borrow_mut().entry(key.clone()).or_default().push(shared.clone());
-            shared.enter()
+            Hold::Http2(shared)
         } else {
             let (sender, connection) = http1::Builder::new()
                 .max_headers(local.own.limits.max_headers)
@@ -149,11 +236,8 @@ impl Upstreams {
                 .handshake(io)
                 .await
                 .map_err(lost)?;
-            spawn_local(async move {
-                let _ = connection.with_upgrades().await;
-                drop(slot);
-            });
-            Hold::Http1(Some(sender))
+            spawn_local(keep(connection.with_upgrades(), Rc::clone(&usage), slot, makes_room));
+            Hold::Http1(Some(sender), usage)
         };
         Ok(Lease::new(local, key, hold, false))
     }
@@ -163,41 +247,184 @@ impl Upstreams {
             let mut shared = self.shared.borrow_mut();
             let connections = shared.get_mut(key)?;
             connections.retain(|connection| !connection.sender.is_closed());
-            return connections.iter().find(|connection| connection.has_room()).map(Shared::enter);
+            return connections.iter().find(|of| of.usage.has_room()).cloned().map(Hold::Http2);
         }
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(key)?;
-        connections.retain(|connection| !connection.sender.is_closed());
+        connections.retain(|connection| !connection.sender.is_closed() && connection.usage.has_room());
         // The one that was used last is the likeliest to live. Some may have an answer's end still to read.
         let ready = connections.iter().rposition(|connection| connection.sender.is_ready())?;
-        Some(Hold::Http1(Some(connections.remove(ready).sender)))
+        let Idle { sender, usage } = connections.remove(ready);
+        Some(Hold::Http1(Some(sender), usage))
+    }
+
+    /// Says that a request waits for such a connection, until the guard is dropped.
+    fn want<'u>(&'u self, key: &Key) -> Wanted<'u> {
+        *self.wanted.borrow_mut().entry(key.clone()).or_default() += 1;
+        Wanted { upstreams: self, key: key.clone() }
     }
 
     /// Closes those that nobody has used for this long.
     pub(super) fn forget_idle(&self, idle: Duration) {
         let now = Instant::now();
+        let is_used = |usage: &Usage| !usage.is_idle() || now - usage.last.get() < idle;
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|one| !one.sender.is_closed() && now - one.since < idle);
+            connections.retain(|one| !one.sender.is_closed() && is_used(&one.usage));
             !connections.is_empty()
         });
         self.shared.borrow_mut().retain(|_, connections| {
-            connections.retain(|one| {
-                let used = one.usage.streams.get() > 0 || now - one.usage.last.get() < idle;
-                !one.sender.is_closed() && used
-            });
+            connections.retain(|one| !one.sender.is_closed() && is_used(&one.usage));
             !connections.is_empty()
         });
     }
 }
 
-impl Shared {
-    fn has_room(&self) -> bool {
-        self.usage.streams.get() < MAX_STREAMS
+/// A request that waits for a connection.
+struct Wanted<'u> {
+    upstreams: &'u Upstreams,
+    key: Key,
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut wanted = self.upstreams.wanted.borrow_mut();
+        if let Some(count) = wanted.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                wanted.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Drives a connection until it ends, has been there or idle for as long as it may, or makes room for another.
+async fn keep(connection: impl Future, usage: Rc<Usage>, slot: Option<Slot>, makes_room: bool) {
+    let connections = usage.place.borrow().as_ref().map(|place| Arc::clone(place.connections()));
+    let connections = connections.filter(|_| makes_room);
+    let mut connection = pin!(connection);
+    loop {
+        let due = usage.due();
+        let crowded = async {
+            match &connections {
+                None => std::future::pending().await,
+                Some(connections) => {
+                    let mut crowded = pin!(connections.crowded());
+                    crowded.as_mut().enable();
+                    if usage.is_idle() && connections.takes_room() {
+                        return true;
+                    }
+                    crowded.await;
+                    false
+                }
+            }
+        };
+        let over = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => break,
+            makes_room = crowded => if makes_room { break },
+            () = over => if usage.is_over() { break },
+        }
+    }
+    usage.end();
+    drop(slot);
+}
+
+impl Usage {
+    fn new(pool: Option<&ConnectionPool>, place: Option<Place>) -> Self {
+        let max_streams = pool.and_then(|pool| pool.max_streams).map_or(MAX_STREAMS, |max| max as usize);
+        Self {
+            streams: Cell::new(0),
+            last: Cell::new(Instant::now()),
+            left: Cell::new(pool.and_then(|pool| pool.max_per_connection).unwrap_or(u32::MAX)),
+            max_streams: max_streams.min(MAX_STREAMS),
+            begun: Instant::now(),
+            max_duration: pool.and_then(|pool| pool.max_duration),
+            idle_timeout: pool.and_then(|pool| pool.idle_timeout),
+            place: RefCell::new(place),
+            ended: Cell::new(false),
+        }
     }
 
-    fn enter(&self) -> Hold {
-        self.usage.streams.set(self.usage.streams.get() + 1);
-        Hold::Http2(self.clone())
+    fn is_idle(&self) -> bool {
+        self.streams.get() == 0
+    }
+
+    /// Whether it takes another request.
+    fn has_room(&self) -> bool {
+        self.streams.get() < self.max_streams && !self.is_spent()
+    }
+
+    /// Whether it takes no more requests.
+    fn is_spent(&self) -> bool {
+        let old = self.max_duration.is_some_and(|most| self.begun.elapsed() >= most);
+        let idle = self.idle_timeout.is_some_and(|most| self.is_idle() && self.last.get().elapsed() >= most);
+        self.ended.get() || self.left.get() == 0 || old || idle
+    }
+
+    /// When to look next whether it is over.
+    fn due(&self) -> Option<Instant> {
+        let idle = self.idle_timeout.map(|most| {
+            // One that is in use can't be over before this has passed once more.
+            if self.is_idle() { self.last.get() + most } else { Instant::now() + most }
+        });
+        let old = self.max_duration.map(|most| self.begun + most);
+        let old = old.filter(|old| self.is_idle() || *old > Instant::now());
+        idle.into_iter().chain(old).min()
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_idle() && self.is_spent()
+    }
+
+    fn enter(&self) {
+        self.streams.set(self.streams.get() + 1);
+        if self.left.get() != u32::MAX {
+            self.left.set(self.left.get().saturating_sub(1));
+        }
+        if let Some(place) = self.place.borrow_mut().as_mut() {
+            place.set_idle(false);
+        }
+    }
+
+    fn leave(&self) {
+        self.streams.set(self.streams.get() - 1);
+        self.last.set(Instant::now());
+        if !self.is_idle() {
+            return;
+        }
+        if self.ended.get() {
+            self.place.take();
+        } else if let Some(place) = self.place.borrow_mut().as_mut() {
+            place.set_idle(true);
+        }
+    }
+
+    /// The connection is gone; what was made of it may still be in use.
+    fn end(&self) {
+        self.ended.set(true);
+        if self.is_idle() {
+            self.place.take();
+        }
+    }
+
+    /// Whether others wait for a connection, of whom none here wants this one.
+    fn is_in_the_way(&self, upstreams: &Upstreams, key: &Key) -> bool {
+        let place = self.place.borrow();
+        let waited = place.as_ref().is_some_and(|place| place.connections().is_waited_for());
+        waited && !upstreams.wanted.borrow().contains_key(key)
+    }
+
+    /// Tells one who waits that there is room.
+    fn wake_one(&self) {
+        if let Some(place) = self.place.borrow().as_ref() {
+            place.connections().wake_one();
+        }
     }
 }
 
@@ -208,6 +435,10 @@ impl Lease {
 
     fn new(local: &Rc<Local>, key: &Key, hold: Hold, reused: bool) -> Self {
         let in_flight = local.worker.shared.in_flight.enter(key.address);
+        match &hold {
+            Hold::Http1(_, usage) => usage.enter(),
+            Hold::Http2(shared) => shared.usage.enter(),
+        }
         Self {
             local: Rc::clone(local),
             key: key.clone(),
@@ -226,16 +457,16 @@ impl Lease {
     ) -> Result<Response<Incoming>, Unanswered> {
         self.clean = false;
         let answer = match &mut self.hold {
-            Hold::Http1(Some(sender)) => sender.try_send_request(request).await,
-            Hold::Http1(None) => return Err(Refusal::internal("a connection was given back").into()),
+            Hold::Http1(Some(sender), _) => sender.try_send_request(request).await,
+            Hold::Http1(None, _) => return Err(Refusal::internal("a connection was given back").into()),
             Hold::Http2(shared) => shared.sender.try_send_request(request).await,
         };
         answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
             let request = error.take_message();
             let error = error.into_error();
-            let (refused, garbled) = (is_refused(&error), is_garbled(&error));
+            let (refused, garbled, by_client) = (is_refused(&error), is_garbled(&error), error.is_user());
             let refusal = Refusal::new(Reason::UpstreamReset, described(&error));
-            Unanswered { refusal, request, connected: true, refused, garbled }
+            Unanswered { refusal, request, connected: true, refused, garbled, by_client }
         })
     }
 
@@ -246,25 +477,40 @@ impl Lease {
 }
 
 impl Drop for Lease {
-    /// An HTTP/1 connection waits for the next request; one in the midst of an exchange is closed.
+    /// An HTTP/1 connection waits for the next request; one in the midst of an exchange is closed, and so is one that has
+    /// had its time, or is in others' way.
     fn drop(&mut self) {
         let clean = self.clean;
+        let upstreams = &self.local.upstreams;
+        let stays = |usage: &Usage| {
+            usage.leave();
+            let goes = usage.is_spent() || (usage.is_idle() && usage.is_in_the_way(upstreams, &self.key));
+            !goes
+        };
         match &mut self.hold {
-            Hold::Http1(sender) => {
-                let sender = sender.take().filter(|sender| clean && !sender.is_closed());
+            Hold::Http1(sender, usage) => {
+                let sender = sender.take();
+                let stays = stays(usage);
+                let sender = sender.filter(|sender| clean && stays && !sender.is_closed());
                 let Some(sender) = sender else { return };
-                let mut idle = self.local.upstreams.idle.borrow_mut();
+                let mut idle = upstreams.idle.borrow_mut();
                 let idle = match idle.get_mut(&self.key) {
                     Some(idle) => idle,
                     None => idle.entry(self.key.clone()).or_default(),
                 };
                 if idle.len() < self.local.own.limits.max_idle {
-                    idle.push(Idle { sender, since: Instant::now() });
+                    idle.push(Idle { sender, usage: Rc::clone(usage) });
+                    usage.wake_one();
                 }
             }
             Hold::Http2(shared) => {
-                shared.usage.streams.set(shared.usage.streams.get() - 1);
-                shared.usage.last.set(Instant::now());
+                let usage = &shared.usage;
+                if stays(usage) {
+                    return usage.wake_one();
+                }
+                if let Some(connections) = upstreams.shared.borrow_mut().get_mut(&self.key) {
+                    connections.retain(|one| !Rc::ptr_eq(&one.usage, usage));
+                }
             }
         }
     }
@@ -272,69 +518,8 @@ impl Drop for Lease {
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, request: None, connected: false, refused: false, garbled: false }
+        Self { refusal, request: None, connected: false, refused: false, garbled: false, by_client: false }
     }
-}
-
-/// Connects to an endpoint on behalf of the session's client. The slot is the place in the tunnel, if there is one.
-pub(super) async fn connect(session: &Rc<Session>, key: &Key) -> Result<(Io, Option<Slot>), Refusal> {
-    let local = &session.local;
-    let shared = &local.worker.shared;
-    let Some(destination) = &key.destination else {
-        return Ok((Io::tcp(dial(session, key.address).await?), None));
-    };
-    let tunnel = pool::Key {
-        source: local.own.workload.identity.clone(),
-        destination: destination.clone(),
-        netns: 0,
-        address: SocketAddr::new(key.address.ip(), HBONE_PORT),
-    };
-    let open = async || tunnel::open_over(shared, &tunnel, dial(session, tunnel.address)).await;
-    loop {
-        let mut slot = local.worker.pool.slot(&tunnel, open).await?;
-        let request = connect_request(session, key)?;
-        match tunnel::ask(shared, &mut slot.send, request).await {
-            Ok((send, receive)) => return Ok((Io::stream(send, receive), Some(slot))),
-            // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
-            Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
-            Err(refusal) => return Err(refusal),
-        }
-    }
-}
-
-/// Asks the endpoint's proxy, and says whom it is for.
-fn connect_request(session: &Session, key: &Key) -> Result<Request<()>, Refusal> {
-    let own = &session.local.own.workload;
-    let unfit = || Refusal::internal("a name of the source does not fit a header");
-    let Some(caller) = &key.caller else {
-        let anywhere = SocketAddr::new(key.client, 0);
-        return hbone::connect_request(key.address, own, anywhere).ok_or_else(unfit);
-    };
-    let source = session.source.as_deref().unwrap_or(own);
-    let mut request = hbone::connect_request(key.address, source, session.client).ok_or_else(unfit)?;
-    let caller = HeaderValue::from_str(&format!("By={};URI={caller}", own.identity));
-    request.headers_mut().insert(hbone::CLIENT_CERT, caller.map_err(|_| unfit())?);
-    Ok(request)
-}
-
-async fn dial(session: &Session, address: SocketAddr) -> Result<TcpStream, Refusal> {
-    let shared = &session.local.worker.shared;
-    let tcp = match timeout(shared.config.connect_timeout, TcpStream::connect(address)).await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) => {
-            let text = format!("connect to {address}: {error}");
-            return Err(match limits::no_socket(error) {
-                refusal if refusal.reason == Reason::Internal => Refusal::new(Reason::ConnectFailed, text),
-                refusal => refusal,
-            });
-        }
-        Err(_) => {
-            return Err(Refusal::new(Reason::ConnectTimeout, format!("no answer from {address} in time")));
-        }
-    };
-    shared.limits.keep_dialled(&tcp)?;
-    let _ = tcp.set_nodelay(true);
-    Ok(tcp)
 }
 
 /// Whether the server has reset the stream before it did anything (RFC 9113, section 8.7).
