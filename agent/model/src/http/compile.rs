@@ -117,7 +117,9 @@ impl Compiler<'_> {
         let mut best = (Specificity::default(), Vec::new());
         let namespace = &self.waypoint.namespace;
         for of in self.world.virtual_services.values().filter(|of| of.exports.include(namespace)) {
-            let hosts = of.hosts.iter().map(|host| full_host(host, &of.name.namespace, self.settings));
+            // In Istio, too, * is for gateways alone: whoever wrote it would have what all others say to each other.
+            let hosts = of.hosts.iter().filter(|host| *host != "*");
+            let hosts = hosts.map(|host| full_host(host, &of.name.namespace, self.settings));
             let Some(found) = hosts.filter_map(|host| specificity(&host, &service.hostname)).max() else {
                 continue;
             };

@@ -144,6 +144,11 @@ impl<'a> Survey<'a> {
             self.tell(me, FindingReason::NoGateway, message);
         } else if is_meshed {
             for host in &of.hosts {
+                if host == "*" {
+                    let message = "the host * is for gateways alone, so it has no effect here: name hosts";
+                    self.tell(me, FindingReason::NoSuchService, message.to_owned());
+                    continue;
+                }
                 self.host(me, host, |waypoint| of.exports.include(waypoint));
             }
         }

@@ -137,14 +137,19 @@ impl Routes {
     }
 
     /// The rule that a connection to this service follows in which no HTTP is read: the first that matches. `None` where
-    /// none is for the port, whose service is then reached itself; [`Reason::NoRoute`] where none of them matches.
+    /// none is for the port, or those of VirtualServices are for others, so that the service is reached itself;
+    /// [`Reason::NoRoute`] where none of them matches.
     pub fn select_stream(
         &self,
         service: &Service,
         stream: &Stream<'_>,
     ) -> Result<Option<&StreamRule>, Reason> {
         let Some(table) = self.stream_table(service, stream) else { return Ok(None) };
-        table.select(stream, self.labels_of(stream)).map(Some).ok_or(Reason::NoRoute)
+        let labels = self.labels_of(stream);
+        match table.select(stream, labels) {
+            None if table.lets_pass(stream, labels) => Ok(None),
+            found => found.map(Some).ok_or(Reason::NoRoute),
+        }
     }
 
     /// Whether all that clients of this namespace say to this port of the service is passed on unread, since its own

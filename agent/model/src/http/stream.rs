@@ -43,6 +43,8 @@ pub struct StreamRule {
 pub(super) struct StreamTable {
     rules: Vec<StreamRule>,
     entries: Vec<(usize, StreamMatch)>,
+    /// Whether they are of VirtualServices.
+    is_virtual: bool,
 }
 
 /// Tables by port.
@@ -58,14 +60,14 @@ pub(super) struct Named<'r> {
 }
 
 impl StreamTable {
-    /// Each rule comes with its alternatives, of which it has at least one.
+    /// Of VirtualServices. Each rule comes with its alternatives, of which it has at least one.
     pub fn new(of: Vec<(StreamRule, Vec<StreamMatch>)>) -> Self {
         let (mut rules, mut entries) = (Vec::with_capacity(of.len()), Vec::new());
         for (rule, alternatives) in of {
             entries.extend(alternatives.into_iter().map(|of| (rules.len(), of)));
             rules.push(rule);
         }
-        Self { rules, entries }
+        Self { rules, entries, is_virtual: true }
     }
 
     /// That for more of a name comes first, then that of the oldest route.
@@ -81,12 +83,20 @@ impl StreamTable {
             rules.push(rule);
         }
         entries.sort_by_key(|(order, _)| *order);
-        Self { rules, entries: entries.into_iter().map(|(_, entry)| entry).collect() }
+        let entries = entries.into_iter().map(|(_, entry)| entry).collect();
+        Self { rules, entries, is_virtual: false }
     }
 
     pub fn select(&self, stream: &Stream<'_>, labels: Option<&Labels>) -> Option<&StreamRule> {
         let (rule, _) = self.entries.iter().find(|(_, of)| holds(of, stream, labels))?;
         self.rules.get(*rule)
+    }
+
+    /// Whether a connection that none of them matches goes to the service itself. As Istio has it that is so of `tcp`, whose
+    /// rules may be for some clients alone, and not of a client for which there are rules of `tls`.
+    pub fn lets_pass(&self, stream: &Stream<'_>, labels: Option<&Labels>) -> bool {
+        let mut entries = self.entries.iter();
+        self.is_virtual && !entries.any(|(_, of)| !of.names.is_empty() && but_for_name(of, stream, labels))
     }
 
     pub fn rules(&self) -> &[StreamRule] {

@@ -154,7 +154,8 @@ fn all_that_a_match_says_must_hold_and_what_matches_none_is_refused() {
         Stream { source: Some(&v2), ..all },
         Stream { source_namespace: "far", ..all },
     ] {
-        assert_eq!(leads(&snapshot, &less), Err(Reason::NoRoute), "{less:?}");
+        // The rule is for others: it goes to the service itself.
+        assert_eq!(leads(&snapshot, &less), Ok(None), "{less:?}");
     }
     // A port that no rule is for is the service's own.
     assert_eq!(leads(&snapshot, &stream(80, Sni::Unknown)), Ok(None));
@@ -409,4 +410,17 @@ fn a_pod_that_would_take_the_waypoint_for_its_client_is_judged_for_by_the_waypoi
     assert_eq!(led("third", "10.0.0.2"), Ok(()));
     // Its own node judges by the client.
     assert_eq!(led("gate", "10.0.0.1"), Ok(()));
+}
+
+#[test]
+fn nobody_leads_all_that_others_say_elsewhere() {
+    let mut world = world();
+    let rules = vec![StreamRule { matches: Vec::new(), route: to("other") }];
+    let all = VirtualService { hosts: vec!["*".to_owned()], ..virtual_service(Vec::new(), rules) };
+    add(&mut world, all.clone());
+    assert_eq!(leads(&compiled(&world), &stream(81, Sni::Unknown)), Ok(None));
+    // Hosts that it names beside that count.
+    add(&mut world, VirtualService { hosts: vec!["*".to_owned(), "web".to_owned()], ..all });
+    let leads = leads(&compiled(&world), &stream(81, Sni::Unknown));
+    assert_eq!(leads, Ok(Some("shop/other".to_owned())));
 }

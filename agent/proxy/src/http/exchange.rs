@@ -469,7 +469,7 @@ fn switch_protocols(
             Ok((client, server)) => match (taken(client), taken(server)) {
                 (Some(client), Some(server)) => {
                     let withdrawn = authorize::withdrawn(&session, record.goes_on.as_deref());
-                    let client = (client, Watch::default());
+                    let (client, server) = ((client, Watch::Nothing), (server, Watch::Nothing));
                     opaque::copy(client, server, (&up, &down), idle_timeout, withdrawn).await
                 }
                 _ => Err(Refusal::internal("an upgraded connection is not ours")),

@@ -28,27 +28,27 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
     let Connected { io: server, slot: _slot, in_flight: _in_flight, place: _place, elsewhere, endpoint } =
         connected;
     let withdrawn = authorize::connection_withdrawn(session, elsewhere.as_ref(), &endpoint);
-    let watch = Watch::after(&session.seen, session.hello);
+    let (of_client, of_server) = Watch::both(&session.seen, session.hello);
+    let (client, server) = ((client, of_client), (server, of_server));
     let meters = (&record.up, &record.down);
-    let result = copy((client, watch), server, meters, shared.config.idle_timeout, withdrawn).await;
+    let result = copy(client, server, meters, shared.config.idle_timeout, withdrawn).await;
     record.finish(result);
 }
 
 /// Carries bytes both ways until both sides have ended, or it is no longer allowed.
 pub(super) async fn copy(
-    (client, mut watch): (Io, Watch),
-    server: Io,
+    (client, mut of_client): (Io, Watch),
+    (server, mut of_server): (Io, Watch),
     (up, down): (&Meter, &Meter),
     idle_timeout: Duration,
     withdrawn: impl Future<Output = Refusal>,
 ) -> Result<(), Refusal> {
     let Io { source: mut from_client, sink: mut to_client, .. } = client;
     let Io { source: mut from_server, sink: mut to_server, .. } = server;
-    let mut nothing = Watch::default();
     let both = async {
         tokio::try_join!(
-            one_way(&mut from_client, &mut to_server, up, &mut watch),
-            one_way(&mut from_server, &mut to_client, down, &mut nothing)
+            one_way(&mut from_client, &mut to_server, up, &mut of_client),
+            one_way(&mut from_server, &mut to_client, down, &mut of_server)
         )
         .map(drop)
     };
@@ -71,12 +71,17 @@ async fn one_way(from: &mut Source, to: &mut Sink, meter: &Meter, watch: &mut Wa
             reset = to.reset_by_peer() => return reset.map_err(Refusal::from),
         };
         // What is held back then was the beginning of something that counts for nothing.
-        let Some(bytes) = next else { return to.finish().await.map_err(Refusal::from) };
-        let length = bytes.len();
+        let Some(mut rest) = next else {
+            *watch = Watch::Nothing;
+            return to.finish().await.map_err(Refusal::from);
+        };
+        let length = rest.len();
         meter.add(length);
-        let bytes = watch.pass(bytes)?;
-        if !bytes.is_empty() {
-            to.write(bytes).await?;
+        while !rest.is_empty() {
+            let bytes = watch.pass(&mut rest).await?;
+            if !bytes.is_empty() {
+                to.write(bytes).await?;
+            }
         }
         // Only what the other side has room for makes room for more.
         from.release(length);

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Local, authorize, exchange,
-    hello::{self, Hello, Seen},
+    hello::{self, Seen},
     io::{Io, Pace},
     opaque,
     sniff::{self, Protocol},
@@ -50,7 +50,8 @@ pub(crate) struct Session {
     pub(super) declared: Declared,
     /// Whom the client's TLS names, where something depends on it.
     pub(super) seen: Seen,
-    pub(super) hello: Hello,
+    /// How long the hello is that says so.
+    pub(super) hello: usize,
     /// Requests under way.
     pub(super) active: Cell<usize>,
 }
@@ -129,7 +130,7 @@ fn gather(
         target,
         declared,
         seen: Seen::default(),
-        hello: Hello::default(),
+        hello: 0,
         protocol: Protocol::Opaque,
         local: Rc::clone(local),
         peer: Rc::clone(peer),
