@@ -11,6 +11,8 @@ use super::{NO_NEIGHBOURS, Neighbours, attacks::dial_from, authorization_policy,
 use crate::pair::{TIMEOUT, apply, assert_refused, dial, full_name, ping, record};
 
 const PORT: u16 = 8080;
+/// Of sockets that choose theirs: none that the kernel gives to others.
+const FIRST_PORT: u16 = 20_000;
 
 /// `shop/web` on port 80, with the server and another pod of its node as endpoints on port 8080.
 pub struct Web {
@@ -163,7 +165,7 @@ fn a_client_comes_back_to_one_endpoint_on_whichever_path() {
             straight += usize::from(web.is_straight(&stream));
             assert_eq!(web.server_of(&stream), first);
             // A socket that has chosen its port goes through the proxy.
-            let from = (stream.local_addr().unwrap().ip(), 45_000 + n).into();
+            let from = (stream.local_addr().unwrap().ip(), FIRST_PORT + n).into();
             let bound = web.set.neighbour.run(dial_from(from, to)).unwrap().unwrap();
             ping(&bound, "hello\n").unwrap();
             assert!(!web.is_straight(&bound));
