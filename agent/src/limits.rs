@@ -1,11 +1,18 @@
 //! What the machine allows the agent.
 
-use std::{fs, hint, path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    hint,
+    os::fd::RawFd,
+    path::Path,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, fcntl},
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{SysconfVar, sysconf},
+    unistd::{SysconfVar, close, sysconf},
 };
 use orlop_proxy::Proxy;
 
@@ -16,6 +23,8 @@ const LARGE: usize = 64 << 20;
 
 /// By default no more open files than this: there is no use for them.
 const DESCRIPTORS: u64 = 1 << 20;
+/// For so many the kernel keeps 512 KiB from the start.
+const ROOM: u64 = 1 << 16;
 
 /// Each connection takes up to two descriptors: takes so many, by default as many as the system allows, and says how
 /// many these are.
@@ -24,6 +33,7 @@ pub fn raise_descriptors(wanted: Option<u64>) -> usize {
         tracing::warn!(%error, "cannot set the limit of open files; fewer connections may fit");
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    make_room(limit);
     tracing::info!(limit, "open files that this agent may have");
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
@@ -42,6 +52,17 @@ fn raise(wanted: Option<u64>) -> nix::Result<()> {
         Err(Errno::EPERM) => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
         result => result,
     }
+}
+
+/// The kernel doubles the table of a process's open files as they become more, and has whoever opens one then wait for
+/// all processors, some 10 ms (`expand_fdtable` in fs/file.c): one that has few threads yet had better have it grown.
+fn make_room(limit: u64) {
+    let Ok(last) = RawFd::try_from(limit.min(ROOM) - 1) else { return };
+    // Without it they wait later on.
+    let _ = File::open("/dev/null").and_then(|file| {
+        let grown = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(last))?;
+        Ok(close(grown)?)
+    });
 }
 
 /// Nine tenths of what the agent's cgroup, or one that it is in, may have; `None` if none has a limit.
