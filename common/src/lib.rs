@@ -69,7 +69,9 @@ pub struct Dialled {
     /// A [`Choice`].
     pub choice: u32,
     /// 1 while it is among those that `OPEN` counts.
-    pub counted: u32,
+    pub counted: u16,
+    /// 1 while its SYN is sent again sooner, and more often, than the program has asked for.
+    pub hurried: u16,
 }
 
 /// What a hook has chosen of a service's endpoints.

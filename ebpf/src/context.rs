@@ -15,8 +15,8 @@ use aya_ebpf::{
     btf_maps::{SkStorage, SockHash},
     helpers::generated::{
         bpf_bind, bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
-        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_ancestor_cgroup_id, bpf_sk_release,
-        bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_getsockopt, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_setsockopt, bpf_sk_ancestor_cgroup_id,
+        bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
     programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
@@ -37,6 +37,13 @@ const MPTCP: u32 = 262;
 const SMC: u32 = 256;
 const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const TCP_CONGESTION: i32 = 13;
+const TCP_SYNCNT: i32 = 7;
+/// Ticks of the kernel's clock, of which there are 250 or 1,000 a second as a rule.
+const FIRST_RETRY: u32 = 5;
+/// 2^6 times that is a second, or a third of one, after which the kernel retries first by itself.
+const MORE_RETRIES: u32 = 6;
+/// `net.ipv4.tcp_syn_retries` by default (ip-sysctl.rst). Who asks for more has time.
+const USUAL_RETRIES: u32 = 6;
 /// Always built in, and it never paces.
 const RENO: [u8; 5] = *b"reno\0";
 
@@ -308,6 +315,46 @@ impl SockOps {
                 name.len() as i32,
             );
         }
+    }
+
+    /// At `TIMEOUT_INIT`: has the first SYN sent again after some ticks of the kernel's clock, and so many times more that
+    /// all of them take about as long as they would have. Whether that could be; then [`Self::usual_retries`] takes it
+    /// back.
+    #[inline(always)]
+    pub fn first_retry_soon(&self) -> bool {
+        let retries = self.syn_retries();
+        let hurried = (1..=USUAL_RETRIES).contains(&retries) && self.set_syn_retries(retries + MORE_RETRIES);
+        if hurried {
+            store!(FIRST_RETRY => self.0, __bindgen_anon_1.reply);
+        }
+        hurried
+    }
+
+    #[inline(always)]
+    pub fn usual_retries(&self) {
+        let retries = self.syn_retries();
+        if retries > MORE_RETRIES {
+            self.set_syn_retries(retries - MORE_RETRIES);
+        }
+    }
+
+    /// 0 where the kernel can't tell (before 6.1).
+    #[inline(always)]
+    fn syn_retries(&self) -> u32 {
+        let mut retries = 0u32;
+        let (value, length) = ((&raw mut retries).cast(), size_of::<u32>() as i32);
+        // SAFETY: the helper accepts any context of this program type (4.15), and writes `retries` alone.
+        match unsafe { bpf_getsockopt(self.0.cast(), TCP as i32, TCP_SYNCNT, value, length) } {
+            0 => retries,
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn set_syn_retries(&self, mut retries: u32) -> bool {
+        let (value, length) = ((&raw mut retries).cast(), size_of::<u32>() as i32);
+        // SAFETY: the helper accepts any context of this program type (4.13), and reads `retries` alone.
+        unsafe { bpf_setsockopt(self.0.cast(), TCP as i32, TCP_SYNCNT, value, length) == 0 }
     }
 
     #[inline(always)]

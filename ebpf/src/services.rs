@@ -18,8 +18,8 @@ const BPF_NOEXIST: u64 = 1;
 /// What was dialled, with nothing chosen.
 #[inline(always)]
 pub fn left_to_proxy(destination: &Endpoint) -> Dialled {
-    let (choice, counted) = (Choice::Open as u32, 0);
-    Dialled { destination: *destination, endpoint: NO_ENDPOINT, choice, counted }
+    let choice = Choice::Open as u32;
+    Dialled { destination: *destination, endpoint: NO_ENDPOINT, choice, counted: 0, hurried: 0 }
 }
 
 /// Chooses one of the endpoints of what was dialled, if that is such a service.

@@ -7,6 +7,7 @@ use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+        BPF_SOCK_OPS_TIMEOUT_INIT,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -30,12 +31,8 @@ pub fn orlop_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps::new(&ctx);
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx, &ops),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            let socket = ops.socket();
-            if !socket.is_null() {
-                trusted::established(&ops, socket);
-            }
-        }
+        BPF_SOCK_OPS_TIMEOUT_INIT => knock_again_soon(&ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => adopt(&ops),
         BPF_SOCK_OPS_TCP_LISTEN_CB => gate::listens(&ops),
         BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => closed(&ops),
@@ -75,6 +72,39 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
     if REDIRECT_PORTS.contains(&flow.destination_port) {
         let _ = ORIGINAL_DST.remove(flow);
     }
+}
+
+/// Asked as a socket is about to send its SYN, after `publish`. One that the agent's full queue has no room for is sent
+/// again after some milliseconds: inside a pod there is nothing that a second's wait would spare, and who has waited so
+/// long takes all the room that there is by then at once.
+#[inline(always)]
+fn knock_again_soon(ops: &SockOps) {
+    let socket = ops.socket();
+    if socket.is_null() {
+        return;
+    }
+    if let Some(mut dialled) = stored(&DIALLED, socket)
+        && ops.first_retry_soon()
+    {
+        dialled.hurried = 1;
+        store_with(&DIALLED, socket, &dialled);
+    }
+}
+
+#[inline(always)]
+fn connected(ops: &SockOps) {
+    let socket = ops.socket();
+    if socket.is_null() {
+        return;
+    }
+    if let Some(mut dialled) = stored(&DIALLED, socket)
+        && dialled.hurried != 0
+    {
+        ops.usual_retries();
+        dialled.hurried = 0;
+        store_with(&DIALLED, socket, &dialled);
+    }
+    trusted::established(ops, socket);
 }
 
 /// Asked for by `publish`, for the agent's sockets, those that the kernel vouches for, and those that are counted.

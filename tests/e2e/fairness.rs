@@ -1,16 +1,24 @@
 //! A pod that wants everything takes nothing from the others.
 
-use std::net::SocketAddr;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::libc::{self, IPPROTO_TCP, TCP_SYNCNT};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, setsockopt};
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 use orlop_tests::{Greed, Pod, PodSpec, call_times, raise_descriptors, wait_for};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::mesh::{MANY_DESCRIPTORS, failed};
-use crate::pair::{Pair, record};
+use crate::pair::{Pair, TIMEOUT, ping, record};
 
 const CALLS: usize = 500;
 const DIALS: usize = 50_000;
@@ -86,4 +94,87 @@ fn share(pair: &Pair) -> usize {
         lines.filter_map(|line| line["limit"].as_u64().filter(|_| line["message"] == OPEN_FILES));
     let descriptors = limits.next().expect("the agent says how many it has") as usize;
     (descriptors / 16 * 7).min(100_000) / 2
+}
+
+/// As long as the agent stands still nobody accepts what is dialled. What its queue has no room for is dialled again by
+/// the kernel, soon and often, and nothing of it is lost, nor of what a socket was told.
+#[test]
+fn what_finds_the_queue_full_is_let_in_soon_after_there_is_room() {
+    /// As many as the queue holds, somewhat more than `net.core.somaxconn`, and these.
+    const WAITING: usize = 200;
+    const OWN_RETRIES: u32 = 3;
+    let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
+    raise_descriptors().unwrap();
+    let pair = Pair::new();
+    let (server, outsider) = (&pair.server, pair.outsider(pair.far.node(), "outsider"));
+    let echoes = [server.serve_echo(80).unwrap(), outsider.serve_echo(80).unwrap()];
+    let to = [echoes[0].addr(), server.addr6(80), echoes[1].addr(), outsider.addr6(80)];
+    pair.near.signal(Signal::SIGSTOP).unwrap();
+    let dialled: Vec<_> = pair
+        .client
+        .run(|| {
+            let mut dialled = Vec::new();
+            let waiting = |all: &[Socket]| all.iter().filter(|socket| socket.peer_addr().is_err()).count();
+            while waiting(dialled.get(4000..).unwrap_or_default()) < WAITING {
+                assert!(dialled.len() < 20_000, "the queue is never full");
+                let next = to[dialled.len() % to.len()];
+                dialled.push(begin(next, (dialled.len() % 8 < 4).then_some(OWN_RETRIES)).unwrap());
+            }
+            dialled
+        })
+        .unwrap();
+    let waiting = dialled.iter().filter(|socket| socket.peer_addr().is_err()).count();
+    // By itself the kernel takes seconds for so many.
+    let tried = || retries(&pair.client).unwrap();
+    assert!(wait_for(TIMEOUT, || tried().iter().all(|n| *n >= 6)), "{:?}", tried());
+    assert_eq!(tried().len(), waiting);
+    pair.near.signal(Signal::SIGCONT).unwrap();
+    let usual = syn_retries(&begin(to[0], None).unwrap()).unwrap();
+    for (n, socket) in dialled.into_iter().enumerate() {
+        assert!(wait_for(TIMEOUT, || socket.peer_addr().is_ok()));
+        assert_eq!(syn_retries(&socket).unwrap(), if n % 8 < 4 { OWN_RETRIES } else { usual });
+        if n % 16 == 0 || n > 4000 {
+            socket.set_nonblocking(false).unwrap();
+            ping(&TcpStream::from(socket), "and now?\n").unwrap();
+        }
+    }
+}
+
+/// A socket that dials, and is not waited for.
+fn begin(to: SocketAddr, retries: Option<u32>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if let Some(retries) = retries {
+        setsockopt(&socket, SynRetries, &retries)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+        _ => Ok(socket),
+    }
+}
+
+sockopt_impl!(
+    /// How often a SYN is sent again (tcp(7)).
+    SynRetries,
+    Both,
+    IPPROTO_TCP,
+    TCP_SYNCNT,
+    u32
+);
+
+fn syn_retries(socket: &Socket) -> io::Result<u32> {
+    Ok(getsockopt(socket, SynRetries)?)
+}
+
+/// Of each of the pod's sockets that wait for an answer to their SYN, how often they have sent it again (proc(5),
+/// `/proc/net/tcp`).
+fn retries(pod: &Pod) -> io::Result<Vec<u32>> {
+    const SYN_SENT: &str = "02";
+    let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+    let tables =
+        pod.run(|| Ok::<_, io::Error>([read("tcp")?, read("tcp6")?])).map_err(io::Error::other)??;
+    let sockets = tables.iter().flat_map(|table| table.lines()).map(|line| line.split_whitespace().collect());
+    let waiting = sockets.filter(|fields: &Vec<_>| fields.get(3) == Some(&SYN_SENT));
+    waiting.map(|fields| u32::from_str_radix(fields[6], 16).map_err(io::Error::other)).collect()
 }
