@@ -56,7 +56,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
             Ok((tcp, peer)) => {
                 place(&worker, &pod, port, tcp, socket::canonical(peer));
                 if matches!(port, OUTBOUND_PORT | DNS_PORT) {
-                    pace.next(&worker.shared, &pod).await;
+                    pace.next(&worker, &pod).await;
                 } else {
                     // Whatever else is ready has its turn.
                     yield_now().await;

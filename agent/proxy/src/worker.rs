@@ -19,7 +19,9 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{admission::Docket, handshakes::Handshakes, pool::Pool, series::SeriesCache, shared::Shared};
+use crate::{
+    admission::Docket, handshakes::Handshakes, pace::Waiting, pool::Pool, series::SeriesCache, shared::Shared,
+};
 
 /// Something to do on a worker, in its runtime.
 pub(crate) type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
@@ -41,6 +43,7 @@ pub(crate) struct Worker {
     pub(crate) docket: Docket,
     pub(crate) handshakes: Handshakes,
     pub(crate) series: SeriesCache,
+    pub(crate) waiting: Waiting,
 }
 
 impl Worker {
@@ -126,6 +129,7 @@ fn spawn(
             docket: Docket::default(),
             handshakes: Handshakes::new(shared.config.max_handshakes),
             series: SeriesCache::default(),
+            waiting: Waiting::of_this_thread(),
             shared,
             crew,
         });
