@@ -35,6 +35,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// The same for what decides who may talk, at the least, and as a multiple of what a write takes.
 const SOON: Duration = Duration::from_secs(1);
 const SOON_TIMES: u32 = 4;
+/// So many times in a row; after that once more for each [`PERIOD`]. Whoever may write one policy could otherwise have
+/// each node write its whole world each second.
+const EARLY: u32 = 5;
 
 /// The world on disk, once the API server has had its time. For ever if there is none that can be used.
 ///
@@ -73,9 +76,10 @@ pub async fn instead(file: WorldFile, run_dir: &Path) -> World {
 }
 
 /// Writes each world that is of the present, at most one in [`PERIOD`], or in [`SOON`] if it decides otherwise than the
-/// one before. What fails is tried again.
+/// one before and not many have lately. What fails is tried again.
 pub async fn keep(file: WorldFile, mut worlds: watch::Receiver<Arc<World>>) {
     let mut failing = None;
+    let mut early = Early::new(Instant::now());
     worlds.mark_changed();
     while worlds.changed().await.is_ok() {
         let world = Arc::clone(&worlds.borrow_and_update());
@@ -109,7 +113,10 @@ pub async fn keep(file: WorldFile, mut worlds: watch::Receiver<Arc<World>>) {
         }
         failing = problem;
         sleep(SOON.max(start.elapsed() * SOON_TIMES)).await;
-        while start.elapsed() < PERIOD && written_of.is_of(&worlds.borrow()) {
+        while start.elapsed() < PERIOD {
+            if !written_of.is_of(&worlds.borrow()) && early.take(Instant::now()) {
+                break;
+            }
             sleep(SOON).await;
         }
     }
@@ -136,6 +143,30 @@ impl Deciding {
         self.namespaces.is_same(&world.namespaces)
             && self.authorization_policies.is_same(&world.authorization_policies)
             && self.peer_authentications.is_same(&world.peer_authentications)
+    }
+}
+
+/// Writes before their time: a bucket of tokens.
+struct Early {
+    left: u32,
+    /// When the last token came, or would have come into a bucket that was full.
+    since: Instant,
+}
+
+impl Early {
+    fn new(now: Instant) -> Self {
+        Self { left: EARLY, since: now }
+    }
+
+    /// Whether there is one more.
+    fn take(&mut self, now: Instant) -> bool {
+        let periods = now.duration_since(self.since).as_secs() / PERIOD.as_secs();
+        let came = u32::try_from(periods).unwrap_or(u32::MAX);
+        self.since += PERIOD.saturating_mul(came);
+        self.left = self.left.saturating_add(came).min(EARLY);
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
     }
 }
 
@@ -179,4 +210,23 @@ impl Collector for Gauge {
 /// 0 for a time that is yet to come: clocks are set.
 fn seconds_since(time: SystemTime) -> u64 {
     SystemTime::now().duration_since(time).map_or(0, |age| age.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+
+    #[test]
+    fn early_writes_are_few_if_they_are_wanted_each_second() {
+        let start = Instant::now();
+        let mut early = Early::new(start);
+        let mut in_seconds =
+            |seconds: Range<u32>| seconds.filter(|at| early.take(start + SOON * *at)).count();
+        assert_eq!(in_seconds(0..10), 5);
+        assert_eq!(in_seconds(10..110), 10);
+        // Not more than there is room for, after a quiet hour.
+        assert_eq!(in_seconds(3600..3610), 5);
+    }
 }
