@@ -1,6 +1,9 @@
 //! Whose a token is while the API server is away.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use orlop_identity::{
     Refusal,
@@ -12,7 +15,8 @@ use tokio::sync::watch;
 
 /// Goes by what the API server said before it went: with which keys it signs tokens, and which pods there are. A token
 /// is believed if it is bound to one of these. What it would have withdrawn meanwhile it withdraws once it is back, or
-/// the token's own end does, an hour after kubelet got it.
+/// the token's own end does: whoever has one made chooses how long it is good, so that none is believed that is so for
+/// longer than [`LONGEST`].
 pub struct OfflineReviewer {
     pub issuer: watch::Receiver<Option<TokenIssuer>>,
     /// That tokens must be made for.
@@ -20,10 +24,16 @@ pub struct OfflineReviewer {
     pub pods: Arc<PlacedPods>,
 }
 
+/// For how long a token may have been made.
+const LONGEST: Duration = Duration::from_hours(24);
+
 /// What a token says that the API server has made (`BoundServiceAccountTokenVolume`).
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    /// From when and until when it is good, in seconds since 1970.
+    iat: u64,
+    exp: u64,
     #[serde(rename = "kubernetes.io")]
     bound: Bound,
 }
@@ -75,11 +85,15 @@ fn read(token: &str, issuer: &TokenIssuer, audience: &str, now: SystemTime) -> R
         .map_err(|error| Refusal::Unavailable(format!("the API server's keys can't be used: {error}")))?;
     let claims = verify_with(token, &issuer.name, audience, &keys, now);
     let claims = claims.map_err(|error| refused(error.to_string()))?;
-    let Claims { sub, bound } = serde_json::from_slice(&claims)
+    let Claims { sub, iat, exp, bound } = serde_json::from_slice(&claims)
         .map_err(|error| refused(format!("it is no service account's: {error}")))?;
     let account = format!("system:serviceaccount:{}:{}", bound.namespace, bound.service_account.name);
     if sub != account {
         return Err(refused(format!("its sub is not {account}")));
+    }
+    if Duration::from_secs(exp.saturating_sub(iat)) > LONGEST {
+        let reason = format!("{AWAY} that is good for more than {}", humantime::format_duration(LONGEST));
+        return Err(Refusal::Unavailable(reason));
     }
     Ok(bound)
 }

@@ -222,6 +222,18 @@ impl Kubernetes {
 
     /// A token for somebody else, bound to a pod, as kubelet asks for it.
     pub fn bound_token(&self, namespace: &str, account: &str, pod: &str, audience: &str) -> String {
+        self.lasting_token(namespace, account, pod, audience, 3600)
+    }
+
+    /// The same, good for so many seconds.
+    pub fn lasting_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        pod: &str,
+        audience: &str,
+        seconds: i64,
+    ) -> String {
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let bound = BoundObjectReference {
             api_version: Some("v1".to_owned()),
@@ -230,13 +242,14 @@ impl Kubernetes {
             uid: self.wait(pods.get(pod)).unwrap().metadata.uid,
         };
         let audiences = vec![audience.to_owned()];
-        let spec =
-            TokenRequestSpec { audiences, bound_object_ref: Some(bound), ..TokenRequestSpec::default() };
+        let (bound_object_ref, expiration_seconds) = (Some(bound), Some(seconds));
+        let spec = TokenRequestSpec { audiences, bound_object_ref, expiration_seconds };
         self.request_token(namespace, account, spec)
     }
 
     fn request_token(&self, namespace: &str, account: &str, spec: TokenRequestSpec) -> String {
-        let spec = TokenRequestSpec { expiration_seconds: Some(3600), ..spec };
+        let expiration_seconds = spec.expiration_seconds.or(Some(3600));
+        let spec = TokenRequestSpec { expiration_seconds, ..spec };
         let request = TokenRequest { spec, ..TokenRequest::default() };
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let made = self.wait(accounts.create_token_request(account, &PostParams::default(), &request));

@@ -61,10 +61,13 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     }
     // Of a pod that is gone by then, and others that nobody should take.
     let gone = nodes[0].bind(&buys, "gone", &[]);
+    let lasting = |seconds| kubernetes.lasting_token(&buys, "default", "client", AUDIENCE, seconds);
+    let a_day = lasting(86_400);
     let tokens = [
         (kubernetes.bound_token(&buys, "default", "gone", AUDIENCE), "which it did not know"),
         (nodes[0].agent_token("https://kubernetes.default.svc.cluster.local"), "none of the audiences"),
         (kubernetes.token(SYSTEM, NODE_ACCOUNT), "none of the audiences"),
+        (lasting(2 * 86_400), "good for more than 1day"),
         ("no.token.atall".to_owned(), "base64url"),
     ];
     let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(kubernetes.client.clone(), &buys);
@@ -100,6 +103,7 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     println!("API server down for {:.0?}: {} agents started, {dials} dials", start.elapsed(), rounds * 2);
     assert!(controller.log().contains("going by what it said before"), "{}", controller.log());
     ask(&token, &buys).unwrap();
+    ask(&a_day, &buys).unwrap();
     for (token, why) in &tokens {
         let refused = ask(token, &buys).unwrap_err();
         assert!(refused.contains("the API server is away") && refused.contains(why), "{refused}");
