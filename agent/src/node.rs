@@ -288,16 +288,10 @@ impl Agent {
             loop {
                 // First, so that a pod that has left the mesh is not held once it is withdrawn.
                 if predecessor.is_none()
-                    && let Some(gate) = &self.boot_gate
+                    && let Some(gate) = &mut self.boot_gate
+                    && let Some(gated) = gate.keep(&snapshot)
                 {
-                    match gate.keep(&snapshot) {
-                        Ok(gated) => self.status.send_modify(|status| status.gated = Some(gated)),
-                        // What is held stays so.
-                        Err(error) => tracing::error!(
-                            error = format!("{error:#}"),
-                            "the boot gate is not as it should be"
-                        ),
-                    }
+                    self.status.send_modify(|status| status.gated = Some(gated));
                 }
                 let mut applied;
                 (enrolment, applied) = tokio::select! {

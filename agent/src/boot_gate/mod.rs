@@ -51,13 +51,16 @@ pub struct BootGate {
     kubelet: PathBuf,
     held: Arc<HeldPods>,
     serving: JoinSet<()>,
+    /// What was the matter with the last step, which is told once.
+    problem: Option<String>,
 }
 
 impl BootGate {
     /// For the kubelet whose `--root-dir` this is. Nobody is served yet.
     pub fn new(node: &str, kubelet: &Path, datapath: Arc<Datapath>, cgroups: PodCgroups) -> Self {
         let held = Arc::new(HeldPods { datapath, cgroups });
-        Self { node: node.to_owned(), kubelet: kubelet.to_owned(), held, serving: JoinSet::new() }
+        let serving = JoinSet::new();
+        Self { node: node.to_owned(), kubelet: kubelet.to_owned(), held, serving, problem: None }
     }
 
     /// Registers with kubelet, in the place of an agent before. The hooks must be in force.
@@ -80,8 +83,26 @@ impl BootGate {
     }
 
     /// Lets go of pods that are outside the mesh and of those that are gone, and holds every other that kubelet has
-    /// asked for. Says which pods of the mesh are held whenever they are not enrolled.
-    pub fn keep(&self, snapshot: &Snapshot) -> anyhow::Result<BTreeSet<NamespacedName>> {
+    /// asked for. Says which pods of the mesh are held whenever they are not enrolled, if that can be told. A pod that
+    /// can't be dealt with stays as it is, and holds nobody else up.
+    pub fn keep(&mut self, snapshot: &Snapshot) -> Option<BTreeSet<NamespacedName>> {
+        let (gated, problem) = match self.step(snapshot) {
+            Ok((gated, problem)) => (Some(gated), problem),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        match &problem {
+            Some(error) if problem != self.problem => {
+                tracing::error!(error, "the boot gate is not as it should be");
+            }
+            None if self.problem.is_some() => tracing::info!("the boot gate is as it should be again"),
+            _ => {}
+        }
+        self.problem = problem;
+        gated
+    }
+
+    /// Those that are held, and what is the matter with others.
+    fn step(&self, snapshot: &Snapshot) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
         let gate = self.held.datapath.gate();
         // Before the cgroups are listed: what is held now was made before.
         let before: HashSet<CgroupId> = gate.held()?.into_iter().collect();
@@ -93,36 +114,52 @@ impl BootGate {
             let here = snapshot.workloads().filter(|pod| !pod.enrolled && pod.node == self.node);
             outside.extend(here.map(|pod| &*pod.uid));
         }
-        let mut gone = before.clone();
+        let mut gone: BTreeSet<_> = before.iter().copied().collect();
         let mut gated = BTreeSet::new();
-        for (uid, path) in &cgroups {
+        let mut pod = |uid: &str, path: &Path| {
             let id = match gate.id(path) {
-                Ok(id) => id,
                 // It is gone since it was listed.
-                Err(DatapathError::File { source, .. }) if source.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(error.into()),
+                Err(DatapathError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    return Ok(());
+                }
+                id => id?,
             };
             gone.remove(&id);
-            if outside.contains(uid.as_str()) {
+            if outside.contains(uid) {
                 if before.contains(&id) {
                     tracing::info!(uid, "not held any more, as it is outside the mesh");
                     gate.release(id)?;
                 }
-                continue;
+                return Ok(());
             }
-            let Some(name) = local.get(uid.as_str()) else { continue };
+            let Some(name) = local.get(uid) else { return Ok(()) };
             if !before.contains(&id) {
                 if !Target::of(&self.kubelet, uid).is_dir() {
-                    continue;
+                    return Ok(());
                 }
                 gate.hold(id)?;
             }
             gated.insert((*name).clone());
-        }
+            Ok(())
+        };
+        let pods = each(&cgroups, |(uid, path)| pod(uid, path));
         // It may be there all the same.
-        gone.into_iter().try_for_each(|id| gate.release_gone(id))?;
-        Ok(gated)
+        let released = each(&gone, |id| gate.release_gone(*id));
+        Ok((gated, pods.or(released)))
     }
+}
+
+/// Does `one` for each of them, whatever becomes of the others. The first error, and how many more there were.
+fn each<T>(
+    all: impl IntoIterator<Item = T>,
+    one: impl FnMut(T) -> Result<(), DatapathError>,
+) -> Option<String> {
+    let mut errors = all.into_iter().map(one).filter_map(Result::err);
+    let first = errors.next()?;
+    Some(match errors.count() {
+        0 => first.to_string(),
+        more => format!("{first}, and so for {more} more"),
+    })
 }
 
 /// How many pods there are behind the gate, as a metric.
@@ -165,5 +202,26 @@ impl HeldPods {
         };
         let gate = self.datapath.gate();
         gate.id(&cgroup).and_then(|id| gate.hold(id)).map_err(|error| unavailable(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_done_for_one_is_done_for_the_others() {
+        let (mut done, refuse) = (Vec::new(), [1, 3]);
+        let told = each(1..=4, |id| match refuse.contains(&id) {
+            true => Err(DatapathError::NotGateable(format!("/{id}").into())),
+            false => {
+                done.push(id);
+                Ok(())
+            }
+        });
+        assert_eq!(done, [2, 4]);
+        let told = told.unwrap();
+        assert!(told.contains("/1") && told.ends_with(", and so for 1 more"), "{told}");
+        assert_eq!(each(1..=4, |_| Ok(())), None);
     }
 }
