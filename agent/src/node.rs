@@ -22,6 +22,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
+    time::timeout,
 };
 
 use crate::{
@@ -32,7 +33,9 @@ use crate::{
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
     events,
-    handover::{self, Coming, Door, Estate, Leaving, Predecessor, ServerSockets, Successor},
+    handover::{
+        self, Coming, Door, Estate, HANDOVER, Leaving, Meeting, Predecessor, ServerSockets, Successor,
+    },
     hosts::Names,
     last_world, limits, logging,
     sandboxes::{Changes, PodCgroups, Sandboxes},
@@ -58,13 +61,10 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 }
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
-    let coming = Coming::announce(&arguments.run_dir);
-    let coming = coming.with_context(|| format!("cannot use --run-dir {}", arguments.run_dir.display()))?;
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
-    let world = Source::open(&arguments).await?;
+    let Arrival { coming, world, mut predecessor } = arrive(&arguments).await?;
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
-    let mut predecessor = Predecessor::meet(&arguments.run_dir, &arguments.node).await?;
     if predecessor.is_some() && world.is_kept() {
         bail!("another agent serves this node by now, which knows more of the world than the disk");
     }
@@ -171,10 +171,11 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         sandbox_changes,
         boot_gate,
         coming: Some(coming),
+        serving: watch::Sender::new(false),
         giving: watch::Sender::new(false),
         given_up: JoinSet::new(),
     };
-    let mut giving = agent.giving.subscribe();
+    let (serving, mut giving) = (agent.serving.subscribe(), agent.giving.subscribe());
     let mut told = false;
     let stopped = async {
         tokio::select! {
@@ -182,8 +183,18 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
             _ = interrupt.recv() => {}
         }
         told = true;
-        // Nobody would serve if this one went now; it takes no longer than the new agent may.
-        let _ = giving.wait_for(|giving| !giving).await;
+        // Another that is to be waited for comes to one that serves; this one may be coming itself.
+        if !*serving.borrow() {
+            return;
+        }
+        // Nobody would serve if this one went now.
+        let come = async {
+            handover::nobody_awaited(&arguments.run_dir).await;
+            let _ = giving.wait_for(|giving| !giving).await;
+        };
+        if timeout(HANDOVER, come).await.is_err() {
+            tracing::warn!(after = ?HANDOVER, "the agent that comes does not serve yet; stopping all the same");
+        }
     };
     let successor = tokio::select! {
         result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
@@ -220,6 +231,35 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+/// An agent that has changed nothing yet.
+struct Arrival {
+    coming: Coming,
+    world: Source,
+    predecessor: Option<Box<Predecessor>>,
+}
+
+/// Reads the world, and meets the agent that serves if there is one. One of another version is waited for.
+async fn arrive(arguments: &NodeArguments) -> anyhow::Result<Arrival> {
+    let run_dir = &arguments.run_dir;
+    loop {
+        let coming = Coming::announce(run_dir);
+        let coming = coming.with_context(|| format!("cannot use --run-dir {}", run_dir.display()))?;
+        let world = Source::open(arguments).await?;
+        let predecessor = match Predecessor::meet(run_dir, &arguments.node).await? {
+            Meeting::Nobody => None,
+            Meeting::Predecessor(predecessor) => Some(predecessor),
+            Meeting::Foreigner(foreigner) => {
+                // Whoever replaces agents is to end it.
+                drop((coming, world));
+                tracing::warn!("waiting until the agent that runs has ended: {}", foreigner.reason);
+                foreigner.ended().await;
+                continue;
+            }
+        };
+        return Ok(Arrival { coming, world, predecessor });
+    }
 }
 
 /// After another agent has taken over: moves what can be moved, and keeps the rest until it has ended or
@@ -262,6 +302,7 @@ struct Agent {
     boot_gate: Option<BootGate>,
     /// Until it serves.
     coming: Option<Coming>,
+    serving: watch::Sender<bool>,
     /// Whether everything is being given to another agent, or has been.
     giving: watch::Sender<bool>,
     /// New agents that did not get ready, for as long as they run.
@@ -274,7 +315,7 @@ impl Agent {
         &mut self,
         worlds: &mut Worlds,
         mut enrolment: Enrolment,
-        mut predecessor: Option<Predecessor>,
+        mut predecessor: Option<Box<Predecessor>>,
         run_dir: &Path,
     ) -> anyhow::Result<Successor> {
         let mut door = None;
@@ -296,7 +337,7 @@ impl Agent {
                 let mut applied;
                 (enrolment, applied) = tokio::select! {
                     applied = enrolment.apply(Arc::clone(&snapshot)) => applied?,
-                    Some(error) = given_up(predecessor.as_ref()) => return Err(error),
+                    Some(error) = given_up(predecessor.as_deref()) => return Err(error),
                 };
                 if let Some(predecessor) = predecessor.take() {
                     door = Some(self.take_over(predecessor, &applied).await?);
@@ -331,13 +372,18 @@ impl Agent {
 
     fn serve(&mut self) -> anyhow::Result<()> {
         self.proxy.serve();
+        self.serving.send_replace(true);
         self.coming = None;
         self.servers.serve(&self.admin);
         self.boot_gate.as_mut().map_or(Ok(()), BootGate::serve)
     }
 
     /// Takes over from the agent before, once every pod is enrolled here too.
-    async fn take_over(&mut self, mut predecessor: Predecessor, applied: &Applied) -> anyhow::Result<Door> {
+    async fn take_over(
+        &mut self,
+        mut predecessor: Box<Predecessor>,
+        applied: &Applied,
+    ) -> anyhow::Result<Door> {
         if let Some(lost) = predecessor.loses(&applied.failed) {
             bail!("cannot take over from the agent that runs, which serves on: {lost}");
         }

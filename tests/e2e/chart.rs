@@ -45,6 +45,17 @@ fn lint_has_nothing_to_say() {
 }
 
 #[test]
+fn agents_that_drain_for_longer_are_given_longer() {
+    let tools = DeployTools::find().unwrap();
+    for (drain, grace) in [("25s", 100), ("1m 30s", 165), ("500ms", 76)] {
+        let drain = format!("--set=node.drainTimeout={drain}");
+        let rendered = tools.render(&deploy().join("helm/orlop"), &[&drain]).unwrap();
+        let line = format!("terminationGracePeriodSeconds: {grace}\n");
+        assert!(rendered.contains(&line), "{drain}: want {line}");
+    }
+}
+
+#[test]
 fn plain_manifests_are_what_it_makes() {
     let made = DeployTools::find().unwrap().manifests(&deploy().join("helm/orlop")).unwrap();
     let there = fs::read_to_string(deploy().join("manifests/orlop.yaml")).unwrap();

@@ -124,6 +124,67 @@ fn an_agent_that_is_stopped_while_it_hands_over_serves_until_it_has() {
     assert!(pair.near.wait(PATIENCE).unwrap().success());
 }
 
+/// Nobody would serve if it went before the new one has even asked.
+#[test]
+fn an_agent_that_is_stopped_serves_on_while_another_comes() {
+    let mut pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let lock = fs::File::options().write(true).open(pair.near.node().run_dir().join("coming.lock")).unwrap();
+    lock.lock_shared().unwrap();
+    pair.near.terminate().unwrap();
+    assert!(pair.near.wait(Duration::from_secs(2)).is_err(), "it has ended");
+    dial(&pair.client, server.addr()).unwrap();
+    let stranger = Stranger::take_over(&pair.near);
+    drop((stranger, lock));
+    assert!(pair.near.wait(PATIENCE).unwrap().success());
+
+    // One that has gone is not waited for.
+    pair.near.restart().unwrap();
+    let lock = fs::File::options().write(true).open(pair.near.node().run_dir().join("coming.lock")).unwrap();
+    lock.lock_shared().unwrap();
+    pair.near.terminate().unwrap();
+    drop(lock);
+    assert!(pair.near.wait(PATIENCE).unwrap().success());
+}
+
+/// Whoever replaces agents waits for the new one to start, and ends the old one then.
+#[test]
+fn an_agent_of_another_version_is_followed_once_it_has_ended() {
+    let mut pair = Pair::new();
+    let server = pair.server.serve_echo(80).unwrap();
+    let stranger = Stranger::come(&pair.near);
+    stranger.say(&Stranger::hello(&pair.near, 999));
+    let refused = stranger.hear().unwrap();
+    assert!(refused.contains("\"for_good\":true") && refused.contains("stop it first"), "{refused}");
+    pair.near.terminate().unwrap();
+    while stranger.hear().is_some() {}
+    assert!(pair.near.wait(PATIENCE).unwrap().success());
+
+    // The other side.
+    let run_dir = pair.near.node().run_dir();
+    let door = run_dir.join("handover.sock");
+    fs::remove_file(&door).unwrap();
+    let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    listener.bind(&SockAddr::unix(&door).unwrap()).unwrap();
+    listener.listen(1).unwrap();
+    listener.set_read_timeout(Some(PATIENCE)).unwrap();
+    pair.near.start_again().unwrap();
+    let old = Stranger(listener.accept().unwrap().0);
+    old.0.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert!(old.hear().unwrap().contains("\"hello\""));
+    let lock = fs::File::options().write(true).open(run_dir.join("coming.lock")).unwrap();
+    assert!(lock.try_lock().is_err(), "nobody is awaited");
+    old.say("{\"refused\":{\"reason\":\"of another version\",\"for_good\":true}}");
+    let waits = |log: &str| log.contains("waiting until the agent that runs has ended");
+    pair.near.wait_log(waits, PATIENCE).unwrap();
+    assert!(lock.try_lock().is_ok(), "it is awaited still");
+    lock.unlock().unwrap();
+    assert!(pair.near.is_running());
+    drop((old, listener));
+    pair.near.wait_ready().unwrap();
+    dial(&pair.client, server.addr()).unwrap();
+}
+
 /// A server that takes nobody yet: whoever dials it sends SYNs that nobody answers.
 struct Busy {
     listener: TcpListener,

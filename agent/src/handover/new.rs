@@ -14,12 +14,40 @@ use tokio::{spawn, task::JoinHandle, time::sleep};
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::{
-    BEAT, PATIENCE, VERSION,
+    BEAT, LOOK_AGAIN, PATIENCE, VERSION,
     wire::{Message, Packet, Peer, Socket},
 };
 
 /// Listening sockets of the node's own HTTP endpoints, by address.
 pub type ServerSockets = HashMap<SocketAddr, OwnedFd>;
+
+/// Whom an agent that comes finds in the run directory.
+#[derive(Debug)]
+pub enum Meeting {
+    /// Nobody serves.
+    Nobody,
+    /// One that hands over.
+    Predecessor(Box<Predecessor>),
+    /// One that never hands over to this one.
+    Foreigner(Foreigner),
+}
+
+/// An agent that runs and is of another version, so that its successor has to wait for its end.
+#[derive(Debug)]
+pub struct Foreigner {
+    peer: Peer,
+    /// What it says of it.
+    pub reason: String,
+}
+
+impl Foreigner {
+    /// Until it has ended, which it does once it is told to and has drained.
+    pub async fn ended(self) {
+        while let Ok(Some(_)) = self.peer.receive().await {}
+        // What it listened on is closed in the same moment, not before.
+        sleep(LOOK_AGAIN).await;
+    }
+}
 
 /// The agent that runs, which has given its sockets and serves until [`Predecessor::take_over`].
 #[derive(Debug)]
@@ -37,21 +65,21 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Asks the agent that listens in `run_dir` for its sockets. `None` if no agent does.
-    pub async fn meet(run_dir: &Path, node: &str) -> anyhow::Result<Option<Self>> {
+    /// Asks the agent that listens in `run_dir` for its sockets.
+    pub async fn meet(run_dir: &Path, node: &str) -> anyhow::Result<Meeting> {
         let path = super::door(run_dir);
         let socket = match UnixSeqpacket::connect(&path).await {
             Err(error) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) => {
-                return Ok(None);
+                return Ok(Meeting::Nobody);
             }
             result => result.with_context(|| format!("cannot connect to {}", path.display()))?,
         };
-        Self::ask(Peer::new(socket), node).await.map(Some).with_context(|| {
+        Self::ask(Peer::new(socket), node).await.with_context(|| {
             format!("cannot take over from the agent at {}, which serves on", path.display())
         })
     }
 
-    async fn ask(peer: Peer, node: &str) -> anyhow::Result<Self> {
+    async fn ask(peer: Peer, node: &str) -> anyhow::Result<Meeting> {
         anyhow::ensure!(peer.is_root(), "it is not root's");
         let layout = orlop_datapath::ABI_VERSION;
         peer.send(&Message::Hello { version: VERSION, layout, node: node.to_owned() }).await?;
@@ -71,9 +99,13 @@ impl Predecessor {
                     let door = door.context("it has not given its socket in --run-dir")?;
                     let (peer, enrolled) = (Arc::new(peer), enrolled.into_iter().collect());
                     let heart = AbortOnDrop(spawn(beat(Arc::clone(&peer))));
-                    return Ok(Self { peer, heart, enrolled, pods, servers, door });
+                    let predecessor = Self { peer, heart, enrolled, pods, servers, door };
+                    return Ok(Meeting::Predecessor(Box::new(predecessor)));
                 }
-                Message::Refused { reason } => bail!(reason),
+                Message::Refused { reason, for_good: true } => {
+                    return Ok(Meeting::Foreigner(Foreigner { peer, reason }));
+                }
+                Message::Refused { reason, .. } => bail!(reason),
                 other => bail!("it says {other:?} instead of handing over"),
             }
         }
@@ -88,7 +120,7 @@ impl Predecessor {
     /// Until it has given this agent up, and serves on: says why. May be dropped while it waits.
     pub async fn gives_up(&self) -> anyhow::Error {
         let why = match self.peer.receive().await {
-            Ok(Some(Packet { message: Message::Refused { reason }, .. })) => reason,
+            Ok(Some(Packet { message: Message::Refused { reason, .. }, .. })) => reason,
             Ok(Some(Packet { message, .. })) => format!("it says {message:?}"),
             Ok(None) => "it has gone".to_owned(),
             Err(error) => format!("{error:#}"),

@@ -126,7 +126,7 @@ impl Successor {
 
     /// Tells a new agent that this one goes on. It may hear of it late, or never.
     pub async fn give_up(&self, reason: &str) {
-        let refused = Message::Refused { reason: reason.to_owned() };
+        let refused = Message::Refused { reason: reason.to_owned(), for_good: false };
         let _ = timeout(PATIENCE, self.0.send(&refused)).await;
     }
 
@@ -179,23 +179,27 @@ impl Successor {
     }
 
     async fn is_one_of_us(&self, node: &str) -> anyhow::Result<()> {
-        let reason = match self.0.hear(PATIENCE).await?.message {
+        let (reason, for_good) = match self.0.hear(PATIENCE).await?.message {
             Message::Hello { version: VERSION, layout: orlop_datapath::ABI_VERSION, node: its }
                 if its == node =>
             {
                 return Ok(());
             }
             Message::Hello { version: VERSION, layout: orlop_datapath::ABI_VERSION, node: its } => {
-                format!("this is the agent of node {node}, not of {its}: each needs a --run-dir of its own")
+                let why = "each needs a --run-dir of its own";
+                (format!("this is the agent of node {node}, not of {its}: {why}"), false)
             }
-            Message::Hello { version, layout, .. } => format!(
-                "this agent hands over by version {VERSION} with maps of layout {}, not by {version} with {layout}: \
-                 stop it first",
-                orlop_datapath::ABI_VERSION
-            ),
+            Message::Hello { version, layout, .. } => {
+                let ours = orlop_datapath::ABI_VERSION;
+                let reason = format!(
+                    "this agent hands over by version {VERSION} with maps of layout {ours}, not by {version} with \
+                     {layout}: stop it first"
+                );
+                (reason, true)
+            }
             other => bail!("it says {other:?} instead of hello"),
         };
-        self.0.send(&Message::Refused { reason: reason.clone() }).await?;
+        self.0.send(&Message::Refused { reason: reason.clone(), for_good }).await?;
         bail!(reason)
     }
 

@@ -20,6 +20,7 @@ const MAX_PACKET: usize = 192 << 10;
 /// Room for the descriptors of a message, with their header (cmsg(3)).
 const MAX_DESCRIPTORS: usize = 64;
 
+/// `Hello` and `Refused` stay as they are in all versions, so that agents of different ones know of it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
@@ -31,6 +32,9 @@ pub(super) enum Message {
     },
     Refused {
         reason: String,
+        /// Whether it is for the agent that asks to wait until the other has ended: they never hand over to each other.
+        #[serde(default)]
+        for_good: bool,
     },
     /// With its descriptor.
     Socket(Socket),

@@ -25,3 +25,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - --cluster={{ .Values.mesh.cluster }}
 - --cluster-domain={{ .Values.mesh.clusterDomain }}
 {{- end -}}
+
+{{/* Of a duration such as `1m 30s`, rounded up. */}}
+{{- define "orlop.seconds" -}}
+{{- $sum := 0 -}}
+{{- $units := dict "s" 1 "m" 60 "h" 3600 "d" 86400 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h|d)" . -1 -}}
+{{- $count := regexFind "^[0-9]+" . | int64 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- if eq $unit "ms" -}}
+{{- $sum = add $sum (div $count 1000) 1 -}}
+{{- else -}}
+{{- $sum = add $sum (mul $count (get $units $unit)) -}}
+{{- end -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
