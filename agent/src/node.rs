@@ -254,8 +254,11 @@ async fn arrive(arguments: &NodeArguments) -> anyhow::Result<Arrival> {
                 // Whoever replaces agents is to end it.
                 drop((coming, world));
                 tracing::warn!("waiting until the agent that runs has ended: {}", foreigner.reason);
-                foreigner.ended().await;
-                continue;
+                let mut terminate = signal(SignalKind::terminate())?;
+                tokio::select! {
+                    () = foreigner.ended() => continue,
+                    _ = terminate.recv() => bail!("told to stop while it waited for the agent that runs to end"),
+                }
             }
         };
         return Ok(Arrival { coming, world, predecessor });
