@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::iter::once;
 
 use orlop_model::NamespacedName;
-
+use orlop_model::http::MAX_SUBSETS;
 use orlop_model::world::routing::{
     Balancer, DestinationRule, ProxyVersion, RetryBudget, ServerTls, Subset, TrafficPolicy,
 };
@@ -136,6 +136,10 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
     let of = spec.traffic_policy.unwrap_or_default();
     let mut policy = policy(of, &"spec.trafficPolicy".into(), &mut unread)?;
     policy.balancer = policy.balancer.or_else(|| unread.default.clone());
+    if spec.subsets.len() > MAX_SUBSETS {
+        let many = format!("are {}; a service has at most {MAX_SUBSETS}", spec.subsets.len());
+        return Err(FieldError::new("spec.subsets", many));
+    }
     let mut subsets = Vec::new();
     for (index, of) in spec.subsets.into_iter().enumerate() {
         let path = FieldPath::from("spec.subsets").index(index);

@@ -16,9 +16,20 @@ use super::compile::{Specificity, full_host, specificity};
 /// What DestinationRules say of services.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Destinations {
-    /// By the service's host name; then by the namespace whose clients it is for, of which `""` stands for all others.
-    policies: HashMap<String, BTreeMap<String, Arc<Policy>>>,
+    /// By the service's host name, which objects of several namespaces may bear.
+    policies: HashMap<String, Vec<OfService>>,
 }
+
+/// What they say of one service.
+#[derive(Clone, Debug)]
+struct OfService {
+    service: (ServiceKind, NamespacedName),
+    /// By the namespace whose clients it is for, of which `""` stands for all others.
+    levels: BTreeMap<String, Arc<Policy>>,
+}
+
+/// Subsets of a service that its rules have in all; there are none beyond.
+pub const MAX_SUBSETS: usize = 64;
 
 /// What the DestinationRules of one level say of one service.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +61,9 @@ pub struct Target<'t> {
     pub port: &'t ServicePort,
     /// The subset's name.
     pub subset: Option<&'t str>,
+    /// The namespace whose clients alone are treated so, or none if all others are. What one namespace has its clients do
+    /// to endpoints is nothing to the others.
+    pub level: &'t str,
     /// What DestinationRules say; `None` where there is none.
     pub policy: Option<&'t Arc<TrafficPolicy>>,
 }
@@ -113,7 +127,10 @@ impl Destinations {
                 }
             }
             if !of_service.is_empty() {
-                policies.insert(service.hostname.clone(), of_service);
+                let of_service =
+                    OfService { service: (service.kind, service.name.clone()), levels: of_service };
+                let of_host: &mut Vec<_> = policies.entry(service.hostname.clone()).or_default();
+                of_host.push(of_service);
             }
         }
         Self { policies }
@@ -126,8 +143,11 @@ impl Destinations {
         port: u16,
         namespace: &str,
     ) -> Result<Target<'t>, Reason> {
-        let of_service = self.policies.get(&service.hostname);
-        let policy = of_service.and_then(|of| of.get(namespace).or_else(|| of.get("")));
+        let of_host = self.policies.get(&service.hostname).into_iter().flatten();
+        let mut own = of_host.filter(|of| of.service.0 == service.kind && of.service.1 == service.name);
+        let of_service = own.next().map(|of| &of.levels);
+        let level = of_service.and_then(|of| of.get_key_value(namespace).or_else(|| of.get_key_value("")));
+        let (level, policy) = level.map_or(("", None), |(level, policy)| (level.as_str(), Some(policy)));
         let (ports, levels) = match (subset, policy) {
             (None, policy) => (&service.ports, policy.map(|policy| &policy.whole)),
             (Some(name), policy) => {
@@ -139,7 +159,7 @@ impl Destinations {
         let index =
             ports.binary_search_by_key(&port, |of| of.number).map_err(|_| Reason::NoSuchDestination)?;
         let policy = levels.map(|levels| levels.ports.get(&port).unwrap_or(&levels.all));
-        Ok(Target { service, port: &ports[index], subset, policy })
+        Ok(Target { service, port: &ports[index], subset, level, policy })
     }
 }
 
@@ -169,7 +189,7 @@ impl Policy {
         let none = TrafficPolicy::default();
         let whole = whole.unwrap_or(&none);
         let mut subsets = HashMap::new();
-        for subset in rules.iter().flat_map(|rule| &rule.subsets) {
+        for subset in rules.iter().flat_map(|rule| &rule.subsets).take(MAX_SUBSETS) {
             let has = |workload: &Workload| {
                 let labels = labels_of(world, workload);
                 labels.is_some_and(|labels| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))

@@ -30,7 +30,7 @@ pub use crate::policy::ToAsk;
 pub use bucket::Bucket;
 pub(crate) use callee::Callees;
 pub use callee::{Asker, is_foreign};
-pub use destination::Target;
+pub use destination::{MAX_SUBSETS, Target};
 pub use gateway_api::Grants;
 pub use hashed::Hashed;
 pub use limit::{Counted, Limit};

@@ -1,11 +1,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use orlop_model::http::Cluster;
-use orlop_model::world::Labels;
+use orlop_model::http::{Cluster, MAX_SUBSETS};
 use orlop_model::world::routing::{
     Balancer, ConnectionPool, DestinationRule, Outlier, Subset, TrafficPolicy,
 };
+use orlop_model::world::{Labels, ServiceEntry, ServicePort};
 use orlop_model::{NamespacedName, Reason, Snapshot, World};
 
 use crate::support::{add_destination, compiled, world};
@@ -93,6 +93,42 @@ fn of_one_host_subsets_append_and_the_first_policy_wins() {
     assert_eq!(target(&snapshot, Some("v2"), 80, "shop").unwrap().0, [ip(2)]);
     assert_eq!(target(&snapshot, None, 80, "shop").unwrap().0, [ip(1), ip(2)]);
     assert_eq!(balancer(&world, "shop"), Some(Balancer::Random));
+}
+
+#[test]
+fn a_service_entry_of_the_same_name_has_no_part_in_what_is_said_of_a_service() {
+    let mut world = world();
+    let rule = DestinationRule {
+        policy: balanced(Balancer::Random),
+        subsets: vec![version("v1")],
+        ..destination("shop", "r", "web")
+    };
+    add_destination(&mut world, rule);
+    let entry = ServiceEntry {
+        name: "zoo/web".parse().unwrap(),
+        hosts: vec!["web.shop.svc.cluster.local".into()],
+        ports: vec![ServicePort { name: "p80".into(), number: 80, ..ServicePort::default() }],
+        ..ServiceEntry::default()
+    };
+    world.service_entries.insert(entry.name.clone(), entry);
+    for client in ["shop", "zoo", "street"] {
+        let (endpoints, policy) = target(&compiled(&world), Some("v1"), 80, client).unwrap();
+        assert_eq!(endpoints, [IpAddr::from([10, 0, 0, 1])], "{client}");
+        assert_eq!(policy.and_then(|policy| policy.balancer.clone()), Some(Balancer::Random), "{client}");
+    }
+}
+
+#[test]
+fn a_service_has_no_more_subsets_than_is_sensible() {
+    let mut world = world();
+    let subsets = (0..=MAX_SUBSETS).map(|n| Subset { name: format!("s{n}"), ..Subset::default() });
+    add_destination(
+        &mut world,
+        DestinationRule { subsets: subsets.collect(), ..destination("shop", "r", "web") },
+    );
+    let snapshot = compiled(&world);
+    let subset = |n: usize| target(&snapshot, Some(&format!("s{n}")), 80, "shop").map(|found| found.0.len());
+    assert_eq!((subset(MAX_SUBSETS - 1), subset(MAX_SUBSETS)), (Ok(2), Err(Reason::NoSuchDestination)));
 }
 
 #[test]

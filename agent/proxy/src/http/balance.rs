@@ -101,7 +101,8 @@ impl<'a> Choosing<'a> {
             return Err(Reason::NoHealthyEndpoint);
         }
         let outliers = &self.cluster.outliers;
-        let anyone = outliers.is_empty() || self.panics(all);
+        let asked = self.target.policy.is_some_and(|policy| policy.outlier.is_some());
+        let anyone = !asked || outliers.is_empty() || self.panics(all);
         let is_well = |endpoint: &Endpoint| anyone || !outliers.is_ejected(endpoint.address, self.now);
         let is_new = |endpoint: &Endpoint| !tried.contains(&endpoint.address);
         let fresh = self.pick(all, |endpoint| is_new(endpoint) && is_well(endpoint));
@@ -135,10 +136,12 @@ impl<'a> Choosing<'a> {
                 self.draw(all, warmup, &fits, || turn.fetch_add(1, Ordering::Relaxed) % all.len())
             }
             Some(Balancer::Hash(_, table)) if self.hash.is_some() => {
-                self.hashed(all, *table).and_then(|hashed| {
+                let found = self.hashed(all, *table).and_then(|hashed| {
                     let found = hashed.find(self.hash?, |address| at(all, address).is_some_and(&fits));
                     at(all, found?)
-                })
+                });
+                // The table may be of other endpoints than the request's snapshot has.
+                found.or_else(random)
             }
             Some(Balancer::PeakEwma) => {
                 let cost = |endpoint: &&Endpoint| {

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use orlop_model::{http::Target, world::routing::RetryBudget};
+use orlop_model::{NamespacedName, ServiceKind, http::Target, world::routing::RetryBudget};
 
 use super::{balance::Memory, connections::Connections, outlier::Outliers};
 
@@ -32,11 +32,13 @@ pub(crate) struct HostCache(RefCell<Clusters>);
 /// By the service's host name.
 type Clusters = HashMap<String, Vec<Arc<ClusterState>>>;
 
-/// Of a port of a service or of a subset.
+/// Of a port of a service or of a subset, for the clients that one rule is for.
 #[derive(Debug, Default)]
 pub(super) struct ClusterState {
+    service: (ServiceKind, NamespacedName),
     port: u16,
     subset: Option<String>,
+    level: String,
     requests: AtomicUsize,
     retries: AtomicUsize,
     pub(super) connections: Arc<Connections>,
@@ -76,8 +78,7 @@ impl HostCache {
                         !clusters.is_empty()
                     });
                 }
-                let (port, subset) = (target.port.number, target.subset.map(str::to_owned));
-                let cluster = Arc::new(ClusterState { port, subset, ..ClusterState::default() });
+                let cluster = Arc::new(ClusterState::new(target));
                 let of_service = shared.entry(target.service.hostname.clone()).or_default();
                 of_service.push(Arc::clone(&cluster));
                 cluster
@@ -90,7 +91,7 @@ impl HostCache {
 
 fn known<'c>(clusters: &'c Clusters, target: &Target<'_>) -> Option<&'c Arc<ClusterState>> {
     let mut of_service = clusters.get(&target.service.hostname)?.iter();
-    of_service.find(|of| of.port == target.port.number && of.subset.as_deref() == target.subset)
+    of_service.find(|of| of.is_of(target))
 }
 
 /// Counts a request of a cluster until it is dropped.
@@ -100,6 +101,24 @@ pub(super) struct RequestGuard(Arc<ClusterState>);
 pub(super) struct RetryGuard(Arc<ClusterState>);
 
 impl ClusterState {
+    fn new(target: &Target<'_>) -> Self {
+        Self {
+            service: (target.service.kind, target.service.name.clone()),
+            port: target.port.number,
+            subset: target.subset.map(str::to_owned),
+            level: target.level.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    fn is_of(&self, target: &Target<'_>) -> bool {
+        let (kind, name) = &self.service;
+        self.port == target.port.number
+            && self.subset.as_deref() == target.subset
+            && self.level == target.level
+            && (*kind, name) == (target.service.kind, &target.service.name)
+    }
+
     /// One request more, unless there are `limit` already.
     pub(super) fn enter(self: &Arc<Self>, limit: Option<u32>) -> Option<RequestGuard> {
         let before = self.requests.fetch_add(1, Relaxed);
