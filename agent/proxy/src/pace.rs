@@ -33,7 +33,7 @@ pub(crate) struct Pace {
     /// When the next connection is due, had the pod but its share (the generic cell rate algorithm, ITU-T I.371). Never
     /// more than a share ahead: what it takes while it is not held is not made up for.
     due: Option<Instant>,
-    /// From the moment that the worker was short of CPU while the pod took more than its share.
+    /// Until when it is held: for [`HELD`] from when the worker was short of CPU and the pod took more than its share.
     held: Option<Instant>,
 }
 
