@@ -109,7 +109,19 @@ impl WaypointProvisioner {
         };
         let waypoints = controller_of(&self.client, gateways());
         let class_writer = Writer::<DynamicObject>::new(class::resource());
-        let known = Known { classes: class_writer.as_reader(), gateways: waypoints.store() };
+        let listed = watch::Sender::new(false);
+        let known = Known {
+            classes: class_writer.as_reader(),
+            gateways: waypoints.store(),
+            listed: listed.subscribe(),
+        };
+        // Of several tasks that wait for a store, kube wakes the last one alone (kube-runtime 5.0, DelayedInit).
+        let (classes, gateways) = (known.classes.clone(), known.gateways.clone());
+        let listing = async {
+            if let (Ok(()), Ok(())) = (classes.wait_until_ready().await, gateways.wait_until_ready().await) {
+                listed.send_replace(true);
+            }
+        };
         let (classes_changed, accounts_changed) = (watch::Sender::new(()), watch::Sender::new(()));
 
         // A Controller does not hear of what is deleted.
@@ -135,7 +147,7 @@ impl WaypointProvisioner {
             }
             ready(())
         });
-        let classes = controller_of(&self.client, class::resource())
+        let of_classes = controller_of(&self.client, class::resource())
             .run(reconcile_class, |_, _, _| Action::requeue(retry(1)), Arc::new(self.client.clone()))
             .for_each(async |done| report(&done));
 
@@ -174,7 +186,7 @@ impl WaypointProvisioner {
         });
         let own = self.publish(known.clone(), accounts_changed.subscribe());
         let readers = readers::keep(client, known, accounts, accounts_changed.subscribe());
-        tokio::join!(ensured, following_classes, classes, waypoints, following, own, readers);
+        tokio::join!(listing, ensured, following_classes, of_classes, waypoints, following, own, readers);
     }
 
     /// Tells what is ours, whenever that may have changed.
@@ -201,12 +213,13 @@ impl WaypointProvisioner {
 struct Known {
     classes: Store<DynamicObject>,
     gateways: Store<DynamicObject>,
+    listed: watch::Receiver<bool>,
 }
 
 impl Known {
     /// Waits until everything was listed. False if it never will be.
     async fn listed(&self) -> bool {
-        self.classes.wait_until_ready().await.is_ok() && self.gateways.wait_until_ready().await.is_ok()
+        self.listed.clone().wait_for(|listed| *listed).await.is_ok()
     }
 
     fn is_ours(&self, gateway: &DynamicObject) -> bool {
