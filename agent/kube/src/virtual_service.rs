@@ -234,19 +234,27 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
     let rules = spec.http.into_iter().enumerate();
     let rules =
         rules.map(|(index, entry)| rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index)));
-    let tls = spec.tls.into_iter().enumerate();
-    let tls = tls.map(|(index, of)| of.convert(&FieldPath::from("spec.tls").index(index)));
-    let tcp = spec.tcp.into_iter().enumerate();
-    let tcp = tcp.map(|(index, of)| of.convert(&FieldPath::from("spec.tcp").index(index)));
+    let subnets = spec.tcp.iter().any(|of| of.asks_for_subnets());
+    let unread = subnets.then(|| "tcp.match.sourceSubnet".to_owned()).into_iter().collect();
+    // One that is for gateways alone is nobody's concern here, whatever is wrong with it.
+    let tls = spec.tls.into_iter().enumerate().map(|(index, of)| {
+        let of_gateways = of.of_gateways(&spec.gateways);
+        of.convert(&FieldPath::from("spec.tls").index(index)).or_else(|error| of_gateways.ok_or(error))
+    });
+    let tcp = spec.tcp.into_iter().enumerate().map(|(index, of)| {
+        let of_gateways = of.of_gateways(&spec.gateways);
+        of.convert(&FieldPath::from("spec.tcp").index(index)).or_else(|error| of_gateways.ok_or(error))
+    });
+    let (tls, tcp) = (tls.collect::<Result<_, _>>()?, tcp.collect::<Result<_, _>>()?);
     Ok(VirtualService {
         created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),
         hosts: hosts.collect::<Result<_, _>>()?,
         gateways: spec.gateways,
         exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
         http: rules.collect::<Result<_, _>>()?,
-        tls: tls.collect::<Result<_, _>>()?,
-        tcp: tcp.collect::<Result<_, _>>()?,
-        unread: Vec::new(),
+        tls,
+        tcp,
+        unread,
         name,
     })
 }

@@ -57,7 +57,7 @@ struct TcpMatchObject {
     destination_subnets: Vec<String>,
     /// The port that is called.
     port: Option<i32>,
-    /// One address or CIDR block that the connection is from. Istio does not read it, nor does Orlop.
+    /// One address or CIDR block that the connection is from. A match with it is for nobody: it can't be read.
     source_subnet: Option<String>,
     /// Labels of the calling workload.
     source_labels: BTreeMap<String, String>,
@@ -78,6 +78,11 @@ struct StreamRouteObject {
 }
 
 impl TlsObject {
+    /// As of TCP.
+    pub(super) fn of_gateways(&self, gateways: &[String]) -> Option<StreamRule> {
+        of_gateways(gateways, self.matches.iter().map(|of| &of.gateways))
+    }
+
     pub(super) fn convert(self, path: &FieldPath) -> Result<StreamRule, FieldError> {
         let at = path.clone().key("match");
         if self.matches.is_empty() {
@@ -95,19 +100,35 @@ impl TlsObject {
 }
 
 impl TcpObject {
+    /// Whether it is for gateways alone, as the VirtualService or all matches say: those may be read otherwise.
+    pub(super) fn of_gateways(&self, gateways: &[String]) -> Option<StreamRule> {
+        of_gateways(gateways, self.matches.iter().map(|of| &of.gateways))
+    }
+
+    /// Also whether fields are there that are not read.
+    pub(super) fn asks_for_subnets(&self) -> bool {
+        self.matches.iter().any(|of| of.source_subnet.is_some())
+    }
+
     pub(super) fn convert(self, path: &FieldPath) -> Result<StreamRule, FieldError> {
         let matches = self.matches.into_iter().enumerate().map(|(index, of)| {
             let path = path.clone().key("match").index(index);
-            if of.source_subnet.is_some() {
-                let problem = "is not read; name the source by sourceLabels or sourceNamespace";
-                return Err(FieldError::new(path.key("sourceSubnet"), problem));
-            }
+            // Of whom it is for nobody knows, so it is for none: no namespace has this name.
+            let nobody = of.source_subnet.as_ref().map(|_| String::new());
             let TcpMatchObject {
                 destination_subnets, port, source_labels, source_namespace, gateways, ..
             } = of;
             let sni_hosts = Vec::new();
-            TlsMatchObject { sni_hosts, destination_subnets, port, source_labels, source_namespace, gateways }
-                .convert(&path)
+            let of = TlsMatchObject {
+                sni_hosts,
+                destination_subnets,
+                port,
+                source_labels,
+                source_namespace,
+                gateways,
+            };
+            let of = of.convert(&path)?;
+            Ok(StreamMatch { source_namespace: nobody.or(of.source_namespace), ..of })
         });
         Ok(StreamRule { matches: matches.collect::<Result<_, _>>()?, route: route(self.route, path)? })
     }
@@ -128,6 +149,19 @@ impl TlsMatchObject {
             gateways: self.gateways,
         })
     }
+}
+
+/// What stands for a rule that is for gateways alone.
+fn of_gateways<'o>(gateways: &'o [String], own: impl Iterator<Item = &'o Vec<String>>) -> Option<StreamRule> {
+    let mut named: Vec<_> = own.map(|own| if own.is_empty() { gateways } else { own }).collect();
+    if named.is_empty() {
+        named.push(gateways);
+    }
+    let is_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|name| name == "mesh");
+    let matches =
+        named.iter().map(|gateways| StreamMatch { gateways: gateways.to_vec(), ..StreamMatch::default() });
+    (!named.iter().any(|gateways| is_mesh(gateways)))
+        .then(|| StreamRule { matches: matches.collect(), route: Vec::new() })
 }
 
 fn blocks(texts: &[String], path: &FieldPath) -> Result<Vec<IpBlock>, FieldError> {

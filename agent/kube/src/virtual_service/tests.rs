@@ -139,3 +139,32 @@ fn service(spec: Value) -> Result<VirtualService, FieldError> {
     let object = json!({"metadata": {"name": "r", "namespace": "shop"}, "spec": spec});
     convert(serde_json::from_value(object).unwrap())
 }
+
+#[test]
+fn an_odd_rule_of_streams_costs_no_other() {
+    let spec = |gateways: Value, own: Value| {
+        json!({
+            "hosts": ["web"], "gateways": gateways,
+            "http": [{"route": [{"destination": {"host": "web"}}]}],
+            "tls": [{"match": [{"gateways": own}]}],
+            "tcp": [{"match": [{"port": 0, "gateways": own}]}],
+        })
+    };
+    for (gateways, own) in [(json!(["edge"]), json!([])), (json!(["mesh"]), json!(["edge"]))] {
+        let found = service(spec(gateways, own)).unwrap();
+        let edge = ["edge".to_owned()];
+        assert!(found.tls.iter().chain(&found.tcp).all(|rule| rule.matches[0].gateways == edge));
+        assert_eq!((found.tls.len(), found.tcp.len(), found.http.len()), (1, 1, 1));
+    }
+    for (gateways, own) in [(json!([]), json!([])), (json!(["edge"]), json!(["edge", "mesh"]))] {
+        assert!(service(spec(gateways, own)).is_err());
+    }
+    let subnet = json!({
+        "hosts": ["web"],
+        "tcp": [{"match": [{"sourceSubnet": "10.0.0.0/8"}], "route": [{"destination": {"host": "web"}}]}],
+    });
+    let found = service(subnet).unwrap();
+    // It is for nobody, and its author is told.
+    assert_eq!(found.tcp[0].matches[0].source_namespace.as_deref(), Some(""));
+    assert_eq!(found.unread, ["tcp.match.sourceSubnet"]);
+}
