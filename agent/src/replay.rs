@@ -139,6 +139,7 @@ impl Recorded {
                 Reason::Reset
                 | Reason::TunnelClosed
                 | Reason::IdleTimeout
+                | Reason::MaxDuration
                 | Reason::ConnectFailed
                 | Reason::ConnectTimeout,
             ) => Some(if self.tunnel.is_some() { Outcome::Tunnelled } else { Outcome::InClear }),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::iter::once;
 
 use orlop_model::NamespacedName;
-use orlop_model::http::MAX_SUBSETS;
+use orlop_model::http::{MAX_PORT_SETTINGS, MAX_SUBSETS};
 use orlop_model::world::routing::{
     Balancer, DestinationRule, ProxyVersion, RetryBudget, ServerTls, Subset, TrafficPolicy,
 };
@@ -21,6 +21,7 @@ use self::tls::TlsObject;
 use crate::field::{FieldError, FieldPath, Ignored, port};
 use crate::metadata::namespaced;
 use crate::read::Metadata;
+use crate::selector::{self, Selector};
 use crate::service_entry::exports;
 use crate::virtual_service::any_host;
 
@@ -45,8 +46,8 @@ pub(crate) struct Spec {
     subsets: Vec<SubsetObject>,
     /// Namespaces whose workloads go by this: "." its own, "*" all, which is also meant if it is left out.
     export_to: Option<Vec<String>>,
-    /// The clients that this is for. Has no effect.
-    workload_selector: Option<Ignored>,
+    /// The clients that this is for, of its own namespace. All, of any namespace, if left out.
+    workload_selector: Option<Selector>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,7 +133,6 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
     let name = namespaced(&object.metadata)?;
     let spec = object.spec;
     let mut unread = Unread { default: balancer::default_of(&object.metadata)?, ..Unread::default() };
-    unread.note("workloadSelector", spec.workload_selector.is_some());
     let of = spec.traffic_policy.unwrap_or_default();
     let mut policy = policy(of, &"spec.trafficPolicy".into(), &mut unread)?;
     policy.balancer = policy.balancer.or_else(|| unread.default.clone());
@@ -154,6 +154,7 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
         created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),
         host: any_host(&spec.host, || "spec.host".into())?,
         exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
+        selector: selector::convert_at(spec.workload_selector, &"spec.workloadSelector".into())?,
         policy,
         subsets,
         unread: unread.fields,
@@ -204,6 +205,10 @@ fn policy_of_subset(
 
 fn policy(of: PolicyObject, path: &FieldPath, unread: &mut Unread) -> Result<TrafficPolicy, FieldError> {
     unread.note("trafficPolicy.tunnel", of.tunnel.is_some());
+    if of.port_level_settings.len() > MAX_PORT_SETTINGS {
+        let many = format!("are {}; there may be {MAX_PORT_SETTINGS}", of.port_level_settings.len());
+        return Err(FieldError::new(path.clone().key("portLevelSettings"), many));
+    }
     let mut ports = Vec::new();
     for (index, level) in of.port_level_settings.into_iter().enumerate() {
         let path = path.clone().key("portLevelSettings").index(index);

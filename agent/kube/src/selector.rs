@@ -16,9 +16,14 @@ pub(crate) struct Selector {
 
 /// The labels of `spec.selector`.
 pub(crate) fn convert(selector: Option<Selector>) -> Result<Labels, FieldError> {
+    convert_at(selector, &"spec.selector".into())
+}
+
+/// The same of another field.
+pub(crate) fn convert_at(selector: Option<Selector>, field: &FieldPath) -> Result<Labels, FieldError> {
     let labels = selector.and_then(|selector| selector.match_labels.0).unwrap_or_default();
     for (key, value) in &labels {
-        let path = || FieldPath::from("spec.selector.matchLabels").key(key);
+        let path = || field.clone().key("matchLabels").key(key);
         if key.is_empty() {
             return Err(FieldError::new(path(), "has no key; write KEY: VALUE"));
         }

@@ -84,6 +84,8 @@ reasons! {
     TunnelClosed = "tunnel_closed",
     /// Nothing was sent either way for the idle timeout.
     IdleTimeout = "idle_timeout",
+    /// It was open for as long as the destination's policy lets it.
+    MaxDuration = "max_duration",
     /// Too many handshakes are under way.
     HandshakeLimit = "handshake_limit",
     /// Too many connections are open.

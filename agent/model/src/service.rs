@@ -59,6 +59,14 @@ impl Service {
         self.ports.get(index)
     }
 
+    /// Whether a host, in lower case, is its own, or one of those that it has by a wildcard.
+    pub fn bears(&self, host: &str) -> bool {
+        match self.hostname.strip_prefix('*') {
+            None => self.hostname == host,
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+        }
+    }
+
     /// Whether clients of this namespace may see it.
     pub fn visible_to(&self, namespace: &str) -> bool {
         self.exports.include(namespace)

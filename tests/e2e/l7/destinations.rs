@@ -12,6 +12,7 @@ use orlop_tests::traffic::request;
 use super::routes::Versions;
 use super::scripted::{Reply, Scripted};
 use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
+use crate::pair::is_refusal;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 
@@ -184,7 +185,7 @@ fn http1_is_upgraded_to_http2_where_it_is_to_be() {
 }
 
 #[test]
-fn a_connection_begins_by_telling_who_its_client_is() {
+fn a_connection_begins_by_telling_who_its_client_is_and_ends_with_that() {
     let versions = Versions::new();
     let stage = &versions.stage;
     let only = super::web(&stage.vip).endpoints([&versions.pods[0]]);
@@ -200,11 +201,16 @@ fn a_connection_begins_by_telling_who_its_client_is() {
             text.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        // Nobody else can have it.
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let end = stream.read(&mut buffer);
+        assert!(end.as_ref().map_or_else(is_refusal, |length| *length == 0), "{end:?}");
         text
     });
     let mut stream = stage.connect();
     let client = stream.get_ref().local_addr().unwrap();
     assert_eq!(request(&mut stream, GET).unwrap().status, 200);
+    drop(stream);
     let text = read.join().unwrap();
     let wanted =
         format!("PROXY TCP4 {} {} {} 80\r\nGET / HTTP/1.1\r\n", client.ip(), stage.vip[0], client.port());

@@ -304,6 +304,24 @@ fn what_a_peers_policy_refuses_ejects_nobody() {
 }
 
 #[test]
+fn one_that_idles_or_is_there_for_long_ends_as_the_destinations_policy_wants() {
+    let (versions, _greeters) = versions("tcp");
+    let stage = &versions.stage;
+    for (limit, reason) in [("idleTimeout", "idle_timeout"), ("maxConnectionDuration", "max_duration")] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
+             spec: {{host: web, trafficPolicy: {{connectionPool: {{tcp: {{{limit}: 300ms}}}}}}}}\n"
+        );
+        stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &text).unwrap());
+        let mut stream = stage.mesh.client.connect(stage.web(), TIMEOUT).unwrap();
+        assert!(!line(&mut stream).unwrap().is_empty());
+        let end = line(&mut stream);
+        assert!(end.as_ref().map_or_else(is_refusal, String::is_empty), "{end:?}");
+        stage.record(|record| record["reason"] == reason);
+    }
+}
+
+#[test]
 fn whom_one_endpoint_refuses_another_takes() {
     let (versions, _greeters) = versions("tcp");
     let stage = &versions.stage;

@@ -28,9 +28,9 @@ struct TcpObject {
     connect_timeout: Option<String>,
     /// Has the kernel look whether the other side is still there.
     tcp_keepalive: Option<KeepaliveObject>,
-    /// After this time a connection takes no more requests.
+    /// After this time a connection takes no more requests, and one without HTTP ends.
     max_connection_duration: Option<String>,
-    /// A connection without a request for this long is closed.
+    /// A connection is closed in which nothing is said for this long, or without a request.
     idle_timeout: Option<String>,
 }
 
@@ -74,6 +74,7 @@ impl PoolObject {
         let (of_tcp, of_http) = (path.clone().key("tcp"), path.clone().key("http"));
         let keepalive = tcp.tcp_keepalive.map(|of| of.convert(&of_tcp.clone().key("tcpKeepalive")));
         let of_http_idle = time(http.idle_timeout, &of_http, "idleTimeout")?;
+        let of_tcp_idle = time(tcp.idle_timeout, &of_tcp, "idleTimeout")?;
         let upgrade = match http.h2_upgrade_policy.as_deref() {
             None | Some("DEFAULT" | "DO_NOT_UPGRADE") => false,
             Some("UPGRADE") => true,
@@ -90,8 +91,8 @@ impl PoolObject {
             connect_timeout: time(tcp.connect_timeout, &of_tcp, "connectTimeout")?,
             keepalive: keepalive.transpose()?,
             max_duration: time(tcp.max_connection_duration, &of_tcp, "maxConnectionDuration")?,
-            idle_timeout: of_http_idle
-                .map_or_else(|| time(tcp.idle_timeout, &of_tcp, "idleTimeout"), |of| Ok(Some(of)))?,
+            idle_timeout: of_http_idle.or(of_tcp_idle),
+            stream_idle_timeout: of_tcp_idle,
             max_pending: limit(http.http1_max_pending_requests),
             max_requests: limit(http.http2_max_requests),
             max_per_connection: limit(http.max_requests_per_connection),

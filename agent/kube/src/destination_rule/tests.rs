@@ -10,6 +10,7 @@ fn everything_the_waypoint_reads_is_carried_over() {
     let rule = rule(json!({
         "host": "Reviews",
         "exportTo": ["."],
+        "workloadSelector": {"matchLabels": {"app": "shop"}},
         "trafficPolicy": {
             "loadBalancer": {"simple": "ROUND_ROBIN"},
             "outlierDetection": {"consecutive5xxErrors": 3, "interval": "1s", "maxEjectionPercent": 50},
@@ -23,6 +24,7 @@ fn everything_the_waypoint_reads_is_carried_over() {
     }))
     .unwrap();
     assert_eq!((rule.host.as_str(), &rule.unread), ("reviews", &Vec::new()));
+    assert_eq!(rule.selector, [("app".to_owned(), "shop".to_owned())].into());
     assert_eq!(rule.policy.balancer, Some(Balancer::RoundRobin));
     let outlier = rule.policy.outlier.unwrap();
     assert_eq!((outlier.server_errors, outlier.max_percent), (3, 50));
@@ -67,6 +69,7 @@ fn everything_of_pools_retries_and_outliers_is_carried_over() {
     assert_eq!(limits, (Some(1), Some(2), Some(3), Some(4)));
     let seconds = |n| Some(Duration::from_secs(n));
     assert_eq!((pool.max_duration, pool.idle_timeout), (seconds(9), seconds(7)));
+    assert_eq!(pool.stream_idle_timeout, seconds(1));
     assert_eq!(pool.keepalive, Some(Keepalive { probes: Some(3), time: seconds(5), interval: seconds(2) }));
     assert!(pool.to_http2 && !pool.client_protocol);
     assert_eq!(rule.policy.outlier.unwrap().local_failures, Some(2));
@@ -166,7 +169,16 @@ fn an_annotation_is_in_place_of_least_request() {
 
 #[test]
 fn mistakes_are_told_with_their_field() {
+    let many: Vec<_> = (1..=MAX_PORT_SETTINGS + 1).map(|port| json!({"port": {"number": port}})).collect();
     for (spec, path) in [
+        (
+            json!({"host": "a", "trafficPolicy": {"portLevelSettings": many}}),
+            "spec.trafficPolicy.portLevelSettings",
+        ),
+        (
+            json!({"host": "a", "workloadSelector": {"matchLabels": {"": "b"}}}),
+            "spec.workloadSelector.matchLabels.",
+        ),
         (json!({"host": ""}), "spec.host"),
         (json!({"host": "a", "subsets": [{}]}), "spec.subsets[0].name"),
         (

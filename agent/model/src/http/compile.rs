@@ -3,12 +3,14 @@ use std::sync::{Arc, OnceLock};
 
 use super::Routes;
 use super::authorize::RequestPolicies;
+use super::by_service::ByService;
 use super::callee::Callees;
 use super::destination::Destinations;
 use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
+use super::hidden::hidden_tls;
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
-use super::stream::StreamTable;
+use super::stream::StreamPorts;
 use super::table::Table;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
@@ -38,28 +40,31 @@ impl Snapshot {
         let all = self.services.values().chain(self.service_entries.iter());
         let compiler = Compiler { world, settings, snapshot: &self, waypoint };
         let mut findings = Vec::new();
-        let (mut tables, mut streams) = (HashMap::new(), HashMap::new());
+        let mut tables: ByService<Arc<Table>> = ByService::default();
+        let mut streams: ByService<StreamPorts> = ByService::default();
         for service in all.clone().filter(behind) {
             if let Some(table) = compiler.table(service, &mut findings) {
-                tables.insert(service.hostname.clone(), Arc::new(table));
+                tables.insert(service, Arc::new(table));
             }
             let ports = compiler.streams(service, &mut findings);
             if !ports.is_empty() {
-                streams.insert(service.hostname.clone(), ports);
+                streams.insert(service, ports);
             }
         }
         findings.extend(unread(world));
+        findings.extend(hidden_tls(world, settings));
         let attaching = Attaching { world, snapshot: &self, waypoint: Some(waypoint), grants };
         let attached = attaching.all(&tables, &mut findings);
-        let labels = tables.values().any(|table| table.asks_for_labels())
-            || streams
-                .values()
-                .flat_map(HashMap::values)
-                .any(|table: &Arc<StreamTable>| table.asks_for_labels());
+        let of_streams = || streams.values().flat_map(HashMap::values);
+        let clusters = tables.values().flat_map(|table| table.clusters());
+        let clusters = clusters.chain(of_streams().flat_map(|table| table.clusters()));
+        let destinations = Destinations::new(world, settings, &waypoint.namespace, clusters);
+        let labels = destinations.asks_for_labels()
+            || tables.values().any(|table| table.asks_for_labels())
+            || of_streams().any(|table| table.asks_for_labels());
         let labels =
             labels.then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
         let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
-        let destinations = Destinations::new(world, settings, &waypoint.namespace, all.clone());
         findings.extend(policies.findings(world, settings, waypoint));
         findings.extend(limit_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));

@@ -1,55 +1,70 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::by_service::ByService;
+use super::compile::{Specificity, full_host, specificity};
+use super::rule::Cluster;
+use super::traffic::{Policy, SubsetPolicy, secures};
 use crate::compile::Settings;
 use crate::endpoints::is_special;
 use crate::name::NamespacedName;
+use crate::policy::shown;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::world::routing::{DestinationRule, TrafficPolicy};
 use crate::world::{Labels, World};
 
-use super::compile::{Specificity, full_host, specificity};
-
 /// What DestinationRules say of services.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Destinations {
-    /// By the service's host name, which objects of several namespaces may bear.
-    policies: HashMap<String, Vec<OfService>>,
+    root: String,
+    /// By the namespace of the rules.
+    namespaces: HashMap<String, OfNamespace>,
+    /// Of services that routes lead to subsets of: by the level and the name of a subset, the service's ports with the
+    /// subset's endpoints alone.
+    subsets: ByService<HashMap<String, HashMap<String, Vec<ServicePort>>>>,
 }
 
-/// What they say of one service.
-#[derive(Clone, Debug)]
-struct OfService {
-    service: (ServiceKind, NamespacedName),
-    /// By the namespace whose clients it is for, of which `""` stands for all others.
-    levels: BTreeMap<String, Arc<Policy>>,
-}
-
-/// Subsets of a service that its rules have in all; there are none beyond.
-pub const MAX_SUBSETS: usize = 64;
-
-/// What the DestinationRules of one level say of one service.
+/// What the DestinationRules of one namespace say.
 #[derive(Clone, Debug, Default)]
-struct Policy {
-    whole: Levels,
-    subsets: HashMap<String, SubsetPolicy>,
+struct OfNamespace {
+    /// By the host in full.
+    hosts: HashMap<String, OfHost>,
+    /// By what follows the `*`.
+    wildcards: HashMap<String, OfHost>,
 }
 
+/// What they say of one host.
 #[derive(Clone, Debug, Default)]
-struct SubsetPolicy {
-    /// The service's ports, with the subset's endpoints alone.
-    ports: Vec<ServicePort>,
-    levels: Levels,
+struct OfHost {
+    /// To the clients that a `workloadSelector` selects.
+    selected: Vec<(Labels, Arc<Policy>)>,
+    /// To clients of whom nobody knows whether they are selected, if that matters.
+    unknown: Option<Arc<Policy>>,
+    /// To all others.
+    all: Option<Arc<Policy>>,
 }
 
-/// A traffic policy for each port that has one of its own, and for the others.
-#[derive(Clone, Debug, Default)]
-struct Levels {
-    all: Arc<TrafficPolicy>,
-    ports: HashMap<u16, Arc<TrafficPolicy>>,
+/// A client, as DestinationRules tell them apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// Its namespace, whose rules count first.
+    pub namespace: &'a str,
+    /// The pod, where it is known.
+    pub pod: Option<&'a NamespacedName>,
+}
+
+/// Whether a `workloadSelector` selects a client.
+#[derive(Clone, Copy)]
+enum Selecting<'a> {
+    /// Not one of another namespace.
+    Never,
+    /// As these labels say.
+    By(&'a Labels),
+    /// Nobody knows.
+    Unknown,
 }
 
 /// Where requests go: endpoints, and how they are to be treated.
@@ -61,8 +76,8 @@ pub struct Target<'t> {
     pub port: &'t ServicePort,
     /// The subset's name.
     pub subset: Option<&'t str>,
-    /// The namespace whose clients alone are treated so, or none if all others are. What one namespace has its clients do
-    /// to endpoints is nothing to the others.
+    /// Whose rules say how they are treated; empty where nobody's do. What one namespace has its clients do to endpoints
+    /// is nothing to the others.
     pub level: &'t str,
     /// What DestinationRules say; `None` where there is none.
     pub policy: Option<&'t Arc<TrafficPolicy>>,
@@ -94,46 +109,89 @@ impl Target<'_> {
 }
 
 impl Destinations {
-    /// Level by level: the client's namespace, the service's, the root's. The first that has any for the service
-    /// counts, and of its hosts the most specific; levels don't merge.
+    /// Of the rules that the waypoint's namespace may see. `clusters` are the destinations of routes: there are only
+    /// those subsets that they name.
     pub fn new<'w>(
         world: &'w World,
         settings: &Settings,
         waypoint: &str,
-        services: impl Iterator<Item = &'w Arc<Service>>,
+        clusters: impl Iterator<Item = &'w Cluster>,
     ) -> Self {
-        let mut rules: Vec<&DestinationRule> = world.destination_rules.values().map(|rule| &**rule).collect();
-        rules.sort_by_key(|rule| (rule.created, &rule.name));
-        let mut policies = HashMap::new();
-        for service in services {
-            let of_namespace = |namespace: &str| {
-                let own = rules.iter().copied().filter(|rule| rule.name.namespace == namespace);
-                let visible = own.filter(|rule| rule.exports.include(waypoint));
-                most_specific(visible, service, settings)
+        let mut by_host: BTreeMap<(&str, String, bool), Vec<&DestinationRule>> = BTreeMap::new();
+        for rule in world.destination_rules.values().filter(|rule| rule.exports.include(waypoint)) {
+            let host = full_host(&rule.host, &rule.name.namespace, settings);
+            let (host, is_wildcard) = match host.strip_prefix('*') {
+                Some(suffix) => (suffix.to_owned(), true),
+                None => (host, false),
             };
-            let common = [service.name.namespace.as_str(), &settings.root_namespace].map(of_namespace);
-            let common = common.into_iter().find(|level| !level.is_empty());
-            let mut of_service = BTreeMap::new();
-            if let Some(rules) = common {
-                of_service.insert(String::new(), Arc::new(Policy::new(&rules, service, world)));
-            }
-            let mut namespaces: Vec<_> = rules.iter().map(|rule| rule.name.namespace.as_str()).collect();
-            namespaces.sort_unstable();
-            namespaces.dedup();
-            for namespace in namespaces.into_iter().filter(|of| *of != service.name.namespace) {
-                let own = of_namespace(namespace);
-                if !own.is_empty() {
-                    of_service.insert(namespace.to_owned(), Arc::new(Policy::new(&own, service, world)));
-                }
-            }
-            if !of_service.is_empty() {
-                let of_service =
-                    OfService { service: (service.kind, service.name.clone()), levels: of_service };
-                let of_host: &mut Vec<_> = policies.entry(service.hostname.clone()).or_default();
-                of_host.push(of_service);
+            by_host.entry((&rule.name.namespace, host, is_wildcard)).or_default().push(rule);
+        }
+        let led_to: Vec<_> = clusters
+            .filter_map(|cluster| Some((cluster.service.as_ref().ok()?, cluster.subset.as_deref()?)))
+            .collect();
+        let named: HashSet<_> = led_to.iter().map(|(_, subset)| *subset).collect();
+        let mut namespaces: HashMap<String, OfNamespace> = HashMap::new();
+        for ((namespace, host, is_wildcard), rules) in by_host {
+            let of_namespace = namespaces.entry(namespace.to_owned()).or_default();
+            let hosts = if is_wildcard { &mut of_namespace.wildcards } else { &mut of_namespace.hosts };
+            hosts.insert(host, OfHost::new(namespace, rules, &named));
+        }
+        let mut found =
+            Self { root: settings.root_namespace.clone(), namespaces, subsets: ByService::default() };
+        let mut by_service: HashMap<*const Service, (&Arc<Service>, HashSet<&str>)> = HashMap::new();
+        for (service, subset) in led_to {
+            let entry = by_service.entry(Arc::as_ptr(service)).or_insert_with(|| (service, HashSet::new()));
+            entry.1.insert(subset);
+        }
+        for (service, names) in by_service.into_values() {
+            let ports = found.subset_ports(service, &names, world);
+            found.subsets.insert(service, ports);
+        }
+        found
+    }
+
+    fn subset_ports(
+        &self,
+        service: &Service,
+        names: &HashSet<&str>,
+        world: &World,
+    ) -> HashMap<String, HashMap<String, Vec<ServicePort>>> {
+        let policies = self.namespaces.values().flat_map(|of| of.hosts_of(&service.hostname));
+        let mut found: HashMap<String, HashMap<String, Vec<ServicePort>>> = HashMap::new();
+        for policy in policies.flat_map(OfHost::policies) {
+            for (name, subset) in policy.subsets.iter().filter(|(name, _)| names.contains(name.as_str())) {
+                let of_level = found.entry(policy.level.clone()).or_default();
+                // The more specific host comes first, and counts.
+                of_level.entry(name.clone()).or_insert_with(|| subset.ports(service, world));
             }
         }
-        Self { policies }
+        found
+    }
+
+    /// Whether some rule asks for the client's labels.
+    pub fn asks_for_labels(&self) -> bool {
+        let hosts = self.namespaces.values().flat_map(|of| of.hosts.values().chain(of.wildcards.values()));
+        hosts.into_iter().any(|of| !of.selected.is_empty())
+    }
+
+    /// Level by level: the client's namespace, the service's, the root's. The first that has any for the service and the
+    /// client counts, and of its hosts the most specific; levels don't merge.
+    fn policy(
+        &self,
+        service: &Service,
+        client: &Client<'_>,
+        labels: &HashMap<NamespacedName, Labels>,
+    ) -> Option<&Arc<Policy>> {
+        let levels = [client.namespace, &service.name.namespace, &self.root];
+        levels.into_iter().find_map(|namespace| {
+            let selecting = match client.pod {
+                _ if namespace != client.namespace => Selecting::Never,
+                Some(pod) if pod.namespace != *namespace => Selecting::Never,
+                pod => pod.and_then(|pod| labels.get(pod)).map_or(Selecting::Unknown, Selecting::By),
+            };
+            let hosts = self.namespaces.get(namespace)?.hosts_of(&service.hostname);
+            hosts.into_iter().find_map(|of| of.policy(selecting))
+        })
     }
 
     pub fn target<'t>(
@@ -141,25 +199,104 @@ impl Destinations {
         service: &'t Arc<Service>,
         subset: Option<&'t str>,
         port: u16,
-        namespace: &str,
+        client: &Client<'_>,
+        labels: &HashMap<NamespacedName, Labels>,
     ) -> Result<Target<'t>, Reason> {
-        let of_host = self.policies.get(&service.hostname).into_iter().flatten();
-        let mut own = of_host.filter(|of| of.service.0 == service.kind && of.service.1 == service.name);
-        let of_service = own.next().map(|of| &of.levels);
-        let level = of_service.and_then(|of| of.get_key_value(namespace).or_else(|| of.get_key_value("")));
-        let (level, policy) = level.map_or(("", None), |(level, policy)| (level.as_str(), Some(policy)));
+        let policy = self.policy(service, client, labels);
+        let level = policy.map_or("", |policy| policy.level.as_str());
         let (ports, levels) = match (subset, policy) {
             (None, policy) => (&service.ports, policy.map(|policy| &policy.whole)),
             (Some(name), policy) => {
                 let subset = policy.and_then(|policy| policy.subsets.get(name));
                 let subset = subset.ok_or(Reason::NoSuchDestination)?;
-                (&subset.ports, Some(&subset.levels))
+                let of_level = self.subsets.get(service).and_then(|levels| levels.get(level)?.get(name));
+                (of_level.ok_or(Reason::NoSuchDestination)?, Some(&subset.levels))
             }
         };
         let index =
             ports.binary_search_by_key(&port, |of| of.number).map_err(|_| Reason::NoSuchDestination)?;
-        let policy = levels.map(|levels| levels.ports.get(&port).unwrap_or(&levels.all));
-        Ok(Target { service, port: &ports[index], subset, level, policy })
+        Ok(Target {
+            service,
+            port: &ports[index],
+            subset,
+            level,
+            policy: levels.map(|levels| levels.at(port)),
+        })
+    }
+
+    /// Whether what goes to a port that the service does not list is to be secured, which only what its ports say could
+    /// tell how.
+    pub fn secures_all(
+        &self,
+        service: &Service,
+        client: &Client<'_>,
+        labels: &HashMap<NamespacedName, Labels>,
+    ) -> bool {
+        self.policy(service, client, labels).is_some_and(|policy| policy.whole.all.is_secured())
+    }
+}
+
+impl OfNamespace {
+    /// What is said of this host, the most specific first.
+    fn hosts_of(&self, host: &str) -> impl Iterator<Item = &OfHost> {
+        let suffixes = host.match_indices('.').map(move |(at, _)| &host[at..]).chain([""]);
+        self.hosts.get(host).into_iter().chain(suffixes.filter_map(|suffix| self.wildcards.get(suffix)))
+    }
+}
+
+impl OfHost {
+    fn new<'r>(namespace: &str, mut rules: Vec<&'r DestinationRule>, named: &HashSet<&str>) -> Self {
+        rules.sort_by_key(|rule| (rule.created, &rule.name));
+        let (all, selecting): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.selector.is_empty());
+        let policies = |rule: &&'r DestinationRule| {
+            rule.subsets.iter().map(|subset| &subset.policy).chain([&rule.policy])
+        };
+        let unknown = selecting.iter().flat_map(policies).any(secures);
+        let mut by_selector: Vec<(&Labels, Vec<&DestinationRule>)> = Vec::new();
+        for rule in selecting {
+            match by_selector.iter_mut().find(|(selector, _)| **selector == rule.selector) {
+                Some((_, same)) => same.push(rule),
+                None => by_selector.push((&rule.selector, vec![rule])),
+            }
+        }
+        let selected = by_selector.into_iter().map(|(selector, rules)| {
+            let level = format!("{namespace} {}", shown(selector));
+            (selector.clone(), Arc::new(Policy::new(level, &rules, named)))
+        });
+        Self {
+            selected: selected.collect(),
+            unknown: unknown.then(|| Arc::new(Policy::unknown(format!("{namespace} ?")))),
+            all: (!all.is_empty()).then(|| Arc::new(Policy::new(namespace.to_owned(), &all, named))),
+        }
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.selected.iter().map(|(_, policy)| policy).chain(&self.all)
+    }
+
+    fn policy(&self, selecting: Selecting<'_>) -> Option<&Arc<Policy>> {
+        let own = match selecting {
+            Selecting::Never => None,
+            Selecting::Unknown => self.unknown.as_ref(),
+            Selecting::By(labels) => {
+                let selects = |selector: &Labels| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+                self.selected.iter().find(|(selector, _)| selects(selector)).map(|(_, policy)| policy)
+            }
+        };
+        own.or(self.all.as_ref())
+    }
+}
+
+impl SubsetPolicy {
+    fn ports(&self, service: &Service, world: &World) -> Vec<ServicePort> {
+        let has = |workload: &Workload| {
+            let labels = labels_of(world, workload);
+            labels.is_some_and(|labels| self.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))
+        };
+        let keep = |endpoint: &Endpoint| {
+            self.labels.is_empty() || endpoint.workload.as_ref().is_some_and(|workload| has(workload))
+        };
+        service.ports.iter().map(|port| port.only(keep)).collect()
     }
 }
 
@@ -180,67 +317,6 @@ pub(super) fn most_specific<'r>(
         }
     }
     best.1
-}
-
-impl Policy {
-    /// Of one host: subsets are added up, and of several policies the first counts.
-    fn new(rules: &[&DestinationRule], service: &Service, world: &World) -> Self {
-        let whole = rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default());
-        let none = TrafficPolicy::default();
-        let whole = whole.unwrap_or(&none);
-        let mut subsets = HashMap::new();
-        for subset in rules.iter().flat_map(|rule| &rule.subsets).take(MAX_SUBSETS) {
-            let has = |workload: &Workload| {
-                let labels = labels_of(world, workload);
-                labels.is_some_and(|labels| subset.labels.iter().all(|(k, v)| labels.get(k) == Some(v)))
-            };
-            let keep = |endpoint: &Endpoint| {
-                subset.labels.is_empty() || endpoint.workload.as_ref().is_some_and(|workload| has(workload))
-            };
-            let ports = service.ports.iter().map(|port| port.only(keep)).collect();
-            let levels = Levels::new(whole, Some(&subset.policy));
-            subsets.entry(subset.name.clone()).or_insert(SubsetPolicy { ports, levels });
-        }
-        Self { whole: Levels::new(whole, None), subsets }
-    }
-}
-
-impl Levels {
-    /// A port's settings count instead of the others at their level, but for what they can't say; a subset's policy
-    /// overrides block by block.
-    fn new(whole: &TrafficPolicy, subset: Option<&TrafficPolicy>) -> Self {
-        let at = |policy: &TrafficPolicy, port: Option<u16>| {
-            let own = policy.ports.iter().find(|(number, _)| Some(*number) == port);
-            let (retry_budget, proxy_protocol) = (policy.retry_budget, policy.proxy_protocol);
-            own.map_or_else(
-                || policy.clone(),
-                |(_, own)| TrafficPolicy { retry_budget, proxy_protocol, ..own.clone() },
-            )
-        };
-        let of = |port| {
-            let below = at(whole, port);
-            Arc::new(match subset {
-                None => TrafficPolicy { ports: Vec::new(), ..below },
-                Some(subset) => {
-                    let above = at(subset, port);
-                    let balancing = if above.balancer.is_some() { &above } else { &below };
-                    TrafficPolicy {
-                        balancer: balancing.balancer.clone(),
-                        warmup: balancing.warmup,
-                        outlier: above.outlier.or(below.outlier),
-                        pool: above.pool.or(below.pool),
-                        tls: above.tls.or(below.tls),
-                        retry_budget: above.retry_budget.or(below.retry_budget),
-                        proxy_protocol: above.proxy_protocol.or(below.proxy_protocol),
-                        ports: Vec::new(),
-                    }
-                }
-            })
-        };
-        let numbers = whole.ports.iter().chain(subset.into_iter().flat_map(|subset| &subset.ports));
-        let ports = numbers.map(|(number, _)| (*number, of(Some(*number)))).collect();
-        Self { all: of(None), ports }
-    }
 }
 
 pub(super) fn labels_of<'w>(world: &'w World, workload: &Workload) -> Option<&'w Labels> {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::compile::{full_host, meshed, missing, specificity};
 use super::destination::{labels_of, most_specific};
 use super::gateway_api::survey_routes;
+use super::hidden::{hidden, hidden_tls};
+use super::traffic::{first_policy, secures};
 use super::virtual_streams;
 use crate::compile::Settings;
 use crate::name::NamespacedName;
@@ -31,6 +33,7 @@ impl Snapshot {
         world.service_entries.values().for_each(|of| survey.service_entry(of));
         let mut found = survey.found;
         found.extend(unread(world));
+        found.extend(hidden_tls(world, settings));
         let services = || self.services().chain(self.service_entries());
         found.extend(survey_routes(world, self));
         found.extend(limit_findings(world, settings, services()));
@@ -298,6 +301,35 @@ impl<'a> Survey<'a> {
             let (name, labels) = (&subset.name, shown(&subset.labels));
             let message = format!("subset {name} ({labels}) has none of the endpoints of {}", of.host);
             self.tell(me, FindingReason::SelectsNothing, message);
+        }
+        self.hides_tls(of, &services);
+    }
+
+    /// Tells of a rule for its own namespace's clients alone that has them go without the TLS that all others have.
+    fn hides_tls(&mut self, of: &DestinationRule, services: &[&Arc<Service>]) {
+        let [service] = services else { return };
+        let own = &of.name.namespace;
+        if *own == service.name.namespace || *own == self.settings.root_namespace || of.policy.tls.is_some() {
+            return;
+        }
+        let candidates = self.rules.get(&service.hostname).into_iter().flatten().chain(&self.wide).copied();
+        let at = |namespace: &str| {
+            let of_level = candidates.clone().filter(|rule| rule.name.namespace == namespace);
+            let mut rules = most_specific(of_level, service, self.settings);
+            rules.sort_by_key(|rule| (rule.created, &rule.name));
+            rules
+        };
+        let [mine, owners, roots] =
+            [own.as_str(), &service.name.namespace, &self.settings.root_namespace].map(at);
+        let common = first_policy(if owners.is_empty() { &roots } else { &owners });
+        let Some(common) = common.filter(|common| secures(&common.policy)) else { return };
+        if first_policy(&mine).or(mine.first().copied()).is_some_and(|first| std::ptr::eq(first, of)) {
+            let message = format!(
+                "clients of its namespace go by it alone, so that the tls of {} is not in force for them: write it \
+                 here too",
+                common.name
+            );
+            self.found.push(hidden(of, FindingReason::Merged, message));
         }
     }
 

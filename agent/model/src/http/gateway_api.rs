@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::attached::{Attached, Ports};
+use super::by_service::ByService;
 use super::rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
 use super::stream::{Named, StreamRule, StreamTable, takes_tls};
 use super::table::Table;
@@ -43,10 +44,10 @@ pub(super) struct Attaching<'a> {
 type Problem = (FindingReason, String);
 
 impl<'a> Attaching<'a> {
-    /// `tables` are those of VirtualServices, by the host name of the service.
+    /// `tables` are those of VirtualServices.
     pub fn all(
         &self,
-        tables: &HashMap<String, Arc<Table>>,
+        tables: &ByService<Arc<Table>>,
         findings: &mut Vec<Finding>,
     ) -> HashMap<NamespacedName, Attached> {
         // By Service, then by the namespace of the routes.
@@ -81,7 +82,7 @@ impl<'a> Attaching<'a> {
             let mut attached = Attached::default();
             for (namespace, routes) in by_namespace {
                 let ports = self.ports(service, &routes, findings);
-                if let (Some(table), Some(route)) = (tables.get(&service.hostname), routes.first())
+                if let (Some(table), Some(route)) = (tables.get(service), routes.first())
                     && !ports.is_empty()
                 {
                     let scope = if namespace == name.namespace { "all clients" } else { namespace };
@@ -399,7 +400,7 @@ impl Snapshot {
 pub(super) fn survey_routes(world: &World, snapshot: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
     let attaching = Attaching { world, snapshot, waypoint: None, grants: Grants::Optional };
-    attaching.all(&HashMap::new(), &mut findings);
+    attaching.all(&ByService::default(), &mut findings);
     findings
 }
 

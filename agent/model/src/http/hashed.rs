@@ -1,5 +1,7 @@
 //! Which endpoint a hash leads to, such that few are led elsewhere when endpoints come and go.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 
@@ -84,35 +86,29 @@ impl Hashed {
         struct Likes {
             next: u64,
             step: u64,
-            /// When it takes a place again, in rounds times weight.
-            due: u64,
+            taken: u64,
         }
         let mut likes: Vec<_> = (self.endpoints.iter())
             .map(|(address, _)| {
                 let step = if size > 1 { hash_of(*address, 1) % (size - 1) + 1 } else { 0 };
-                Likes { next: hash_of(*address, 0) % size, step, due: 0 }
+                Likes { next: hash_of(*address, 0) % size, step, taken: 0 }
             })
             .collect();
         let mut owners = vec![FREE; usize::try_from(size).unwrap_or_default()];
-        let mut free = owners.len();
-        for round in 1.. {
-            for (index, likes) in (0_u32..).zip(&mut likes) {
-                let weight = u64::from(self.endpoints[index as usize].1);
-                if free == 0 {
-                    self.owners = owners;
-                    return;
-                }
-                if round * weight < likes.due {
-                    continue;
-                }
-                likes.due += most;
-                while owners[likes.next as usize] != FREE {
-                    likes.next = (likes.next + likes.step) % size;
-                }
-                owners[likes.next as usize] = index;
-                free -= 1;
+        // By the round in which they take a place again: that of the most weight does in each.
+        let mut turns: BinaryHeap<_> = (0..likes.len()).map(|index| Reverse((1_u64, index))).collect();
+        for _ in 0..owners.len() {
+            let Some(Reverse((round, index))) = turns.pop() else { break };
+            let likes = &mut likes[index];
+            while owners[likes.next as usize] != FREE {
+                likes.next = (likes.next + likes.step) % size;
             }
+            owners[likes.next as usize] = u32::try_from(index).unwrap_or(FREE);
+            likes.taken += 1;
+            let weight = u64::from(self.endpoints[index].1);
+            turns.push(Reverse(((likes.taken * most).div_ceil(weight).max(round + 1), index)));
         }
+        self.owners = owners;
     }
 }
 
@@ -168,6 +164,18 @@ mod tests {
             let heavy = counts(&Hashed::new(table, &two))[&two[0].address];
             assert!((14_000..16_000).contains(&heavy), "{table:?}: {heavy}");
         }
+    }
+
+    #[test]
+    fn weights_that_differ_as_much_as_can_be_take_no_longer() {
+        let mut many: Vec<_> =
+            (0..10_000_u32).map(|n| Endpoint::at((n.to_be_bytes(), 80).into(), None)).collect();
+        many[7].weight = NonZeroU32::MAX;
+        let began = std::time::Instant::now();
+        let hashed = Hashed::new(HashTable::Maglev(HashTable::MAX), &many);
+        assert!(began.elapsed().as_secs() < 5);
+        let heavy = hashed.owners.iter().filter(|owner| **owner == 7).count();
+        assert_eq!(heavy + many.len() - 1, hashed.owners.len());
     }
 
     #[test]

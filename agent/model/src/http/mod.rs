@@ -5,12 +5,14 @@ mod attached;
 mod authentication;
 mod authorize;
 mod bucket;
+mod by_service;
 mod callee;
 mod compile;
 mod destination;
 mod findings;
 mod gateway_api;
 mod hashed;
+mod hidden;
 mod index;
 mod limit;
 mod matching;
@@ -19,6 +21,7 @@ mod rule;
 mod stream;
 mod table;
 mod token;
+mod traffic;
 mod virtual_streams;
 
 use std::borrow::Cow;
@@ -30,7 +33,7 @@ pub use crate::policy::ToAsk;
 pub use bucket::Bucket;
 pub(crate) use callee::Callees;
 pub use callee::{Asker, is_foreign};
-pub use destination::{MAX_SUBSETS, Target};
+pub use destination::{Client, Target};
 pub use gateway_api::Grants;
 pub use hashed::Hashed;
 pub use limit::{Counted, Limit};
@@ -42,6 +45,7 @@ pub(crate) use token::Values;
 pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
 };
+pub use traffic::{MAX_PORT_SETTINGS, MAX_SUBSETS};
 
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
@@ -53,6 +57,7 @@ use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, Labels, RemoteKeys};
 use attached::Attached;
 use authorize::RequestPolicies;
+use by_service::ByService;
 use destination::Destinations;
 use stream::StreamPorts;
 use table::Table;
@@ -107,10 +112,10 @@ pub struct Selected<'t> {
 /// The routes of all services behind a waypoint.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
-    /// Of VirtualServices, by the service's host name.
-    tables: HashMap<String, Arc<Table>>,
+    /// Of VirtualServices.
+    tables: ByService<Arc<Table>>,
     /// The same of connections in which no HTTP is read.
-    streams: HashMap<String, StreamPorts>,
+    streams: ByService<StreamPorts>,
     /// Of the Gateway API, by Kubernetes Service.
     attached: HashMap<NamespacedName, Attached>,
     destinations: Destinations,
@@ -130,7 +135,7 @@ impl Routes {
         let is_service = service.kind == ServiceKind::Service;
         let attached = self.attached.get(&service.name).filter(|_| is_service);
         let attached = attached.and_then(|of| of.table(request.source_namespace, request.port));
-        let table = attached.or_else(|| self.tables.get(&service.hostname));
+        let table = attached.or_else(|| self.tables.get(service));
         let Some(table) = table else { return Ok(None) };
         let labels = request.source.and_then(|source| self.labels.get(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
@@ -193,7 +198,7 @@ impl Routes {
     fn stream_table(&self, service: &Service, stream: &Stream<'_>) -> Option<&Arc<stream::StreamTable>> {
         let attached = self.attached.get(&service.name).filter(|_| service.kind == ServiceKind::Service);
         let attached = attached.and_then(|of| of.streams(stream.source_namespace, stream.port));
-        attached.or_else(|| self.streams.get(&service.hostname)?.get(&stream.port))
+        attached.or_else(|| self.streams.get(service)?.get(&stream.port))
     }
 
     fn labels_of(&self, stream: &Stream<'_>) -> Option<&Labels> {
@@ -301,16 +306,16 @@ impl Routes {
         &self.node_addresses
     }
 
-    /// Where a rule's destination is for clients of this namespace: its endpoints, and how they are to be treated.
+    /// Where a rule's destination is for this client: its endpoints, and how they are to be treated.
     pub fn target<'t>(
         &'t self,
         cluster: &'t Cluster,
         dialled: u16,
-        namespace: &str,
+        client: &Client<'_>,
     ) -> Result<Target<'t>, Reason> {
         let service = cluster.service.as_ref().map_err(|reason| *reason)?;
         let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
-        self.destinations.target(service, cluster.subset.as_deref(), port, namespace)
+        self.destinations.target(service, cluster.subset.as_deref(), port, client, &self.labels)
     }
 
     /// Where a service itself is, without any rule.
@@ -318,9 +323,16 @@ impl Routes {
         &'t self,
         service: &'t Arc<Service>,
         port: u16,
-        namespace: &str,
+        client: &Client<'_>,
     ) -> Result<Target<'t>, Reason> {
-        self.destinations.target(service, None, port, namespace)
+        self.destinations.target(service, None, port, client, &self.labels)
+    }
+
+    /// Whether a client may be passed on to a port that the service does not list, as ServiceEntries without endpoints
+    /// of their own let it. Not if what goes to the service is to be secured.
+    pub fn pass_unlisted(&self, service: &Service, client: &Client<'_>) -> Result<(), Reason> {
+        let secured = self.destinations.secures_all(service, client, &self.labels);
+        if secured { Err(Reason::NoServicePort) } else { Ok(()) }
     }
 }
 

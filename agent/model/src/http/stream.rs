@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Split;
+use super::{Cluster, Split};
 use crate::name::NamespacedName;
 use crate::service::ServicePort;
 use crate::speaks::Declared;
@@ -101,6 +101,12 @@ impl StreamTable {
 
     pub fn rules(&self) -> &[StreamRule] {
         &self.rules
+    }
+
+    /// Where its rules lead.
+    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        let splits = self.rules.iter().filter_map(|rule| rule.split.as_ref().ok());
+        splits.flat_map(Split::choices).map(|choice| &choice.cluster)
     }
 
     /// Whether the name in the client's TLS may decide, given all else.

@@ -1,6 +1,6 @@
 use super::index::Index;
 use super::matching::holds;
-use super::{Request, Rule, Selected};
+use super::{Action, Cluster, Request, Rule, Selected};
 use crate::name::NamespacedName;
 use crate::world::Labels;
 use crate::world::routing::{HttpMatch, StringMatch};
@@ -66,6 +66,18 @@ impl Table {
         let mut last = None;
         let names = self.rules.iter().map(|rule| &*rule.resource);
         names.filter(move |name| last.replace(*name) != Some(*name))
+    }
+
+    /// Where its rules lead.
+    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        self.rules.iter().flat_map(|rule| {
+            let choices = match &rule.action {
+                Action::Route(split) => Some(split.choices()),
+                Action::Redirect(_) | Action::Direct(_) | Action::Invalid(_) => None,
+            };
+            let mirrors = rule.mirrors.iter().map(|mirror| &mirror.cluster);
+            choices.into_iter().flatten().map(|choice| &choice.cluster).chain(mirrors)
+        })
     }
 
     /// Whether some entry asks for the client's labels.

@@ -17,6 +17,8 @@ pub struct DestinationRule {
     pub host: String,
     /// `spec.exportTo`
     pub exports: Exports,
+    /// `spec.workloadSelector`: the clients that it is for, of its own namespace; empty is all, of any.
+    pub selector: Labels,
     /// `spec.trafficPolicy`
     pub policy: TrafficPolicy,
     /// `spec.subsets`
@@ -55,6 +57,13 @@ pub struct TrafficPolicy {
     pub proxy_protocol: Option<ProxyVersion>,
     /// `portLevelSettings`: instead of the balancer, the outliers, the pool and the TLS above, by port of the service.
     pub ports: Vec<(u16, TrafficPolicy)>,
+}
+
+impl TrafficPolicy {
+    /// Whether it asks for TLS of any kind, at those ports that have no settings of their own.
+    pub fn is_secured(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| *tls != ServerTls::Disable)
+    }
 }
 
 /// `loadBalancer`
@@ -185,8 +194,10 @@ pub struct ConnectionPool {
     pub keepalive: Option<Keepalive>,
     /// `tcp.maxConnectionDuration`
     pub max_duration: Option<Duration>,
-    /// `http.idleTimeout`, else `tcp.idleTimeout`.
+    /// `http.idleTimeout`, else `tcp.idleTimeout`: without a request.
     pub idle_timeout: Option<Duration>,
+    /// `tcp.idleTimeout`: without a byte, where no HTTP is read.
+    pub stream_idle_timeout: Option<Duration>,
     /// `http.http1MaxPendingRequests`: those that wait for a connection.
     pub max_pending: Option<u32>,
     /// `http.http2MaxRequests`

@@ -1,14 +1,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use orlop_model::http::{Cluster, MAX_SUBSETS};
+use orlop_model::http::{Client, Cluster, MAX_SUBSETS};
 use orlop_model::world::routing::{
-    Balancer, ConnectionPool, DestinationRule, Outlier, Subset, TrafficPolicy,
+    Balancer, ConnectionPool, Destination, DestinationRule, HttpRule, Outlier, RuleAction, ServerTls, Subset,
+    TrafficPolicy, WeightedDestination,
 };
 use orlop_model::world::{Labels, ServiceEntry, ServicePort};
 use orlop_model::{NamespacedName, Reason, Snapshot, World};
 
-use crate::support::{add_destination, compiled, world};
+use crate::support::{add, add_destination, client, compiled, get, routes, selected, world};
 
 fn destination(namespace: &str, name: &str, host: &str) -> DestinationRule {
     let name = NamespacedName::new(namespace, name);
@@ -29,15 +30,33 @@ fn target(
     snapshot: &Snapshot,
     subset: Option<&str>,
     port: u16,
-    client: &str,
+    namespace: &str,
 ) -> Result<(Vec<IpAddr>, Option<Arc<TrafficPolicy>>), Reason> {
     let service = snapshot.service(&NamespacedName::new("shop", "web")).cloned();
     let service = service.ok_or(Reason::NoSuchDestination);
     let cluster =
         Cluster { host: String::new(), service, port: Some(port), subset: subset.map(str::to_owned) };
-    let target = snapshot.routes().target(&cluster, port, client)?;
+    let target = snapshot.routes().target(&cluster, port, &client(namespace))?;
     let eligible = target.eligible(Ipv4Addr::UNSPECIFIED.into());
     Ok((eligible.iter().map(|endpoint| endpoint.address.ip()).collect(), target.policy.cloned()))
+}
+
+/// The world compiled, with a route to each of the subsets that there are.
+fn led(world: &World) -> Snapshot {
+    let mut world = world.clone();
+    let subsets = world.destination_rules.values().flat_map(|rule| &rule.subsets);
+    let route = subsets.map(|subset| WeightedDestination {
+        destination: Destination {
+            host: "web".to_owned(),
+            subset: Some(subset.name.clone()),
+            ..Destination::default()
+        },
+        weight: 1,
+        ..WeightedDestination::default()
+    });
+    let action = RuleAction::Route(route.collect());
+    add(&mut world, routes("led", [HttpRule { action, ..HttpRule::default() }]));
+    compiled(&world)
 }
 
 fn balancer(world: &World, client: &str) -> Option<Balancer> {
@@ -72,7 +91,7 @@ fn the_most_specific_host_counts_and_levels_do_not_merge() {
     assert_eq!(balancer(&world, "shop"), Some(Balancer::Random));
     add_destination(&mut world, destination("shop", "own", "web"));
     assert_eq!(balancer(&world, "shop"), None);
-    assert_eq!(target(&compiled(&world), Some("v1"), 80, "shop").unwrap_err(), Reason::NoSuchDestination);
+    assert_eq!(target(&led(&world), Some("v1"), 80, "shop").unwrap_err(), Reason::NoSuchDestination);
 }
 
 #[test]
@@ -87,7 +106,7 @@ fn of_one_host_subsets_append_and_the_first_policy_wins() {
     add_destination(&mut world, rule("c", 1, "v1", TrafficPolicy::default()));
     add_destination(&mut world, rule("b", 2, "v2", balanced(Balancer::Random)));
     add_destination(&mut world, rule("a", 3, "v2", balanced(Balancer::RoundRobin)));
-    let snapshot = compiled(&world);
+    let snapshot = led(&world);
     let ip = |n| IpAddr::from([10, 0, 0, n]);
     assert_eq!(target(&snapshot, Some("v1"), 80, "shop").unwrap().0, [ip(1)]);
     assert_eq!(target(&snapshot, Some("v2"), 80, "shop").unwrap().0, [ip(2)]);
@@ -112,10 +131,94 @@ fn a_service_entry_of_the_same_name_has_no_part_in_what_is_said_of_a_service() {
     };
     world.service_entries.insert(entry.name.clone(), entry);
     for client in ["shop", "zoo", "street"] {
-        let (endpoints, policy) = target(&compiled(&world), Some("v1"), 80, client).unwrap();
+        let (endpoints, policy) = target(&led(&world), Some("v1"), 80, client).unwrap();
         assert_eq!(endpoints, [IpAddr::from([10, 0, 0, 1])], "{client}");
         assert_eq!(policy.and_then(|policy| policy.balancer.clone()), Some(Balancer::Random), "{client}");
     }
+}
+
+#[test]
+fn subsets_that_no_route_leads_to_are_not_made() {
+    let mut world = world();
+    let rule = DestinationRule { subsets: vec![version("v1")], ..destination("shop", "r", "web") };
+    add_destination(&mut world, rule);
+    assert_eq!(target(&compiled(&world), Some("v1"), 80, "shop").unwrap_err(), Reason::NoSuchDestination);
+    assert_eq!(target(&led(&world), Some("v1"), 80, "shop").unwrap().0, [IpAddr::from([10, 0, 0, 1])]);
+}
+
+#[test]
+fn a_service_entry_of_the_same_name_does_not_take_the_place_of_a_services_routes() {
+    let mut world = world();
+    let route = HttpRule { name: "of-web".to_owned(), ..HttpRule::default() };
+    add(&mut world, routes("r", [route]));
+    let entry = ServiceEntry {
+        name: "shop/web".parse().unwrap(),
+        hosts: vec!["web.shop.svc.cluster.local".into()],
+        ports: vec![ServicePort { name: "tcp".into(), number: 90, ..ServicePort::default() }],
+        ..ServiceEntry::default()
+    };
+    world.service_entries.insert(entry.name.clone(), entry);
+    assert_eq!(selected(&compiled(&world), &get("/")), Ok(Some("of-web".to_owned())));
+}
+
+/// What TLS a client of `shop` gets to `shop/web`: a pod, or nobody knows which.
+fn tls_of(world: &World, pod: Option<&str>) -> Option<ServerTls> {
+    let snapshot = compiled(world);
+    let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+    let pod = pod.map(|pod| NamespacedName::new("shop", pod));
+    let client = Client { namespace: "shop", pod: pod.as_ref() };
+    let target = snapshot.routes().target_of(service, 80, &client).unwrap();
+    target.policy.and_then(|policy| policy.tls.clone())
+}
+
+fn secured(tls: ServerTls) -> TrafficPolicy {
+    TrafficPolicy { tls: Some(tls), ..TrafficPolicy::default() }
+}
+
+#[test]
+fn a_rule_for_some_clients_is_for_those_of_its_namespace_alone() {
+    let mut world = world();
+    let plain = DestinationRule {
+        created: Some(1),
+        selector: [("version".to_owned(), "v1".to_owned())].into(),
+        policy: secured(ServerTls::Disable),
+        ..destination("shop", "plain", "web")
+    };
+    let all = DestinationRule {
+        created: Some(2),
+        policy: secured(ServerTls::Mesh),
+        ..destination("shop", "all", "web")
+    };
+    add_destination(&mut world, plain.clone());
+    add_destination(&mut world, all.clone());
+    assert_eq!(tls_of(&world, Some("v1")), Some(ServerTls::Disable));
+    assert_eq!(tls_of(&world, Some("v2")), Some(ServerTls::Mesh));
+    assert_eq!(tls_of(&world, None), Some(ServerTls::Mesh));
+    let of_others = target(&compiled(&world), None, 80, "far").unwrap().1.unwrap();
+    assert_eq!(of_others.tls, Some(ServerTls::Mesh));
+    // Where the selected are those to be secured, nobody goes in clear of whom that is not known.
+    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Mesh), ..plain });
+    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Disable), ..all });
+    assert_eq!(tls_of(&world, Some("v1")), Some(ServerTls::Mesh));
+    assert_eq!(tls_of(&world, Some("v2")), Some(ServerTls::Disable));
+    assert!(matches!(tls_of(&world, None), Some(ServerTls::Unavailable(_))));
+    assert!(matches!(tls_of(&world, Some("gone")), Some(ServerTls::Unavailable(_))));
+}
+
+#[test]
+fn what_is_to_be_secured_goes_to_no_port_that_is_not_listed() {
+    let mut world = world();
+    let passes = |world: &World| {
+        let snapshot = compiled(world);
+        let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+        snapshot.routes().pass_unlisted(service, &client("shop"))
+    };
+    assert_eq!(passes(&world), Ok(()));
+    let rule = |tls| DestinationRule { policy: secured(tls), ..destination("shop", "r", "web") };
+    add_destination(&mut world, rule(ServerTls::Disable));
+    assert_eq!(passes(&world), Ok(()));
+    add_destination(&mut world, rule(ServerTls::Mesh));
+    assert_eq!(passes(&world), Err(Reason::NoServicePort));
 }
 
 #[test]
@@ -126,7 +229,7 @@ fn a_service_has_no_more_subsets_than_is_sensible() {
         &mut world,
         DestinationRule { subsets: subsets.collect(), ..destination("shop", "r", "web") },
     );
-    let snapshot = compiled(&world);
+    let snapshot = led(&world);
     let subset = |n: usize| target(&snapshot, Some(&format!("s{n}")), 80, "shop").map(|found| found.0.len());
     assert_eq!((subset(MAX_SUBSETS - 1), subset(MAX_SUBSETS)), (Ok(2), Err(Reason::NoSuchDestination)));
 }
@@ -150,7 +253,7 @@ fn port_settings_replace_and_a_subset_overrides_block_by_block() {
         &mut world,
         DestinationRule { policy: whole, subsets: vec![subset], ..destination("shop", "r", "web") },
     );
-    let snapshot = compiled(&world);
+    let snapshot = led(&world);
     let policy = |subset, port| target(&snapshot, subset, port, "shop").unwrap().1.unwrap();
     assert_eq!(policy(None, 80).balancer, Some(Balancer::RoundRobin));
     let at_port = policy(None, 81);

@@ -1,8 +1,8 @@
 //! What the authors of routes are told, whatever waypoint those are for.
 
 use orlop_model::world::routing::{
-    Destination, DestinationRule, HttpRule, Mirror, Percent, RuleAction, ServerTls, Subset, VirtualService,
-    WeightedDestination,
+    Balancer, Destination, DestinationRule, HttpRule, Mirror, Percent, RuleAction, ServerTls, Subset,
+    TrafficPolicy, VirtualService, WeightedDestination,
 };
 use orlop_model::world::{Exports, Labels, Protocol, ServiceEntry, ServicePort, WorkloadEntry};
 use orlop_model::{Concern, FindingReason, NamespacedName, Settings, World, compile};
@@ -151,6 +151,34 @@ fn destination_rules_of_nothing_are_told() {
     add_destination(&mut world, versions("shop", "web", &["v1", "v9"]));
     let want = "subset v9 (version=v9) has none of the endpoints of web";
     assert_eq!(told(&world), [("versions".to_owned(), FindingReason::SelectsNothing, want.to_owned())]);
+}
+
+#[test]
+fn tls_that_is_not_in_force_is_told() {
+    let rule = |namespace: &str, name: &str, created, tls: Option<ServerTls>| {
+        let policy = TrafficPolicy { balancer: Some(Balancer::Random), tls, ..TrafficPolicy::default() };
+        DestinationRule {
+            name: NamespacedName::new(namespace, name),
+            created: Some(created),
+            policy,
+            ..versions("", "web.shop.svc.cluster.local", &[])
+        }
+    };
+    let reasons = |rules: Vec<DestinationRule>| -> Vec<_> {
+        let mut world = world();
+        rules.into_iter().for_each(|rule| add_destination(&mut world, rule));
+        told(&world).into_iter().map(|(name, reason, _)| (name, reason)).collect()
+    };
+    let (plain, secured) = (rule("shop", "a", 1, None), rule("shop", "b", 2, Some(ServerTls::Mesh)));
+    let merged = |name: &str| vec![(name.to_owned(), FindingReason::Merged)];
+    assert_eq!(reasons(vec![plain.clone(), secured.clone()]), merged("b"));
+    assert_eq!(reasons(vec![plain, rule("shop", "b", 2, None)]), []);
+    // Clients of a namespace that has one of its own.
+    assert_eq!(reasons(vec![secured.clone(), rule("far", "c", 1, None)]), merged("c"));
+    assert_eq!(reasons(vec![secured.clone(), rule("far", "c", 1, Some(ServerTls::Disable))]), []);
+    let mut of_port = secured;
+    of_port.policy.ports = vec![(80, TrafficPolicy::default())];
+    assert_eq!(reasons(vec![of_port]), [("b".to_owned(), FindingReason::FieldsNotEnforced)]);
 }
 
 #[test]

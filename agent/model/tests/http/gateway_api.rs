@@ -11,7 +11,7 @@ use orlop_model::world::routing::{HttpMatch, Percent, Redirect, StringMatch};
 use orlop_model::{NamespacedName, Reason, Snapshot, World, compile};
 use proptest::prelude::*;
 
-use crate::support::{Map, add, chosen, compiled, get, routes, rule, selected, settings, world};
+use crate::support::{Map, add, chosen, client, compiled, get, routes, rule, selected, settings, world};
 
 fn parent(namespace: &str, name: &str) -> Parent {
     Parent { service: NamespacedName::new(namespace, name), ..Parent::default() }
@@ -261,7 +261,10 @@ fn outcome(world: &World, grants: Grants, number: u64) -> Result<String, Reason>
     match &chosen(&snapshot, &get("/")).action {
         Action::Route(split) => {
             let Choice { cluster, .. } = split.pick(number).unwrap();
-            snapshot.routes().target(cluster, 80, "shop").map(|target| target.service.hostname.clone())
+            snapshot
+                .routes()
+                .target(cluster, 80, &client("shop"))
+                .map(|target| target.service.hostname.clone())
         }
         Action::Invalid(_) => Err(Reason::InvalidRoute),
         other => panic!("{other:?}"),

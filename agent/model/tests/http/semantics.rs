@@ -9,7 +9,7 @@ use orlop_model::world::routing::{
 use orlop_model::{NamespacedName, Reason};
 
 use crate::support::{
-    Map, add, chosen, compiled, exact, get, host, prefix, regex, routes, rule, selected, to, world,
+    Map, add, chosen, client, compiled, exact, get, host, prefix, regex, routes, rule, selected, to, world,
 };
 
 fn named(http: impl Into<Vec<HttpRule>>, path: &str) -> Option<String> {
@@ -255,8 +255,10 @@ fn an_unknown_service_subset_or_port_is_an_answer_of_its_own_and_a_finding() {
         add(&mut world, routes("r", [HttpRule { action, ..rule("r", []) }]));
         let snapshot = compiled(&world);
         let Action::Route(split) = &chosen(&snapshot, &get("/")).action else { panic!() };
-        let target =
-            snapshot.routes().target(&split.pick(0).unwrap().cluster, 80, "shop").map(|of| of.port.number);
+        let target = snapshot
+            .routes()
+            .target(&split.pick(0).unwrap().cluster, 80, &client("shop"))
+            .map(|of| of.port.number);
         (target, snapshot.findings().iter().any(|finding| finding.kind == "VirtualService"))
     };
     assert_eq!(with("web", None, None), (Ok(80), false));

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orlop_model::http::{Action, Grants, Headers, Request, Rule};
+use orlop_model::http::{Action, Client, Grants, Headers, Request, Rule};
 use orlop_model::world::routing::{
     Destination, DestinationRule, HttpMatch, HttpRule, RuleAction, StringMatch, VirtualService,
     WeightedDestination,
@@ -36,6 +36,11 @@ pub fn get(path: &str) -> Request<'_> {
         source: None,
         source_namespace: "shop",
     }
+}
+
+/// A client of this namespace that is no pod.
+pub fn client(namespace: &str) -> Client<'_> {
+    Client { namespace, pod: None }
 }
 
 /// A world of the services `shop/web`, `shop/other` and `far/web`, behind the waypoint `shop/gate`. Of `shop/web` the

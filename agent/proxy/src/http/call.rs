@@ -6,7 +6,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use orlop_model::{
     Reason, Snapshot,
-    http::{Asker, is_foreign},
+    http::{Asker, Client, is_foreign},
 };
 
 use super::{
@@ -92,7 +92,8 @@ pub(super) async fn call(
         return Err(Failed::Wrong(problem));
     }
     let at_port = |reason: Reason| Failed::of(&reason.into(), format_args!("{host}:{port}"));
-    let target = snapshot.routes().target_of(service, *port, namespace).map_err(at_port)?;
+    let client = Client { namespace, pod: Some(&local.own.workload.name) };
+    let target = snapshot.routes().target_of(service, *port, &client).map_err(at_port)?;
     let cluster = local.host_cache.cluster(&local.own.hosts, &target);
     let pool = target.policy.and_then(|policy| policy.pool.as_ref());
     let lane = Lane { cluster: Some(&cluster), pool };

@@ -458,7 +458,7 @@ fn switch_protocols(
 ) -> Response<ResponseBody> {
     let server = upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
-    let idle_timeout = session.local.worker.shared.config.idle_timeout;
+    let bounds = lease.bounds();
     let live = session.local.worker.shared.live.enter_always();
     let session = Rc::clone(session);
     spawn_local(async move {
@@ -470,7 +470,7 @@ fn switch_protocols(
                 (Some(client), Some(server)) => {
                     let withdrawn = authorize::withdrawn(&session, record.goes_on.as_deref());
                     let (client, server) = ((client, Watch::Nothing), (server, Watch::Nothing));
-                    opaque::copy(client, server, (&up, &down), idle_timeout, withdrawn).await
+                    opaque::copy(client, server, (&up, &down), bounds, withdrawn).await
                 }
                 _ => Err(Refusal::internal("an upgraded connection is not ours")),
             },

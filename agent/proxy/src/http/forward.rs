@@ -61,13 +61,16 @@ enum Destination<'s> {
 impl<'s> Plan<'s> {
     /// For a request that no rule speaks of.
     pub(super) fn unrouted(session: &Session, snapshot: &'s Arc<Snapshot>) -> Result<Self, Refusal> {
-        let namespace = session.peer.identity.namespace();
+        let (routes, client) = (snapshot.routes(), session.client());
         let destination = match &session.target {
             Behind::Service { service, port, .. } => match snapshot.current_service(service) {
                 Some(service) if service.port(*port).is_some() => {
-                    Destination::Service(snapshot.routes().target_of(service, *port, namespace)?)
+                    Destination::Service(routes.target_of(service, *port, &client)?)
                 }
-                _ => Destination::Endpoint(session.endpoint(snapshot)?),
+                current => {
+                    current.map_or(Ok(()), |service| routes.pass_unlisted(service, &client))?;
+                    Destination::Endpoint(session.endpoint(snapshot)?)
+                }
             },
             Behind::Workload { .. } => Destination::Endpoint(session.endpoint(snapshot)?),
         };
@@ -110,7 +113,7 @@ pub(super) fn target<'s>(
     cluster: &'s Cluster,
 ) -> Result<Target<'s>, Refusal> {
     let dialled = session.service_port().map_or(0, |(_, port)| port);
-    let target = snapshot.routes().target(cluster, dialled, session.peer.identity.namespace());
+    let target = snapshot.routes().target(cluster, dialled, &session.client());
     target.map_err(|reason| {
         let subset = cluster.subset.as_ref().map(|subset| format!(", subset {subset}"));
         Refusal::new(reason, format!("{}{}", cluster.host, subset.unwrap_or_default()))

@@ -3,7 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use hyper::body::{Body as _, Incoming};
-use orlop_model::http::Cluster;
+use orlop_model::{Reason, http::Cluster};
 use tokio::{task::spawn_local, time::timeout};
 
 use super::{
@@ -75,6 +75,7 @@ async fn copy(
     session.check(snapshot, &endpoint)?;
     let key = session.key(&endpoint, Some(&target), Some(template.destined().authority.host()))?;
     let pool = target.policy.and_then(|policy| policy.pool.as_ref());
+    let _counted = cluster.enter(pool.and_then(|pool| pool.max_requests)).ok_or(Reason::Overflow)?;
     let lane = Lane { cluster: Some(&cluster), pool };
     let mut lease = Upstreams::lease(session, &key, lane, false).await?;
     let request = template.request(&key, body)?;

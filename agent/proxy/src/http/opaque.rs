@@ -1,22 +1,22 @@
 //! Connections whose bytes are nobody's but their ends'.
 
-use std::{rc::Rc, time::Duration};
+use std::{future::pending, rc::Rc};
 
 use orlop_model::Reason;
+use tokio::time::sleep;
 
 use super::{
     authorize,
     hello::Watch,
     io::{Io, Sink, Source},
     session::Session,
-    stream::{self, Connected},
+    stream::{self, Bounds, Connected},
 };
 use crate::{copy::unless_idle, meter::Meter, metrics::Direction, record::Record, refusal::Refusal};
 
 /// Carries a connection that is no HTTP to an endpoint.
 pub(super) async fn serve(session: &Rc<Session>, client: Io) {
     let mut record = session.record();
-    let shared = &session.local.worker.shared;
     let connected = match stream::connect(session, &mut record).await {
         Ok(connected) => connected,
         Err(refusal) => {
@@ -25,13 +25,14 @@ pub(super) async fn serve(session: &Rc<Session>, client: Io) {
         }
     };
     record.opened(&session.local.worker.series);
-    let Connected { io: server, slot: _slot, in_flight: _in_flight, place: _place, elsewhere, endpoint } =
+    let Connected { io: server, slot: _slot, in_flight: _in_flight, place: _place, elsewhere, .. } =
         connected;
+    let (endpoint, bounds) = (connected.endpoint, connected.bounds);
     let withdrawn = authorize::connection_withdrawn(session, elsewhere.as_ref(), &endpoint);
     let (of_client, of_server) = Watch::both(&session.seen, session.hello);
     let (client, server) = ((client, of_client), (server, of_server));
     let meters = (&record.up, &record.down);
-    let result = copy(client, server, meters, shared.config.idle_timeout, withdrawn).await;
+    let result = copy(client, server, meters, bounds, withdrawn).await;
     record.finish(result);
 }
 
@@ -40,7 +41,7 @@ pub(super) async fn copy(
     (client, mut of_client): (Io, Watch),
     (server, mut of_server): (Io, Watch),
     (up, down): (&Meter, &Meter),
-    idle_timeout: Duration,
+    bounds: Bounds,
     withdrawn: impl Future<Output = Refusal>,
 ) -> Result<(), Refusal> {
     let Io { source: mut from_client, sink: mut to_client, .. } = client;
@@ -52,10 +53,17 @@ pub(super) async fn copy(
         )
         .map(drop)
     };
+    let over = async {
+        match bounds.whole {
+            Some(whole) => sleep(whole).await,
+            None => pending().await,
+        }
+    };
     let result = tokio::select! {
         biased;
         refusal = withdrawn => Err(refusal),
-        result = unless_idle(both, up, down, idle_timeout) => result,
+        result = unless_idle(both, up, down, bounds.idle) => result,
+        () = over => Err(Refusal::new(Reason::MaxDuration, "the destination's policy lets none be open for longer")),
     };
     if result.is_err() {
         to_client.reset();

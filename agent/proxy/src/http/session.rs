@@ -1,6 +1,15 @@
 //! One client's connection inside a tunnel: what it is for, and what it speaks.
 
-use std::{cell::Cell, convert::Infallible, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    convert::Infallible,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
@@ -12,7 +21,8 @@ use hyper::{
 };
 use orlop_model::{
     Balance, Behind, Declared, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload,
-    http::{Stream, Target},
+    WorkloadKind,
+    http::{Client, Stream, Target},
     world::routing::ServerTls,
 };
 use tokio::time::{Instant, sleep, timeout_at};
@@ -54,6 +64,14 @@ pub(crate) struct Session {
     pub(super) hello: usize,
     /// Requests under way.
     pub(super) active: Cell<usize>,
+    /// Connections to servers that nobody else may share: they end with this one.
+    pub(super) only_its: RefCell<HashSet<Key>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.local.upstreams.forget(&self.only_its.borrow());
+    }
 }
 
 /// Serves one stream of a tunnel: gather, respond, and go on as what it speaks wants.
@@ -135,6 +153,7 @@ fn gather(
         local: Rc::clone(local),
         peer: Rc::clone(peer),
         active: Cell::new(0),
+        only_its: RefCell::default(),
     })
 }
 
@@ -219,6 +238,12 @@ impl Session {
             source: self.source.as_ref().map(|source| &source.name),
             source_namespace: self.peer.identity.namespace(),
         }
+    }
+
+    /// The client as destinations' policies tell it apart.
+    pub(super) fn client(&self) -> Client<'_> {
+        let pod = self.source.as_ref().filter(|source| source.kind == WorkloadKind::Pod);
+        Client { namespace: self.peer.identity.namespace(), pod: pod.map(|pod| &pod.name) }
     }
 
     /// What is known of the connection, for its record.
@@ -449,13 +474,18 @@ impl Session {
             ServerTls::Unavailable(why) => return unavailable(why),
             ServerTls::Simple(check) => check,
         };
-        // Of a wildcard's hosts each has its own name.
+        // Of a wildcard's hosts each has its own name. Whatever else a client says is nobody's name there.
         let host = &target.service.hostname;
-        let own = if host.starts_with('*') { authority } else { Some(host.as_str()) };
-        let Some(name) = check.sni.as_deref().or(own) else {
+        let own = if host.starts_with('*') {
+            let authority = authority.map(str::to_ascii_lowercase);
+            authority.filter(|authority| target.service.bears(authority))
+        } else {
+            Some(host.clone())
+        };
+        let Some(name) = check.sni.clone().or(own) else {
             return unavailable("SIMPLE: nothing says the server's name");
         };
-        let (check, name) = (Arc::clone(check), name.to_owned());
+        let check = Arc::clone(check);
         Ok(Some(Rc::new(Tls { check, name, http: self.protocol != Protocol::Opaque })))
     }
 }

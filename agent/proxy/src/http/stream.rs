@@ -6,7 +6,10 @@ use http::HeaderMap;
 use orlop_model::{
     Behind, Endpoint, Reason, Service, Snapshot,
     http::Target,
-    world::{Resolution, routing::Balancer},
+    world::{
+        Resolution,
+        routing::{Balancer, ConnectionPool},
+    },
 };
 use tokio::time::{Instant, timeout};
 
@@ -36,6 +39,23 @@ pub(super) struct Connected {
     /// The service that a rule has led to, if that is another than was dialled, and its port.
     pub(super) elsewhere: Option<(Arc<Service>, u16)>,
     pub(super) endpoint: Endpoint,
+    pub(super) bounds: Bounds,
+}
+
+/// How long a connection may be, and be idle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) idle: Duration,
+    pub(super) whole: Option<Duration>,
+}
+
+impl Bounds {
+    /// As the waypoint has it, or shorter where the destination's policy wants that.
+    pub(super) fn new(session: &Session, pool: Option<&ConnectionPool>) -> Self {
+        let own = session.local.worker.shared.config.idle_timeout;
+        let idle = pool.and_then(|pool| pool.stream_idle_timeout).map_or(own, |idle| idle.min(own));
+        Self { idle, whole: pool.and_then(|pool| pool.max_duration) }
+    }
 }
 
 /// Asks policies, chooses by the rules, and connects.
@@ -51,16 +71,22 @@ pub(super) async fn connect(session: &Rc<Session>, record: &mut Record) -> Resul
         Destination::Endpoint(endpoint, target) => {
             session.check(&snapshot, &endpoint)?;
             let (io, slot, in_flight) = once(session, &endpoint, target.as_ref(), None, record).await?;
-            return Ok(Connected { io, slot, in_flight, place: None, elsewhere, endpoint });
+            let bounds = Bounds::new(session, target.as_ref().and_then(pool_of));
+            return Ok(Connected { io, slot, in_flight, place: None, elsewhere, endpoint, bounds });
         }
         Destination::Service(target) => target,
     };
     record.service = Some(Arc::clone(target.service));
     let cluster = session.local.host_cache.cluster(&session.local.own.hosts, &target);
-    let limit = target.policy.and_then(|policy| policy.pool.as_ref()?.max_connections);
+    let limit = pool_of(&target).and_then(|pool| pool.max_connections);
     let place = cluster.connections.open(limit).ok_or(Reason::Overflow)?;
     let ((io, slot, in_flight), endpoint) = attempts(session, &snapshot, target, &cluster, record).await?;
-    Ok(Connected { io, slot, in_flight, place: Some(place), elsewhere, endpoint })
+    let bounds = Bounds::new(session, pool_of(&target));
+    Ok(Connected { io, slot, in_flight, place: Some(place), elsewhere, endpoint, bounds })
+}
+
+fn pool_of<'t>(target: &Target<'t>) -> Option<&'t ConnectionPool> {
+    target.policy?.pool.as_ref()
 }
 
 enum Destination<'s> {
@@ -85,9 +111,14 @@ impl<'s> Destination<'s> {
             return forward::target(session, snapshot, &choice.cluster).map(Self::Service);
         }
         let passes_on = service.resolution == Resolution::None && dialled.is_some();
-        let current = snapshot.current_service(service).filter(|service| service.port(*port).is_some());
-        let namespace = session.peer.identity.namespace();
-        let target = current.map(|service| routes.target_of(service, *port, namespace)).transpose()?;
+        let (current, client) = (snapshot.current_service(service), session.client());
+        let target = match current.filter(|service| service.port(*port).is_some()) {
+            Some(service) => Some(routes.target_of(service, *port, &client)?),
+            None => {
+                current.map_or(Ok(()), |service| routes.pass_unlisted(service, &client))?;
+                None
+            }
+        };
         match target {
             Some(target) if !passes_on => Ok(Self::Service(target)),
             target => Ok(Self::Endpoint(session.endpoint(snapshot)?, target)),
@@ -116,7 +147,7 @@ async fn attempts(
         Some(Balancer::Hash(on, _)) => hash_on(on, session, &HeaderMap::new(), None).0,
         _ => None,
     };
-    let pool = target.policy.and_then(|policy| policy.pool.as_ref());
+    let pool = pool_of(&target);
     let limit = pool.and_then(|pool| pool.connect_timeout);
     let deadline = Instant::now() + limit.unwrap_or(local.worker.shared.config.connect_timeout);
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -177,7 +208,7 @@ async fn once(
     record.destination.identity = key.destination.clone();
     record.tunnel = key.tunnel();
     let in_flight = session.local.worker.shared.in_flight.enter(endpoint.address);
-    let pool = target.and_then(|target| target.policy?.pool.as_ref());
+    let pool = target.and_then(pool_of);
     let connecting = dial::connect(session, &key, pool);
     let connected = match limit {
         None => connecting.await,

@@ -2,10 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -33,6 +33,7 @@ use super::{
     hosts::{ClusterState, RequestGuard},
     replay::RequestBody,
     session::Session,
+    stream::Bounds,
 };
 use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
@@ -125,6 +126,10 @@ struct Usage {
     max_duration: Option<Duration>,
     /// How long it may be idle.
     idle_timeout: Option<Duration>,
+    /// Once it has left HTTP.
+    bounds: Bounds,
+    /// Whose requests alone it is for.
+    owner: Option<Weak<Session>>,
     /// `None` once it is over, or where nobody counts.
     place: RefCell<Option<Place>>,
     /// The connection is gone.
@@ -176,6 +181,9 @@ impl Upstreams {
         fresh: bool,
     ) -> Result<Lease, Refusal> {
         let local = &session.local;
+        if key.preface.is_some() && !session.only_its.borrow().contains(key) {
+            session.only_its.borrow_mut().insert(key.clone());
+        }
         let waiting = || local.upstreams.waiting(key).map(|hold| Lease::new(local, key, hold, true));
         if !fresh && let Some(lease) = waiting() {
             return Ok(lease);
@@ -215,7 +223,7 @@ impl Upstreams {
         let local = &session.local;
         let (io, slot) = connect(session, key, lane.pool).await?;
         let lost = |error: hyper::Error| Refusal::new(Reason::UpstreamReset, error);
-        let usage = Rc::new(Usage::new(lane.pool, place));
+        let usage = Rc::new(Usage::new(session, key, lane.pool, place));
         let makes_room = lane.pool.is_some_and(|pool| pool.max_connections.is_some());
         let hold = if key.http2 {
             let (sender, connection) = http2::Builder::new(LocalExecutor)
@@ -262,6 +270,14 @@ impl Upstreams {
     fn want<'u>(&'u self, key: &Key) -> Wanted<'u> {
         *self.wanted.borrow_mut().entry(key.clone()).or_default() += 1;
         Wanted { upstreams: self, key: key.clone() }
+    }
+
+    /// Closes those that nobody else may share than a client's connection that is gone.
+    pub(super) fn forget(&self, keys: &HashSet<Key>) {
+        for key in keys {
+            self.idle.borrow_mut().remove(key);
+            self.shared.borrow_mut().remove(key);
+        }
     }
 
     /// Closes those that nobody has used for this long.
@@ -336,7 +352,7 @@ async fn keep(connection: impl Future, usage: Rc<Usage>, slot: Option<Slot>, mak
 }
 
 impl Usage {
-    fn new(pool: Option<&ConnectionPool>, place: Option<Place>) -> Self {
+    fn new(session: &Rc<Session>, key: &Key, pool: Option<&ConnectionPool>, place: Option<Place>) -> Self {
         let max_streams = pool.and_then(|pool| pool.max_streams).map_or(MAX_STREAMS, |max| max as usize);
         Self {
             streams: Cell::new(0),
@@ -346,6 +362,8 @@ impl Usage {
             begun: Instant::now(),
             max_duration: pool.and_then(|pool| pool.max_duration),
             idle_timeout: pool.and_then(|pool| pool.idle_timeout),
+            bounds: Bounds::new(session, pool),
+            owner: key.preface.as_ref().map(|_| Rc::downgrade(session)),
             place: RefCell::new(place),
             ended: Cell::new(false),
         }
@@ -376,6 +394,11 @@ impl Usage {
         let old = self.max_duration.map(|most| self.begun + most);
         let old = old.filter(|old| self.is_idle() || *old > Instant::now());
         idle.into_iter().chain(old).min()
+    }
+
+    /// Whether nobody is left who could use it.
+    fn is_orphan(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.strong_count() == 0)
     }
 
     fn is_over(&self) -> bool {
@@ -470,6 +493,14 @@ impl Lease {
         })
     }
 
+    /// How long it may be there and idle once it has left HTTP.
+    pub(super) fn bounds(&self) -> Bounds {
+        match &self.hold {
+            Hold::Http1(_, usage) => usage.bounds,
+            Hold::Http2(shared) => shared.usage.bounds,
+        }
+    }
+
     /// The answer was read to its end: the connection can have another request.
     pub(super) fn finish(&mut self) {
         self.clean = true;
@@ -484,8 +515,8 @@ impl Drop for Lease {
         let upstreams = &self.local.upstreams;
         let stays = |usage: &Usage| {
             usage.leave();
-            let goes = usage.is_spent() || (usage.is_idle() && usage.is_in_the_way(upstreams, &self.key));
-            !goes
+            let in_the_way = || usage.is_idle() && usage.is_in_the_way(upstreams, &self.key);
+            !(usage.is_orphan() || usage.is_spent() || in_the_way())
         };
         match &mut self.hold {
             Hold::Http1(sender, usage) => {

@@ -1,0 +1,113 @@
+//! What DestinationRules of one host say, made ready for each port and subset.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::world::Labels;
+use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
+
+/// Subsets of a service that its rules have in all; there are none beyond.
+pub const MAX_SUBSETS: usize = 64;
+/// Ports of a service with settings of their own.
+pub const MAX_PORT_SETTINGS: usize = 64;
+
+/// What rules of one namespace say of one host, to clients of which all are alike.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Policy {
+    /// Whose rules they are: what they have clients do to endpoints is nothing to other clients.
+    pub level: String,
+    pub whole: Levels,
+    /// Those that some route leads to.
+    pub subsets: HashMap<String, SubsetPolicy>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct SubsetPolicy {
+    /// Of its endpoints.
+    pub labels: Labels,
+    pub levels: Levels,
+}
+
+/// A traffic policy for each port that has one of its own, and for the others.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Levels {
+    pub all: Arc<TrafficPolicy>,
+    ports: HashMap<u16, Arc<TrafficPolicy>>,
+}
+
+impl Policy {
+    /// Of one host, the oldest rule first: subsets are added up, and of several policies the first counts. Only subsets
+    /// that are `named` are made.
+    pub fn new(level: String, rules: &[&DestinationRule], named: &HashSet<&str>) -> Self {
+        let none = TrafficPolicy::default();
+        let whole = first_policy(rules).map_or(&none, |rule| &rule.policy);
+        let mut subsets = HashMap::new();
+        let all = rules.iter().flat_map(|rule| &rule.subsets).take(MAX_SUBSETS);
+        for subset in all.filter(|subset| named.contains(subset.name.as_str())) {
+            subsets.entry(subset.name.clone()).or_insert_with(|| SubsetPolicy {
+                labels: subset.labels.clone(),
+                levels: Levels::new(whole, Some(&subset.policy)),
+            });
+        }
+        Self { level, whole: Levels::new(whole, None), subsets }
+    }
+
+    /// For clients of whom nobody knows whether rules are for them that want TLS.
+    pub fn unknown(level: String) -> Self {
+        let why = "a DestinationRule's workloadSelector: the labels of the client are not known".to_owned();
+        let policy = TrafficPolicy { tls: Some(ServerTls::Unavailable(why)), ..TrafficPolicy::default() };
+        Self { level, whole: Levels::new(&policy, None), subsets: HashMap::new() }
+    }
+}
+
+/// Of several rules for one host, the oldest first, the one whose policy counts.
+pub(super) fn first_policy<'r>(rules: &[&'r DestinationRule]) -> Option<&'r DestinationRule> {
+    rules.iter().find(|rule| rule.policy != TrafficPolicy::default()).copied()
+}
+
+/// Whether the policy asks for TLS, be it at some port.
+pub(super) fn secures(policy: &TrafficPolicy) -> bool {
+    policy.is_secured() || policy.ports.iter().any(|(_, of_port)| of_port.is_secured())
+}
+
+impl Levels {
+    /// A port's settings count instead of the others at their level, but for what they can't say; a subset's policy
+    /// overrides block by block.
+    fn new(whole: &TrafficPolicy, subset: Option<&TrafficPolicy>) -> Self {
+        let at = |policy: &TrafficPolicy, port: Option<u16>| {
+            let own = policy.ports.iter().find(|(number, _)| Some(*number) == port);
+            let (retry_budget, proxy_protocol) = (policy.retry_budget, policy.proxy_protocol);
+            own.map_or_else(
+                || policy.clone(),
+                |(_, own)| TrafficPolicy { retry_budget, proxy_protocol, ..own.clone() },
+            )
+        };
+        let of = |port| {
+            let below = at(whole, port);
+            Arc::new(match subset {
+                None => TrafficPolicy { ports: Vec::new(), ..below },
+                Some(subset) => {
+                    let above = at(subset, port);
+                    let balancing = if above.balancer.is_some() { &above } else { &below };
+                    TrafficPolicy {
+                        balancer: balancing.balancer.clone(),
+                        warmup: balancing.warmup,
+                        outlier: above.outlier.or(below.outlier),
+                        pool: above.pool.or(below.pool),
+                        tls: above.tls.or(below.tls),
+                        retry_budget: above.retry_budget.or(below.retry_budget),
+                        proxy_protocol: above.proxy_protocol.or(below.proxy_protocol),
+                        ports: Vec::new(),
+                    }
+                }
+            })
+        };
+        let numbers = whole.ports.iter().chain(subset.into_iter().flat_map(|subset| &subset.ports));
+        let ports = numbers.map(|(number, _)| (*number, of(Some(*number)))).collect();
+        Self { all: of(None), ports }
+    }
+
+    pub fn at(&self, port: u16) -> &Arc<TrafficPolicy> {
+        self.ports.get(&port).unwrap_or(&self.all)
+    }
+}
