@@ -1,5 +1,5 @@
 mod controller;
-mod waypoint;
+mod http_proxy;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain}
 
 pub use self::{
     controller::ControllerArguments,
-    waypoint::{TraceArguments, WaypointArguments},
+    http_proxy::{GatewayArguments, ProxyArguments, TraceArguments, WaypointArguments},
 };
 
 /// Where the admin API listens.
@@ -37,6 +37,8 @@ pub enum Command {
     /// Read the HTTP of services behind a waypoint, and carry each request to an endpoint.
     #[command(args_override_self = true)]
     Waypoint(Box<WaypointArguments>),
+    /// Take clients from outside the mesh on a Gateway's listeners, and carry each request to an endpoint.
+    Gateway(Box<GatewayArguments>),
     /// Sign the nodes' certificates, and do what one process does for a cluster.
     Controller(Box<ControllerArguments>),
     /// Say what would become of a connection, and why, from the objects of a cluster or a world directory alone.
@@ -538,10 +540,11 @@ mod tests {
         let Command::Waypoint(waypoint) = Cli::parse_from(first.into_iter().chain(made.args)).command else {
             panic!()
         };
-        let settings = [&controller.names, &waypoint.names].map(|names| format!("{:?}", names.settings("")));
+        let settings =
+            [&controller.names, &waypoint.proxy.names].map(|names| format!("{:?}", names.settings("")));
         assert_eq!(settings[0], settings[1]);
         let authority = "https://orlop-controller.orlop-system.svc.c1.local:15012";
-        assert_eq!(waypoint.authority.ca_address, Some(authority.parse().unwrap()));
+        assert_eq!(waypoint.proxy.authority.ca_address, Some(authority.parse().unwrap()));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{SysconfVar, close, sysconf},
 };
-use orlop_proxy::Proxy;
 
 /// Between two looks at the memory in use.
 const LOOK: Duration = Duration::from_millis(250);
@@ -76,18 +75,18 @@ pub fn memory_of_cgroup(mount: &Path) -> Option<u64> {
     Some(limits.min()? / 10 * 9)
 }
 
-/// Has new connections refused for as long as the agent has more than `limit` bytes resident.
-pub async fn watch_memory(proxy: &Proxy, limit: u64) {
+/// Says by `set_short` that new work is to be refused, for as long as the agent has more than `limit` bytes resident.
+pub async fn watch_memory(limit: u64, set_short: impl Fn(bool)) {
     let mut short = false;
     loop {
         let used = resident();
         if (used > limit) != short {
             short = used > limit;
-            proxy.set_short_of_memory(short);
+            set_short(short);
             if short {
-                tracing::warn!(used, limit, "too much memory in use; refusing new connections");
+                tracing::warn!(used, limit, "too much memory in use; refusing what is new");
             } else {
-                tracing::info!(used, limit, "enough memory again; taking new connections");
+                tracing::info!(used, limit, "enough memory again; taking what is new");
             }
         }
         if short {

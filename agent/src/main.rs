@@ -17,6 +17,7 @@ mod explain;
 mod flows;
 mod handover;
 mod hosts;
+mod http_proxy;
 mod inspect;
 mod last_world;
 mod limits;
@@ -28,7 +29,6 @@ mod sandboxes;
 mod token_keys;
 mod traces;
 mod udp;
-mod waypoint;
 mod worlds;
 
 use std::process::ExitCode;
@@ -45,7 +45,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
-        Command::Waypoint(arguments) => waypoint::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Waypoint(arguments) => http_proxy::waypoint(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Gateway(arguments) => http_proxy::gateway(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Controller(arguments) => controller::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),

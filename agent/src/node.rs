@@ -133,7 +133,9 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let memory = arguments.max_memory.or_else(|| limits::memory_of_cgroup(&cgroups?));
     if let Some(limit) = memory {
         let proxy = Arc::clone(&proxy);
-        tokio::spawn(async move { limits::watch_memory(&proxy, limit).await });
+        tokio::spawn(async move {
+            limits::watch_memory(limit, |short| proxy.set_short_of_memory(short)).await;
+        });
     }
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });

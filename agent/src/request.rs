@@ -109,18 +109,18 @@ fn judge(
     let routes = snapshot.routes();
     let told = |refused: Refused| (refused.reason, refused.detail);
     let shown = Shown { request: &request, claims: &connection.claims };
-    let to_ask = routes.to_ask(&target, &source.identity, address, &request, &shown).map_err(told)?;
+    let to_ask = routes.to_ask(&target, Some(&source.identity), address, &request, &shown).map_err(told)?;
     for ToAsk { provider, policy } in &to_ask {
         println!("  asks      ExtensionProvider {}, as {policy} wants; if that lets it pass:", provider.name);
     }
     let passed: Vec<_> = to_ask.into_iter().map(|of| of.provider).collect();
     let judgement = routes
-        .authorize(&target, &source.identity, address, Some(&request), &shown, &passed)
+        .authorize(&target, Some(&source.identity), address, Some(&request), &shown, &passed)
         .map_err(told)?;
-    let counted = routes.limits(&target, &source.identity, address, &request, &shown).map_err(told)?;
+    let counted = routes.limits(&target, Some(&source.identity), address, &request, &shown).map_err(told)?;
     let selected = match &target {
         Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
-        Behind::Workload { .. } => None,
+        Behind::Workload { .. } | Behind::Gateway { .. } => None,
     };
     let rule = selected.map(|selected| {
         let name = Some(&selected.rule.name).filter(|name| !name.is_empty());

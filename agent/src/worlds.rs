@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use orlop_model::{
-    Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of, http::Grants,
+    Finding, NamespacedName, Settings, Severity, Snapshot, World, compile_after, hosts_of,
+    http::{Grants, OwnGateway},
 };
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
@@ -17,13 +18,22 @@ use crate::hosts::Names;
 /// Puts a snapshot in force.
 type Publish = Box<dyn Fn(Arc<Snapshot>)>;
 
+/// Whose routes are made ready.
+#[derive(Clone, Debug)]
+pub enum RoutesOf {
+    /// A waypoint's.
+    Waypoint(NamespacedName, Grants),
+    /// A gateway's.
+    Gateway(OwnGateway),
+}
+
 /// The states of the world, each compiled and put in force for new connections.
 pub struct Worlds {
     worlds: watch::Receiver<Arc<World>>,
     names: Names,
     settings: Settings,
     /// Whose routes are made ready too.
-    waypoint: Option<(NamespacedName, Grants)>,
+    routes: Option<RoutesOf>,
     publish: Publish,
     generation: u64,
     previous: Option<Arc<Snapshot>>,
@@ -41,12 +51,12 @@ impl Worlds {
     ) -> Self {
         let (told, snapshots) = watch::channel(Arc::default());
         tokio::spawn(tell(snapshots));
-        Self { worlds, names, settings, waypoint: None, publish, generation: 0, previous: None, told }
+        Self { worlds, names, settings, routes: None, publish, generation: 0, previous: None, told }
     }
 
-    /// Makes ready the routes of this waypoint as well.
-    pub fn of_waypoint(self, name: NamespacedName, grants: Grants) -> Self {
-        Self { waypoint: Some((name, grants)), ..self }
+    /// Makes ready these routes as well.
+    pub fn with_routes(self, of: RoutesOf) -> Self {
+        Self { routes: Some(of), ..self }
     }
 
     /// Gives DNS a moment, so that the first state has an address for every host that has one.
@@ -62,8 +72,11 @@ impl Worlds {
         self.generation += 1;
         let (previous, hosts) = (self.previous.as_deref(), self.names.known());
         let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
-        let snapshot = match &self.waypoint {
-            Some((waypoint, grants)) => snapshot.with_routes(waypoint, &world, &self.settings, *grants),
+        let snapshot = match &self.routes {
+            Some(RoutesOf::Waypoint(name, grants)) => {
+                snapshot.with_routes(name, &world, &self.settings, *grants)
+            }
+            Some(RoutesOf::Gateway(gateway)) => snapshot.with_gateway(gateway, &world, &self.settings),
             None => snapshot,
         };
         let snapshot = Arc::new(snapshot);

@@ -12,6 +12,7 @@ mod enrolment;
 mod explain;
 mod gateway_api;
 mod gateways;
+mod ingress;
 mod install;
 mod kubelet;
 mod large;

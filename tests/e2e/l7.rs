@@ -7,7 +7,7 @@ mod custom_open;
 mod destinations;
 mod gateway_api;
 mod grpc;
-mod h2c;
+pub mod h2c;
 mod hostile;
 mod leaving;
 mod limits;
@@ -15,7 +15,7 @@ mod origination;
 mod policy;
 mod resilience;
 mod routes;
-mod scripted;
+pub mod scripted;
 mod speaks;
 mod streams;
 mod tokens;
@@ -79,17 +79,7 @@ impl Stage {
     }
 
     fn settle(&self) {
-        let world = self.mesh.testbed.world();
-        settle(world, self.mesh.agents());
-        let mark = std::fs::read_to_string(world.dir().join("mark.yaml")).unwrap();
-        let name = mark.split("name: ").nth(1).unwrap().split(',').next().unwrap();
-        let name = format!("marks/{name}");
-        let in_force = |dump: &str| {
-            let dump: Value = serde_json::from_str(dump).unwrap_or_default();
-            let services = dump["snapshot"]["services"].as_array();
-            services.is_some_and(|services| services.iter().any(|service| service["name"] == *name))
-        };
-        self.waypoint.wait_until(in_force).unwrap();
+        settle_with(&self.mesh, [&self.waypoint]);
     }
 
     /// A connection of the client's to the service.
@@ -130,6 +120,21 @@ impl Stage {
         });
         found.unwrap_or_else(|| panic!("no such record in:\n{:#?}", self.records()))
     }
+}
+
+/// Waits until both agents and these have the world in force as it is now.
+pub fn settle_with<'a>(mesh: &Mesh, proxies: impl IntoIterator<Item = &'a Waypoint>) {
+    let world = mesh.testbed.world();
+    settle(world, mesh.agents());
+    let mark = std::fs::read_to_string(world.dir().join("mark.yaml")).unwrap();
+    let name = mark.split("name: ").nth(1).unwrap().split(',').next().unwrap();
+    let name = format!("marks/{name}");
+    let in_force = |dump: &str| {
+        let dump: Value = serde_json::from_str(dump).unwrap_or_default();
+        let services = dump["snapshot"]["services"].as_array();
+        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name))
+    };
+    proxies.into_iter().for_each(|proxy| proxy.wait_until(in_force).unwrap());
 }
 
 /// The service `shop/web` behind the waypoint, without endpoints.

@@ -11,6 +11,7 @@ mod dns;
 mod failclosed;
 mod fairness;
 mod flows;
+mod gateway;
 mod handover;
 mod hbone;
 mod integrity;

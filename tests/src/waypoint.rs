@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(10);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A waypoint that runs in a pod; killed when this is dropped.
+/// A waypoint or a gateway that runs in a pod; killed when this is dropped.
 #[derive(Debug)]
 pub struct Waypoint {
     pod: Pod,
@@ -43,14 +43,34 @@ impl Waypoint {
     }
 
     fn in_testbed(program: &Path, pod: &Pod, name: &str, args: &[&str]) -> Result<Self> {
+        let all = Self::args(pod, name);
+        let all: Vec<_> = all.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        Self::run(program, pod, &all)
+    }
+
+    fn args(pod: &Pod, name: &str) -> Vec<String> {
         let lab = pod.node().lab();
         let [world, ca] = [lab.world.dir(), &lab.ca_dir()].map(|path| path.to_string_lossy().into_owned());
         let name = format!("{}/{name}", pod.namespace());
         let account = pod.service_account();
-        let mut all =
-            vec!["--world", &world, "--ca-dir", &ca, "--name", &name, "--service-account", &account];
-        all.extend(args);
-        Self::run(program, pod, &all)
+        ["--world", &world, "--ca-dir", &ca, "--name", &name, "--service-account", &account]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// Starts `orlop gateway` in a pod that is not in the mesh, as the Gateway of the pod's own name, and waits until it
+    /// is ready.
+    pub fn gateway(pod: &Pod, args: &[&str]) -> Result<Self> {
+        let mut gateway = Self::gateway_unready(pod, args)?;
+        gateway.wait_ready()?;
+        Ok(gateway)
+    }
+
+    /// Like [`gateway`](Self::gateway), without waiting.
+    pub fn gateway_unready(pod: &Pod, args: &[&str]) -> Result<Self> {
+        let all = Self::args(pod, pod.name());
+        let all: Vec<_> = all.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        Self::spawn("gateway", &binary()?, pod, &all)
     }
 
     /// Starts it with these arguments alone, and some that only tests need, and waits until it is ready.
@@ -59,26 +79,26 @@ impl Waypoint {
     }
 
     fn run(program: &Path, pod: &Pod, args: &[&str]) -> Result<Self> {
+        let mut waypoint = Self::spawn("waypoint", program, pod, args)?;
+        waypoint.wait_ready()?;
+        Ok(waypoint)
+    }
+
+    fn spawn(role: &str, program: &Path, pod: &Pod, args: &[&str]) -> Result<Self> {
         let lab = pod.node().lab();
         let log = lab.dir.join(format!("waypoint-{}.{}.log", pod.namespace(), pod.name()));
         let output = File::options().create(true).append(true).open(&log);
         let output = output.with_context(|| format!("opening {}", log.display()))?;
         let mut command = pod.command(&program.to_string_lossy())?;
-        command
-            .arg("waypoint")
-            .arg("--node")
-            .arg(pod.node().name())
-            .args(["--log-format", "json"])
-            .args(args);
+        command.arg(role).arg("--node").arg(pod.node().name()).args(["--log-format", "json"]).args(args);
         let errors = output.try_clone().context("sharing the log")?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let process = Process::spawn(&mut command)?;
-        let mut waypoint = Self { pod: pod.clone(), process, log };
-        waypoint.wait_ready()?;
-        Ok(waypoint)
+        Ok(Self { pod: pod.clone(), process, log })
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Waits until it is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if self.http_get("/healthz/ready", READY_PORT).is_ok_and(|answer| answer.status == 200) {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use orlop_model::world::gateway::Gateway;
 use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
@@ -38,6 +39,7 @@ pub(crate) enum Kind {
     RequestAuthentication,
     RateLimit,
     ExtensionProvider,
+    Gateway,
     HttpRoute,
     GrpcRoute,
     TlsRoute,
@@ -58,13 +60,14 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
     ];
-    /// What a waypoint reads besides.
-    const OF_WAYPOINTS: [Self; 10] = [
+    /// What a waypoint or a gateway reads besides.
+    const OF_WAYPOINTS: [Self; 11] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
         Self::RateLimit,
         Self::ExtensionProvider,
+        Self::Gateway,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TlsRoute,
@@ -93,6 +96,7 @@ impl Kind {
             Self::RequestAuthentication => "RequestAuthentication",
             Self::RateLimit => "RateLimit",
             Self::ExtensionProvider => "ExtensionProvider",
+            Self::Gateway => "Gateway",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
@@ -150,7 +154,7 @@ impl Kind {
             Self::VirtualService | Self::DestinationRule => {
                 &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
             }
-            Self::HttpRoute | Self::ReferenceGrant => {
+            Self::Gateway | Self::HttpRoute | Self::ReferenceGrant => {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
@@ -219,6 +223,7 @@ impl Kind {
             Self::ExtensionProvider => {
                 Ok(Object::ExtensionProvider(Arc::new(extension_provider::convert(typed(object)?)?)))
             }
+            Self::Gateway => Ok(Object::Gateway(Arc::new(gateway_api::gateway::convert(typed(object)?)?))),
             Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
             Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
             Self::TlsRoute => {
@@ -280,6 +285,7 @@ pub(crate) enum Key {
     RequestAuthentication(NamespacedName),
     RateLimit(NamespacedName),
     ExtensionProvider(NamespacedName),
+    Gateway(NamespacedName),
     HttpRoute(NamespacedName),
     GrpcRoute(NamespacedName),
     TlsRoute(NamespacedName),
@@ -306,6 +312,7 @@ impl Key {
             Kind::RequestAuthentication => Self::RequestAuthentication(namespaced()),
             Kind::RateLimit => Self::RateLimit(namespaced()),
             Kind::ExtensionProvider => Self::ExtensionProvider(namespaced()),
+            Kind::Gateway => Self::Gateway(namespaced()),
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
             Kind::TlsRoute => Self::TlsRoute(namespaced()),
@@ -330,6 +337,7 @@ impl Key {
             | Self::RequestAuthentication(name)
             | Self::RateLimit(name)
             | Self::ExtensionProvider(name)
+            | Self::Gateway(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
@@ -355,6 +363,7 @@ impl Key {
             Self::RequestAuthentication(name) => world.request_authentications.contains_key(name),
             Self::RateLimit(name) => world.rate_limits.contains_key(name),
             Self::ExtensionProvider(name) => world.extension_providers.contains_key(name),
+            Self::Gateway(name) => world.gateways.contains_key(name),
             Self::HttpRoute(name) => world.http_routes.contains_key(name),
             Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
             Self::TlsRoute(name) => world.tls_routes.contains_key(name),
@@ -380,6 +389,7 @@ impl Key {
             Self::RequestAuthentication(name) => world.request_authentications.remove(name).is_some(),
             Self::RateLimit(name) => world.rate_limits.remove(name).is_some(),
             Self::ExtensionProvider(name) => world.extension_providers.remove(name).is_some(),
+            Self::Gateway(name) => world.gateways.remove(name).is_some(),
             Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
             Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
             Self::TlsRoute(name) => world.tls_routes.remove(name).is_some(),
@@ -404,6 +414,7 @@ impl Key {
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::RateLimit(_) => Kind::RateLimit,
             Self::ExtensionProvider(_) => Kind::ExtensionProvider,
+            Self::Gateway(_) => Kind::Gateway,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::TlsRoute(_) => Kind::TlsRoute,
@@ -430,6 +441,7 @@ impl fmt::Display for Key {
             | Self::RequestAuthentication(name)
             | Self::RateLimit(name)
             | Self::ExtensionProvider(name)
+            | Self::Gateway(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
@@ -456,6 +468,7 @@ pub(crate) enum Object {
     RequestAuthentication(Arc<RequestAuthentication>),
     RateLimit(Arc<RateLimit>),
     ExtensionProvider(Arc<ExtensionProvider>),
+    Gateway(Arc<Gateway>),
     /// Of any kind of route.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
@@ -478,6 +491,7 @@ impl Object {
             Self::RequestAuthentication(of) => Key::RequestAuthentication(of.name.clone()),
             Self::RateLimit(of) => Key::RateLimit(of.name.clone()),
             Self::ExtensionProvider(of) => Key::ExtensionProvider(of.name.clone()),
+            Self::Gateway(of) => Key::Gateway(of.name.clone()),
             Self::Route(of) => match of.kind {
                 RouteKind::Http => Key::HttpRoute(of.name.clone()),
                 RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
@@ -511,6 +525,7 @@ impl Object {
             }
             Self::RateLimit(of) => drop(world.rate_limits.insert(of.name.clone(), of)),
             Self::ExtensionProvider(of) => drop(world.extension_providers.insert(of.name.clone(), of)),
+            Self::Gateway(of) => drop(world.gateways.insert(of.name.clone(), of)),
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
@@ -533,6 +548,7 @@ impl Object {
             Self::RequestAuthentication(new) => world.request_authentications.get(&new.name) == Some(new),
             Self::RateLimit(new) => world.rate_limits.get(&new.name) == Some(new),
             Self::ExtensionProvider(new) => world.extension_providers.get(&new.name) == Some(new),
+            Self::Gateway(new) => world.gateways.get(&new.name) == Some(new),
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
         };

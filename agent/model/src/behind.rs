@@ -30,6 +30,13 @@ pub enum Behind {
         /// Its address and port.
         address: SocketAddr,
     },
+    /// What is asked of a gateway, before a rule leads anywhere.
+    Gateway {
+        /// The Gateway.
+        gateway: NamespacedName,
+        /// The address and port of its listener that the client dialled, as the gateway sees it.
+        address: SocketAddr,
+    },
 }
 
 impl Snapshot {

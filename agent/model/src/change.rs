@@ -110,6 +110,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         extension_providers: _,
         virtual_services: _,
         destination_rules: _,
+        gateways: _,
         http_routes: _,
         grpc_routes: _,
         tls_routes: _,

@@ -15,6 +15,7 @@ mod change;
 mod compile;
 mod dns;
 mod endpoints;
+pub mod gateway;
 mod hosts;
 pub mod http;
 mod identity;

@@ -13,3 +13,12 @@ pub const DNS_PORT: u16 = 15053;
 pub const fn is_reserved(port: u16) -> bool {
     matches!(port, OUTBOUND_PORT | INBOUND_PLAINTEXT_PORT | HBONE_PORT | DNS_PORT)
 }
+
+/// Where a waypoint or a gateway has its admin API, its metrics and its readiness.
+const ADMIN_PORTS: [u16; 3] = [15000, 15020, 15021];
+
+/// True for a port of Orlop's own, which no listener of a Gateway can have.
+pub const fn is_own(port: u16) -> bool {
+    let [admin, metrics, ready] = ADMIN_PORTS;
+    is_reserved(port) || port == admin || port == metrics || port == ready
+}

@@ -23,10 +23,9 @@ const CLASS: &str = "gateway.networking.k8s.io/gateway-class-name";
 /// The GatewayClasses that every waypoint counts as being of: ours, and that of Istio, whose policies are to go on.
 pub(crate) const CLASSES: [&str; 2] = ["orlop-waypoint", "istio-waypoint"];
 
-/// Whether the waypoint is of this class.
-pub(crate) fn is_of_class(world: &World, waypoint: &NamespacedName, class: &str) -> bool {
-    let own = world.services.get(waypoint).and_then(|service| service.labels.get(CLASS));
-    CLASSES.contains(&class) || own.is_some_and(|own| own == class)
+/// The class that the Service of a waypoint or gateway was made for.
+pub(crate) fn class_of_service<'w>(world: &'w World, name: &NamespacedName) -> Option<&'w str> {
+    world.services.get(name).and_then(|service| service.labels.get(CLASS)).map(Text::as_str)
 }
 
 /// Which waypoints stand before workloads.
@@ -88,7 +87,7 @@ impl Snapshot {
     }
 
     /// The waypoint between `source` and a service, if there is one.
-    pub(crate) fn waypoint_of_service(
+    pub fn waypoint_of_service(
         &self,
         source: &Workload,
         service: &Service,

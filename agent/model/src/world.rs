@@ -1,6 +1,7 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
 mod extension_provider;
+pub mod gateway;
 pub mod gateway_api;
 mod labels;
 mod path_pattern;
@@ -24,6 +25,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::text::Text;
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
+use gateway::Gateway;
 use gateway_api::{ReferenceGrant, Route, RouteKind};
 pub use labels::Labels;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
@@ -80,6 +82,9 @@ pub struct World {
     /// RateLimits by name.
     #[serde(skip)]
     pub rate_limits: Map<NamespacedName, RateLimit>,
+    /// Gateways by name.
+    #[serde(skip)]
+    pub gateways: Map<NamespacedName, Gateway>,
     /// HTTPRoutes by name.
     #[serde(skip)]
     pub http_routes: Map<NamespacedName, Route>,
@@ -106,6 +111,12 @@ impl World {
             RouteKind::Tls => &mut self.tls_routes,
             RouteKind::Tcp => &mut self.tcp_routes,
         }
+    }
+
+    /// Those of all kinds.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let (http, grpc) = (self.http_routes.values(), self.grpc_routes.values());
+        http.chain(grpc).chain(self.tls_routes.values()).chain(self.tcp_routes.values())
     }
 
     /// The route of this kind and name.

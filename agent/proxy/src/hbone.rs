@@ -13,12 +13,8 @@ pub(crate) const CLIENT_CERT: &str = "x-forwarded-client-cert";
 /// The request for a connection to `authority`, on behalf of `source`, whose socket is at `client`.
 ///
 /// `None` if a name is not fit for a header, which Kubernetes does not allow.
-pub(crate) fn connect_request(
-    authority: SocketAddr,
-    source: &Workload,
-    client: SocketAddr,
-) -> Option<Request<()>> {
-    let uri = Uri::builder().authority(authority.to_string()).build().ok()?;
+pub(crate) fn connect_request(authority: &str, source: &Workload, client: SocketAddr) -> Option<Request<()>> {
+    let uri = Uri::builder().authority(authority).build().ok()?;
     let trace = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
     Request::builder()
         .method(Method::CONNECT)

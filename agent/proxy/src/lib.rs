@@ -66,7 +66,7 @@ pub use crate::{
     config::Config,
     dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
-    http::{HttpLimits, RequestMetrics, Waypoint, WaypointConfig},
+    http::{HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
     metrics::Metrics,

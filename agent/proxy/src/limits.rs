@@ -39,6 +39,11 @@ impl Limits {
         self.short_of_memory.store(short, Ordering::Relaxed);
     }
 
+    /// Whether there is memory for more.
+    pub(crate) fn memory(&self) -> Result<(), Reason> {
+        if self.short_of_memory.load(Ordering::Relaxed) { Err(Reason::MemoryLimit) } else { Ok(()) }
+    }
+
     /// Whether a socket that was dialled with may stay.
     pub(crate) fn keep_dialled(&self, socket: &impl AsRawFd) -> Result<(), Reason> {
         below(self.descriptors[1], socket)
@@ -58,11 +63,15 @@ impl Shared {
         Ok([own, self.take_on_any()?])
     }
 
+    /// Counts an accepted connection that is no pod's.
+    pub(crate) fn take_on_socket(&self, socket: &impl AsRawFd) -> Result<LiveGuard, Reason> {
+        below(self.limits.descriptors[0], socket)?;
+        self.take_on_any()
+    }
+
     /// Counts a connection that is no pod's own.
     pub(crate) fn take_on_any(&self) -> Result<LiveGuard, Reason> {
-        if self.limits.short_of_memory.load(Ordering::Relaxed) {
-            return Err(Reason::MemoryLimit);
-        }
+        self.limits.memory()?;
         self.live.enter(self.config.max_connections).ok_or(Reason::ConnectionLimit)
     }
 }

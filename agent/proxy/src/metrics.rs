@@ -34,6 +34,8 @@ pub enum Direction {
     Outbound,
     /// A waypoint between them.
     Waypoint,
+    /// A gateway, which dials for whoever comes from outside.
+    Gateway,
 }
 
 impl Direction {
@@ -42,13 +44,14 @@ impl Direction {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
             Self::Waypoint => "waypoint",
+            Self::Gateway => "gateway",
         }
     }
 
     fn reporter(self) -> &'static str {
         match self {
             Self::Inbound => "destination",
-            Self::Outbound => "source",
+            Self::Outbound | Self::Gateway => "source",
             Self::Waypoint => "waypoint",
         }
     }

@@ -209,7 +209,7 @@ async fn request(
     upstream: &Upstream,
     tunnel: &mut SendRequest<Bytes>,
 ) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
-    let request = hbone::connect_request(upstream.address, &upstream.source, client)
+    let request = hbone::connect_request(&upstream.address.to_string(), &upstream.source, client)
         .ok_or_else(|| Refusal::internal("a name of the pod does not fit a header"))?;
     tunnel::ask(&worker.shared, tunnel, request).await
 }

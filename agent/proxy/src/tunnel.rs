@@ -47,13 +47,14 @@ pub(crate) struct Opened {
 
 /// Opens a tunnel for `key` from `pod`.
 pub(crate) async fn open(worker: &Worker, pod: &Pod, key: &Key) -> Result<Opened, Refusal> {
-    open_over(&worker.shared, key, dial(&worker.shared, pod, key.address)).await
+    open_over(&worker.shared, key, STREAM_WINDOW, dial(&worker.shared, pod, key.address)).await
 }
 
-/// Opens a tunnel for `key` over the connection that `dial` makes.
+/// Opens a tunnel for `key` over the connection that `dial` makes, each of whose streams may have so much on the way.
 pub(crate) async fn open_over(
     shared: &Arc<Shared>,
     key: &Key,
+    stream_window: u32,
     dial: impl Future<Output = Result<TcpStream, Refusal>>,
 ) -> Result<Opened, Refusal> {
     let config = shared
@@ -78,8 +79,8 @@ pub(crate) async fn open_over(
         let http =
             |error| Refusal::new(Reason::TunnelClosed, format!("HTTP/2 with {}: {error}", key.address));
         let (send, mut connection) = client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(stream_window)
+            .initial_connection_window_size(stream_window * MAX_STREAMS)
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADERS)
             .enable_push(false)

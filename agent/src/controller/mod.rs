@@ -109,6 +109,7 @@ async fn serve(
         if let Some(provisioner) = &provisioner {
             status = status.with_own(provisioner.own());
         }
+        let provisioner = provisioner.map(|of| of.with_attached(status.attached()));
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
             tokio::join!(publisher.run(), rotation, waypoints, status.run(), event_writer.run(), kind_watch);

@@ -15,9 +15,9 @@ use super::kubelet::Kubelet;
 use super::replica::{IMAGE, LONG, Replica};
 use super::waypoint::{ENABLED, Runs, Shop};
 
-const GATEWAY: &str = "gateway.networking.k8s.io/v1";
+pub const GATEWAY: &str = "gateway.networking.k8s.io/v1";
 /// What a waypoint is made of.
-const MADE: [(&str, &str); 5] = [
+pub const MADE: [(&str, &str); 5] = [
     ("v1", "ServiceAccount"),
     ("v1", "Service"),
     ("apps/v1", "Deployment"),
@@ -246,18 +246,18 @@ fn requests_pass_through_a_waypoint_that_runs_as_the_controller_has_it() {
 
 /// For Kubernetes' garbage collector. It looks for kinds that are new to it every 30 s, and starts anew when there are
 /// more before it has read their objects; other tests bring theirs.
-const COLLECTED: Duration = Duration::from_secs(300);
+pub const COLLECTED: Duration = Duration::from_secs(300);
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const ACCOUNT: &str = "/spec/template/spec/serviceAccountName";
 
 /// A namespace of a cluster whose controller makes waypoints.
-struct Stage {
-    kubernetes: Kubernetes,
-    namespace: String,
+pub struct Stage {
+    pub kubernetes: Kubernetes,
+    pub namespace: String,
 }
 
 impl Stage {
-    fn new(prefix: &str) -> Self {
+    pub fn new(prefix: &str) -> Self {
         let kubernetes = Kubernetes::shared();
         define(&kubernetes);
         Replica::shared(&kubernetes);
@@ -266,7 +266,7 @@ impl Stage {
     }
 
     /// Applies a Gateway that differs from a good one by this.
-    fn gateway(&self, name: &str, spec: &Value) {
+    pub fn gateway(&self, name: &str, spec: &Value) {
         let mut all = json!({
             "gatewayClassName": "orlop-waypoint",
             "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
@@ -279,13 +279,19 @@ impl Stage {
     }
 
     #[track_caller]
-    fn await_condition(&self, gateway: &str, kind: &str, status: &str) -> Value {
+    pub fn await_condition(&self, gateway: &str, kind: &str, status: &str) -> Value {
         self.await_object(GATEWAY, "Gateway", gateway, |gateway| condition(gateway, kind)["status"] == status)
     }
 
     /// Waits until there is such an object of which this holds.
     #[track_caller]
-    fn await_object(&self, version: &str, kind: &str, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn await_object(
+        &self,
+        version: &str,
+        kind: &str,
+        name: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut found = None;
         let met = wait_for(LONG, || {
             found = self.get(version, kind, name);
@@ -295,7 +301,7 @@ impl Stage {
         found.unwrap()
     }
 
-    fn get(&self, version: &str, kind: &str, name: &str) -> Option<Value> {
+    pub fn get(&self, version: &str, kind: &str, name: &str) -> Option<Value> {
         get(&self.kubernetes, version, kind, Some(&self.namespace), name)
     }
 
@@ -304,13 +310,13 @@ impl Stage {
         self.kubernetes.wait(api.patch(name, &PatchParams::default(), &Patch::Merge(change))).unwrap();
     }
 
-    fn delete(&self, version: &str, kind: &str, name: &str) {
+    pub fn delete(&self, version: &str, kind: &str, name: &str) {
         let api = api(&self.kubernetes, version, kind, Some(&self.namespace));
         self.kubernetes.wait(api.delete(name, &DeleteParams::default())).unwrap();
     }
 
     /// Whether a service account may read what waypoints read.
-    fn may_read(&self, account: &str) -> bool {
+    pub fn may_read(&self, account: &str) -> bool {
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
             "spec": {
@@ -366,11 +372,11 @@ fn get(
     found.map(|found| serde_json::to_value(found).unwrap())
 }
 
-fn condition(object: &Value, kind: &str) -> Value {
+pub fn condition(object: &Value, kind: &str) -> Value {
     condition_of(&object["status"], kind)
 }
 
-fn condition_of(status: &Value, kind: &str) -> Value {
+pub fn condition_of(status: &Value, kind: &str) -> Value {
     let mut conditions = status["conditions"].as_array().into_iter().flatten();
     conditions.find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
 }

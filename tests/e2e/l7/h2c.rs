@@ -18,6 +18,9 @@ use crate::mesh::TIMEOUT;
 
 /// What is asked for here begins, and is cancelled once data comes.
 pub const BROKEN_OFF: &str = "/broken-off";
+/// What is asked for here is [`BULK`] bytes.
+pub const LARGE: &str = "/large";
+pub const BULK: usize = 2 << 20;
 
 /// An HTTP/2 server that answers with what comes, as gRPC would: data as soon as it is there, and at the end trailers
 /// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
@@ -82,6 +85,9 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
         receive.data().await;
         send.send_reset(h2::Reason::CANCEL);
         return Ok(());
+    }
+    if parts.uri.path() == LARGE {
+        write(&mut send, Bytes::from(vec![0; BULK])).await?;
     }
     while let Some(data) = receive.data().await {
         let data = data?;

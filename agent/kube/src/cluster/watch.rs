@@ -264,7 +264,9 @@ fn group(api_version: &str) -> &str {
 
 fn plural(kind: Kind) -> String {
     let name = kind.name().to_lowercase();
-    name.strip_suffix('y').map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"))
+    // A vowel before it keeps the letter, as of gateways.
+    let stem = name.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u']));
+    stem.map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"))
 }
 
 #[cfg(test)]
@@ -290,6 +292,7 @@ mod tests {
             "requestauthentications",
             "ratelimits",
             "extensionproviders",
+            "gateways",
             "httproutes",
             "grpcroutes",
             "tlsroutes",

@@ -19,7 +19,7 @@ pub use leader::Election;
 pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
-pub use status::StatusWriter;
+pub use status::{AttachedRoutes, StatusWriter};
 pub use waypoints::{OwnGateways, WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
@@ -87,8 +87,11 @@ impl CustomKinds {
     }
 }
 
-/// By what classes of Gateways, and what is said of routes, are ours: `controllerName`.
+/// By what classes of Gateways that become waypoints, and what is said of routes of services, are ours:
+/// `controllerName`.
 const CONTROLLER: &str = "orlop.dev/waypoint-controller";
+/// The same of those that become gateways, and of their routes.
+const GATEWAY_CONTROLLER: &str = "orlop.dev/gateway-controller";
 
 /// Under which name the controller applies fields.
 pub const FIELD_MANAGER: &str = "orlop-controller";

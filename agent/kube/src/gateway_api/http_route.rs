@@ -103,7 +103,7 @@ fn rule(of: RuleObject, reading: &mut Reading<'_>, path: &FieldPath) -> Result<R
         (None, None) => None,
         (retries, per_try) => Some(Retries { per_try, ..retries.unwrap_or_default() }),
     };
-    Ok(RouteRule { name: of.name, matches, filters, backends, timeout: whole, retries })
+    Ok(RouteRule { name: of.name, matches, filters, backends, timeout: whole, retries, unreadable: None })
 }
 
 fn http_match(of: MatchObject, path: &FieldPath) -> Result<RouteMatch, FieldError> {

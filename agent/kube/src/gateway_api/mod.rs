@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use orlop_model::NamespacedName;
-use orlop_model::world::gateway_api::{BackendRef, GROUP, Parent, Route, RouteBackend, RouteKind, RouteRule};
+use orlop_model::world::gateway_api::{
+    BackendRef, GROUP, GatewayParent, Parent, Route, RouteBackend, RouteKind, RouteRule, Unreadable,
+};
 use orlop_model::world::routing::StringMatch;
+use orlop_model::world::stream::HostPattern;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 
 use crate::field::{FieldError, FieldPath, port};
 use crate::metadata::namespaced;
@@ -16,6 +20,7 @@ use crate::read::Metadata;
 use crate::virtual_service::header_name;
 
 mod filters;
+pub(crate) mod gateway;
 pub(crate) mod grpc_route;
 pub(crate) mod http_route;
 pub(crate) mod reference_grant;
@@ -26,8 +31,8 @@ use filters::FilterObject;
 /// What is above this means nothing any more; the API's own limit.
 const MAX_WEIGHT: i64 = 1_000_000;
 
-/// A route as it is written. Its rules are read only if it is for a Service: what is for a Gateway alone spoils nothing
-/// here, however it is written.
+/// A route as it is written. What is wrong with a rule of one that is for a Gateway is kept with it: what it matches is
+/// refused, and it may be for another controller's Gateway, which understands it.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Object {
     metadata: Metadata,
@@ -105,46 +110,68 @@ fn convert<R: DeserializeOwned>(
     let name = namespaced(&object.metadata)?;
     let spec = object.spec;
     let created = object.metadata.creation_timestamp.map(|time| time.0.as_second());
-    let parents = spec.parent_refs.into_iter().enumerate();
-    let parents = parents.filter_map(|(index, of)| {
-        let path = FieldPath::from("spec.parentRefs").index(index);
-        of.service(&name.namespace, &path).transpose()
-    });
-    let parents = parents.collect::<Result<Vec<_>, _>>()?;
-    if parents.is_empty() {
+    let (mut parents, mut gateways) = (Vec::new(), Vec::new());
+    for (index, of) in spec.parent_refs.into_iter().enumerate() {
+        match of.convert(&name.namespace, &FieldPath::from("spec.parentRefs").index(index))? {
+            ParentRef::Service(parent) => parents.push(parent),
+            ParentRef::Gateway(parent) => gateways.push(parent),
+            ParentRef::Other => {}
+        }
+    }
+    if parents.is_empty() && gateways.is_empty() {
         return Ok(Route { kind, name, created, ..Route::default() });
     }
     let mut reading = Reading { kind, namespace: &name.namespace, unread: Vec::new() };
-    if spec.hostnames.is_some() {
-        reading.unread.push("hostnames".to_owned());
-    }
+    let hostnames = spec.hostnames.map(|hostnames| {
+        if !parents.is_empty() {
+            reading.unread.push("hostnames".to_owned());
+        }
+        if gateways.is_empty() { Ok(Vec::new()) } else { of_gateway(hostnames) }
+    });
     // What the API fills in.
     let rules = spec.rules.unwrap_or_else(|| vec![Value::Object(serde_json::Map::new())]);
+    let mut read = |value: Value, path: &FieldPath| {
+        let object = typed::<R, _>(value).map_err(|error| error.below(path))?;
+        rule(object, &mut reading, path)
+    };
     let rules = rules.into_iter().enumerate().map(|(index, value)| {
         let path = FieldPath::from("spec.rules").index(index);
-        let object = typed::<R, _>(value).map_err(|error| error.below(&path))?;
-        rule(object, &mut reading, &path)
+        // Whoever is for a Service alone is left out as a whole, as its requests go there without it too.
+        let matches = (!gateways.is_empty()).then(|| json!({ "matches": value.get("matches") }));
+        read(value, &path).or_else(|error| {
+            let problem = error.to_string();
+            let known = read(matches.ok_or(error)?, &path);
+            let unreadable = Unreadable { problem, may_match_anything: known.is_err() };
+            Ok(RouteRule { unreadable: Some(unreadable), ..known.unwrap_or_default() })
+        })
     });
-    let rules = rules.collect::<Result<Vec<_>, _>>()?;
+    let rules = rules.collect::<Result<Vec<_>, FieldError>>()?;
+    let hostnames = hostnames.transpose()?.unwrap_or_default();
     let mut unread = reading.unread;
     unread.dedup();
-    Ok(Route { kind, created, parents, hostnames: Vec::new(), rules, unread, name })
+    Ok(Route { kind, created, parents, gateways, hostnames, rules, unread, name })
+}
+
+/// The hosts that requests at a gateway may be for.
+fn of_gateway(hostnames: Value) -> Result<Vec<HostPattern>, FieldError> {
+    let path = FieldPath::from("spec.hostnames");
+    let texts: Vec<String> = typed(hostnames).map_err(|error| error.below(&path))?;
+    Ok(texts.into_iter().map(|text| HostPattern(text.to_ascii_lowercase())).collect())
 }
 
 impl ParentObject {
-    /// `None` if it is no Service.
-    fn service(self, namespace: &str, path: &FieldPath) -> Result<Option<Parent>, FieldError> {
-        let group = self.group.as_deref().unwrap_or(GROUP);
-        let kind = self.kind.as_deref().unwrap_or("Gateway");
-        if !group.is_empty() || kind != "Service" {
-            return Ok(None);
+    fn convert(self, namespace: &str, path: &FieldPath) -> Result<ParentRef, FieldError> {
+        let of = (self.group.as_deref().unwrap_or(GROUP), self.kind.as_deref().unwrap_or("Gateway"));
+        if !matches!(of, ("", "Service") | (GROUP, "Gateway")) {
+            return Ok(ParentRef::Other);
         }
         let number = self.port.map(|number| port(number, || path.clone().key("port"))).transpose()?;
-        Ok(Some(Parent {
-            service: in_namespace(self.namespace, self.name, namespace),
-            section: self.section_name.filter(|name| !name.is_empty()),
-            port: number,
-        }))
+        let name = in_namespace(self.namespace, self.name, namespace);
+        let section = self.section_name.filter(|name| !name.is_empty());
+        Ok(match of {
+            ("", _) => ParentRef::Service(Parent { service: name, section, port: number }),
+            _ => ParentRef::Gateway(GatewayParent { gateway: name, section, port: number }),
+        })
     }
 }
 
@@ -191,7 +218,7 @@ fn backends(
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ParentRef {
     Service(Parent),
-    Gateway(NamespacedName),
+    Gateway(GatewayParent),
     Other,
 }
 
@@ -201,13 +228,11 @@ impl ParentRef {
         let text = |key: &str| entry[key].as_str().map(str::to_owned);
         let Some(name) = text("name") else { return Self::Other };
         let name = in_namespace(text("namespace"), name, namespace);
+        let section = text("sectionName").filter(|section| !section.is_empty());
+        let port = entry["port"].as_u64().and_then(|port| port.try_into().ok());
         match (text("group").as_deref().unwrap_or(GROUP), text("kind").as_deref().unwrap_or("Gateway")) {
-            ("", "Service") => Self::Service(Parent {
-                service: name,
-                section: text("sectionName").filter(|section| !section.is_empty()),
-                port: entry["port"].as_u64().and_then(|port| port.try_into().ok()),
-            }),
-            (GROUP, "Gateway") => Self::Gateway(name),
+            ("", "Service") => Self::Service(Parent { service: name, section, port }),
+            (GROUP, "Gateway") => Self::Gateway(GatewayParent { gateway: name, section, port }),
             _ => Self::Other,
         }
     }

@@ -1,5 +1,5 @@
-use orlop_model::world::gateway_api::RpcName;
-use orlop_model::world::routing::{PathChange, Percent, RedirectPort, RetryOn};
+use orlop_model::world::gateway_api::{RouteMatch, RpcName};
+use orlop_model::world::routing::{HttpMatch, PathChange, Percent, RedirectPort, RetryOn};
 use serde_json::json;
 
 use super::*;
@@ -101,10 +101,70 @@ fn everything_the_waypoint_reads_of_an_http_route_is_carried_over() {
 }
 
 #[test]
-fn what_is_for_gateways_alone_is_not_looked_into() {
-    let spec = json!({"parentRefs": [{"name": "in"}], "rules": [{"whatever": 1}]});
-    let found = object("HTTPRoute", spec).unwrap();
-    assert!(found.parents.is_empty() && found.rules.is_empty());
+fn a_rule_of_a_gateway_that_is_not_understood_is_kept_with_what_it_matches_if_that_is_known() {
+    let path = |value: &str| json!([{"path": {"type": "PathPrefix", "value": value}}]);
+    let rules = json!([
+        {"whatever": 1, "matches": path("/a")},
+        {"matches": [{"whatever": 1}]},
+        {"matches": path("/b")},
+    ]);
+    let found = object("HTTPRoute", json!({"parentRefs": [{"name": "in"}], "rules": rules})).unwrap();
+    assert!(found.parents.is_empty());
+    let [known, unknown, good] = &found.rules[..] else { panic!("{:?}", found.rules) };
+    assert_eq!(known.matches, [RouteMatch { http: segments("/a"), rpc: None }]);
+    let of = |rule: &RouteRule| rule.unreadable.clone().map(|of| (of.problem, of.may_match_anything));
+    let (problem, may_match_anything) = of(known).unwrap();
+    assert!(problem.starts_with("spec.rules[0]") && !may_match_anything, "{problem}");
+    let (problem, may_match_anything) = of(unknown).unwrap();
+    assert!(problem.starts_with("spec.rules[1].matches[0]") && may_match_anything, "{problem}");
+    assert_eq!(of(good), None);
+}
+
+fn segments(path: &str) -> HttpMatch {
+    HttpMatch { uri: Some(StringMatch::Segments(path.to_owned())), ..HttpMatch::default() }
+}
+
+#[test]
+fn what_a_gateway_lets_in_is_carried_over_and_what_is_not_known_lets_in_nobody() {
+    use orlop_model::world::gateway::{FromNamespaces, LabelTest};
+
+    let gateway = |namespaces: Value| {
+        let object = json!({
+            "metadata": {"name": "gate", "namespace": "edge"},
+            "spec": {"gatewayClassName": "orlop", "whatever": 1, "listeners": [{
+                "name": "web", "port": 80, "protocol": "HTTP", "hostname": "*.Example.com",
+                "allowedRoutes": {"namespaces": namespaces, "kinds": [{"kind": "HTTPRoute"}]},
+            }]},
+        });
+        typed(object).and_then(gateway::convert)
+    };
+    let found = gateway(json!({"from": "Selector", "selector": {
+        "matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "DoesNotExist"}],
+    }}));
+    let listener = found.unwrap().listeners.remove(0);
+    assert_eq!(
+        (listener.hostname.as_deref(), listener.kinds[0].group.as_str()),
+        (Some("*.example.com"), GROUP)
+    );
+    let FromNamespaces::Selector(wanted) = listener.namespaces else { panic!("{listener:?}") };
+    let wanted: Vec<_> = wanted.into_iter().map(|of| (of.key, of.test)).collect();
+    assert_eq!(
+        wanted,
+        [("a".to_owned(), LabelTest::In(vec!["b".to_owned()])), ("c".to_owned(), LabelTest::DoesNotExist),]
+    );
+    for (namespaces, lets) in [
+        (json!({}), FromNamespaces::Same),
+        (json!({"from": "All"}), FromNamespaces::All),
+        (json!({"from": "None"}), FromNamespaces::None),
+        (json!({"from": "Some"}), FromNamespaces::None),
+        (json!({"from": "Selector"}), FromNamespaces::None),
+    ] {
+        assert_eq!(gateway(namespaces.clone()).unwrap().listeners[0].namespaces, lets, "{namespaces}");
+    }
+    let selector = json!({"matchExpressions": [{"key": "a", "operator": "Like", "values": ["b"]}]});
+    let error = gateway(json!({"from": "Selector", "selector": selector})).unwrap_err();
+    assert!(error.to_string().contains("matchExpressions[0].operator"), "{error}");
+    assert!(gateway(json!({"from": "Selector", "selector": {"matchLabel": {}}})).is_err());
 }
 
 #[test]

@@ -2,14 +2,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::authorize::ServiceKey;
+use super::own::Own;
 use super::token::TokenRules;
 use crate::behind::Behind;
-use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity, token_fields};
 use crate::service::ServiceKind;
 use crate::text::Text;
-use crate::waypoint::is_of_class;
 use crate::world::security::{Action, AuthorizationPolicy, Target};
 use crate::world::{KeySource, RemoteKeys, RequestAuthentication, World};
 
@@ -27,7 +26,7 @@ pub(super) struct Authentications {
 }
 
 impl Authentications {
-    pub fn new(world: &World, settings: &Settings, waypoint: &NamespacedName) -> Self {
+    pub fn new(world: &World, own: &Own<'_>) -> Self {
         let mut found = Self::default();
         let mut common = TokenRules::default();
         let mut services: HashMap<ServiceKey, TokenRules> = HashMap::new();
@@ -35,17 +34,23 @@ impl Authentications {
             if of.unreadable && of.targets.is_empty() {
                 let namespace = &of.name.namespace;
                 // It may be for the waypoint itself.
-                if *namespace == settings.root_namespace || *namespace == waypoint.namespace {
+                if own.is_around(namespace) {
                     found.unreadable_everywhere = Some(of.name.clone());
                 }
                 found.unreadable.insert(namespace.clone(), of.name.clone());
+            } else if of.targets.is_empty() {
+                match own.is_selected(&of.name, &of.selector) {
+                    Some(true) => add(&mut common, of),
+                    Some(false) => {}
+                    None => found.unreadable_everywhere = Some(of.name.clone()),
+                }
             }
             for target in &of.targets {
                 match service_key(&of.name, target) {
+                    // Whoever stands before the service asks.
+                    Some(_) if own.is_gateway() => {}
                     Some(key) => add(services.entry(key).or_default(), of),
-                    None if is_for_waypoint(&of.name, target, waypoint, (world, settings)) => {
-                        add(&mut common, of)
-                    }
+                    None if own.is_target(&of.name, target) => add(&mut common, of),
                     None => {}
                 }
             }
@@ -85,6 +90,7 @@ impl Authentications {
         let namespace = match target {
             Behind::Service { service, .. } => &service.name.namespace,
             Behind::Workload { workload, .. } => &workload.name.namespace,
+            Behind::Gateway { gateway, .. } => &gateway.namespace,
         };
         self.unreadable_everywhere.as_ref().or_else(|| self.unreadable.get(namespace))
     }
@@ -100,15 +106,13 @@ impl Authentications {
     }
 
     /// What the authors of AuthorizationPolicies should know that ask for what is in tokens.
-    pub fn findings(&self, world: &World, settings: &Settings, waypoint: &NamespacedName) -> Vec<Finding> {
+    pub fn findings(&self, world: &World, own: &Own<'_>) -> Vec<Finding> {
         let mut found = Vec::new();
         for policy in world.authorization_policies.values() {
             for target in &policy.targets {
                 let rules = match service_key(&policy.name, target) {
                     Some(key) => self.of(Some(&key)),
-                    None if is_for_waypoint(&policy.name, target, waypoint, (world, settings)) => {
-                        self.common.as_ref()
-                    }
+                    None if own.is_target(&policy.name, target) => self.common.as_ref(),
                     None => continue,
                 };
                 if rules.is_none_or(|rules| rules.rules.is_empty()) {
@@ -160,20 +164,5 @@ pub(super) fn service_key(policy: &NamespacedName, target: &Target) -> Option<Se
         Target::Service(name) => Some((ServiceKind::Service, named(name))),
         Target::ServiceEntry(name) => Some((ServiceKind::ServiceEntry, named(name))),
         Target::Gateway(_) | Target::GatewayClass(_) => None,
-    }
-}
-
-pub(super) fn is_for_waypoint(
-    policy: &NamespacedName,
-    target: &Target,
-    waypoint: &NamespacedName,
-    (world, settings): (&World, &Settings),
-) -> bool {
-    match target {
-        Target::Gateway(name) => NamespacedName::new(&policy.namespace, name) == *waypoint,
-        Target::GatewayClass(name) => {
-            policy.namespace == settings.root_namespace && is_of_class(world, waypoint, name)
-        }
-        Target::Service(_) | Target::ServiceEntry(_) => false,
     }
 }

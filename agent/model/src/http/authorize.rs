@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Request;
 use super::authentication::Authentications;
 use super::limit::{Counted, Limits};
+use super::own::Own;
 use super::token::{Claims, NoTokens, TokenRules, Tokens};
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;
@@ -17,14 +18,14 @@ use crate::policy::{
 use crate::reason::Reason;
 use crate::service::{Service, ServiceKind};
 use crate::snapshot::{Workload, WorkloadKind};
-use crate::waypoint::is_of_class;
-use crate::world::security::Target;
+use crate::world::security::{AuthorizationPolicy, Target};
 use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, World};
 
 pub(super) type ServiceKey = (ServiceKind, NamespacedName);
 
-/// The AuthorizationPolicies with `targetRefs`, as far as a waypoint judges by them.
+/// The AuthorizationPolicies with `targetRefs`, as far as a waypoint judges by them; of a gateway, also those without that
+/// select its pods.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestPolicies {
     /// Those for all waypoints of its class.
@@ -32,6 +33,10 @@ pub(super) struct RequestPolicies {
     /// Those for this waypoint.
     waypoint: Option<Arc<Layer>>,
     services: HashMap<ServiceKey, Arc<Layer>>,
+    /// Those without targets that select the pods of a gateway: for the mesh, for its namespace, or by labels.
+    selecting: Option<Arc<Layer>>,
+    /// One of which nobody can tell whether it selects them.
+    undecided: Option<Arc<NamespacedName>>,
     /// The services with policies that lead to a port of a workload, and by which port of theirs: whoever dials it gets
     /// no further than through them.
     served: HashMap<(WorkloadKind, NamespacedName, u16), Vec<(ServiceKey, u16)>>,
@@ -44,30 +49,40 @@ pub(super) struct RequestPolicies {
 }
 
 impl RequestPolicies {
+    /// `services` are those whose policies it is to judge by.
     pub fn new<'w>(
         world: &World,
         settings: &Settings,
-        waypoint: &NamespacedName,
+        own: &Own<'_>,
         services: impl Iterator<Item = &'w Arc<Service>>,
     ) -> Self {
         let trust = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
         let (mut of_class, mut of_waypoint) = (Vec::new(), Vec::new());
         let mut of_services: HashMap<ServiceKey, Vec<_>> = HashMap::new();
         let mut asks = false;
-        for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
+        let compile = |policy: &AuthorizationPolicy, asks: &mut bool| {
             let compiled = Arc::new(CompiledPolicy::of_waypoint(policy, world, settings, &trust));
-            asks |= compiled.provider.is_some();
+            *asks |= compiled.provider.is_some();
+            compiled
+        };
+        let (mut selecting, mut undecided) = (Vec::new(), None);
+        for policy in world.authorization_policies.values().filter(|policy| policy.targets.is_empty()) {
+            match own.is_selected(&policy.name, &policy.selector) {
+                Some(true) => selecting.push(compile(policy, &mut asks)),
+                Some(false) => {}
+                None => undecided = Some(Arc::new(policy.name.clone())),
+            }
+        }
+        for policy in world.authorization_policies.values().filter(|policy| !policy.targets.is_empty()) {
+            let compiled = compile(policy, &mut asks);
             let named = |name: &str| NamespacedName::new(&policy.name.namespace, name);
             for target in &policy.targets {
                 let list = match target {
-                    Target::Gateway(name) if named(name) == *waypoint => &mut of_waypoint,
-                    Target::GatewayClass(name)
-                        if policy.name.namespace == settings.root_namespace
-                            && is_of_class(world, waypoint, name) =>
-                    {
-                        &mut of_class
-                    }
+                    Target::Gateway(_) if own.is_target(&policy.name, target) => &mut of_waypoint,
+                    Target::GatewayClass(_) if own.is_target(&policy.name, target) => &mut of_class,
                     Target::Gateway(_) | Target::GatewayClass(_) => continue,
+                    // Whoever stands before the service judges by them, and the gateway is its client.
+                    Target::Service(_) | Target::ServiceEntry(_) if own.is_gateway() => continue,
                     Target::Service(name) => {
                         of_services.entry((ServiceKind::Service, named(name))).or_default()
                     }
@@ -78,8 +93,8 @@ impl RequestPolicies {
                 list.push(compiled.clone());
             }
         }
-        let authentications = Authentications::new(world, settings, waypoint);
-        let limits = Limits::new(world, settings, waypoint, &trust);
+        let authentications = Authentications::new(world, own);
+        let limits = Limits::new(world, own, &trust);
         let mut served: HashMap<_, Vec<_>> = HashMap::new();
         for service in services {
             let key = (service.kind, service.name.clone());
@@ -107,6 +122,8 @@ impl RequestPolicies {
             class: layer(of_class),
             waypoint: layer(of_waypoint),
             services: services.collect(),
+            selecting: layer(selecting),
+            undecided,
             served,
             asks,
             authentications,
@@ -127,7 +144,7 @@ impl RequestPolicies {
     pub fn judge(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: Option<&Request<'_>>,
         tokens: &dyn Tokens,
@@ -142,7 +159,7 @@ impl RequestPolicies {
     pub fn judge_stream(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         sni: Sni<'_>,
     ) -> Result<Judgement, Refused> {
@@ -151,7 +168,7 @@ impl RequestPolicies {
     }
 
     /// Whether the name in the client's TLS may decide.
-    pub fn want_sni(&self, target: &Behind, client: &Identity, address: IpAddr) -> bool {
+    pub fn want_sni(&self, target: &Behind, client: Option<&Identity>, address: IpAddr) -> bool {
         let facts = facts(target, client, address, None);
         self.services_of(target).into_iter().any(|service| {
             let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
@@ -175,7 +192,11 @@ impl RequestPolicies {
         facts: &Facts<'_>,
         tokens: &dyn Tokens,
     ) -> Result<Judgement, Refused> {
-        let unasked = self.class.is_none() && self.waypoint.is_none() && self.services.is_empty();
+        if let Some(name) = &self.undecided {
+            return Err(undecided(name));
+        }
+        let layers = [&self.class, &self.waypoint, &self.selecting];
+        let unasked = layers.iter().all(|layer| layer.is_none()) && self.services.is_empty();
         if unasked && self.authentications.is_empty() {
             return Ok(Judgement::default());
         }
@@ -196,7 +217,7 @@ impl RequestPolicies {
     pub fn to_ask(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: &Request<'_>,
         tokens: &dyn Tokens,
@@ -222,7 +243,7 @@ impl RequestPolicies {
     pub fn limits(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: &Request<'_>,
         tokens: &dyn Tokens,
@@ -251,9 +272,9 @@ impl RequestPolicies {
     }
 
     /// What their authors should know of policies that ask for what is in tokens.
-    pub fn findings(&self, world: &World, settings: &Settings, waypoint: &NamespacedName) -> Vec<Finding> {
-        let mut found = self.authentications.findings(world, settings, waypoint);
-        found.extend(self.limits.findings(world, settings, waypoint, &self.authentications));
+    pub fn findings(&self, world: &World, own: &Own<'_>) -> Vec<Finding> {
+        let mut found = self.authentications.findings(world, own);
+        found.extend(self.limits.findings(world, own, &self.authentications));
         found
     }
 
@@ -270,6 +291,7 @@ impl RequestPolicies {
                     None => vec![None],
                 }
             }
+            Behind::Gateway { .. } => vec![None],
         }
     }
 
@@ -289,8 +311,13 @@ impl RequestPolicies {
     }
 
     fn policies_of(&self, service: Option<ServiceKey>) -> Policies {
+        // No proxy has both: those of services are not for a gateway.
         let of_service = service.and_then(|service| self.services.get(&service).cloned());
-        Policies::new([of_service, self.waypoint.clone(), self.class.clone()])
+        Policies::new([
+            of_service.or_else(|| self.selecting.clone()),
+            self.waypoint.clone(),
+            self.class.clone(),
+        ])
     }
 
     /// What a request's token says by what is asked of it for this service; `None` where nobody asks for any.
@@ -314,19 +341,19 @@ impl RequestPolicies {
 
 fn facts<'a>(
     target: &Behind,
-    client: &'a Identity,
+    client: Option<&'a Identity>,
     address: IpAddr,
     request: Option<&'a RequestFacts<'a>>,
 ) -> Facts<'a> {
     // What is read as HTTP is no TLS.
     let sni = if request.is_some() { Sni::Absent } else { Sni::Unknown };
-    let facts = |destination| Facts { request, sni, ..Facts::new(Some(client), address, destination) };
+    let facts = |destination| Facts { request, sni, ..Facts::new(client, address, destination) };
     match target {
         Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
         Behind::Service { port, dialled: None, .. } => {
             Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
         }
-        Behind::Workload { address, .. } => facts(*address),
+        Behind::Workload { address, .. } | Behind::Gateway { address, .. } => facts(*address),
     }
 }
 
@@ -343,4 +370,13 @@ fn unreadable(name: &NamespacedName) -> Refused {
         "RequestAuthentication {name} can't be understood: until it can, nothing passes where it is for"
     );
     Refused { reason: Reason::PolicyDenied, detail, judgement: Judgement::default() }
+}
+
+fn undecided(name: &Arc<NamespacedName>) -> Refused {
+    let detail = format!(
+        "AuthorizationPolicy {name} may select this gateway's pods, whose labels are not known: until they are, nothing \
+         passes"
+    );
+    let judgement = Judgement { policy: Some(Arc::clone(name)), ..Judgement::default() };
+    Refused { reason: Reason::PolicyDenied, detail, judgement }
 }

@@ -9,10 +9,13 @@ use super::destination::Destinations;
 use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
 use super::hidden::hidden_tls;
+use super::ingress::Ingress;
+use super::own::{Own, OwnGateway};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::stream::StreamPorts;
 use super::table::Table;
 use crate::compile::Settings;
+use crate::gateway::Attachments;
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity, limit_findings, provider_findings, token_findings};
 use crate::reason::Reason;
@@ -64,8 +67,9 @@ impl Snapshot {
             || of_streams().any(|table| table.asks_for_labels());
         let labels =
             labels.then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
-        let policies = RequestPolicies::new(world, settings, waypoint, all.clone());
-        findings.extend(policies.findings(world, settings, waypoint));
+        let own = Own::waypoint(world, settings, waypoint);
+        let policies = RequestPolicies::new(world, settings, &own, all.clone());
+        findings.extend(policies.findings(world, &own));
         findings.extend(limit_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));
         findings.extend(provider_findings(world, settings, &self));
@@ -74,6 +78,7 @@ impl Snapshot {
             tables,
             streams,
             attached,
+            ingress: None,
             destinations,
             policies,
             callees: Callees::new(world, settings),
@@ -85,7 +90,37 @@ impl Snapshot {
         self
     }
 
-    /// The routes of the services behind the waypoint that this is the snapshot of; none for a node.
+    /// Makes ready the routes that are attached to this gateway, as the world has them. To lead to another namespace they
+    /// need a ReferenceGrant of that.
+    pub fn with_gateway(mut self, gateway: &OwnGateway, world: &World, settings: &Settings) -> Self {
+        let mut findings = Vec::new();
+        let ingress = world.gateways.get(&gateway.name).map(|of| {
+            let attachments = Attachments::new(world, of);
+            let attaching = Attaching { world, snapshot: &self, waypoint: None, grants: Grants::Required };
+            Ingress::new(&attaching, &attachments, &mut findings)
+        });
+        findings.extend(hidden_tls(world, settings));
+        let own = Own::gateway(world, settings, gateway);
+        let policies = RequestPolicies::new(world, settings, &own, std::iter::empty());
+        let clusters = ingress.iter().flat_map(Ingress::clusters);
+        let destinations = Destinations::new(world, settings, &gateway.name.namespace, clusters);
+        let labels = world.pods.get(&gateway.pod).map(|pod| (pod.name.clone(), pod.labels.clone()));
+        findings.extend(policies.findings(world, &own));
+        let node = world.nodes.get(settings.node.as_str());
+        self.routes = Arc::new(Routes {
+            ingress,
+            destinations,
+            policies,
+            labels: labels.into_iter().collect(),
+            node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+            ..Routes::default()
+        });
+        self.route_findings = findings;
+        self.findings = OnceLock::new();
+        self
+    }
+
+    /// The routes of the services behind the waypoint, or of the gateway, that this is the snapshot of; none for a node.
     pub fn routes(&self) -> &Routes {
         &self.routes
     }

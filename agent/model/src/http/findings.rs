@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::compile::{full_host, meshed, missing, specificity};
 use super::destination::{labels_of, most_specific};
-use super::gateway_api::survey_routes;
+use super::gateway_api::{Attaching, Grants, survey_routes};
 use super::hidden::{hidden, hidden_tls};
+use super::ingress::Ingress;
 use super::traffic::{first_policy, secures};
 use super::virtual_streams;
 use crate::compile::Settings;
+use crate::gateway::Attachments;
 use crate::name::NamespacedName;
 use crate::policy::{
     Finding, FindingReason, Severity, limit_findings, provider_findings, shown, token_findings,
@@ -80,6 +82,20 @@ fn ignored(world: &World) -> impl Iterator<Item = Finding> {
         reason: FindingReason::FieldsNotEnforced,
         message: format!("{} is not read yet and has no effect", unread.join(", ")),
     })
+}
+
+impl Snapshot {
+    /// What can be told of the routes that are attached to these Gateways, as far as these are there.
+    pub fn findings_of_gateways(&self, world: &World, gateways: &BTreeSet<NamespacedName>) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let attaching = Attaching { world, snapshot: self, waypoint: None, grants: Grants::Required };
+        for gateway in gateways.iter().filter_map(|name| world.gateways.get(name)) {
+            Ingress::new(&attaching, &Attachments::new(world, gateway), &mut found);
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
 }
 
 struct Survey<'a> {

@@ -157,7 +157,7 @@ impl<'a> Attaching<'a> {
     }
 
     /// All matches of the routes, those first that have precedence.
-    fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
+    pub fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
         let mut rules = Vec::new();
         let mut entries = Vec::new();
         for route in routes {
@@ -165,7 +165,10 @@ impl<'a> Attaching<'a> {
                 let any = [RouteMatch::default()];
                 let matches = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
                 for of in matches {
-                    let order = (Reverse(rank(route.kind, of)), route.created, &route.name.name);
+                    // What may be for anything must not be passed by, by what is surely for something.
+                    let is_first = rule.unreadable.as_ref().is_some_and(|of| of.may_match_anything);
+                    let rank = if is_first { [usize::MAX; 5] } else { rank(route.kind, of) };
+                    let order = (Reverse(rank), route.created.is_none(), route.created, &route.name);
                     entries.push((order, rules.len(), http_match(route.kind, of)));
                 }
                 rules.push(self.rule(route, rule, number, findings));
@@ -211,7 +214,8 @@ impl<'a> Attaching<'a> {
             tell(findings, route, FindingReason::NeverMatches, told);
             Action::Invalid(message.to_owned())
         };
-        let action = match (&filters.unsupported, &filters.redirect) {
+        let unreadable = rule.unreadable.as_ref().map(|of| &of.problem);
+        let action = match (unreadable.or(filters.unsupported.as_ref()), &filters.redirect) {
             (Some(problem), _) => invalid(problem),
             (None, Some(redirect)) => Action::Redirect(redirect.clone()),
             (None, None) if rule.backends.iter().all(|of| of.weight == 0) => {

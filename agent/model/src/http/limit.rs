@@ -1,10 +1,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::authentication::{Authentications, is_for_waypoint, service_key};
+use super::authentication::{Authentications, service_key};
 use super::authorize::ServiceKey;
+use super::own::Own;
 use crate::behind::Behind;
-use crate::compile::Settings;
 use crate::name::NamespacedName;
 use crate::policy::{CompiledRule, Facts, Finding, FindingReason, Severity, Sight, Token, TrustDomains};
 use crate::service::ServiceKind;
@@ -58,18 +58,13 @@ struct Of {
 }
 
 impl Limits {
-    pub fn new(
-        world: &World,
-        settings: &Settings,
-        waypoint: &NamespacedName,
-        trust: &TrustDomains<'_>,
-    ) -> Self {
+    pub fn new(world: &World, own: &Own<'_>, trust: &TrustDomains<'_>) -> Self {
         let mut found = Self::default();
         for of in world.rate_limits.values() {
             if of.unreadable && of.targets.is_empty() {
                 let namespace = &of.name.namespace;
                 // It may be for the waypoint itself.
-                if *namespace == settings.root_namespace || *namespace == waypoint.namespace {
+                if own.is_around(namespace) {
                     found.unreadable_everywhere = Some(of.name.clone());
                 }
                 found.unreadable.insert(namespace.clone(), of.name.clone());
@@ -78,10 +73,10 @@ impl Limits {
                 of.limits.iter().map(|limit| Arc::new(Limit::new(of, limit, trust))).collect();
             for target in &of.targets {
                 let place = match service_key(&of.name, target) {
+                    // Whoever stands before the service counts.
+                    Some(_) if own.is_gateway() => continue,
                     Some(key) => found.services.entry(key).or_default(),
-                    None if is_for_waypoint(&of.name, target, waypoint, (world, settings)) => {
-                        &mut found.common
-                    }
+                    None if own.is_target(&of.name, target) => &mut found.common,
                     None => continue,
                 };
                 let is_new =
@@ -124,6 +119,7 @@ impl Limits {
         let namespace = match target {
             Behind::Service { service, .. } => &service.name.namespace,
             Behind::Workload { workload, .. } => &workload.name.namespace,
+            Behind::Gateway { gateway, .. } => &gateway.namespace,
         };
         let of_service = service.and_then(|service| self.services.get(service));
         let by_target = of_service.into_iter().chain([&self.common]).find_map(|of| of.unreadable.as_ref());
@@ -146,13 +142,7 @@ impl Limits {
     }
 
     /// What the authors of limits should know that count by what is in tokens.
-    pub fn findings(
-        &self,
-        world: &World,
-        settings: &Settings,
-        waypoint: &NamespacedName,
-        authentications: &Authentications,
-    ) -> Vec<Finding> {
+    pub fn findings(&self, world: &World, own: &Own<'_>, authentications: &Authentications) -> Vec<Finding> {
         let mut found = Vec::new();
         for of in world.rate_limits.values() {
             let asks = |limit: &&Arc<world::Limit>| {
@@ -161,7 +151,7 @@ impl Limits {
             let Some(limit) = of.limits.iter().find(asks) else { continue };
             for target in &of.targets {
                 let key = service_key(&of.name, target);
-                if key.is_none() && !is_for_waypoint(&of.name, target, waypoint, (world, settings)) {
+                if key.is_none() && !own.is_target(&of.name, target) {
                     continue;
                 }
                 if authentications.of(key.as_ref()).is_none_or(|rules| rules.rules.is_empty()) {

@@ -14,8 +14,10 @@ mod gateway_api;
 mod hashed;
 mod hidden;
 mod index;
+mod ingress;
 mod limit;
 mod matching;
+mod own;
 mod path;
 mod rule;
 mod stream;
@@ -37,6 +39,7 @@ pub use destination::{Client, Target};
 pub use gateway_api::Grants;
 pub use hashed::Hashed;
 pub use limit::{Counted, Limit};
+pub use own::OwnGateway;
 pub(crate) use path::readings;
 pub use path::{PathError, normalised};
 pub use rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
@@ -59,6 +62,7 @@ use attached::Attached;
 use authorize::RequestPolicies;
 use by_service::ByService;
 use destination::Destinations;
+use ingress::Ingress;
 use stream::StreamPorts;
 use table::Table;
 
@@ -118,6 +122,8 @@ pub struct Routes {
     streams: ByService<StreamPorts>,
     /// Of the Gateway API, by Kubernetes Service.
     attached: HashMap<NamespacedName, Attached>,
+    /// Of a gateway, if there is one.
+    ingress: Option<Ingress>,
     destinations: Destinations,
     policies: RequestPolicies,
     callees: Callees,
@@ -169,7 +175,7 @@ impl Routes {
     pub fn wants_sni(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         stream: &Stream<'_>,
     ) -> bool {
@@ -209,7 +215,7 @@ impl Routes {
     pub fn authorize_stream(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         sni: Sni<'_>,
     ) -> Result<Judgement, Refused> {
@@ -224,14 +230,32 @@ impl Routes {
         !is_opaque && self.policies.read_requests(service, port)
     }
 
-    /// Decides by the AuthorizationPolicies for the service or the waypoint whether a client at this address may ask for
+    /// The rule that a request to the gateway follows; [`Reason::NoRoute`] where no listener has its host, or no rule
+    /// matches. Its port is the listener's.
+    pub fn select_at_gateway(&self, request: &Request<'_>) -> Result<Selected<'_>, Reason> {
+        self.ingress.as_ref().ok_or(Reason::NoRoute)?.select(request)
+    }
+
+    /// Whether the gateway's Gateway is there.
+    pub fn has_gateway(&self) -> bool {
+        self.ingress.is_some()
+    }
+
+    /// The ports that the gateway is to listen on.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.ingress.iter().flat_map(Ingress::ports)
+    }
+
+    /// Decides by the AuthorizationPolicies for the service, the waypoint or the gateway whether a client at this address
+    /// may ask for
     /// this; without a request, whether it may have a connection in which no HTTP is seen. Tokens that the
     /// RequestAuthentications ask for are verified by `tokens`, and what one says of its bearer counts. What a CUSTOM
-    /// policy matches is refused unless its provider is one of `passed`, which have let it pass.
+    /// policy matches is refused unless its provider is one of `passed`, which have let it pass. Whoever comes from outside
+    /// the mesh has no identity.
     pub fn authorize(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: Option<&Request<'_>>,
         tokens: &dyn Tokens,
@@ -244,7 +268,7 @@ impl Routes {
     pub fn to_ask(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: &Request<'_>,
         tokens: &dyn Tokens,
@@ -262,7 +286,7 @@ impl Routes {
     pub fn limits(
         &self,
         target: &Behind,
-        client: &Identity,
+        client: Option<&Identity>,
         address: IpAddr,
         request: &Request<'_>,
         tokens: &dyn Tokens,

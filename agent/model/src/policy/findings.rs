@@ -104,15 +104,19 @@ impl<'a> Enforcing<'a> {
             Target::Service(name) => service(ServiceKind::Service, name),
             Target::ServiceEntry(name) => service(ServiceKind::ServiceEntry, name),
             Target::Gateway(name) if self.waypoints.contains(&named(name)) => Ok(()),
+            Target::Gateway(name) if self.is_gateway(&named(name)) => Ok(()),
             Target::Gateway(_) => no_waypoint(
                 "it is the waypoint of nothing; label what it is for istio.io/use-waypoint".to_owned(),
             ),
+            Target::GatewayClass(name)
+                if policy.namespace == self.root_namespace && self.has_gateway_of(name) =>
+            {
+                Ok(())
+            }
             Target::GatewayClass(_) if self.waypoints.is_empty() => {
                 no_waypoint("nothing has a waypoint".to_owned())
             }
-            Target::GatewayClass(name)
-                if !self.waypoints.iter().any(|of| waypoint::is_of_class(self.world, of, name)) =>
-            {
+            Target::GatewayClass(name) if !self.waypoints.iter().any(|of| self.is_waypoint_of(of, name)) => {
                 let all = waypoint::CLASSES.join(" and ");
                 no_target(format!("no waypoint is of this class; {all} stand for all of them"))
             }
@@ -122,6 +126,33 @@ impl<'a> Enforcing<'a> {
                 self.root_namespace
             )),
         }
+    }
+}
+
+impl Enforcing<'_> {
+    /// Whether it is a Gateway for those who come from outside, which is for its controller to say: it is none of the
+    /// classes that are for waypoints. Of nodes, which read no Gateways, none is.
+    fn is_gateway(&self, name: &NamespacedName) -> bool {
+        let gateway = self.world.gateways.get(name);
+        gateway.is_some_and(|gateway| !waypoint::CLASSES.contains(&gateway.class.as_str()))
+    }
+
+    fn is_waypoint_of(&self, waypoint: &NamespacedName, class: &str) -> bool {
+        let own = [
+            waypoint::class_of_service(self.world, waypoint),
+            self.world.gateways.get(waypoint).map(|gateway| gateway.class.as_str()),
+        ];
+        waypoint::CLASSES.contains(&class) || own.contains(&Some(class))
+    }
+
+    /// Whether there is one that policies of this namespace without targets may be for.
+    pub fn has_gateway_around(&self, namespace: &str) -> bool {
+        let is_around = |of: &NamespacedName| of.namespace == *namespace || namespace == self.root_namespace;
+        self.world.gateways.keys().any(|name| is_around(name) && self.is_gateway(name))
+    }
+
+    fn has_gateway_of(&self, class: &str) -> bool {
+        self.world.gateways.iter().any(|(name, gateway)| gateway.class == class && self.is_gateway(name))
     }
 }
 

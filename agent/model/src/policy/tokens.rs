@@ -28,7 +28,7 @@ pub(crate) fn token_findings<'a>(
             tell(Severity::Error, FindingReason::FieldsNotEnforced, message);
             continue;
         }
-        if of.targets.is_empty() {
+        if of.targets.is_empty() && !enforcing.has_gateway_around(&of.name.namespace) {
             let message = "has no effect: waypoints go by targetRefs alone; give it some".to_owned();
             tell(Severity::Error, FindingReason::NoWaypoint, message);
         } else if of.rules.is_empty() {

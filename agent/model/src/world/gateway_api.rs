@@ -1,4 +1,4 @@
-//! Routes of the Gateway API (`gateway.networking.k8s.io`) as services of the mesh have them.
+//! Routes of the Gateway API (`gateway.networking.k8s.io`) as services of the mesh and gateways have them.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,9 +18,12 @@ pub struct Route {
     pub name: NamespacedName,
     /// `metadata.creationTimestamp`, as of a VirtualService.
     pub created: Option<i64>,
-    /// `spec.parentRefs`, as far as they are Services. A route without any has no rules here.
+    /// `spec.parentRefs`, as far as they are Services.
     pub parents: Vec<Parent>,
-    /// `spec.hostnames` of a TLSRoute; empty is any, and none at all. Those of other kinds mean nothing.
+    /// `spec.parentRefs`, as far as they are Gateways.
+    pub gateways: Vec<GatewayParent>,
+    /// `spec.hostnames`: of requests at a gateway, or of TLS; empty is any, of TLS none at all too. Those of an HTTPRoute or
+    /// GRPCRoute mean nothing where it is for a Service.
     pub hostnames: Vec<HostPattern>,
     /// `spec.rules`
     pub rules: Vec<RouteRule>,
@@ -44,7 +47,7 @@ pub enum RouteKind {
 
 impl RouteKind {
     /// The name of the kind.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Http => "HTTPRoute",
             Self::Grpc => "GRPCRoute",
@@ -70,6 +73,17 @@ pub struct Parent {
     pub port: Option<u16>,
 }
 
+/// An entry of `spec.parentRefs` that is a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewayParent {
+    /// The Gateway.
+    pub gateway: NamespacedName,
+    /// `sectionName`: the name of the listener.
+    pub section: Option<String>,
+    /// `port`: of the listener.
+    pub port: Option<u16>,
+}
+
 /// An entry of `spec.rules`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteRule {
@@ -85,6 +99,17 @@ pub struct RouteRule {
     pub timeout: Option<Duration>,
     /// `retry` with `timeouts.backendRequest`
     pub retries: Option<Retries>,
+    /// Why the rule can't be understood, where it is a Gateway's: then what it matches is refused.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// What is wrong with a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Where, and what.
+    pub problem: String,
+    /// Whether nobody knows either what it matches: it may be anything.
+    pub may_match_anything: bool,
 }
 
 /// An entry of `matches`: all that it says must hold.

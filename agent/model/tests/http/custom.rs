@@ -64,7 +64,8 @@ fn asked(world: &World, path: &str) -> Vec<(String, String)> {
     let client = Identity::new(&settings().trust_domain, "shop", "a");
     let address = "10.0.0.9".parse().unwrap();
     let snapshot = compiled(world);
-    let found = snapshot.routes().to_ask(&target(world), &client, address, &get(path), &NoTokens).unwrap();
+    let found =
+        snapshot.routes().to_ask(&target(world), Some(&client), address, &get(path), &NoTokens).unwrap();
     found.iter().map(|of| (of.provider.name.to_string(), of.policy.to_string())).collect()
 }
 
@@ -72,7 +73,8 @@ fn judged(world: &World, request: Option<&Request<'_>>, passed: &[ExtensionProvi
     let client = Identity::new(&settings().trust_domain, "shop", "a");
     let passed: Vec<_> = passed.iter().cloned().map(Arc::new).collect();
     let (snapshot, address) = (compiled(world), "10.0.0.9".parse().unwrap());
-    let judged = snapshot.routes().authorize(&target(world), &client, address, request, &NoTokens, &passed);
+    let judged =
+        snapshot.routes().authorize(&target(world), Some(&client), address, request, &NoTokens, &passed);
     judged.map(drop).map_err(|refused| refused.reason)
 }
 

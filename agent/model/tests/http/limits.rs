@@ -55,7 +55,7 @@ fn counted(world: &World, name: &str, request: &Request<'_>) -> Result<Vec<Count
 fn ask(world: &World, target: &Behind, request: &Request<'_>) -> Result<Vec<Counted>, Refused> {
     let client = "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap();
     let address = "10.1.2.3".parse().unwrap();
-    compiled(world).routes().limits(target, &client, address, request, &NoTokens)
+    compiled(world).routes().limits(target, Some(&client), address, request, &NoTokens)
 }
 
 fn names(counted: &[Counted]) -> Vec<&str> {

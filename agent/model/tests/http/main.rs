@@ -5,6 +5,7 @@
 mod custom;
 mod destinations;
 mod findings;
+mod gateway;
 mod gateway_api;
 mod limits;
 mod policies;

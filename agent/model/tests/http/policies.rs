@@ -78,7 +78,14 @@ fn judge(world: &World, dialled: Dialled, request: Option<&Request<'_>>) -> Resu
             Behind::Service { service, port: 80, dialled: matches!(by, Dialled::Service).then_some(address) }
         }
     };
-    snapshot.routes().authorize(&target, &identity, "10.0.0.9".parse().unwrap(), request, &NoTokens, &[])
+    snapshot.routes().authorize(
+        &target,
+        Some(&identity),
+        "10.0.0.9".parse().unwrap(),
+        request,
+        &NoTokens,
+        &[],
+    )
 }
 
 fn allowed(world: &World, request: &Request<'_>) -> bool {

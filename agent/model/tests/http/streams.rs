@@ -99,13 +99,13 @@ fn target(snapshot: &Snapshot, port: u16) -> Behind {
 
 fn allows(snapshot: &Snapshot, port: u16, sni: Sni<'_>) -> bool {
     let (identity, address) = client();
-    snapshot.routes().authorize_stream(&target(snapshot, port), &identity, address, sni).is_ok()
+    snapshot.routes().authorize_stream(&target(snapshot, port), Some(&identity), address, sni).is_ok()
 }
 
 fn wants_sni(snapshot: &Snapshot, port: u16) -> bool {
     let (identity, address) = client();
     let stream = stream(port, Sni::Unknown);
-    snapshot.routes().wants_sni(&target(snapshot, port), &identity, address, &stream)
+    snapshot.routes().wants_sni(&target(snapshot, port), Some(&identity), address, &stream)
 }
 
 #[test]

@@ -110,7 +110,14 @@ fn judge(world: &World, tokens: &dyn Tokens) -> Result<Judgement, Refused> {
 fn ask(snapshot: &orlop_model::Snapshot, target: &Behind, tokens: &dyn Tokens) -> Result<Judgement, Refused> {
     let identity = Identity::new(&settings().trust_domain, "shop", "a");
     let request: Request<'_> = get("/");
-    snapshot.routes().authorize(target, &identity, "10.0.0.9".parse().unwrap(), Some(&request), tokens, &[])
+    snapshot.routes().authorize(
+        target,
+        Some(&identity),
+        "10.0.0.9".parse().unwrap(),
+        Some(&request),
+        tokens,
+        &[],
+    )
 }
 
 fn of(values: &[&str], not_values: &[&str]) -> Match<Pattern> {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderMap, request};
 use orlop_model::{
-    Behind, Endpoint, Judgement, Reason, Service, Snapshot,
+    Behind, Endpoint, Identity, Judgement, Reason, Service, Snapshot,
     http::{Headers, NoTokens, Request, Tokens},
     world::ExtensionProvider,
 };
@@ -37,7 +37,7 @@ pub(super) fn connection(
     snapshot: &Snapshot,
     elsewhere: Option<&(Arc<Service>, u16)>,
 ) -> Result<Judgement, Refusal> {
-    let (identity, client) = (&session.peer.identity, session.client.ip());
+    let (identity, client) = (session.identity(), session.client.ip());
     let (routes, sni) = (snapshot.routes(), session.seen.sni());
     let mut judgement = routes.authorize_stream(&session.target, identity, client, sni)?;
     if let Some((service, port)) = elsewhere {
@@ -69,7 +69,9 @@ pub(super) async fn connection_withdrawn(
 
 /// Whether it may have that to this endpoint, of whose node nobody can be sure that it judges by the client.
 pub(super) fn endpoint(session: &Session, snapshot: &Snapshot, endpoint: &Endpoint) -> Result<(), Refusal> {
-    let (identity, client) = (&session.peer.identity, session.client.ip());
+    // A gateway is itself the client, whom the endpoint's node knows.
+    let Some(identity) = session.identity() else { return Ok(()) };
+    let client = session.client.ip();
     snapshot.admit_led(&session.local.own.name, identity, client, endpoint).map_err(Refusal::from)
 }
 
@@ -81,6 +83,10 @@ pub(super) fn further(
     port: u16,
     template: &Template,
 ) -> Option<Behind> {
+    // Of what a gateway asks, the service's own proxies judge.
+    if session.is_from_outside() {
+        return None;
+    }
     let is_dialled = |(dialled, its_port): (&Arc<Service>, u16)| {
         dialled.name == service.name && dialled.kind == service.kind && its_port == port
     };
@@ -147,7 +153,7 @@ fn judge(
     (request, credentials): (&Request<'_>, Option<&Credentials>),
     passed: &[Arc<ExtensionProvider>],
 ) -> Result<Judgement, Refusal> {
-    let (identity, client) = (&session.peer.identity, session.client.ip());
+    let (identity, client) = (session.identity(), session.client.ip());
     let tokens: &dyn Tokens = credentials.map_or(&NoTokens, |credentials| credentials);
     let routes = snapshot.routes();
     routes.authorize(target, identity, client, Some(request), tokens, passed).map_err(Refusal::from)
@@ -162,15 +168,14 @@ pub(super) fn asked<'a>(
 ) -> Request<'a> {
     Request {
         method: parts.method.as_str(),
-        // Between a pod and its waypoint the request is in a tunnel, and in clear within.
-        scheme: "http",
+        scheme: session.scheme,
         authority: destined.authority.as_str(),
         path: destined.path.path(),
         query: destined.path.query(),
         headers,
         port: session.port(),
         source: session.source.as_ref().map(|source| &source.name),
-        source_namespace: session.peer.identity.namespace(),
+        source_namespace: session.identity().map_or("", Identity::namespace),
     }
 }
 

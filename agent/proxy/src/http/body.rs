@@ -115,6 +115,7 @@ impl Body for ResponseBody {
         };
         match (&frame, &mut this.record) {
             (Some(Ok(frame)), Some(record)) => {
+                record.activity.moved();
                 if let Some(data) = frame.data_ref() {
                     record.received += data.remaining() as u64;
                 } else if let Some(trailers) = frame.trailers_ref() {

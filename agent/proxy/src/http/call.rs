@@ -120,6 +120,7 @@ pub(super) async fn call(
         let key = Key {
             address: endpoint.address,
             destination: enrolled.map(|workload| workload.identity.clone()),
+            through: None,
             caller: None,
             client: Ipv4Addr::UNSPECIFIED.into(),
             http2,

@@ -11,7 +11,6 @@ use http::{HeaderValue, Request};
 use orlop_identity::{ALPN_H2, OutsideRoots, classify_io, outside_config};
 use orlop_model::{
     Reason,
-    ports::HBONE_PORT,
     world::routing::{ConnectionPool, Keepalive, ProxyVersion, Roots},
 };
 use rustls::pki_types::ServerName;
@@ -20,7 +19,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     io::Io,
     session::Session,
-    upstream::{Key, Preface, Tls},
+    upstream::{Key, Preface, Tls, stream_window},
 };
 use crate::{
     hbone, limits,
@@ -104,9 +103,11 @@ async fn open(
         source: local.own.workload.identity.clone(),
         destination: destination.clone(),
         netns: 0,
-        address: SocketAddr::new(key.address.ip(), HBONE_PORT),
+        address: key.tunnel().unwrap_or(key.address),
     };
-    let open = async || tunnel::open_over(shared, &tunnel, dial(session, tunnel.address)).await;
+    let open = async || {
+        tunnel::open_over(shared, &tunnel, stream_window(session), dial(session, tunnel.address)).await
+    };
     loop {
         let mut slot = local.worker.pool.slot(&tunnel, open).await?;
         let request = connect_request(session, key)?;
@@ -125,10 +126,12 @@ fn connect_request(session: &Session, key: &Key) -> Result<Request<()>, Refusal>
     let unfit = || Refusal::internal("a name of the source does not fit a header");
     let Some(caller) = &key.caller else {
         let anywhere = SocketAddr::new(key.client, 0);
-        return hbone::connect_request(key.address, own, anywhere).ok_or_else(unfit);
+        let authority = key.through.as_deref().map_or_else(|| key.address.to_string(), str::to_owned);
+        return hbone::connect_request(&authority, own, anywhere).ok_or_else(unfit);
     };
     let source = session.source.as_deref().unwrap_or(own);
-    let mut request = hbone::connect_request(key.address, source, session.client).ok_or_else(unfit)?;
+    let authority = key.address.to_string();
+    let mut request = hbone::connect_request(&authority, source, session.client).ok_or_else(unfit)?;
     let caller = HeaderValue::from_str(&format!("By={};URI={caller}", own.identity));
     request.headers_mut().insert(hbone::CLIENT_CERT, caller.map_err(|_| unfit())?);
     Ok(request)

@@ -20,11 +20,12 @@ use orlop_model::{
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{
+    activity::Activity,
     authenticate::{self, Credentials},
     authorize::{self, Seen, asked},
     authorizer::{self, Asking},
     body::{ResponseBody, grpc_status},
-    cors, failure, forward, headers,
+    cors, edge, failure, forward, headers,
     hello::Watch,
     io::Io,
     limit, mirror, opaque,
@@ -37,9 +38,19 @@ use super::{
 use crate::{hbone, meter::Meter, refusal::Refusal};
 
 /// Serves one request.
-pub(super) async fn serve(session: &Rc<Session>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let mut record = RequestRecord::new(session, &request);
-    match handle(session, request, &mut record).await {
+pub(super) async fn serve(
+    session: &Rc<Session>,
+    request: Request<Incoming>,
+    activity: Rc<Activity>,
+) -> Response<ResponseBody> {
+    let mut record = RequestRecord::new(session, &request, Rc::clone(&activity));
+    let limit = session.local.own.limits.stall_timeout;
+    let handled = tokio::select! {
+        handled = handle(session, request, &mut record) => handled,
+        () = activity.unanswered(limit) => Err(Refusal::new(Reason::RequestTimeout, "nothing moved")),
+    };
+    activity.answers();
+    match handled {
         Ok(Answer::Own(response)) => failure::own(response, record),
         Ok(Answer::Server(response, answered)) => respond(session, response, answered, record),
         Err(refusal) => failure::answer(refusal, record),
@@ -66,6 +77,7 @@ async fn handle(
     request: Request<Incoming>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
+    session.local.worker.shared.limits.memory()?;
     let authority = headers::authority(&request);
     let authority = authority.ok_or_else(|| bad("no host, more than one, or none that could be"))?;
     record.authority = Some(authority.clone());
@@ -79,6 +91,9 @@ async fn handle(
     let (mut parts, body) = request.into_parts();
     // From here on all see what the server will.
     headers::for_next_hop(parts.version, &mut parts.headers);
+    if session.is_from_outside() {
+        edge::introduce(session, &mut parts.headers);
+    }
     let mut destined = Destined { authority, path };
     let credentials = Credentials::of(session, &snapshot, &parts.headers, &destined);
     let presented = credentials.as_deref();
@@ -156,9 +171,12 @@ fn select<'s>(
     parts: &request::Parts,
     destined: &Destined,
 ) -> Result<Option<Selected<'s>>, Refusal> {
-    let Some(service) = session.service() else { return Ok(None) };
     let headers = Seen(&parts.headers);
     let asked = asked(session, parts, destined, &headers);
+    if session.is_from_outside() {
+        return snapshot.routes().select_at_gateway(&asked).map(Some).map_err(Refusal::from);
+    }
+    let Some(service) = session.service() else { return Ok(None) };
     snapshot.routes().select(service, &asked).map_err(Refusal::from)
 }
 
@@ -221,8 +239,12 @@ fn redirect(
     selected: &Selected<'_>,
     destined: &Destined,
 ) -> Result<Answer, Refusal> {
-    let port = session.service_port().map_or(80, |(_, port)| port);
-    let response = rewrite::redirect(to, destined, selected.prefix, port)?;
+    let port = match &session.target {
+        // An application's port says nothing of how it is reached.
+        Behind::Workload { .. } => 80,
+        Behind::Service { .. } | Behind::Gateway { .. } => session.port(),
+    };
+    let response = rewrite::redirect(to, destined, selected.prefix, (session.scheme, port))?;
     Ok(Answer::Own(response.map(|()| Vec::new())))
 }
 
@@ -256,10 +278,12 @@ async fn send(
     let switch = headers::wants_websocket(whole.version(), whole.headers()).then(|| upgrade::on(&mut whole));
     let mut parts = whole.into_parts().0;
     // Who asks, as its certificate has shown: whatever the client says of that is its own words.
-    let caller = format!("By={};URI={}", session.local.own.workload.identity, session.peer.identity);
-    let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
-    headers::remove(&mut parts.headers, hbone::CLIENT_CERT);
-    parts.headers.insert(hbone::CLIENT_CERT, caller);
+    if let Some(caller) = session.identity() {
+        let caller = format!("By={};URI={caller}", session.local.own.workload.identity);
+        let caller = HeaderValue::from_str(&caller).map_err(Refusal::internal)?;
+        headers::remove(&mut parts.headers, hbone::CLIENT_CERT);
+        parts.headers.insert(hbone::CLIENT_CERT, caller);
+    }
     let mut template = Template { parts, destined, credentials, rule };
     // Without what the service that the rule leads to wants in headers: a mirror may trust another one's word.
     let copied = (!plan.mirrors.is_empty()).then(|| template.clone());
@@ -461,6 +485,8 @@ fn switch_protocols(
     let bounds = lease.bounds();
     let live = session.local.worker.shared.live.enter_always();
     let session = Rc::clone(session);
+    // How long it may be idle from here on is another matter.
+    record.activity.end();
     spawn_local(async move {
         // All of it, so that it ends with this.
         let mut record = record;

@@ -11,10 +11,11 @@ use std::{
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use orlop_model::{
-    Behind, Endpoint, Reason, Service, Snapshot,
+    Behind, Declared, Endpoint, Reason, Service, Snapshot,
     http::{Choice, Cluster, MirrorTo, Rule, Target},
     world::{
         Resolution,
+        gateway_api::RouteKind,
         routing::{Balancer, Retries, RetryOn, TrafficPolicy},
     },
 };
@@ -29,12 +30,14 @@ use super::{
     outlier::Outcome,
     record::RequestRecord,
     replay::Replay,
-    session::Session,
+    session::{Moment, Session},
     trace::Attempt,
-    upstream::{Lane, Lease, Unanswered, Upstreams},
+    upstream::{Key, Lane, Lease, Unanswered, Upstreams},
 };
 use crate::refusal::Refusal;
 
+/// The kind of the routes whose servers speak HTTP/2, whatever their ports say.
+const GRPC_ROUTE: &str = RouteKind::Grpc.name();
 /// The longest pause between two attempts is this many times the first.
 const MAX_BACKOFF: u32 = 10;
 /// An endpoint that does not answer is taken for one that takes at least this long.
@@ -43,6 +46,8 @@ const FAILURE: Duration = Duration::from_secs(1);
 /// Where a request goes, and how often it is tried.
 pub(super) struct Plan<'s> {
     destination: Destination<'s>,
+    /// A GRPCRoute leads there.
+    pub(super) grpc: bool,
     retries: Retries,
     timeout: Option<Duration>,
     pub(super) mirrors: &'s [MirrorTo],
@@ -54,6 +59,8 @@ pub(super) struct Plan<'s> {
 enum Destination<'s> {
     /// One of these.
     Service(Target<'s>),
+    /// This one, by the waypoint before it.
+    Waypoint(Target<'s>),
     /// As it was dialled.
     Endpoint(Endpoint),
 }
@@ -72,17 +79,21 @@ impl<'s> Plan<'s> {
                     Destination::Endpoint(session.endpoint(snapshot)?)
                 }
             },
-            Behind::Workload { .. } => Destination::Endpoint(session.endpoint(snapshot)?),
+            Behind::Workload { .. } | Behind::Gateway { .. } => {
+                Destination::Endpoint(session.endpoint(snapshot)?)
+            }
         };
         let retries = Retries::default();
         let asked = Cell::default();
-        Ok(Self { destination, retries, timeout: None, mirrors: &[], snapshot, asked })
+        Ok(Self { destination, grpc: false, retries, timeout: None, mirrors: &[], snapshot, asked })
     }
 
     /// The service that it is for, and the port of it; `None` where it goes as it was dialled.
     pub(super) fn service(&self) -> Option<(&'s Arc<Service>, u16)> {
         match &self.destination {
-            Destination::Service(target) => Some((target.service, target.port.number)),
+            Destination::Service(target) | Destination::Waypoint(target) => {
+                Some((target.service, target.port.number))
+            }
             Destination::Endpoint(_) => None,
         }
     }
@@ -96,7 +107,8 @@ impl<'s> Plan<'s> {
     ) -> Result<Self, Refusal> {
         let target = target(session, snapshot, &choice.cluster)?;
         Ok(Self {
-            destination: Destination::Service(target),
+            destination: Destination::of(session, target),
+            grpc: rule.kind == GRPC_ROUTE,
             retries: rule.retries.clone(),
             timeout: rule.timeout,
             mirrors: choice.own.as_ref().map_or(&rule.mirrors, |own| &own.mirrors),
@@ -104,6 +116,39 @@ impl<'s> Plan<'s> {
             asked: Cell::default(),
         })
     }
+}
+
+impl<'s> Destination<'s> {
+    /// A waypoint does not ask another one; for a gateway there is no way past it.
+    fn of(session: &Session, target: Target<'s>) -> Self {
+        if session.is_from_outside() && target.service.waypoint.is_some() {
+            Self::Waypoint(target)
+        } else {
+            Self::Service(target)
+        }
+    }
+}
+
+/// A connection for a copy of a request, which is sent once.
+pub(super) async fn lease_of_copy(
+    session: &Rc<Session>,
+    snapshot: &Arc<Snapshot>,
+    (target, grpc): (Target<'_>, bool),
+    authority: &str,
+) -> Result<(Key, Lease), Refusal> {
+    let destination = Destination::of(session, target);
+    let (retries, asked) = (Retries::default(), Cell::default());
+    let plan = Plan { destination, grpc, retries, timeout: None, mirrors: &[], snapshot, asked };
+    let cluster = plan.cluster(session);
+    let endpoint = plan.endpoint(session, cluster.as_deref(), None, &[])?;
+    let key = plan.key(session, &endpoint, authority)?;
+    let pool = plan.policy().and_then(|policy| policy.pool.as_ref());
+    let limit = pool.and_then(|pool| pool.max_requests);
+    let counted = cluster.as_ref().map(|cluster| cluster.enter(limit).ok_or(Reason::Overflow)).transpose()?;
+    let lane = Lane { cluster: cluster.as_ref(), pool };
+    let mut lease = Upstreams::lease(session, &key, lane, false).await?;
+    lease.counted = counted;
+    Ok((key, lease))
 }
 
 /// Where a rule's destination is for this client.
@@ -222,17 +267,16 @@ async fn once(
     (endpoint, lane, span): (&Endpoint, Lane<'_>, Option<&Attempt>),
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
-    session.check(plan.snapshot, endpoint)?;
+    let authority = template.destined().authority.host();
+    let mut key = plan.key(session, endpoint, authority)?;
     if let Some(goes_on) = &mut record.goes_on {
         goes_on.at = Some(endpoint.clone());
     }
-    let authority = template.destined().authority.host();
-    let mut key = session.key(endpoint, plan.target(), Some(authority))?;
     // Nobody switches protocols in HTTP/2 in this way.
     key.http2 &= !(record.goes_on.is_some() && lane.pool.is_some_and(|pool| pool.to_http2));
     record.went_to(endpoint, &key);
-    if let Some(target) = plan.target() {
-        record.service = Some(Arc::clone(target.service));
+    if let Some((service, _)) = plan.service() {
+        record.service = Some(Arc::clone(service));
     }
     let mut lease = Upstreams::lease(session, &key, lane, false).await?;
     plan.asked.set(Some(endpoint.address));
@@ -268,8 +312,29 @@ impl Plan<'_> {
     fn target(&self) -> Option<&Target<'_>> {
         match &self.destination {
             Destination::Service(target) => Some(target),
-            Destination::Endpoint(_) => None,
+            Destination::Waypoint(_) | Destination::Endpoint(_) => None,
         }
+    }
+
+    /// The connections to an endpoint that may be used; `authority` is the host that is asked there.
+    fn key(&self, session: &Session, endpoint: &Endpoint, authority: &str) -> Result<Key, Refusal> {
+        let mut key = match &self.destination {
+            // What is wanted of the service's own connections is its waypoint's affair.
+            Destination::Waypoint(target) => Key {
+                destination: endpoint.workload.as_ref().map(|waypoint| waypoint.identity.clone()),
+                through: Some(format!("{}:{}", target.service.hostname, target.port.number).into()),
+                http2: target.port.declared() == Declared::Http2,
+                preface: None,
+                tls: None,
+                ..session.key(endpoint, None, None)?
+            },
+            _ => {
+                session.check(self.snapshot, endpoint)?;
+                session.key(endpoint, self.target(), Some(authority))?
+            }
+        };
+        key.http2 |= self.grpc && session.is_from_outside();
+        Ok(key)
     }
 
     fn policy(&self) -> Option<&TrafficPolicy> {
@@ -301,6 +366,14 @@ impl Plan<'_> {
                 endpoint(session, self.snapshot, *target, cluster, hash, tried)
             }
             (Destination::Endpoint(endpoint), _) => Ok(endpoint.clone()),
+            (Destination::Waypoint(target), _) => {
+                let own = &session.local.own.workload;
+                let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+                let mut moment = Moment(&session.local.worker.shared.in_flight);
+                let hop = self.snapshot.waypoint_of_service(own, target.service, any, &mut moment)?;
+                let hop = hop.ok_or(Reason::NoReadyWaypoint)?;
+                Ok(Endpoint::at(hop.address, Some(hop.workload)))
+            }
             (Destination::Service(_), None) => Err(Reason::NoHealthyEndpoint.into()),
         }
     }
@@ -458,5 +531,6 @@ fn dialled(session: &Session) -> Option<SocketAddr> {
     match &session.target {
         Behind::Service { dialled, .. } => *dialled,
         Behind::Workload { address, .. } => Some(*address),
+        Behind::Gateway { .. } => None,
     }
 }

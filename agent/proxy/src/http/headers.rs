@@ -113,6 +113,12 @@ pub(super) fn remove(headers: &mut HeaderMap, name: &str) {
     }
 }
 
+/// A header that says what a gateway knows of a client, in whatever spelling.
+pub(super) fn is_of_edge(name: &HeaderName) -> bool {
+    const OF_EDGE: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-request-id"];
+    OF_EDGE.iter().any(|of| is_alike(name.as_str(), of))
+}
+
 /// A header that nobody but this hop may write, in whatever spelling, or that says what a message is.
 pub(super) fn is_unfit(name: &HeaderName) -> bool {
     const UNFIT: [&str; 13] = [

@@ -4,10 +4,7 @@ use std::{
     future::poll_fn,
     io::{self, ErrorKind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -26,6 +23,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use super::pace::Pace;
 use crate::copy::{send_all, stream_reason};
 
 /// Read from a socket at once.
@@ -37,21 +35,6 @@ pub(super) struct Io {
     pub(super) sink: Sink,
     /// Told of what is read.
     pub(super) pace: Option<Arc<Pace>>,
-}
-
-/// Whether something was read since somebody looked last.
-#[derive(Debug, Default)]
-pub(super) struct Pace(AtomicBool);
-
-impl Pace {
-    fn moved(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it did, and from now on it has not.
-    pub(super) fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
-    }
 }
 
 /// Where bytes come from.
@@ -270,11 +253,11 @@ impl Read for Io {
                 None => return Poll::Ready(Ok(())),
             }
         }
+        let length = source.ahead.len().min(buffer.remaining());
         if let Some(pace) = &self.pace {
-            pace.moved();
+            pace.read(&self.source.ahead[..length]);
         }
         let source = &mut self.source;
-        let length = source.ahead.len().min(buffer.remaining());
         buffer.put_slice(&source.ahead[..length]);
         source.ahead.advance(length);
         source.release(length);

@@ -40,7 +40,7 @@ pub(super) async fn take(
     let headers = Seen(&parts.headers);
     let asked = Request { port, ..asked(session, parts, destined, &headers) };
     let tokens: &dyn Tokens = credentials.map_or(&NoTokens, |credentials| credentials);
-    let (identity, client) = (&session.peer.identity, session.client.ip());
+    let (identity, client) = (session.identity(), session.client.ip());
     let mut counted = snapshot.routes().limits(target, identity, client, &asked, tokens)?;
     counted.retain(|new| !record.counted.iter().any(|known| Arc::ptr_eq(known, &new.limit)));
     let own = &session.local.own;

@@ -144,6 +144,8 @@ impl RequestMetrics {
 /// What the labels are made from.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct RequestKey {
+    /// Who tells of it.
+    pub(super) direction: Direction,
     pub(super) source: Place<Workload>,
     pub(super) source_identity: Identity,
     pub(super) destination: Place<Workload>,
@@ -170,7 +172,15 @@ impl RequestKey {
 
     fn with(&self, source: End<'_>, destination: End<'_>, service: Option<&Service>) -> Labels {
         let protocol = if self.grpc { "grpc" } else { "http" };
-        let mut labels = labels(Direction::Waypoint, true, source, destination, service, protocol, self.flag);
+        let mut labels = labels(
+            self.direction,
+            self.destination_identity.is_some() || self.direction == Direction::Waypoint,
+            source,
+            destination,
+            service,
+            protocol,
+            self.flag,
+        );
         labels.push(("response_code", self.code.to_string()));
         if let Some(status) = self.grpc_status {
             labels.push(("grpc_response_status", status.to_string()));

@@ -1,9 +1,9 @@
 //! Copies of requests, whose answers nobody reads. Whatever becomes of them, the caller never notices.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use hyper::body::{Body as _, Incoming};
-use orlop_model::{Reason, http::Cluster};
+use orlop_model::{Snapshot, http::Cluster};
 use tokio::{task::spawn_local, time::timeout};
 
 use super::{
@@ -13,7 +13,6 @@ use super::{
     forward::{self, Plan},
     replay::{Replay, RequestBody},
     session::Session,
-    upstream::{Lane, Upstreams},
 };
 use crate::refusal::Refusal;
 
@@ -35,9 +34,10 @@ pub(super) fn start(session: &Rc<Session>, plan: &Plan<'_>, template: &Template,
         }
         let (session, snapshot) = (Rc::clone(session), plan.snapshot.clone());
         let (cluster, template, body) = (mirror.cluster.clone(), template.clone(), replay.mirror());
+        let grpc = plan.grpc;
         let counted = Rc::clone(&local.mirrored);
         spawn_local(async move {
-            let copied = timeout(LIMIT, copy(&session, &snapshot, &cluster, &template, body)).await;
+            let copied = timeout(LIMIT, copy(&session, &snapshot, (&cluster, grpc), &template, body)).await;
             match copied {
                 Ok(Ok(())) => {}
                 Ok(Err(refusal)) => {
@@ -52,8 +52,8 @@ pub(super) fn start(session: &Rc<Session>, plan: &Plan<'_>, template: &Template,
 
 async fn copy(
     session: &Rc<Session>,
-    snapshot: &orlop_model::Snapshot,
-    cluster: &Cluster,
+    snapshot: &Arc<Snapshot>,
+    (cluster, grpc): (&Cluster, bool),
     template: &Template,
     body: RequestBody,
 ) -> Result<(), Refusal> {
@@ -69,15 +69,8 @@ async fn copy(
         asked.map_err(|(refusal, _)| refusal)?;
         authorize::elsewhere(session, snapshot, (&behind, port), &template, &checked.providers)?;
     }
-    let local = &session.local;
-    let cluster = local.host_cache.cluster(&local.own.hosts, &target);
-    let endpoint = forward::endpoint(session, snapshot, target, &cluster, None, &[])?;
-    session.check(snapshot, &endpoint)?;
-    let key = session.key(&endpoint, Some(&target), Some(template.destined().authority.host()))?;
-    let pool = target.policy.and_then(|policy| policy.pool.as_ref());
-    let _counted = cluster.enter(pool.and_then(|pool| pool.max_requests)).ok_or(Reason::Overflow)?;
-    let lane = Lane { cluster: Some(&cluster), pool };
-    let mut lease = Upstreams::lease(session, &key, lane, false).await?;
+    let authority = template.destined().authority.host();
+    let (key, mut lease) = forward::lease_of_copy(session, snapshot, (target, grpc), authority).await?;
     let request = template.request(&key, body)?;
     let response = lease.send(request).await.map_err(|unanswered| unanswered.refusal)?;
     if discard(response.into_body()).await {

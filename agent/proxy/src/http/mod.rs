@@ -1,9 +1,11 @@
-//! The waypoint: reads the HTTP that comes through its tunnels, and carries each request to an endpoint.
+//! Waypoints and gateways: read the HTTP that comes through tunnels or from outside the mesh, and carry each request to an
+//! endpoint.
 //!
-//! A client's connection goes one way: [`listener`] → [`session`] (what is it for, what does it speak) →
-//! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) → [`upstream`]. What is not HTTP goes
-//! through [`opaque`], where [`stream`] says.
+//! A client's connection goes one way: [`listener`] or [`edge`] → [`session`] (what is it for, what does it speak) →
+//! [`exchange`] for each request (may it, which rule, what answer) → [`forward`] (which endpoint, how often) →
+//! [`upstream`]. What is not HTTP goes through [`opaque`], where [`stream`] says.
 
+mod activity;
 mod alike;
 mod authenticate;
 mod authorize;
@@ -15,6 +17,7 @@ mod call;
 mod connections;
 mod cors;
 mod dial;
+mod edge;
 mod exchange;
 mod failure;
 mod forward;
@@ -29,6 +32,7 @@ mod metrics;
 mod mirror;
 mod opaque;
 mod outlier;
+mod pace;
 mod record;
 mod replay;
 mod rewrite;
@@ -43,7 +47,7 @@ use std::{
     io as std_io,
     net::{IpAddr, SocketAddr, TcpListener},
     os::fd::BorrowedFd,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -75,9 +79,9 @@ use crate::{
     worker::{Crew, Worker},
 };
 
-/// What a waypoint is.
+/// What a waypoint or a gateway is.
 #[derive(Clone, Debug)]
-pub struct WaypointConfig {
+pub struct HttpProxyConfig {
     /// The Gateway's, which labels name.
     pub name: NamespacedName,
     /// Itself as a workload: its identity, and what its peers are told of it.
@@ -110,6 +114,10 @@ pub struct HttpLimits {
     pub max_idle: usize,
     /// How long they wait.
     pub idle_timeout: Duration,
+    /// How long a client's connection may wait for the next request, at the least.
+    pub client_idle_timeout: Duration,
+    /// A request of which nothing moves for this long, at the least, neither of its body nor of its answer, is broken off.
+    pub stall_timeout: Duration,
 }
 
 impl Default for HttpLimits {
@@ -122,21 +130,23 @@ impl Default for HttpLimits {
             max_streams: 100,
             max_idle: 128,
             idle_timeout: Duration::from_secs(60),
+            client_idle_timeout: Duration::from_secs(3600),
+            stall_timeout: Duration::from_secs(3600),
         }
     }
 }
 
-/// The running waypoint.
-pub struct Waypoint {
+/// The running waypoint or gateway.
+pub struct HttpProxy {
     shared: Arc<Shared>,
     crew: Crew,
     own: Arc<Own>,
 }
 
-/// What every worker knows of the waypoint.
+/// What every worker knows of the proxy.
 pub(crate) struct Own {
     pub(crate) name: NamespacedName,
-    pub(crate) workload: Workload,
+    pub(crate) workload: Arc<Workload>,
     pub(crate) limits: HttpLimits,
     pub(crate) metrics: RequestMetrics,
     pub(crate) hosts: Hosts,
@@ -145,7 +155,12 @@ pub(crate) struct Own {
     pub(crate) buckets: Buckets,
 }
 
-/// One worker's part of the waypoint.
+/// A port that clients from outside the mesh come to. Dropping it closes the port; what is open goes on.
+#[derive(Debug)]
+#[must_use]
+pub struct OpenPort(#[expect(dead_code, reason = "its drop is what counts")] watch::Sender<()>);
+
+/// One worker's part of a listener.
 pub(crate) struct Local {
     pub(crate) worker: Rc<Worker>,
     pub(crate) own: Arc<Own>,
@@ -157,16 +172,16 @@ pub(crate) struct Local {
     pub(crate) mirrored: Rc<()>,
 }
 
-impl Waypoint {
-    /// Starts the workers. What [`Waypoint::publish`] puts in force is there to see in `snapshot`.
+impl HttpProxy {
+    /// Starts the workers. What [`HttpProxy::publish`] puts in force is there to see in `snapshot`.
     pub fn start(
-        config: WaypointConfig,
+        config: HttpProxyConfig,
         snapshot: Arc<ArcSwap<Snapshot>>,
         identities: Identities,
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let WaypointConfig { name, workload, proxy, http, keys, tracer } = config;
+        let HttpProxyConfig { name, workload, proxy, http, keys, tracer } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer),
@@ -192,7 +207,7 @@ impl Waypoint {
             crew,
             own: Arc::new(Own {
                 name,
-                workload,
+                workload: Arc::new(workload),
                 limits: http,
                 metrics: requests,
                 hosts: Hosts::default(),
@@ -205,9 +220,28 @@ impl Waypoint {
 
     /// Takes tunnels from this socket.
     pub fn listen(&self, listener: &TcpListener) -> std_io::Result<()> {
+        self.on_each(listener, |local, listener| {
+            spawn_local(listener::run(local, listener));
+        })
+    }
+
+    /// Takes clients from outside the mesh from this socket, as a gateway does, until the port is closed.
+    pub fn open(&self, listener: &TcpListener) -> std_io::Result<OpenPort> {
+        let (open, is_open) = watch::channel(());
+        self.on_each(listener, move |local, listener| {
+            spawn_local(edge::run(local, listener, is_open.clone()));
+        })?;
+        Ok(OpenPort(open))
+    }
+
+    fn on_each(
+        &self,
+        listener: &TcpListener,
+        run: impl Fn(Rc<Local>, TcpListener) + Clone + Send + 'static,
+    ) -> std_io::Result<()> {
         listener.set_nonblocking(true)?;
         for index in 0..self.crew.len() {
-            let (listener, own) = (listener.try_clone()?, Arc::clone(&self.own));
+            let (listener, own, run) = (listener.try_clone()?, Arc::clone(&self.own), run.clone());
             self.crew.run(index, move |worker| {
                 let local = Rc::new(Local {
                     worker: Rc::clone(worker),
@@ -218,8 +252,8 @@ impl Waypoint {
                     draws: Draws::default(),
                     mirrored: Rc::new(()),
                 });
-                spawn_local(sweep(Rc::clone(&local)));
-                spawn_local(listener::run(local, listener));
+                spawn_local(sweep(Rc::downgrade(&local), local.own.limits.idle_timeout));
+                run(local, listener);
             });
         }
         Ok(())
@@ -260,16 +294,16 @@ impl Waypoint {
     }
 }
 
-/// Closes what nobody has used for long.
-async fn sweep(local: Rc<Local>) {
-    let idle = local.own.limits.idle_timeout;
+/// Closes what nobody has used for long, as long as there is a listener.
+async fn sweep(local: Weak<Local>, idle: Duration) {
     loop {
         sleep(idle / 4).await;
+        let Some(local) = local.upgrade() else { return };
         local.upstreams.forget_idle(idle);
     }
 }
 
-/// A waypoint's sockets are nobody else's: no hook sees them.
+/// The proxy's sockets are nobody else's: no hook sees them.
 struct NoKernel;
 
 impl Kernel for NoKernel {

@@ -12,7 +12,7 @@ use super::{
     session::Session,
     stream::{self, Bounds, Connected},
 };
-use crate::{copy::unless_idle, meter::Meter, metrics::Direction, record::Record, refusal::Refusal};
+use crate::{copy::unless_idle, meter::Meter, record::Record, refusal::Refusal};
 
 /// Carries a connection that is no HTTP to an endpoint.
 pub(super) async fn serve(session: &Rc<Session>, client: Io) {
@@ -99,7 +99,7 @@ async fn one_way(from: &mut Source, to: &mut Sink, meter: &Meter, watch: &mut Wa
 impl Session {
     /// The record of the connection as a whole.
     pub(super) fn record(&self) -> Record {
-        let mut record = Record::new(&self.local.worker.shared, Direction::Waypoint);
+        let mut record = Record::new(&self.local.worker.shared, self.direction());
         self.describe(&mut record);
         record
     }

@@ -16,6 +16,7 @@ use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service
 use tracing::field::display;
 
 use super::{
+    activity::Activity,
     authorizer::Checked,
     exchange::GoesOn,
     failure::{self, Extra},
@@ -53,6 +54,8 @@ pub(super) struct RequestRecord {
     pub(super) cookie: Option<String>,
     /// Bytes of the request's body.
     pub(super) sent: Rc<Cell<u64>>,
+    /// Whether anything moves.
+    pub(super) activity: Rc<Activity>,
     /// Bytes of the answer's body.
     pub(super) received: u64,
     /// Until the head of the answer was there.
@@ -76,11 +79,15 @@ pub(super) struct RequestRecord {
 }
 
 impl RequestRecord {
-    pub(super) fn new<B>(session: &Rc<Session>, request: &Request<B>) -> Self {
+    pub(super) fn new<B>(session: &Rc<Session>, request: &Request<B>, activity: Rc<Activity>) -> Self {
         let content_type = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
         let grpc = content_type
             .is_some_and(|value| value == b"application/grpc" || value.starts_with(b"application/grpc+"));
         session.active.set(session.active.get() + 1);
+        session.pace.asked();
+        session.requests.set(session.requests.get().wrapping_add(1));
+        let sent = Rc::<Cell<u64>>::default();
+        activity.begin(Rc::clone(&sent));
         let tracer = session.local.own.tracer.as_ref();
         let trace = tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers()));
         Self {
@@ -101,7 +108,8 @@ impl RequestRecord {
             attempts: 1,
             injected: false,
             cookie: None,
-            sent: Rc::default(),
+            sent,
+            activity,
             received: 0,
             waited: None,
             judgement: None,
@@ -152,7 +160,7 @@ impl RequestRecord {
             grpc_status = self.grpc_status,
             src = %session.client,
             src_workload = workload(&session.source),
-            src_identity = %session.peer.identity,
+            src_identity = session.identity().map(display),
             dst = self.upstream.map(display),
             dst_workload = workload(&self.destination),
             dst_identity = self.destination_identity.clone().map(display),
@@ -190,12 +198,13 @@ impl RequestRecord {
             KeyValue::new("http.request.method", self.method.as_str().to_owned()),
             KeyValue::new("http.response.status_code", i64::from(self.code.as_u16())),
             KeyValue::new("network.protocol.version", version),
-            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("url.scheme", self.session.scheme),
             KeyValue::new("url.path", trace::shortened(self.path.path())),
             KeyValue::new("client.address", self.session.client.ip().to_string()),
-            KeyValue::new("source.principal", self.session.peer.identity.to_string()),
             KeyValue::new("response_flags", self.flag()),
         ];
+        let caller = self.session.identity().map(ToString::to_string);
+        about.extend(caller.map(|caller| KeyValue::new("source.principal", caller)));
         let authority = self.authority.as_ref().map(|authority| trace::shortened(authority.as_str()));
         about.extend(authority.map(|authority| KeyValue::new("server.address", authority)));
         let status = self.grpc_status.map(i64::from);
@@ -223,6 +232,12 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         self.session.active.set(self.session.active.get() - 1);
+        self.session.pace.answered();
+        self.activity.end();
+        if self.activity.has_stalled() && self.outcome.is_some() {
+            self.outcome =
+                Some(Refusal::new(Reason::RequestTimeout, "nothing of it was passed on for too long"));
+        }
         let duration = self.age();
         if tracing::enabled!(target: "access", tracing::Level::INFO) {
             self.log(duration);
@@ -232,9 +247,16 @@ impl Drop for RequestRecord {
         if let Some(refusal) = &self.outcome {
             session.local.own.metrics.failed(refusal.reason);
         }
+        let own = &session.local.own.workload;
+        // A gateway asks for those whom nobody knows.
+        let (source, source_identity) = match session.identity() {
+            Some(identity) => (session.source.clone(), identity),
+            None => (Some(Arc::clone(own)), &own.identity),
+        };
         let key = RequestKey {
-            source: Place(session.source.clone()),
-            source_identity: session.peer.identity.clone(),
+            direction: session.direction(),
+            source: Place(source),
+            source_identity: source_identity.clone(),
             destination: Place(self.destination.take()),
             destination_identity: self.destination_identity.take(),
             service: Place(self.service.take()),

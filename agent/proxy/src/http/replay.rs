@@ -22,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::headers::is_unfit;
+use super::headers::{is_of_edge, is_unfit};
 
 /// So much of a body is remembered. A request whose body is longer is not sent again.
 const MAX_REPLAY: usize = 64 << 10;
@@ -246,6 +246,7 @@ impl State {
 /// A server may take trailers for headers (RFC 9110, section 6.5.1): what a client must not write there it must not write
 /// here.
 fn keep_fit(trailers: &mut HeaderMap, trails: bool) {
+    let is_unfit = |name: &http::HeaderName| is_unfit(name) || is_of_edge(name);
     let unfit = trailers.keys().filter(|name| !trails || is_unfit(name)).cloned();
     for name in unfit.collect::<Vec<_>>() {
         trailers.remove(name);
@@ -354,7 +355,7 @@ mod tests {
     #[test]
     fn trailers_say_nothing_that_headers_must_not() {
         let mut trailers = HeaderMap::new();
-        for name in ["grpc-status", "x_forwarded_client_cert", "content-length", "host"] {
+        for name in ["grpc-status", "x_forwarded_client_cert", "x_forwarded_for", "content-length", "host"] {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));
         }
         keep_fit(&mut trailers, true);

@@ -117,15 +117,16 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
     }
 }
 
-/// Where a redirect leads. `prefix` is that of the path which the rule has matched.
+/// Where a redirect leads. `prefix` is that of the path which the rule has matched; `asked`, scheme and port that the
+/// request came by.
 pub(super) fn redirect(
     redirect: &Redirect,
     destined: &Destined,
     prefix: Option<&str>,
-    port: u16,
+    (asked, port): (&str, u16),
 ) -> Result<Response<()>, Refusal> {
     let Destined { authority, path } = destined;
-    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let scheme = redirect.scheme.as_deref().unwrap_or(asked);
     let host = match &redirect.authority {
         Some(host) => host.clone(),
         None => authority.to_string(),
@@ -274,7 +275,7 @@ mod tests {
                 "http://web:8080/z?y=1",
             ),
         ] {
-            let answer = super::redirect(&redirect, &seen, Some("/x"), 9000);
+            let answer = super::redirect(&redirect, &seen, Some("/x"), ("http", 9000));
             assert_eq!(answer.ok().unwrap().headers()[LOCATION], wanted);
         }
     }

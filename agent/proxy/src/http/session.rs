@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
     convert::Infallible,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -20,20 +20,27 @@ use hyper::{
     service::service_fn,
 };
 use orlop_model::{
-    Balance, Behind, Declared, Endpoint, Reason, Service, ServicePort, Snapshot, Transport, Workload,
-    WorkloadKind,
+    Balance, Behind, Declared, Endpoint, Identity, Reason, Service, ServicePort, Snapshot, Transport,
+    Workload, WorkloadKind,
     http::{Client, Stream, Target},
     world::routing::ServerTls,
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use super::{
-    Local, authorize, exchange,
+    Local,
+    activity::{Activity, Streams},
+    authorize, exchange,
     hello::{self, Seen},
-    io::{Io, Pace},
+    io::Io,
     opaque,
+    pace::Pace,
     sniff::{self, Protocol},
-    upstream::{Key, LocalExecutor, Preface, Tls},
+    upstream::{Key, Preface, Tls},
 };
 use crate::{
     hbone,
@@ -44,17 +51,22 @@ use crate::{
     shared::{InFlight, Phase},
 };
 
+/// The address of nobody in particular.
+const ANYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// A client's connection.
 pub(crate) struct Session {
     pub(super) local: Rc<Local>,
-    /// The other end of the tunnel, whose identity is the client's.
-    pub(super) peer: Rc<Peer>,
+    /// The other end of the tunnel, whose identity is the client's; `None` of a client from outside the mesh.
+    peer: Option<Rc<Peer>>,
     /// The client's socket, as its node says.
     pub(super) client: SocketAddr,
     /// The client, where its address and its identity are those of one workload.
     pub(super) source: Option<Arc<Workload>>,
     /// What it asked for.
     pub(super) target: Behind,
+    /// What URIs of what it asks begin with.
+    pub(super) scheme: &'static str,
     pub(super) protocol: Protocol,
     /// What the service's port says that it speaks.
     pub(super) declared: Declared,
@@ -64,6 +76,10 @@ pub(crate) struct Session {
     pub(super) hello: usize,
     /// Requests under way.
     pub(super) active: Cell<usize>,
+    /// All that there were.
+    pub(super) requests: Cell<u64>,
+    /// Of HTTP/1.
+    pub(super) pace: Arc<Pace>,
     /// Connections to servers that nobody else may share: they end with this one.
     pub(super) only_its: RefCell<HashSet<Key>>,
 }
@@ -101,17 +117,50 @@ pub(super) async fn serve(
     if session.protocol == Protocol::Opaque {
         session.look_for_name(&mut io, deadline).await;
     }
-    let session = Rc::new(session);
-    let connection = async {
-        match session.protocol {
-            Protocol::Http1 => http1(&session, io).await,
-            Protocol::Http2 => http2(&session, io).await,
-            Protocol::Opaque => opaque::serve(&session, io).await,
-        }
-    };
     tokio::select! {
-        () = connection => {}
-        _ = session.peer.shown.fallen() => {}
+        () = carry(session, io) => {}
+        _ = peer.shown.fallen() => {}
+    }
+}
+
+/// Serves a connection of a client's from outside the mesh.
+pub(super) async fn serve_outsider(
+    local: &Rc<Local>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    dialled: SocketAddr,
+) {
+    let mut session = Session {
+        local: Rc::clone(local),
+        peer: None,
+        client,
+        source: None,
+        target: Behind::Gateway { gateway: local.own.name.clone(), address: dialled },
+        scheme: "http",
+        protocol: Protocol::Http1,
+        declared: Declared::Http,
+        seen: Seen::default(),
+        hello: 0,
+        active: Cell::new(0),
+        requests: Cell::new(0),
+        pace: Arc::new(Pace::of_http1()),
+        only_its: RefCell::default(),
+    };
+    let mut io = Io::tcp(tcp);
+    let deadline = Instant::now() + local.own.limits.detection_timeout;
+    match session.speaks(&mut io, deadline).await {
+        Ok(protocol) => session.protocol = protocol,
+        Err(refusal) => return session.record().finish(Err(refusal)),
+    }
+    carry(session, io).await;
+}
+
+async fn carry(session: Session, io: Io) {
+    let session = Rc::new(session);
+    match session.protocol {
+        Protocol::Http1 => http1(&session, io).await,
+        Protocol::Http2 => http2(&session, io).await,
+        Protocol::Opaque => opaque::serve(&session, io).await,
     }
 }
 
@@ -141,18 +190,23 @@ fn gather(
             service.port(*port).map_or(Declared::Unknown, ServicePort::declared)
         }
         Behind::Workload { workload, address } => declared_by_services(&snapshot, workload, *address),
+        Behind::Gateway { .. } => Declared::Http,
     };
     Ok(Session {
         source: source.cloned(),
         client,
         target,
         declared,
+        // Between a pod and its waypoint the request is in a tunnel, and in clear within.
+        scheme: "http",
         seen: Seen::default(),
         hello: 0,
         protocol: Protocol::Opaque,
         local: Rc::clone(local),
-        peer: Rc::clone(peer),
+        peer: Some(Rc::clone(peer)),
         active: Cell::new(0),
+        requests: Cell::new(0),
+        pace: Arc::new(Pace::of_http1()),
         only_its: RefCell::default(),
     })
 }
@@ -197,16 +251,15 @@ impl Session {
     /// Whether the service wants nothing of it read.
     fn is_opaque(&self) -> bool {
         let snapshot = self.local.worker.shared.snapshot.load();
-        let namespace = self.peer.identity.namespace();
         self.service_port()
-            .is_some_and(|(service, port)| snapshot.routes().is_opaque(service, port, namespace))
+            .is_some_and(|(service, port)| snapshot.routes().is_opaque(service, port, self.namespace()))
     }
 
     /// Reads whom the client's TLS names, if a rule for this very connection depends on it: else the server may be the one
     /// that speaks first. What does not come in time is not known.
     async fn look_for_name(&mut self, io: &mut Io, deadline: Instant) {
         let snapshot = self.local.worker.shared.snapshot.load_full();
-        let (identity, address) = (&self.peer.identity, self.client.ip());
+        let (identity, address) = (self.identity(), self.client.ip());
         if !snapshot.routes().wants_sni(&self.target, identity, address, &self.stream()) {
             return;
         }
@@ -232,30 +285,52 @@ impl Session {
             port: self.port(),
             destination: match &self.target {
                 Behind::Service { dialled, .. } => dialled.map(|dialled| dialled.ip()),
-                Behind::Workload { address, .. } => Some(address.ip()),
+                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(address.ip()),
             },
             sni: self.seen.sni(),
             source: self.source.as_ref().map(|source| &source.name),
-            source_namespace: self.peer.identity.namespace(),
+            source_namespace: self.namespace(),
         }
     }
 
-    /// The client as destinations' policies tell it apart.
+    /// The client as destinations' policies tell it apart: for those from outside the mesh the gateway asks.
     pub(super) fn client(&self) -> Client<'_> {
-        let pod = self.source.as_ref().filter(|source| source.kind == WorkloadKind::Pod);
-        Client { namespace: self.peer.identity.namespace(), pod: pod.map(|pod| &pod.name) }
+        let pod = match &self.peer {
+            Some(_) => self.source.as_ref().filter(|source| source.kind == WorkloadKind::Pod),
+            None => Some(&self.local.own.workload),
+        };
+        Client { namespace: self.namespace(), pod: pod.map(|pod| &pod.name) }
+    }
+
+    /// Who the client is, as its certificate says; nobody, where it comes from outside the mesh.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.peer.as_ref().map(|peer| &peer.identity)
+    }
+
+    /// The namespace whose client it is: for those from outside the mesh the gateway asks.
+    pub(super) fn namespace(&self) -> &str {
+        self.identity().map_or(&*self.local.own.name.namespace, Identity::namespace)
+    }
+
+    pub(super) fn is_from_outside(&self) -> bool {
+        self.peer.is_none()
+    }
+
+    /// Who tells of it.
+    pub(super) fn direction(&self) -> Direction {
+        if self.is_from_outside() { Direction::Gateway } else { Direction::Waypoint }
     }
 
     /// What is known of the connection, for its record.
     pub(super) fn describe(&self, record: &mut Record) {
-        record.tunnel = Some(self.peer.local);
+        record.tunnel = self.peer.as_ref().map(|peer| peer.local);
         record.source.address = Some(self.client);
-        record.source.identity = Some(self.peer.identity.clone());
+        record.source.identity = self.identity().cloned();
         record.source.workload = self.source.clone();
         record.service = self.service().cloned();
         record.dialled = match &self.target {
             Behind::Service { dialled, .. } => *dialled,
-            Behind::Workload { address, .. } => Some(*address),
+            Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(*address),
         };
     }
 
@@ -263,7 +338,7 @@ impl Session {
     pub(super) fn service_port(&self) -> Option<(&Arc<Service>, u16)> {
         match &self.target {
             Behind::Service { service, port, .. } => Some((service, *port)),
-            Behind::Workload { .. } => None,
+            Behind::Workload { .. } | Behind::Gateway { .. } => None,
         }
     }
 
@@ -280,14 +355,14 @@ impl Session {
     pub(super) fn port(&self) -> u16 {
         match &self.target {
             Behind::Service { port, .. } => *port,
-            Behind::Workload { address, .. } => address.port(),
+            Behind::Workload { address, .. } | Behind::Gateway { address, .. } => address.port(),
         }
     }
 
     pub(super) fn service(&self) -> Option<&Arc<Service>> {
         match &self.target {
             Behind::Service { service, .. } => Some(service),
-            Behind::Workload { .. } => None,
+            Behind::Workload { .. } | Behind::Gateway { .. } => None,
         }
     }
 
@@ -304,6 +379,8 @@ impl Session {
             Behind::Service { service, port, dialled } => {
                 snapshot.endpoint_of(service, *port, *dialled, &mut moment)
             }
+            // Only a rule leads anywhere.
+            Behind::Gateway { .. } => Err(Reason::NoRoute),
         }
     }
 
@@ -321,23 +398,26 @@ impl Session {
         let policy = target.and_then(|target| target.policy);
         let pool = policy.and_then(|policy| policy.pool.as_ref());
         let spoken = self.protocol == Protocol::Http2;
+        // What strangers speak says nothing of what servers do.
+        let known = spoken && !self.is_from_outside();
         let http2 = match pool {
             Some(pool) if pool.client_protocol => spoken,
             Some(pool) if pool.to_http2 => true,
-            _ => spoken || declared == Declared::Http2,
+            _ => known || declared == Declared::Http2,
         };
         let preface = policy.and_then(|policy| policy.proxy_protocol).map(|version| {
             let dialled = match &self.target {
                 Behind::Service { dialled, .. } => dialled.unwrap_or(endpoint.address),
-                Behind::Workload { address, .. } => *address,
+                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => *address,
             };
             Rc::new(Preface { version, client: self.client, dialled })
         });
         Ok(Key {
             address: endpoint.address,
             destination: enrolled.map(|workload| workload.identity.clone()),
-            caller: Some(self.peer.identity.clone()),
-            client: self.client.ip(),
+            through: None,
+            caller: self.identity().cloned(),
+            client: if self.is_from_outside() { ANYWHERE } else { self.client.ip() },
             http2,
             preface,
             tls: self.tls(endpoint, target, authority)?,
@@ -364,11 +444,11 @@ impl Balance for Moment<'_> {
 
 async fn http1(session: &Rc<Session>, mut io: Io) {
     let limits = &session.local.own.limits;
-    let pace = Arc::new(Pace::default());
-    io.pace = Some(Arc::clone(&pace));
+    let activity = Rc::new(Activity::default());
+    io.pace = Some(Arc::clone(&session.pace));
     let service = service_fn(|request: Request<Incoming>| {
-        let session = Rc::clone(session);
-        async move { Ok::<_, Infallible>(exchange::serve(&session, request).await) }
+        let (session, activity) = (Rc::clone(session), Rc::clone(&activity));
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request, activity).await) }
     });
     let connection = http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
@@ -376,7 +456,7 @@ async fn http1(session: &Rc<Session>, mut io: Io) {
         .auto_date_header(false)
         .max_headers(limits.max_headers)
         .max_header_size(limits.max_header_size)
-        .header_read_timeout(session.local.worker.shared.config.idle_timeout)
+        .header_read_timeout(limits.client_idle_timeout)
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
@@ -387,22 +467,24 @@ async fn http1(session: &Rc<Session>, mut io: Io) {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        () = session.dawdles(&pace) => {
-            let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
-            return session.record().finish(Err(slow));
-        }
+        () = activity.stalls(limits.stall_timeout) => return,
+        () = session.dawdles(&session.pace) => return session.dawdled(),
     };
     session.ended(ended);
 }
 
-async fn http2(session: &Rc<Session>, io: Io) {
+async fn http2(session: &Rc<Session>, mut io: Io) {
     let limits = &session.local.own.limits;
+    let pace = Arc::new(Pace::of_http2());
+    io.pace = Some(Arc::clone(&pace));
     let service = service_fn(|request: Request<Incoming>| {
         let session = Rc::clone(session);
-        async move { Ok::<_, Infallible>(exchange::serve(&session, request).await) }
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request, Activity::current()).await) }
     });
+    let stalled = Rc::new(Notify::new());
+    let streams = Streams { stall_timeout: limits.stall_timeout, stalled: Rc::clone(&stalled) };
     let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
-    let connection = http2::Builder::new(LocalExecutor)
+    let connection = http2::Builder::new(streams)
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(size)
@@ -417,11 +499,33 @@ async fn http2(session: &Rc<Session>, io: Io) {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = session.dawdles(&pace) => return session.dawdled(),
+        // Its body may be held by what sends it on: only the connection's end lets go of all.
+        () = stalled.notified() => return,
+        () = session.idles() => {
+            connection.as_mut().graceful_shutdown();
+            // A client that does not answer keeps it no longer.
+            match timeout(limits.header_timeout, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
     };
     session.ended(ended);
 }
 
 impl Session {
+    /// Until there was no request for the time that a connection may wait for one, and at most twice that.
+    async fn idles(&self) {
+        loop {
+            let before = self.requests.get();
+            sleep(self.local.own.limits.client_idle_timeout).await;
+            if self.active.get() == 0 && self.requests.get() == before {
+                return;
+            }
+        }
+    }
+
     /// Tells of a connection whose client breaks the rules: its requests that were none have no record.
     fn ended(&self, ended: hyper::Result<()>) {
         if let Err(error) = ended
@@ -431,20 +535,24 @@ impl Session {
         }
     }
 
-    /// Until a head is being sent for more than the time that it may take, and at most twice that.
+    /// Until a head has been coming for more than the time that it may take, and at most twice that.
     async fn dawdles(&self, pace: &Pace) {
-        let mut begun = false;
+        let limit = self.local.own.limits.header_timeout;
         loop {
-            sleep(self.local.own.limits.header_timeout).await;
-            let moved = pace.take();
-            if self.active.get() > 0 {
-                begun = false;
-            } else if begun && moved {
+            let left = match pace.begun() {
+                Some(begun) => (begun + limit).saturating_duration_since(Instant::now()),
+                None => limit,
+            };
+            if left.is_zero() {
                 return;
-            } else {
-                begun = moved;
             }
+            sleep(left).await;
         }
+    }
+
+    fn dawdled(&self) {
+        let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
+        self.record().finish(Err(slow));
     }
 
     /// How the endpoint is spoken to; one that must not be, or not by this client, is refused.

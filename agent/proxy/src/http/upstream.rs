@@ -38,7 +38,9 @@ use super::{
 use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
 /// Requests in one HTTP/2 connection to a server; for more, another is opened.
-const MAX_STREAMS: usize = 100;
+const MAX_STREAMS: usize = tunnel::MAX_STREAMS as usize;
+/// What an answer to a stranger may have on the way: strangers have many, and may read none.
+const STRANGERS_WINDOW: u32 = 256 << 10;
 
 /// What connections are shared by: nothing that differs in one of these may share one. The caller is in it, since
 /// the server's node judges each connection by whom it is for.
@@ -47,7 +49,9 @@ pub(super) struct Key {
     pub(super) address: SocketAddr,
     /// Whose certificate the endpoint's proxy must show; `None` for one that is reached in plain.
     pub(super) destination: Option<Identity>,
-    /// For whom it is; `None` for the waypoint itself.
+    /// What the tunnel is to lead to, where it is to a waypoint: `host:port`.
+    pub(super) through: Option<Rc<str>>,
+    /// For whom it is; `None` for the waypoint or gateway itself.
     pub(super) caller: Option<Identity>,
     pub(super) client: IpAddr,
     pub(super) http2: bool,
@@ -85,7 +89,10 @@ pub(super) struct Lane<'a> {
 impl Key {
     /// Where its tunnel leads to, if it has one.
     pub(super) fn tunnel(&self) -> Option<SocketAddr> {
-        self.destination.as_ref().map(|_| SocketAddr::new(self.address.ip(), HBONE_PORT))
+        self.destination.as_ref().map(|_| match self.through {
+            Some(_) => self.address,
+            None => SocketAddr::new(self.address.ip(), HBONE_PORT),
+        })
     }
 }
 
@@ -171,6 +178,11 @@ pub(super) struct Unanswered {
     pub(super) by_client: bool,
 }
 
+/// What one answer may have on the way. A connection has the sum of all, so that readers who stop can't stop the others.
+pub(super) fn stream_window(session: &Session) -> u32 {
+    if session.is_from_outside() { STRANGERS_WINDOW } else { tunnel::STREAM_WINDOW }
+}
+
 impl Upstreams {
     /// A connection for one request: one that waits, unless it is to be `fresh`, or a new one. Where there are as many as
     /// there may be, the request waits for one.
@@ -227,8 +239,8 @@ impl Upstreams {
         let makes_room = lane.pool.is_some_and(|pool| pool.max_connections.is_some());
         let hold = if key.http2 {
             let (sender, connection) = http2::Builder::new(LocalExecutor)
-                .initial_stream_window_size(tunnel::STREAM_WINDOW)
-                .initial_connection_window_size(tunnel::STREAM_WINDOW * 4)
+                .initial_stream_window_size(stream_window(session))
+                .initial_connection_window_size(stream_window(session) * tunnel::MAX_STREAMS)
                 .max_header_list_size(u32::try_from(local.own.limits.max_header_size).unwrap_or(u32::MAX))
                 .handshake(io)
                 .await

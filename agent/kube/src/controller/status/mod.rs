@@ -4,13 +4,15 @@ mod attempts;
 mod conditions;
 mod routes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use orlop_model::{Finding, Hosts, Settings, Snapshot, World, compile_after};
+use orlop_model::gateway::{Attachments, NotAttached};
+use orlop_model::world::gateway_api::RouteKind;
+use orlop_model::{Finding, Hosts, NamespacedName, Settings, Snapshot, World, compile_after};
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
 use tokio::task::spawn_blocking;
@@ -28,6 +30,9 @@ use routes::Told;
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSES: u32 = 20;
 
+/// How many routes are attached to the listeners of Gateways that become gateways, by the listeners' names.
+pub type AttachedRoutes = BTreeMap<NamespacedName, BTreeMap<String, usize>>;
+
 /// Keeps the conditions of policies and routes as they should be, for the replica that leads.
 ///
 /// They are `orlop.dev/Accepted`, `orlop.dev/ResolvedRefs` and `orlop.dev/Programmed`: of a domain of our own, since
@@ -41,17 +46,23 @@ pub struct StatusWriter {
     kinds: CustomKinds,
     events: Events,
     own: Option<channel::Receiver<OwnGateways>>,
+    attached: channel::Sender<AttachedRoutes>,
 }
 
 impl StatusWriter {
     /// With the settings that agents have, of no node. Tells of what is no longer accepted.
     pub fn new(client: Client, settings: Settings, kinds: CustomKinds, events: Events) -> Self {
-        Self { client, settings, kinds, events, own: None }
+        Self { client, settings, kinds, events, own: None, attached: channel::Sender::default() }
     }
 
     /// Goes by what is known of Gateways, as well.
     pub fn with_own(self, own: channel::Receiver<OwnGateways>) -> Self {
         Self { own: Some(own), ..self }
+    }
+
+    /// Which routes are attached to Gateways of ours: now, and whenever it changes.
+    pub fn attached(&self) -> channel::Receiver<AttachedRoutes> {
+        self.attached.subscribe()
     }
 
     /// Writes what differs, for ever.
@@ -62,19 +73,22 @@ impl StatusWriter {
         loop {
             let now = Arc::clone(&seen.borrow_and_update());
             let start = Instant::now();
-            if judgement.revision != Some(now.revision) {
+            let own = self.own.as_mut().map(|own| own.borrow_and_update().clone()).unwrap_or_default();
+            if judgement.revision != Some(now.revision) || judgement.own != own {
                 let settings = self.settings.clone();
                 let seen = Arc::clone(&now);
-                judgement = match spawn_blocking(move || judgement.after(&seen, &settings)).await {
+                judgement = match spawn_blocking(move || judgement.after(&seen, own, &settings)).await {
                     Ok(judgement) => judgement,
                     Err(error) => {
                         return tracing::error!(%error, "no conditions are written by this replica any more");
                     }
                 };
+                let new = |told: &mut AttachedRoutes| {
+                    std::mem::replace(told, judgement.attached.clone()) != judgement.attached
+                };
+                self.attached.send_if_modified(new);
             }
-            let own = self.own.as_mut().map(|own| own.borrow_and_update().clone()).unwrap_or_default();
-            let due =
-                attempts.due(&now.heads, |key, head, at| judgement.status(&now.world, &own, key, head, at));
+            let due = attempts.due(&now.heads, |key, head, at| judgement.status(&now.world, key, head, at));
             drop(now);
             let cost = start.elapsed();
             attempts.write(due).await;
@@ -105,24 +119,48 @@ struct Judgement {
     revision: Option<u64>,
     snapshot: Option<Snapshot>,
     findings: HashMap<Key, Vec<Finding>>,
+    /// Which Gateways were ours.
+    own: OwnGateways,
+    attached: AttachedRoutes,
+    /// Entries of `parentRefs` that are Gateways of ours and to which the route is not attached, counted among those that
+    /// are Gateways.
+    not_attached: HashMap<(Key, usize), NotAttached>,
 }
 
 impl Judgement {
-    fn after(self, seen: &Seen, settings: &Settings) -> Self {
+    fn after(self, seen: &Seen, own: OwnGateways, settings: &Settings) -> Self {
         let (world, hosts) = (&seen.world, Hosts::new());
         let snapshot = compile_after(self.snapshot.as_ref(), world, &hosts, settings, seen.revision);
         let mut findings: HashMap<_, Vec<_>> = HashMap::new();
-        for finding in snapshot.findings_of_all(world, settings) {
+        let (mut attached, mut not_attached) = (AttachedRoutes::new(), HashMap::new());
+        for gateway in own.gateways.iter().filter_map(|name| world.gateways.get(name)) {
+            let of = Attachments::new(world, gateway);
+            let counts = of.listeners.iter().map(|at| (at.listener.name.clone(), at.count()));
+            attached.insert(gateway.name.clone(), counts.collect());
+            let refused = of.all_refused();
+            not_attached.extend(refused.map(|(kind, name, index, why)| {
+                let kind = match kind {
+                    RouteKind::Http => Kind::HttpRoute,
+                    RouteKind::Grpc => Kind::GrpcRoute,
+                    RouteKind::Tls => Kind::TlsRoute,
+                    RouteKind::Tcp => Kind::TcpRoute,
+                };
+                ((Key::new(kind, &name.namespace, &name.name), index), why.clone())
+            }));
+        }
+        let of_gateways = snapshot.findings_of_gateways(world, &own.gateways);
+        for finding in snapshot.findings_of_all(world, settings).into_iter().chain(of_gateways) {
             if let Some(kind) = Kind::named(finding.kind) {
                 let key = Key::new(kind, &finding.name.namespace, &finding.name.name);
                 findings.entry(key).or_default().push(finding);
             }
         }
-        Self { revision: Some(seen.revision), snapshot: Some(snapshot), findings }
+        let (revision, snapshot) = (Some(seen.revision), Some(snapshot));
+        Self { revision, snapshot, findings, own, attached, not_attached }
     }
 
     /// What a status must be made, `None` if it is that.
-    fn status(&self, world: &World, own: &OwnGateways, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
+    fn status(&self, world: &World, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
         let findings: Vec<_> = self.findings.get(key).into_iter().flatten().collect();
         let kind = key.kind();
         let Some(route) = kind.route() else {
@@ -138,7 +176,8 @@ impl Judgement {
             route: world.route(route, name).map(|route| &**route),
             findings: &findings,
             snapshot: self.snapshot.as_ref(),
-            gateways: &own.gateways,
+            own: &self.own,
+            not_attached: &|index| self.not_attached.get(&(key.clone(), index)),
         };
         told.to_write(at).map(|parents| json!({ "parents": parents }))
     }

@@ -1,16 +1,18 @@
 //! What a route says of each of its parents (`status.parents`). Nothing in here asks or tells anybody.
 
-use std::collections::BTreeSet;
-
+use orlop_model::gateway::NotAttached;
 use orlop_model::world::gateway_api::{GROUP, Route};
-use orlop_model::{Concern, Finding, FindingReason, NamespacedName, Snapshot};
+use orlop_model::{Concern, Finding, FindingReason, Snapshot};
 use serde_json::{Map, Value, json};
 
 use super::conditions::{At, Condition, condition, meanwhile, message, part, to_write};
 use crate::cluster::Head;
-use crate::controller::CONTROLLER;
+use crate::controller::waypoints::OwnGateways;
+use crate::controller::{CONTROLLER, GATEWAY_CONTROLLER};
 use crate::gateway_api::ParentRef;
 use crate::object::Kind;
+
+const CONTROLLERS: [&str; 2] = [CONTROLLER, GATEWAY_CONTROLLER];
 
 /// A route, and what is known of what it names.
 pub(super) struct Told<'a> {
@@ -22,7 +24,9 @@ pub(super) struct Told<'a> {
     pub findings: &'a [&'a Finding],
     pub snapshot: Option<&'a Snapshot>,
     /// The Gateways that are ours.
-    pub gateways: &'a BTreeSet<NamespacedName>,
+    pub own: &'a OwnGateways,
+    /// Why it is not attached to one of its parents that is a gateway of ours, counted among those that are Gateways.
+    pub not_attached: &'a dyn Fn(usize) -> Option<&'a NotAttached>,
 }
 
 impl Told<'_> {
@@ -31,20 +35,23 @@ impl Told<'_> {
     pub fn to_write(&self, at: At<'_>) -> Option<Vec<Value>> {
         let told = &self.head.parents.told;
         let (own, others): (Vec<_>, Vec<_>) =
-            told.iter().partition(|entry| entry["controllerName"] == CONTROLLER);
+            told.iter().partition(|entry| CONTROLLERS.iter().any(|own| entry["controllerName"] == *own));
         let wanted = self.parents();
         let mut differs = own.len() != wanted.len();
         let entries: Vec<_> = wanted
             .into_iter()
-            .map(|(parent, wanted)| {
-                let before = own.iter().find(|entry| is_same(&entry["parentRef"], &parent, self.namespace));
+            .map(|(parent, controller, wanted)| {
+                let before = own.iter().find(|entry| {
+                    entry["controllerName"] == controller
+                        && is_same(&entry["parentRef"], &parent, self.namespace)
+                });
                 let found =
                     before.and_then(|entry| entry["conditions"].as_array()).map_or(&[][..], Vec::as_slice);
                 match (before, to_write(found, &wanted, at.generation, false, at.now)) {
                     (Some(before), None) => (*before).clone(),
                     (_, conditions) => {
                         differs = true;
-                        json!({"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions})
+                        json!({"parentRef": parent, "controllerName": controller, "conditions": conditions})
                     }
                 }
             })
@@ -53,25 +60,36 @@ impl Told<'_> {
     }
 
     /// The parents that are of our concern, each once, and what is to be said there.
-    fn parents(&self) -> Vec<(Value, [Condition; 2])> {
-        let mut found: Vec<(Value, _)> = Vec::new();
+    fn parents(&self) -> Vec<(Value, &'static str, [Condition; 2])> {
+        let mut found: Vec<(Value, _, _)> = Vec::new();
+        let mut gateways = 0..;
         for entry in &self.head.parents.refs {
+            let mut controller = CONTROLLER;
             let accepted = match ParentRef::read(entry, self.namespace) {
                 ParentRef::Service(parent) => {
                     let known = self.snapshot.zip(self.kind.route());
                     let problem = known.and_then(|(snapshot, kind)| snapshot.parent_problem(kind, &parent));
                     problem.map(|problem| ("NoMatchingParent", format!("it {problem}")))
                 }
-                ParentRef::Gateway(name) if self.gateways.contains(&name) => {
-                    let message =
-                        "a waypoint has no routes of its own: name the Service in parentRefs instead";
-                    Some(("NotAllowedByListeners", message.to_owned()))
+                ParentRef::Gateway(parent) => {
+                    let index = gateways.next().unwrap_or_default();
+                    if self.own.waypoints.contains(&parent.gateway) {
+                        let message =
+                            "a waypoint has no routes of its own: name the Service in parentRefs instead";
+                        Some(("NotAllowedByListeners", message.to_owned()))
+                    } else if self.own.gateways.contains(&parent.gateway) {
+                        controller = GATEWAY_CONTROLLER;
+                        let problem = (self.not_attached)(index);
+                        problem.map(|problem| (problem.reason(), problem.message()))
+                    } else {
+                        continue;
+                    }
                 }
-                ParentRef::Gateway(_) | ParentRef::Other => continue,
+                ParentRef::Other => continue,
             };
             let parent = named(entry);
-            if !found.iter().any(|(other, _)| is_same(other, &parent, self.namespace)) {
-                found.push((parent, self.conditions(accepted)));
+            if !found.iter().any(|(other, ..)| is_same(other, &parent, self.namespace)) {
+                found.push((parent, controller, self.conditions(accepted)));
             }
         }
         found
@@ -83,10 +101,9 @@ impl Told<'_> {
             ("UnsupportedValue", format!("{}; {}", part(&error.to_string()), meanwhile(self.kind)))
         });
         let problem = refused.or(problem).or_else(|| {
-            let filter = self.route.and_then(unsupported);
-            filter.map(|filter| {
-                ("UnsupportedValue", format!("{}; requests are answered with 500", part(filter)))
-            })
+            let problem = self.route.and_then(unsupported)?;
+            let message = format!("{}; requests that match it are answered with 500", part(problem));
+            Some(("UnsupportedValue", message))
         });
         if let Some((reason, message)) = problem {
             let unknown = "the route is not accepted, so it was not looked for";
@@ -128,8 +145,12 @@ fn standard(reason: FindingReason) -> &'static str {
     }
 }
 
-/// A filter that can't be applied, so that nothing passes where it should be.
+/// A rule that can't be understood or a filter that can't be applied, so that nothing passes where it should be.
 fn unsupported(route: &Route) -> Option<&str> {
+    let unreadable = route.rules.iter().find_map(|rule| rule.unreadable.as_ref());
+    if let Some(unreadable) = unreadable {
+        return Some(&unreadable.problem);
+    }
     let filters = route.rules.iter().flat_map(|rule| {
         [&rule.filters].into_iter().chain(rule.backends.iter().map(|backend| &backend.filters))
     });

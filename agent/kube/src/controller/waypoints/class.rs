@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -9,31 +10,78 @@ use serde_json::{Value, json};
 
 use super::gateway::Fault;
 use super::status::Conditions;
-use crate::controller::{Backoff, CONTROLLER, FIELD_MANAGER};
+use crate::controller::{Backoff, CONTROLLER, FIELD_MANAGER, GATEWAY_CONTROLLER};
 
-/// The class that there is without anybody having made it.
-pub(super) const CLASS: &str = "orlop-waypoint";
-/// Says of a definition which release of the Gateway API it is from.
-const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
-
-/// Whether Gateways of this class are ours.
-pub(super) fn is_ours(class: &DynamicObject) -> bool {
-    class.data["spec"]["controllerName"] == CONTROLLER
+/// What a Gateway becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Waypoint,
+    Gateway,
 }
 
-/// Makes [`CLASS`], unless there is one of this name; until that is done.
-pub(super) async fn ensure(client: &Client) {
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-    while let Err(error) = create(client).await {
-        tracing::warn!(%error, "cannot make the GatewayClass {CLASS}");
-        backoff.wait().await;
+impl Role {
+    const ALL: [Self; 2] = [Self::Waypoint, Self::Gateway];
+
+    /// The class that there is without anybody having made it.
+    fn class(self) -> &'static str {
+        match self {
+            Self::Waypoint => "orlop-waypoint",
+            Self::Gateway => "orlop",
+        }
+    }
+
+    fn controller(self) -> &'static str {
+        match self {
+            Self::Waypoint => CONTROLLER,
+            Self::Gateway => GATEWAY_CONTROLLER,
+        }
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waypoint => "waypoint",
+            Self::Gateway => "gateway",
+        }
     }
 }
 
-async fn create(client: &Client) -> Result<(), Error> {
+/// Says of a definition which release of the Gateway API it is from.
+const BUNDLE_VERSION: &str = "gateway.networking.k8s.io/bundle-version";
+
+/// What Gateways of this class become, if they are ours.
+pub(super) fn role(class: &DynamicObject) -> Option<Role> {
+    let controller = class.data["spec"]["controllerName"].as_str();
+    Role::ALL.into_iter().find(|role| controller == Some(role.controller()))
+}
+
+/// Whether Gateways of this class are ours.
+pub(super) fn is_ours(class: &DynamicObject) -> bool {
+    role(class).is_some()
+}
+
+/// Whether all classes are there that [`ensure`] makes.
+pub(super) fn are_there(names: &BTreeSet<String>) -> bool {
+    Role::ALL.iter().all(|role| names.contains(role.class()))
+}
+
+/// Makes our classes, unless there are some of their names; until that is done.
+pub(super) async fn ensure(client: &Client) {
+    for role in Role::ALL {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        while let Err(error) = create(client, role).await {
+            tracing::warn!(%error, "cannot make the GatewayClass {}", role.class());
+            backoff.wait().await;
+        }
+    }
+}
+
+async fn create(client: &Client, role: Role) -> Result<(), Error> {
     let classes = Api::<DynamicObject>::all_with(client.clone(), &resource());
-    let class = DynamicObject::new(CLASS, &resource()).data(json!({
-        "spec": {"controllerName": CONTROLLER, "description": "A waypoint of Orlop"},
+    let class = DynamicObject::new(role.class(), &resource()).data(json!({
+        "spec": {
+            "controllerName": role.controller(), "description": format!("A {} of Orlop", role.name()),
+        },
     }));
     let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     match classes.create(&params, &class).await {
@@ -59,25 +107,26 @@ pub(super) fn resource() -> ApiResource {
 }
 
 fn status(class: &DynamicObject, version: Option<&str>, now: &str) -> Value {
+    let becomes = role(class).unwrap_or(Role::Waypoint);
     let before = &class.data["status"]["conditions"];
     let conditions = Conditions { before, generation: class.metadata.generation.unwrap_or_default(), now };
     let parameters = match &class.data["spec"]["parametersRef"] {
         Value::Null => Ok(()),
-        _ => Err(Fault::new("InvalidParameters", "remove spec.parametersRef: a waypoint has no parameters")),
+        _ => Err(Fault::new("InvalidParameters", "remove spec.parametersRef: there are no parameters")),
     };
     let supported = match version {
         Some(version) if version.starts_with("v1.") => Ok(()),
         found => {
             let found = found.unwrap_or("unknown");
             let message = format!(
-                "the Gateway API's definitions are of version {found}: install those of version 1; meanwhile waypoints \
-                 are made as well as can be"
+                "the Gateway API's definitions are of version {found}: install those of version 1; meanwhile Gateways \
+                 are served as well as can be"
             );
             Err(Fault::new("UnsupportedVersion", message))
         }
     };
     json!({"conditions": [
-        conditions.of("Accepted", &parameters, "Gateways of this class become waypoints"),
+        conditions.of("Accepted", &parameters, &format!("Gateways of this class become {}s", becomes.name())),
         conditions.of("SupportedVersion", &supported, "version 1 of the Gateway API"),
     ]})
 }
@@ -99,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_class_is_ours_by_what_it_says_and_not_by_its_name() {
-        assert!(is_ours(&class(&json!({"controllerName": CONTROLLER}))));
+        assert_eq!(role(&class(&json!({"controllerName": CONTROLLER}))), Some(Role::Waypoint));
+        assert_eq!(role(&class(&json!({"controllerName": GATEWAY_CONTROLLER}))), Some(Role::Gateway));
         assert!(!is_ours(&class(&json!({"controllerName": "istio.io/mesh-controller"}))));
         assert!(!is_ours(&class(&json!({}))));
     }

@@ -69,26 +69,7 @@ impl GatewaySpec {
 
     /// Whether a waypoint can be made of it, whose Gateway has this name.
     pub fn judge(&self, name: &str) -> Result<(), Fault> {
-        if !is_service_name(name) {
-            let rule = "at most 63 lower-case letters, digits and '-', a letter first";
-            let message = format!("a waypoint's Service has the Gateway's name: choose one of {rule}");
-            return Err(Fault::new("Invalid", message));
-        }
-        if self.gateway_class_name.len() > MAX_LABEL {
-            let message = format!(
-                "choose a class whose name has at most {MAX_LABEL} characters: what a waypoint is made of has it as a \
-                 label"
-            );
-            return Err(Fault::new("Invalid", message));
-        }
-        if self.infrastructure.parameters_ref.is_some() {
-            let message = "remove spec.infrastructure.parametersRef: a waypoint has no parameters";
-            return Err(Fault::new("InvalidParameters", message));
-        }
-        if !self.addresses.is_empty() {
-            let message = "remove spec.addresses: a waypoint has the addresses of its Service";
-            return Err(Fault::new("UnsupportedAddress", message));
-        }
+        self.judge_common("waypoint", name)?;
         let [listener] = self.listeners.as_slice() else {
             let message =
                 format!("a waypoint has one listener: leave one of protocol {PROTOCOL}, port {PORT}");
@@ -97,6 +78,31 @@ impl GatewaySpec {
         listener.judge().map_err(|fault| {
             Fault::new("ListenersNotValid", format!("listener {}: {}", listener.name, fault.message))
         })
+    }
+
+    /// The same, but for its listeners, of what is called `a`.
+    pub fn judge_common(&self, a: &str, name: &str) -> Result<(), Fault> {
+        if !is_service_name(name) {
+            let rule = "at most 63 lower-case letters, digits and '-', a letter first";
+            let message = format!("a {a}'s Service has the Gateway's name: choose one of {rule}");
+            return Err(Fault::new("Invalid", message));
+        }
+        if self.gateway_class_name.len() > MAX_LABEL {
+            let message = format!(
+                "choose a class whose name has at most {MAX_LABEL} characters: what a {a} is made of has it as a \
+                 label"
+            );
+            return Err(Fault::new("Invalid", message));
+        }
+        if self.infrastructure.parameters_ref.is_some() {
+            let message = format!("remove spec.infrastructure.parametersRef: a {a} has no parameters");
+            return Err(Fault::new("InvalidParameters", message));
+        }
+        if !self.addresses.is_empty() {
+            let message = format!("remove spec.addresses: a {a} has the addresses of its Service");
+            return Err(Fault::new("UnsupportedAddress", message));
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
-//! Waypoints: what a Gateway of one of our classes becomes, and what its status says of that.
+//! Waypoints and gateways: what a Gateway of one of our classes becomes, and what its status says of that.
 //!
 //! A Gateway owns what was made for it, so that the cluster's garbage collector removes that with it.
 
 mod class;
 mod gateway;
+mod ingress;
 mod objects;
 mod readers;
 mod reconcile;
@@ -29,8 +30,9 @@ use orlop_model::NamespacedName;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::{CustomKinds, Events};
+use super::{AttachedRoutes, CustomKinds, Events};
 use crate::cluster::{Definitions, describe};
+use class::Role;
 use objects::MANAGED_BY;
 pub use objects::WaypointSettings;
 use reconcile::{Context, Failures, reconcile};
@@ -50,23 +52,32 @@ const LAST_RETRY: Duration = Duration::from_secs(120);
 /// What of the Gateway API's objects is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnGateways {
-    /// Gateways of our classes.
+    /// Those that become waypoints.
+    pub waypoints: BTreeSet<NamespacedName>,
+    /// Those that become gateways.
     pub gateways: BTreeSet<NamespacedName>,
 }
 
-/// Makes waypoints, for the replica that leads.
+/// Makes waypoints and gateways, for the replica that leads.
 pub struct WaypointProvisioner {
     client: Client,
     settings: WaypointSettings,
     kinds: CustomKinds,
     events: Events,
     own: watch::Sender<OwnGateways>,
+    attached: watch::Receiver<AttachedRoutes>,
 }
 
 impl WaypointProvisioner {
     /// Makes them all with these settings, and tells of those that can't be made.
     pub fn new(client: Client, settings: WaypointSettings, kinds: CustomKinds, events: Events) -> Self {
-        Self { client, settings, kinds, events, own: watch::Sender::default() }
+        let nothing = watch::Sender::default().subscribe();
+        Self { client, settings, kinds, events, own: watch::Sender::default(), attached: nothing }
+    }
+
+    /// Tells in Gateways which routes are attached to them, by what somebody else finds.
+    pub fn with_attached(self, attached: watch::Receiver<AttachedRoutes>) -> Self {
+        Self { attached, ..self }
     }
 
     /// What is ours: now, and whenever it changes.
@@ -86,7 +97,9 @@ impl WaypointProvisioner {
                 return;
             };
             if !known.is_some_and(|names| there(&names)) {
-                tracing::info!("the Gateway API is not installed: waypoints are made as soon as it is");
+                tracing::info!(
+                    "the Gateway API is not installed: waypoints and gateways are made as soon as it is"
+                );
             }
             if definitions.wait_for(|known| known.as_ref().is_some_and(there)).await.is_err() {
                 return;
@@ -134,7 +147,7 @@ impl WaypointProvisioner {
                 // Whose a Gateway is depends on nothing else of them.
                 Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => {
                     let now = own_classes.classes();
-                    if !now.contains(class::CLASS) {
+                    if !class::are_there(&now) {
                         gone.notify_one();
                     }
                     if now != ours {
@@ -157,6 +170,7 @@ impl WaypointProvisioner {
             client: client.clone(),
             known: known.clone(),
             settings,
+            attached: self.attached.clone(),
             events,
             failures: Failures::default(),
         };
@@ -168,6 +182,7 @@ impl WaypointProvisioner {
             .owns(Api::<PodDisruptionBudget>::all(client.clone()), made.clone())
             .owns(Api::<HorizontalPodAutoscaler>::all(client.clone()), made.clone())
             .reconcile_all_on(changes(classes_changed.subscribe()))
+            .reconcile_all_on(changes(self.attached.clone()))
             .run(reconcile, |of, _, context| context.failures.again(&of), Arc::new(context))
             .for_each(async |done| {
                 report(&done);
@@ -195,10 +210,15 @@ impl WaypointProvisioner {
             return;
         }
         loop {
-            let names = known.ours().into_iter().map(|gateway| {
-                NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any())
-            });
-            let now = OwnGateways { gateways: names.collect() };
+            let mut now = OwnGateways::default();
+            for gateway in known.ours() {
+                let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
+                match known.role(&gateway) {
+                    Some(Role::Waypoint) => drop(now.waypoints.insert(name)),
+                    Some(Role::Gateway) => drop(now.gateways.insert(name)),
+                    None => {}
+                }
+            }
             self.own.send_if_modified(|own| std::mem::replace(own, now.clone()) != now);
             sleep(DEBOUNCE).await;
             if changed.changed().await.is_err() {
@@ -222,10 +242,11 @@ impl Known {
         self.listed.clone().wait_for(|listed| *listed).await.is_ok()
     }
 
-    fn is_ours(&self, gateway: &DynamicObject) -> bool {
+    /// What a Gateway becomes, if it is ours.
+    fn role(&self, gateway: &DynamicObject) -> Option<Role> {
         let class = gateway.data["spec"]["gatewayClassName"].as_str().unwrap_or_default();
         let class = self.classes.get(&ObjectRef::new_with(class, class::resource()));
-        class.is_some_and(|class| class::is_ours(&class))
+        class.and_then(|class| class::role(&class))
     }
 
     /// The names of our classes.
@@ -235,7 +256,7 @@ impl Known {
 
     /// The Gateways of our classes.
     fn ours(&self) -> Vec<Arc<DynamicObject>> {
-        self.gateways.state_filter(|gateway| self.is_ours(gateway))
+        self.gateways.state_filter(|gateway| self.role(gateway).is_some())
     }
 }
 
@@ -268,7 +289,7 @@ fn resource(kind: &str, plural: &str) -> ApiResource {
 }
 
 /// A stream of what a channel tells.
-fn changes(of: watch::Receiver<()>) -> impl Stream<Item = ()> + Send + 'static {
+fn changes<T: Send + Sync + 'static>(of: watch::Receiver<T>) -> impl Stream<Item = ()> + Send + 'static {
     stream::unfold(of, async |mut of| of.changed().await.ok().map(|()| ((), of)))
 }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::gateway::{Infrastructure, PORT};
 use crate::controller::{BUNDLE, FIELD_MANAGER};
 
-/// What all waypoints of a cluster are made with.
+/// What all waypoints and gateways of a cluster are made with.
 #[derive(Clone, Debug)]
 pub struct WaypointSettings {
     /// The image, whose entry point is `orlop`.
     pub image: String,
-    /// Arguments of `orlop waypoint` that are the same for all: where the certificate authority is, what identities and
+    /// Arguments of `orlop waypoint` and `orlop gateway` that are the same for all: where the certificate authority is, what identities and
     /// hosts are called.
     pub args: Vec<String>,
     /// Whom the token is for that a waypoint shows to the certificate authority.
@@ -30,6 +30,8 @@ pub(super) struct Owner<'a> {
     pub uid: &'a str,
     pub class: &'a str,
     pub infrastructure: &'a Infrastructure,
+    /// Of a gateway, the ports that it has; `None` of a waypoint.
+    pub ports: Option<&'a BTreeSet<u16>>,
 }
 
 /// Labels that tell whose an object is, as Istio and others have them.
@@ -44,7 +46,7 @@ const DRAIN_SECONDS: u32 = 25;
 /// And a moment to end in.
 const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
 
-/// What a waypoint is made of, all of the Gateway's name, in the order in which it is needed.
+/// What a waypoint or a gateway is made of, all of the Gateway's name, in the order in which it is needed.
 #[derive(Debug)]
 pub(super) struct Objects {
     pub service_account: Value,
@@ -58,7 +60,15 @@ impl Objects {
     pub fn of(owner: Owner<'_>, settings: &WaypointSettings) -> Self {
         Self {
             service_account: object::<ServiceAccount>(owner, json!({})),
-            service: object::<Service>(owner, service(owner)),
+            service: match owner.ports {
+                None => object::<Service>(owner, service(owner)),
+                Some(ports) => {
+                    let mut service = object::<Service>(owner, balanced(owner, ports));
+                    // Load balancers are told by those of Kubernetes too what is wanted of them.
+                    service["metadata"]["annotations"] = json!(owner.infrastructure.annotations);
+                    service
+                }
+            },
             deployment: object::<Deployment>(owner, deployment(owner, settings)),
             disruption_budget: object::<PodDisruptionBudget>(
                 owner,
@@ -134,6 +144,24 @@ fn service(owner: Owner<'_>) -> Value {
     })
 }
 
+/// A gateway's.
+fn balanced(owner: Owner<'_>, ports: &BTreeSet<u16>) -> Value {
+    let ports = ports.iter().map(|port| {
+        json!({
+            "name": format!("http-{port}"), "port": port, "targetPort": port, "protocol": "TCP",
+            "appProtocol": "http",
+        })
+    });
+    json!({
+        "spec": {
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": selector(owner),
+            "ports": ports.collect::<Vec<_>>(),
+        },
+    })
+}
+
 fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
     let spread = |topology: &str| {
         json!({
@@ -160,10 +188,7 @@ fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
                 "spec": {
                     "serviceAccountName": owner.name,
                     "terminationGracePeriodSeconds": GRACE_SECONDS,
-                    "securityContext": {
-                        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
+                    "securityContext": security(owner),
                     "topologySpreadConstraints": [
                         spread("kubernetes.io/hostname"),
                         spread("topology.kubernetes.io/zone"),
@@ -183,26 +208,50 @@ fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
     })
 }
 
+fn security(owner: Owner<'_>) -> Value {
+    let mut security = json!({
+        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    if owner.ports.is_some() {
+        // Its listeners have whatever ports, and it has no capability.
+        security["sysctls"] = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
+    }
+    security
+}
+
 fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
+    let is_gateway = owner.ports.is_some();
     let mut args = vec![
-        "waypoint".to_owned(),
+        if is_gateway { "gateway" } else { "waypoint" }.to_owned(),
         "--kube".to_owned(),
         format!("--name={}/{}", owner.namespace, owner.name),
         format!("--service-account={}", owner.name),
         format!("--drain-timeout={DRAIN_SECONDS}s"),
     ];
+    if is_gateway {
+        args.push(format!("--class={}", owner.class));
+    }
     args.extend(settings.args.iter().cloned());
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let mut env = vec![field("NODE_NAME", "spec.nodeName")];
+    env.extend(is_gateway.then(|| field("POD_NAME", "metadata.name")));
+    // Those of a gateway's listeners come and go, and no pod with them.
+    let mut ports = vec![
+        json!({"name": "metrics", "containerPort": 15020, "protocol": "TCP"}),
+        json!({"name": "health", "containerPort": 15021, "protocol": "TCP"}),
+    ];
+    if !is_gateway {
+        ports.insert(0, json!({"name": "hbone", "containerPort": PORT, "protocol": "TCP"}));
+    }
     let probe = |path: &str, seconds: u32| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds});
     json!({
         "name": "orlop",
         "image": settings.image,
         "args": args,
-        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
-        "ports": [
-            {"name": "hbone", "containerPort": PORT, "protocol": "TCP"},
-            {"name": "metrics", "containerPort": 15020, "protocol": "TCP"},
-            {"name": "health", "containerPort": 15021, "protocol": "TCP"},
-        ],
+        "env": env,
+        "ports": ports,
         "readinessProbe": probe("/healthz/ready", 2),
         "livenessProbe": probe("/healthz/live", 10),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
@@ -256,6 +305,7 @@ mod tests {
             uid: "u1",
             class: "orlop-waypoint",
             infrastructure: &infrastructure,
+            ports: None,
         };
         let settings = WaypointSettings {
             image: "orlop:1".to_owned(),
@@ -285,5 +335,45 @@ mod tests {
         assert_eq!(template["metadata"]["labels"]["orlop.dev/mesh"], "disabled");
         assert_eq!(objects.deployment["metadata"]["ownerReferences"][0]["uid"], "u1");
         assert_eq!(objects.deployment["spec"].get("replicas"), None);
+    }
+
+    #[test]
+    fn a_gateway_has_its_listeners_ports_and_what_load_balancers_are_to_be_told() {
+        let internal = "service.beta.kubernetes.io/aws-load-balancer-scheme";
+        let infrastructure = json!({"annotations": {internal: "internal", "note": "mine"}});
+        let infrastructure: Infrastructure = serde_json::from_value(infrastructure).unwrap();
+        let ports = [80, 8080].into();
+        let owner = Owner {
+            namespace: "edge",
+            name: "gate",
+            uid: "u1",
+            class: "corp",
+            infrastructure: &infrastructure,
+            ports: Some(&ports),
+        };
+        let settings = WaypointSettings {
+            image: "orlop:1".to_owned(),
+            args: Vec::new(),
+            audience: "istio-ca".to_owned(),
+        };
+        let objects = Objects::of(owner, &settings);
+        let service = &objects.service;
+        assert_eq!(service["metadata"]["annotations"], json!({internal: "internal", "note": "mine"}));
+        assert_eq!(objects.deployment["metadata"]["annotations"], json!({"note": "mine"}));
+        assert_eq!(service["spec"]["type"], "LoadBalancer");
+        let numbers = service["spec"]["ports"].as_array().unwrap().iter();
+        let numbers: Vec<_> =
+            numbers.map(|port| (port["port"].clone(), port["targetPort"].clone())).collect();
+        assert_eq!(numbers, [(json!(80), json!(80)), (json!(8080), json!(8080))]);
+        let pod = &objects.deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["sysctls"][0]["value"], "0");
+        let args = pod["containers"][0]["args"].as_array().unwrap();
+        assert_eq!(args[0], "gateway");
+        assert!(args.contains(&json!("--class=corp")) && args.contains(&json!("--name=edge/gate")));
+        assert_eq!(pod["containers"][0]["env"][1]["name"], "POD_NAME");
+        // A port more makes no new pods.
+        let more = [80, 81, 8080].into();
+        let other = Objects::of(Owner { ports: Some(&more), ..owner }, &settings);
+        assert_eq!(other.deployment, objects.deployment);
     }
 }

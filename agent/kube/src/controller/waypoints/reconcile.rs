@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,14 +11,18 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::controller::Action;
 use kube::{Api, Client, Error, ResourceExt as _};
+use orlop_model::NamespacedName;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
+use super::ingress::Ingress;
 use super::objects::{Objects, Owner, WaypointSettings};
 use super::status::{Outcome, observe};
 use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
-use crate::controller::{CallError, Events, FIELD_MANAGER};
+use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER};
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -28,6 +32,8 @@ pub(super) struct Context {
     pub client: Client,
     pub known: Known,
     pub settings: WaypointSettings,
+    /// Which routes are attached, of gateways.
+    pub attached: watch::Receiver<AttachedRoutes>,
     pub events: Events,
     pub failures: Failures,
 }
@@ -51,7 +57,7 @@ impl Failures {
     }
 }
 
-/// Makes a Gateway of ours into a waypoint, and says in its status what has become of it.
+/// Makes a Gateway of ours into a waypoint or a gateway, and says in its status what has become of it.
 pub(super) async fn reconcile(
     gateway: Arc<DynamicObject>,
     context: Arc<Context>,
@@ -62,16 +68,30 @@ pub(super) async fn reconcile(
         context.failures.none(&gateway);
         return Ok(Action::await_change());
     }
-    if !context.known.is_ours(&gateway) {
+    let Some(role) = context.known.role(&gateway) else {
         if is_told_by_us(&gateway) {
             context.withdraw(&gateway).await?;
         }
         context.failures.none(&gateway);
         return Ok(Action::await_change());
-    }
+    };
     let spec = GatewaySpec::of(&gateway);
-    let judged = spec.as_ref().map_err(Fault::clone).and_then(|spec| spec.judge(&gateway.name_any()));
+    let (judged, ingress) = match role {
+        Role::Waypoint => {
+            let judged = spec.as_ref().map_err(Fault::clone);
+            (judged.and_then(|spec| spec.judge(&gateway.name_any())), None)
+        }
+        Role::Gateway => match context.ingress(&gateway) {
+            Ok(ingress) => {
+                let judged = spec.as_ref().map_err(Fault::clone).and_then(|spec| ingress.judge(spec));
+                (judged, Some(ingress))
+            }
+            Err(fault) => (Err(fault), None),
+        },
+    };
     let mut outcome = Outcome {
+        role,
+        ingress,
         spec: spec.unwrap_or_default(),
         programmed: judged.as_ref().copied().map_err(|fault| Fault::new("Invalid", &*fault.message)),
         accepted: judged,
@@ -79,7 +99,8 @@ pub(super) async fn reconcile(
     };
     let mut action = Action::await_change();
     if outcome.accepted.is_ok() {
-        match context.provision(&gateway, &outcome.spec).await {
+        let ports = outcome.ingress.as_ref().map(Ingress::ports);
+        match context.provision(&gateway, &outcome.spec, ports.as_ref()).await {
             Ok((addresses, programmed)) => (outcome.addresses, outcome.programmed) = (addresses, programmed),
             Err(Failure::Call(error)) => return Err(error),
             Err(Failure::Refused(fault)) => {
@@ -121,7 +142,8 @@ impl Context {
         &self,
         gateway: &DynamicObject,
         spec: &GatewaySpec,
-    ) -> Result<(Vec<String>, Result<(), Fault>), Failure> {
+        ports: Option<&BTreeSet<u16>>,
+    ) -> Result<(Vec<Value>, Result<(), Fault>), Failure> {
         let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
         let owner = Owner {
             namespace: &namespace,
@@ -129,6 +151,7 @@ impl Context {
             uid: gateway.metadata.uid.as_deref().unwrap_or_default(),
             class: &spec.gateway_class_name,
             infrastructure: &spec.infrastructure,
+            ports,
         };
         let objects = Objects::of(owner, &self.settings);
         self.apply::<ServiceAccount>(owner, &objects.service_account).await?;
@@ -136,7 +159,13 @@ impl Context {
         let deployment = self.apply::<Deployment>(owner, &objects.deployment).await?;
         self.apply::<PodDisruptionBudget>(owner, &objects.disruption_budget).await?;
         self.apply::<HorizontalPodAutoscaler>(owner, &objects.autoscaler).await?;
-        Ok(observe(&name, &service.data, &deployment.data))
+        Ok(observe(&name, &service.data, &deployment.data, ports.is_some()))
+    }
+
+    fn ingress(&self, gateway: &DynamicObject) -> Result<Ingress, Fault> {
+        let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
+        let attached = self.attached.borrow().get(&name).cloned().unwrap_or_default();
+        Ingress::of(gateway, attached)
     }
 
     /// Applies an object, unless there is one of its name that is somebody else's. Gives what it is then.
@@ -192,7 +221,7 @@ impl Context {
             Ok(_) => {
                 tracing::info!(
                     gateway = format!("{namespace}/{name}"),
-                    "no longer a waypoint of this controller"
+                    "no longer a waypoint or gateway of this controller"
                 );
                 Ok(())
             }
@@ -207,7 +236,7 @@ impl Context {
         if status["conditions"] != before["conditions"] {
             let message = outcome.accepted.as_ref().and(outcome.programmed.as_ref()).err();
             let message = message.map_or("it is there", |fault| &fault.message);
-            tracing::info!(gateway = format!("{namespace}/{name}"), message, "waypoint");
+            tracing::info!(gateway = format!("{namespace}/{name}"), message, "{}", outcome.role.name());
         }
         let ApiResource { api_version, kind, .. } = gateways();
         let metadata = json!({"name": name, "namespace": namespace});

@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
+use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
+use super::ingress::Ingress;
 
 /// Conditions of one object (`metav1.Condition`), at one time.
 #[derive(Clone, Copy)]
@@ -46,22 +48,36 @@ impl Conditions<'_> {
 /// What becomes of a Gateway.
 #[derive(Debug)]
 pub(super) struct Outcome {
+    pub role: Role,
+    /// Of one that becomes a gateway, as far as that can be read.
+    pub ingress: Option<Ingress>,
     /// What it asks for, as far as that can be read.
     pub spec: GatewaySpec,
-    /// Whether a waypoint can be made of it.
+    /// Whether that can be made of it.
     pub accepted: Result<(), Fault>,
     /// Whether it is there, with these addresses.
     pub programmed: Result<(), Fault>,
-    pub addresses: Vec<String>,
+    pub addresses: Vec<Value>,
 }
 
 impl Outcome {
     /// The status of a Gateway, given the one that it has.
     pub fn status(&self, before: &Value, generation: i64, now: &str) -> Value {
-        let Self { spec, accepted, programmed, addresses } = self;
+        let Self { role, ingress, spec, accepted, programmed, addresses } = self;
         let conditions = Conditions { before: &before["conditions"], generation, now };
-        let addresses: Vec<_> =
-            addresses.iter().map(|value| json!({"type": "IPAddress", "value": value})).collect();
+        if *role == Role::Gateway {
+            let listeners =
+                ingress.as_ref().map(|ingress| ingress.status(programmed, &before["listeners"], conditions));
+            let accepted = match (accepted, ingress) {
+                (Ok(()), Some(ingress)) => ingress.accepted(conditions),
+                _ => conditions.of("Accepted", accepted, "it is a gateway"),
+            };
+            return json!({
+                "addresses": addresses,
+                "conditions": [accepted, conditions.of("Programmed", programmed, "a pod takes clients")],
+                "listeners": listeners.unwrap_or_default(),
+            });
+        }
         let listeners: Vec<_> = spec
             .listeners
             .iter()
@@ -114,18 +130,34 @@ impl Outcome {
     }
 }
 
-/// Whether the waypoint runs: from its Service's and its Deployment's status. With the addresses of the Service.
-pub(super) fn observe(name: &str, service: &Value, deployment: &Value) -> (Vec<String>, Result<(), Fault>) {
-    let addresses: Vec<String> = service["spec"]["clusterIPs"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .filter(|address| !address.is_empty() && *address != "None")
-        .map(str::to_owned)
-        .collect();
+/// Whether the waypoint or gateway runs: from its Service's and its Deployment's status. With the addresses of the
+/// Service: those of the cluster, or `balanced`, which are for those outside.
+pub(super) fn observe(
+    name: &str,
+    service: &Value,
+    deployment: &Value,
+    balanced: bool,
+) -> (Vec<Value>, Result<(), Fault>) {
+    let addresses: Vec<Value> = if balanced {
+        let all = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+        let of =
+            |kind: &str, value: &Value| value.as_str().map(|value| json!({"type": kind, "value": value}));
+        all.filter_map(|one| of("IPAddress", &one["ip"]).or_else(|| of("Hostname", &one["hostname"])))
+            .collect()
+    } else {
+        let all = service["spec"]["clusterIPs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let all = all.filter(|address| !address.is_empty() && *address != "None");
+        all.map(|value| json!({"type": "IPAddress", "value": value})).collect()
+    };
     if addresses.is_empty() {
-        let message = format!("the Service {name} has no address yet");
+        let message = if balanced {
+            format!(
+                "no load balancer has given the Service {name} an address yet: if none does, see whether the cluster \
+                 has one, and what `kubectl describe service {name}` says"
+            )
+        } else {
+            format!("the Service {name} has no address yet")
+        };
         return (addresses, Err(Fault::new("AddressNotAssigned", message)));
     }
     if deployment["status"]["availableReplicas"].as_u64().unwrap_or(0) > 0 {
@@ -155,13 +187,15 @@ mod tests {
     #[test]
     fn a_status_that_stays_keeps_its_time() {
         let outcome = |programmed: Result<(), Fault>| Outcome {
+            role: Role::Waypoint,
+            ingress: None,
             spec: serde_json::from_value(
                 json!({"listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]}),
             )
             .unwrap(),
             accepted: Ok(()),
             programmed,
-            addresses: vec!["10.96.0.7".to_owned()],
+            addresses: vec![json!({"type": "IPAddress", "value": "10.96.0.7"})],
         };
         let pending = Fault::new("Pending", "no pod is ready");
         let first = outcome(Err(pending)).status(&Value::Null, 1, "2026-01-01T00:00:00Z");
@@ -182,6 +216,8 @@ mod tests {
     #[test]
     fn what_is_in_the_way_is_told_once_and_what_passes_is_not() {
         let outcome = |accepted, programmed| Outcome {
+            role: Role::Waypoint,
+            ingress: None,
             spec: GatewaySpec::default(),
             accepted,
             programmed,
@@ -207,10 +243,18 @@ mod tests {
     fn it_is_programmed_once_a_pod_is_available() {
         let service = json!({"spec": {"clusterIPs": ["10.96.0.7", "fd00::7"]}});
         let reason = |service: &Value, deployment: &Value| {
-            observe("gate", service, deployment).1.map_err(|fault| fault.reason)
+            observe("gate", service, deployment, false).1.map_err(|fault| fault.reason)
         };
         let deployment = json!({"status": {"availableReplicas": 1}});
-        assert_eq!(observe("gate", &service, &deployment).0, ["10.96.0.7", "fd00::7"]);
+        let addresses = observe("gate", &service, &deployment, false).0;
+        let values: Vec<_> = addresses.iter().map(|address| address["value"].clone()).collect();
+        assert_eq!(values, ["10.96.0.7", "fd00::7"]);
+        let of = |service: &Value| observe("gate", service, &deployment, true);
+        assert_eq!(of(&service).1.unwrap_err().reason, "AddressNotAssigned");
+        let balanced = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "a.example"}]}}});
+        let (addresses, programmed) = of(&balanced);
+        assert_eq!(programmed, Ok(()));
+        assert_eq!(addresses[1], json!({"type": "Hostname", "value": "a.example"}));
         assert_eq!(reason(&service, &deployment), Ok(()));
         assert_eq!(reason(&json!({}), &deployment), Err("AddressNotAssigned"));
         assert_eq!(reason(&service, &json!({})), Err("Pending"));

@@ -35,7 +35,7 @@ pub(super) fn question(session: &Session, of: &Asking<'_>, body: &Body) -> Check
     let source = session.source.as_ref().map(|workload| workload.names.canonical_service.to_string());
     let dialled = match of.target {
         Behind::Service { dialled, .. } => *dialled,
-        Behind::Workload { address, .. } => Some(*address),
+        Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(*address),
     };
     let (text, bytes) = if body.packed {
         (String::new(), body.bytes.to_vec())
@@ -48,7 +48,7 @@ pub(super) fn question(session: &Session, of: &Asking<'_>, body: &Body) -> Check
         headers: headers(session, of, body),
         path: of.destined.path.to_string(),
         host: of.destined.authority.to_string(),
-        scheme: "http".to_owned(),
+        scheme: session.scheme.to_owned(),
         size: of.size(),
         protocol: protocol(of.parts.version).to_owned(),
         body: text,
@@ -59,7 +59,7 @@ pub(super) fn question(session: &Session, of: &Asking<'_>, body: &Body) -> Check
             source: Some(Peer {
                 address: Some(address(session.client)),
                 service: source.unwrap_or_default(),
-                principal: session.peer.identity.to_string(),
+                principal: session.identity().map(ToString::to_string).unwrap_or_default(),
             }),
             destination: Some(Peer {
                 address: dialled.map(address),

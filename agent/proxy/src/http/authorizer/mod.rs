@@ -157,7 +157,7 @@ fn to_ask(session: &Session, snapshot: &Snapshot, of: &Asking<'_>) -> Result<Vec
     let headers = Seen(&of.parts.headers);
     let asked = Request { port: of.port, ..asked(session, of.parts, of.destined, &headers) };
     let tokens: &dyn Tokens = of.credentials.map_or(&NoTokens, |credentials| credentials);
-    let (identity, client) = (&session.peer.identity, session.client.ip());
+    let (identity, client) = (session.identity(), session.client.ip());
     Ok(snapshot.routes().to_ask(of.target, identity, client, &asked, tokens)?)
 }
 
@@ -251,8 +251,10 @@ fn shown_headers(session: &Session, of: &Asking<'_>, body: &Body) -> HeaderMap {
     let mut headers = of.parts.headers.clone();
     remove(&mut headers, hbone::CLIENT_CERT);
     let own = &session.local.own.workload.identity;
-    let caller = HeaderValue::try_from(format!("By={own};URI={}", session.peer.identity));
-    headers.extend(caller.ok().map(|caller| (HeaderName::from_static(hbone::CLIENT_CERT), caller)));
+    let caller = session.identity().map(|caller| HeaderValue::try_from(format!("By={own};URI={caller}")));
+    headers.extend(
+        caller.and_then(Result::ok).map(|caller| (HeaderName::from_static(hbone::CLIENT_CERT), caller)),
+    );
     remove(&mut headers, PARTIAL);
     if !body.bytes.is_empty() {
         let partial = HeaderValue::from_static(if body.whole { "false" } else { "true" });

@@ -1,5 +1,5 @@
-use orlop_model::Severity;
 use orlop_model::world::gateway_api::{RouteFilters, RouteRule};
+use orlop_model::{NamespacedName, Severity};
 use proptest::prelude::*;
 
 use super::*;
@@ -13,7 +13,7 @@ fn head(refs: &Value, told: &[Value]) -> Head {
     Head { generation: Some(3), parents, ..Head::default() }
 }
 
-fn told<'a>(head: &'a Head, findings: &'a [&'a Finding], own: &'a BTreeSet<NamespacedName>) -> Told<'a> {
+fn told<'a>(head: &'a Head, findings: &'a [&'a Finding], own: &'a OwnGateways) -> Told<'a> {
     Told {
         kind: Kind::HttpRoute,
         namespace: "shop",
@@ -21,7 +21,8 @@ fn told<'a>(head: &'a Head, findings: &'a [&'a Finding], own: &'a BTreeSet<Names
         route: None,
         findings,
         snapshot: None,
-        gateways: own,
+        own,
+        not_attached: &|_| None,
     }
 }
 
@@ -30,7 +31,8 @@ fn at(now: &str) -> At<'_> {
 }
 
 fn write(head: &Head, findings: &[&Finding], own: &[&str]) -> Option<Vec<Value>> {
-    let own = own.iter().map(|name| NamespacedName::new("shop", *name)).collect();
+    let waypoints = own.iter().map(|name| NamespacedName::new("shop", *name)).collect();
+    let own = OwnGateways { waypoints, ..OwnGateways::default() };
     told(head, findings, &own).to_write(at(NOW))
 }
 
@@ -120,7 +122,7 @@ fn what_can_not_be_understood_or_applied_is_not_accepted() {
     let filters =
         RouteFilters { unsupported: Some("has the filter Tomorrow".to_owned()), ..RouteFilters::default() };
     let route = Route { rules: vec![RouteRule { filters, ..RouteRule::default() }], ..Route::default() };
-    let (head, none) = (head(&json!([service("web")]), &[]), BTreeSet::new());
+    let (head, none) = (head(&json!([service("web")]), &[]), OwnGateways::default());
     let written = Told { route: Some(&route), ..told(&head, &[], &none) }.to_write(at(NOW)).unwrap();
     assert_eq!(short(&written[0])[0], ("False", "UnsupportedValue"));
     // Nobody knows such a Service.
@@ -158,7 +160,25 @@ proptest! {
         let Some(written) = write(&head_of(&told), &[], &["web"]) else { return Ok(()) };
         let is_other = |entry: &&Value| entry["controllerName"] != CONTROLLER;
         prop_assert!(told.iter().filter(is_other).eq(written.iter().filter(is_other)));
-        let (again, own) = (head_of(&written), BTreeSet::from([NamespacedName::new("shop", "web")]));
+        let waypoints = [NamespacedName::new("shop", "web")].into();
+        let own = OwnGateways { waypoints, ..OwnGateways::default() };
+        let again = head_of(&written);
         prop_assert_eq!(self::told(&again, &[], &own).to_write(at("later")), None);
     }
+}
+
+#[test]
+fn a_gateway_that_is_a_parent_is_told_why_it_takes_the_route_or_not() {
+    let refs = json!([{"name": "theirs"}, {"name": "gate"}, {"name": "gate", "sectionName": "none"}]);
+    let head = head(&refs, &[]);
+    let gateways = [NamespacedName::new("shop", "gate")].into();
+    let own = OwnGateways { gateways, ..OwnGateways::default() };
+    let problem = NotAttached::NoMatchingParent;
+    // Counted with those of others.
+    let not_attached = |index| (index == 2).then_some(&problem);
+    let told = Told { not_attached: &not_attached, ..told(&head, &[], &own) };
+    let written = told.to_write(at(NOW)).unwrap();
+    assert!(written.iter().all(|entry| entry["controllerName"] == GATEWAY_CONTROLLER));
+    assert_eq!(short(&written[0]), [("True", "Accepted"), ("True", "ResolvedRefs")]);
+    assert_eq!(short(&written[1]), [("False", "NoMatchingParent"), ("Unknown", "NotAccepted")]);
 }

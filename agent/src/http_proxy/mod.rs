@@ -1,9 +1,17 @@
-//! `orlop waypoint`: world → snapshot → proxy of requests.
+//! `orlop waypoint` and `orlop gateway`: world → snapshot → proxy of requests.
 
-use std::{net::TcpListener, pin::pin, sync::Arc, time::Duration};
+mod ports;
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use futures_util::{FutureExt as _, future::OptionFuture};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -11,53 +19,97 @@ use hyper::{
 };
 use orlop_identity::{DEFAULT_LIFETIME, Identities, jwt::KeySources};
 use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
-use orlop_model::{Identity, Snapshot, Workload, WorkloadKind, World, http::Grants};
-use orlop_proxy::{Config, HttpLimits, Metrics, RequestMetrics, Waypoint, WaypointConfig};
+use orlop_model::{
+    Identity, NamespacedName, Snapshot, Workload, WorkloadKind, World,
+    http::{Grants, OwnGateway},
+};
+use orlop_proxy::{Config, HttpLimits, HttpProxy, HttpProxyConfig, Metrics, RequestMetrics};
 use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
     admin::{self, Answer, Endpoint, Servers},
     authority::Authority,
-    cli::{WaypointArguments, WorldArguments},
+    cli::{GatewayArguments, ProxyArguments, WaypointArguments, WorldArguments},
     dump,
     enrolment::Status,
     handover::ServerSockets,
     hosts::Names,
     limits, logging, token_keys,
     traces::Traces,
-    worlds::Worlds,
+    worlds::{RoutesOf, Worlds},
 };
+use ports::Ports;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// How long a start waits for the keys of tokens' issuers.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What it is, beside what both are.
+struct Role {
+    routes: RoutesOf,
+    listening: Listening,
+    client_idle_timeout: Duration,
+    stall_timeout: Duration,
+}
+
+/// Where clients come from.
+enum Listening {
+    /// Tunnels to this address.
+    Tunnels(SocketAddr),
+    /// Outside the mesh, to the ports of the Gateway at this address.
+    Ports(IpAddr),
+}
+
+/// Runs a waypoint.
+pub fn waypoint(arguments: WaypointArguments) -> anyhow::Result<()> {
+    let WaypointArguments { proxy, require_reference_grants, listen } = arguments;
+    let grants = if require_reference_grants { Grants::Required } else { Grants::Optional };
+    let role = Role {
+        routes: RoutesOf::Waypoint(proxy.name.clone(), grants),
+        listening: Listening::Tunnels(listen),
+        client_idle_timeout: proxy.idle_timeout,
+        stall_timeout: proxy.idle_timeout,
+    };
+    run(proxy, role)
+}
+
+/// Runs a gateway.
+pub fn gateway(arguments: GatewayArguments) -> anyhow::Result<()> {
+    let GatewayArguments { proxy, class, pod, listen_address, client_idle_timeout, stall_timeout } =
+        arguments;
+    let name = proxy.name.clone();
+    let pod = NamespacedName::new(&name.namespace, pod.as_deref().unwrap_or(&name.name));
+    let routes = RoutesOf::Gateway(OwnGateway { name, class, pod });
+    let listening = Listening::Ports(listen_address);
+    run(proxy, Role { routes, listening, client_idle_timeout, stall_timeout })
+}
+
 /// Runs until SIGTERM or SIGINT, and then until the requests have ended or the drain timeout is over.
-pub fn run(arguments: WaypointArguments) -> anyhow::Result<()> {
+fn run(arguments: ProxyArguments, role: Role) -> anyhow::Result<()> {
     logging::start(&arguments.log)?;
     let descriptors = limits::raise_descriptors(None);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(waypoint(arguments, descriptors))
+        .block_on(serve(arguments, role, descriptors))
 }
 
-async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::Result<()> {
+async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> anyhow::Result<()> {
     let mut stopped = pin!(stopped()?);
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let keys = token_keys::sources(arguments.host_resolver, arguments.jwks_roots.as_deref())?;
     let traces = Traces::start(&arguments.traces, &arguments.name)?;
     let tracer = traces.as_ref().map(Traces::tracer);
-    let config = WaypointConfig { tracer, ..config(&arguments, descriptors, keys.clone()) };
+    let config = HttpProxyConfig { tracer, ..config(&arguments, &role, descriptors, keys.clone()) };
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
@@ -66,23 +118,40 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     let requests = RequestMetrics::register(&mut registry);
     registry.register_collector(Box::new(token_keys::Fetches(keys.clone())));
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let waypoint = Waypoint::start(config, Arc::clone(&snapshot), identities.clone(), metrics, requests)?;
-    let waypoint = Arc::new(waypoint);
+    let proxy = HttpProxy::start(config, Arc::clone(&snapshot), identities.clone(), metrics, requests)?;
+    let proxy = Arc::new(proxy);
+    // Of the Gateway's ports, why some are not open.
+    let closed = watch::Sender::new(None);
     let status = watch::Sender::new(Status::default());
     let admin = Admin {
         name: arguments.name.to_string(),
         registry: Arc::new(registry),
         snapshot,
-        waypoint: Arc::clone(&waypoint),
+        proxy: Arc::clone(&proxy),
         identities: identities.clone(),
         identity,
         status: status.subscribe(),
+        closed: closed.subscribe(),
     };
-    let listener = listen(&arguments)?;
+    let mut listeners = match role.listening {
+        Listening::Tunnels(address) => Listeners::Tunnels(
+            listen(address)
+                .with_context(|| format!("cannot listen on {address}; choose another with --listen"))?,
+        ),
+        Listening::Ports(address) => Listeners::Ports(Ports::at(address)),
+    };
     let mut none = ServerSockets::new();
     let mut servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, &mut none).await?;
     servers.serve(&admin);
 
+    let memory =
+        arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
+    if let Some(limit) = memory {
+        let proxy = Arc::clone(&proxy);
+        tokio::spawn(async move {
+            limits::watch_memory(limit, |short| proxy.set_short_of_memory(short)).await;
+        });
+    }
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(authority.upkeep);
@@ -92,30 +161,39 @@ async fn waypoint(arguments: WaypointArguments, descriptors: usize) -> anyhow::R
     };
     let names = Names::start(arguments.host_resolver);
     let settings = arguments.names.settings(&arguments.node);
-    let publisher = Arc::clone(&waypoint);
+    let publisher = Arc::clone(&proxy);
     let publish = Box::new(move |snapshot| publisher.publish(snapshot));
     let worlds = Worlds::new(world, names, settings, publish);
-    let grants = if arguments.require_reference_grants { Grants::Required } else { Grants::Optional };
-    let mut worlds = worlds.of_waypoint(arguments.name.clone(), grants);
+    let mut worlds = worlds.with_routes(role.routes);
     worlds.resolve().await;
-    let mut generation = worlds.publish().generation();
+    let mut published = worlds.publish();
     // Without them tokens that are good would be refused at first.
     let _ = timeout(PATIENCE, keys.tried()).await;
-    waypoint.listen(&listener)?;
+    if let Listeners::Tunnels(listener) = &listeners {
+        proxy.listen(listener)?;
+    }
     loop {
-        status.send_modify(|status| status.generation = generation);
+        let mut again = None;
+        if let Listeners::Ports(ports) = &mut listeners {
+            closed.send_replace(ports.open(&proxy, &arguments.name, &published));
+            again = ports.retry();
+        }
+        status.send_modify(|status| status.generation = published.generation());
         tokio::select! {
-            changed = worlds.changed() => changed?,
+            changed = worlds.changed() => {
+                changed?;
+                published = worlds.publish();
+            }
+            () = OptionFuture::from(again.map(sleep)).map(drop), if again.is_some() => {}
             () = &mut stopped => break,
         }
-        generation = worlds.publish().generation();
     }
     status.send_modify(|status| status.draining = true);
     let limit = arguments.drain_timeout;
-    tracing::info!(connections = waypoint.connections(), timeout = ?limit, "draining");
-    drop(listener);
+    tracing::info!(connections = proxy.connections(), timeout = ?limit, "draining");
+    drop(listeners);
     let left = tokio::select! {
-        left = waypoint.drain(limit) => left,
+        left = proxy.drain(limit) => left,
         never = worlds.publish_all() => match never? {},
     };
     if let Some(traces) = traces {
@@ -145,30 +223,35 @@ async fn watch_world(arguments: &WorldArguments) -> anyhow::Result<watch::Receiv
     }
 }
 
-fn listen(arguments: &WaypointArguments) -> anyhow::Result<TcpListener> {
-    let address = arguments.listen;
-    let listen = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok::<_, std::io::Error>(socket.into())
-    };
-    listen().with_context(|| format!("cannot listen on {address}; choose another with --listen"))
+/// What clients come to.
+enum Listeners {
+    Tunnels(TcpListener),
+    Ports(Ports),
 }
 
-fn config(arguments: &WaypointArguments, descriptors: usize, keys: KeySources) -> WaypointConfig {
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn config(arguments: &ProxyArguments, role: &Role, descriptors: usize, keys: KeySources) -> HttpProxyConfig {
     let (name, names) = (&arguments.name, &arguments.names);
     let account = arguments.service_account.as_deref().unwrap_or(&name.name);
     let proxy = Config::default();
     // One to each side of a connection, and some that are no connection's.
     let fit = descriptors / 16 * 7;
-    WaypointConfig {
+    HttpProxyConfig {
         workload: Workload {
-            name: name.clone(),
+            name: match &role.routes {
+                RoutesOf::Waypoint(..) => name.clone(),
+                RoutesOf::Gateway(gateway) => gateway.pod.clone(),
+            },
             kind: WorkloadKind::Pod,
             uid: Arc::default(),
             identity: Identity::new(&names.trust_domain, &name.namespace, account),
@@ -199,6 +282,8 @@ fn config(arguments: &WaypointArguments, descriptors: usize, keys: KeySources) -
             max_headers: arguments.max_headers,
             max_header_size: usize::try_from(arguments.max_header_size).unwrap_or(usize::MAX),
             max_streams: arguments.max_streams,
+            client_idle_timeout: role.client_idle_timeout,
+            stall_timeout: role.stall_timeout,
             ..HttpLimits::default()
         },
         keys,
@@ -212,11 +297,12 @@ struct Admin {
     name: String,
     registry: Arc<Registry>,
     snapshot: Arc<ArcSwap<Snapshot>>,
-    waypoint: Arc<Waypoint>,
+    proxy: Arc<HttpProxy>,
     identities: Identities,
-    /// The waypoint's own.
+    /// The proxy's own.
     identity: Identity,
     status: watch::Receiver<Status>,
+    closed: watch::Receiver<Option<String>>,
 }
 
 impl Answer for Admin {
@@ -229,14 +315,17 @@ impl Answer for Admin {
                 let snapshot = self.snapshot.load();
                 admin::json(dump::config(&self.name, &snapshot, &self.status.borrow(), &self.identities))
             }
-            (Endpoint::Admin, "/flows") => admin::flows(&self.waypoint.flows()),
+            (Endpoint::Admin, "/flows") => admin::flows(&self.proxy.flows()),
             (Endpoint::Admin, "/") => admin::text(StatusCode::OK, "GET /config_dump\nGET /flows\n"),
             (Endpoint::Metrics, "/metrics") => admin::metrics(&self.registry),
             (Endpoint::Ready, "/healthz/live") => admin::text(StatusCode::OK, "alive\n"),
             (Endpoint::Ready, "/healthz/ready") if !self.identities.is_valid(&self.identity) => {
                 admin::text(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet: see /config_dump\n")
             }
-            (Endpoint::Ready, "/healthz/ready") => admin::ready(&self.status.borrow()),
+            (Endpoint::Ready, "/healthz/ready") => match &*self.closed.borrow() {
+                Some(why) => admin::text(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}\n")),
+                None => admin::ready(&self.status.borrow()),
+            },
             _ => admin::text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }

@@ -1,4 +1,9 @@
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::Args;
 use hyper::Uri;
@@ -12,8 +17,44 @@ use super::{
 #[derive(Args, Debug)]
 pub struct WaypointArguments {
     #[command(flatten)]
+    pub proxy: ProxyArguments,
+    /// A route of the Gateway API leads to a Service of another namespace only if a ReferenceGrant there lets it.
+    #[arg(long)]
+    pub require_reference_grants: bool,
+    /// Where it takes tunnels.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Args, Debug)]
+pub struct GatewayArguments {
+    #[command(flatten)]
+    pub proxy: ProxyArguments,
+    /// The GatewayClass that it was made for: its policies count also once the Gateway has another.
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
+    /// The pod that it runs as, of the Gateway's namespace, whose labels policies select it by [default: the Gateway's
+    /// name].
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub pod: Option<String>,
+    /// Where it takes clients, on the ports of its Gateway's listeners.
+    #[arg(long, value_name = "IP", default_value = "::")]
+    pub listen_address: IpAddr,
+    /// A client's connection that waits for its next request for this long is closed.
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
+    pub client_idle_timeout: Duration,
+    /// A request of which nothing moves for this long, neither of its body nor of its answer, is broken off; after twice
+    /// that at the latest.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub stall_timeout: Duration,
+}
+
+/// Of waypoints and gateways.
+#[derive(Args, Debug)]
+pub struct ProxyArguments {
+    #[command(flatten)]
     pub world: WorldArguments,
-    /// The Gateway that this waypoint is, as labels name it: that of its Service.
+    /// The Gateway that it is, as labels and policies name it: that of its Service.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub name: NamespacedName,
     /// Its service account, whose certificate it shows [default: the Gateway's name].
@@ -26,12 +67,6 @@ pub struct WaypointArguments {
     pub authority: AuthorityArguments,
     #[command(flatten)]
     pub names: NameArguments,
-    /// A route of the Gateway API leads to a Service of another namespace only if a ReferenceGrant there lets it.
-    #[arg(long)]
-    pub require_reference_grants: bool,
-    /// Where it takes tunnels.
-    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15008")]
-    pub listen: SocketAddr,
     /// Admin API: /config_dump and /flows. Loopback addresses only.
     #[arg(long, value_name = "ADDRESS", default_value = ADMIN, value_parser = loopback)]
     pub admin: SocketAddr,
@@ -75,6 +110,10 @@ pub struct WaypointArguments {
     /// files allows].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
+    /// Resident memory, such as 512MiB, past which new connections and requests are refused [default: nine tenths of
+    /// what the proxy's cgroup may have].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
     /// Threads that carry requests [default: one a core].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,

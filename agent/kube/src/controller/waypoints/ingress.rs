@@ -1,0 +1,194 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::ResourceExt as _;
+use kube::core::DynamicObject;
+use orlop_model::gateway::ListenerProblem;
+use orlop_model::world::gateway::Gateway;
+use orlop_model::world::gateway_api::GROUP;
+use serde_json::{Value, json};
+
+use super::gateway::{Fault, GatewaySpec};
+use super::status::Conditions;
+use crate::gateway_api::gateway::convert;
+use crate::object::typed;
+
+/// A Gateway that clients from outside the mesh come to.
+#[derive(Debug)]
+pub(super) struct Ingress {
+    gateway: Gateway,
+    listeners: Vec<Result<(), ListenerProblem>>,
+    /// How many routes are attached to each listener, by its name.
+    attached: BTreeMap<String, usize>,
+}
+
+impl Ingress {
+    /// Of an object of which nothing but its metadata is certain.
+    pub fn of(gateway: &DynamicObject, attached: BTreeMap<String, usize>) -> Result<Self, Fault> {
+        let metadata = json!({"name": gateway.name_any(), "namespace": gateway.namespace()});
+        let object = json!({"metadata": metadata, "spec": gateway.data["spec"]});
+        let gateway = typed(object).and_then(convert);
+        let gateway = gateway.map_err(|error| Fault::new("Invalid", error.to_string()))?;
+        let listeners = gateway.judge_listeners();
+        Ok(Self { gateway, listeners, attached })
+    }
+
+    /// Whether a gateway can be made of it: some listener can be opened.
+    pub fn judge(&self, spec: &GatewaySpec) -> Result<(), Fault> {
+        spec.judge_common("gateway", &self.gateway.name.name)?;
+        if self.ports().is_empty() {
+            return Err(Fault::new("ListenersNotValid", self.problems()));
+        }
+        Ok(())
+    }
+
+    /// The ports of the listeners that can be opened.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        let good = self.gateway.listeners.iter().zip(&self.listeners).filter(|(_, judged)| judged.is_ok());
+        good.map(|(listener, _)| listener.port).collect()
+    }
+
+    /// The condition `Accepted` of one that is.
+    pub fn accepted(&self, conditions: Conditions<'_>) -> Value {
+        match self.problems() {
+            problems if problems.is_empty() => conditions.holds("Accepted", "Accepted", "it is a gateway"),
+            problems => conditions.holds("Accepted", "ListenersNotValid", &problems),
+        }
+    }
+
+    /// `status.listeners`, given those that are there.
+    pub fn status(
+        &self,
+        programmed: &Result<(), Fault>,
+        before: &Value,
+        conditions: Conditions<'_>,
+    ) -> Vec<Value> {
+        let listeners = self.gateway.listeners.iter().zip(&self.listeners);
+        let listeners = listeners.map(|(listener, judged)| {
+            let same = |before: &&Value| before["name"] == listener.name.as_str();
+            let before = before.as_array().and_then(|before| before.iter().find(same));
+            let none = Value::Null;
+            let before = before.map_or(&none, |before| &before["conditions"]);
+            let conditions = Conditions { before, ..conditions };
+            let (kinds, others) = listener.supported_kinds();
+            let known: Vec<_> =
+                kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind.name()})).collect();
+            let own = judged.clone().map_err(|problem| Fault::new(problem.reason(), problem.message()));
+            let invalid = own.as_ref().map_err(|fault| Fault::new("Invalid", &*fault.message));
+            let programmed = invalid.and_then(|()| programmed.clone());
+            let conflict = judged.as_ref().err().filter(|problem| problem.is_conflict());
+            let resolved = if others {
+                let message = "leave HTTPRoute and GRPCRoute in allowedRoutes.kinds: it takes no others";
+                Err(Fault::new("InvalidRouteKinds", message))
+            } else {
+                Ok(())
+            };
+            json!({
+                "name": listener.name,
+                "supportedKinds": known,
+                "attachedRoutes": self.attached.get(&listener.name).copied().unwrap_or_default(),
+                "conditions": [
+                    conditions.of("Accepted", &own, "clients can come to it"),
+                    conditions.of("Programmed", &programmed, "a pod takes clients"),
+                    match conflict {
+                        Some(problem) => {
+                            conditions.holds("Conflicted", problem.reason(), &problem.message())
+                        }
+                        None => {
+                            let none = Fault::new("NoConflicts", "it can be told from the others");
+                            conditions.fails("Conflicted", &none)
+                        }
+                    },
+                    conditions.of("ResolvedRefs", &resolved, "it refers to nothing"),
+                ],
+            })
+        });
+        listeners.collect()
+    }
+
+    fn problems(&self) -> String {
+        if self.gateway.listeners.is_empty() {
+            return "give it a listener of protocol HTTP".to_owned();
+        }
+        let judged = self.gateway.listeners.iter().zip(&self.listeners);
+        let problems = judged.filter_map(|(listener, judged)| {
+            judged.as_ref().err().map(|problem| format!("listener {}: {}", listener.name, problem.message()))
+        });
+        problems.collect::<Vec<_>>().join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ingress(listeners: &Value) -> Ingress {
+        let object = json!({
+            "metadata": {"name": "gate", "namespace": "edge"},
+            "spec": {"gatewayClassName": "orlop", "listeners": listeners},
+        });
+        Ingress::of(&serde_json::from_value(object).unwrap(), [("web".to_owned(), 3)].into()).unwrap()
+    }
+
+    fn listener(name: &str, port: u16, more: &Value) -> Value {
+        let mut listener = json!({"name": name, "port": port, "protocol": "HTTP"});
+        listener.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        listener
+    }
+
+    fn conditions(before: &Value) -> Conditions<'_> {
+        Conditions { before, generation: 1, now: "2026-01-01T00:00:00Z" }
+    }
+
+    #[test]
+    fn each_listener_is_told_of_by_itself() {
+        let host = json!({"hostname": "a.example"});
+        let of = ingress(&json!([
+            listener("web", 80, &json!({})),
+            listener("one", 81, &host),
+            listener("two", 81, &host),
+            listener("own", 15008, &json!({})),
+            listener(
+                "odd",
+                82,
+                &json!({"allowedRoutes": {"kinds": [{"kind": "TCPRoute"}, {"kind": "GRPCRoute"}]}})
+            ),
+        ]));
+        assert_eq!(of.ports(), [80, 82].into());
+        let none = Value::Null;
+        let listeners = of.status(&Ok(()), &none, conditions(&none));
+        let short = |listener: &Value| {
+            let conditions = listener["conditions"].as_array().unwrap().iter();
+            let of = conditions
+                .map(|of| format!("{}={}", of["type"].as_str().unwrap(), of["reason"].as_str().unwrap()));
+            of.collect::<Vec<_>>().join(" ")
+        };
+        let found: Vec<_> = listeners.iter().map(short).collect();
+        let conflict = "Accepted=HostnameConflict Programmed=Invalid Conflicted=HostnameConflict ResolvedRefs=ResolvedRefs";
+        assert_eq!(
+            found,
+            [
+                "Accepted=Accepted Programmed=Programmed Conflicted=NoConflicts ResolvedRefs=ResolvedRefs",
+                conflict,
+                conflict,
+                "Accepted=PortUnavailable Programmed=Invalid Conflicted=NoConflicts ResolvedRefs=ResolvedRefs",
+                "Accepted=Accepted Programmed=Programmed Conflicted=NoConflicts ResolvedRefs=InvalidRouteKinds",
+            ]
+        );
+        assert_eq!(
+            (&listeners[0]["attachedRoutes"], &listeners[1]["attachedRoutes"]),
+            (&json!(3), &json!(0))
+        );
+        assert_eq!(listeners[4]["supportedKinds"], json!([{"group": GROUP, "kind": "GRPCRoute"}]));
+        let accepted = of.accepted(conditions(&none));
+        assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("True"), &json!("ListenersNotValid")));
+    }
+
+    #[test]
+    fn one_without_a_listener_that_can_be_opened_is_none() {
+        let spec = GatewaySpec::default();
+        for listeners in [json!([]), json!([listener("own", 15021, &json!({}))])] {
+            assert_eq!(ingress(&listeners).judge(&spec).unwrap_err().reason, "ListenersNotValid");
+        }
+        assert_eq!(ingress(&json!([listener("web", 80, &json!({}))])).judge(&spec), Ok(()));
+    }
+}

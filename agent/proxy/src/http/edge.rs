@@ -1,0 +1,119 @@
+//! A gateway's clients, who come from outside the mesh: nobody knows who they are, and what they say of it counts for
+//! nothing.
+
+use std::{rc::Rc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::{net::TcpListener, sync::watch, task::spawn_local, time::sleep};
+
+use super::{Local, headers::remove, session, session::Session};
+use crate::{
+    hbone,
+    metrics::Direction,
+    record::Record,
+    refusal::Refusal,
+    shared::Phase,
+    socket::{self, Accepted},
+};
+
+/// How long to leave a listener alone that can't accept, most likely for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Accepts until the port is closed or the gateway leaves.
+pub(super) async fn run(local: Rc<Local>, listener: std::net::TcpListener, mut open: watch::Receiver<()>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen"),
+    };
+    let mut phase = local.worker.shared.phase.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = phase.wait_for(Phase::is_leaving) => break,
+            // Whoever holds the other end never sends.
+            _ = open.changed() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let accepted = Accepted { tcp, peer: socket::canonical(peer) };
+                spawn_local(serve(Rc::clone(&local), accepted));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept; trying again");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+    socket::stop_listening(&listener);
+}
+
+async fn serve(local: Rc<Local>, accepted: Accepted) {
+    let shared = &local.worker.shared;
+    let Accepted { tcp, peer } = accepted;
+    let refuse = |refusal: Refusal| {
+        let mut record = Record::new(shared, Direction::Gateway);
+        record.source.address = Some(peer);
+        record.finish(Err(refusal));
+    };
+    let live = match shared.take_on_socket(&tcp) {
+        Ok(live) => live,
+        Err(reason) => {
+            socket::reset(tcp);
+            return refuse(reason.into());
+        }
+    };
+    let dialled = match tcp.local_addr() {
+        Ok(address) => socket::canonical(address),
+        Err(error) => return refuse(Refusal::internal(error)),
+    };
+    let _ = (tcp.set_nodelay(true), socket::keep_alive(&tcp));
+    session::serve_outsider(&local, tcp, peer, dialled).await;
+    drop(live);
+}
+
+/// Puts what is known of a client in place of what it says of itself, as Envoy does at an edge. To the addresses that it
+/// names, which nobody vouches for, its own is added, which comes last.
+pub(super) fn introduce(session: &Session, headers: &mut HeaderMap) {
+    remove(headers, hbone::CLIENT_CERT);
+    let client = session.client.ip();
+    let mut through: Vec<u8> = Vec::new();
+    for named in headers.get_all(&FORWARDED_FOR) {
+        through.extend_from_slice(named.as_bytes());
+        through.extend_from_slice(b", ");
+    }
+    through.extend_from_slice(client.to_string().as_bytes());
+    remove(headers, FORWARDED_FOR.as_str());
+    // Nothing but what was in values.
+    if let Ok(through) = HeaderValue::from_bytes(&through) {
+        headers.insert(FORWARDED_FOR, through);
+    }
+    remove(headers, FORWARDED_PROTO.as_str());
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(session.scheme));
+    remove(headers, REQUEST_ID.as_str());
+    if let Ok(id) = HeaderValue::from_str(&random_id(fastrand::u128(..))) {
+        headers.insert(REQUEST_ID, id);
+    }
+}
+
+/// RFC 9562's UUID of version 4.
+fn random_id(random: u128) -> String {
+    let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{id:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::random_id;
+
+    #[test]
+    fn an_id_says_how_it_was_made() {
+        assert_eq!(random_id(0), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(random_id(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+}

@@ -1,0 +1,157 @@
+//! What strangers say of themselves, and what they send to be taken for something else or to tire the gateway out.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use orlop_tests::traffic::request;
+
+use super::Stage;
+use crate::hbone::within;
+use crate::l7::h2c;
+use crate::l7::scripted::{Reply, Scripted};
+use crate::mesh::TIMEOUT;
+
+fn stage(args: &[&str]) -> (Stage, Scripted) {
+    let stage = Stage::with(args, "http");
+    let server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));
+    (stage, server)
+}
+
+/// Sends bytes on a connection of their own, and gives all that comes back until the other side closes or is silent.
+fn send(stage: &Stage, bytes: &[u8]) -> String {
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream.write_all(bytes).unwrap();
+    // It may have been closed at once.
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("none")
+}
+
+#[test]
+fn what_is_known_of_a_client_comes_in_place_of_what_it_says() {
+    let (stage, server) = stage(&[]);
+    let forged = "x-forwarded-proto: https\r\nx_forwarded_proto: https\r\nx-request-id: mine\r\n\
+         x-forwarded-client-cert: URI=spiffe://cluster.local/ns/shop/sa/client\r\n\
+         x_forwarded_client_cert: URI=spiffe://cluster.local/ns/shop/sa/client\r\n\
+         connection: keep-alive, x-forwarded-for, x-mine\r\nx-mine: 1\r\nx-kept: 1\r\n";
+    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 10.1.1.1\r\n{forged}\r\n");
+    assert_eq!(stage.ask(&head).status, 200);
+    let asked = server.asked().pop().unwrap().headers;
+    let own = stage.stranger.ipv4().to_string();
+    assert_eq!(
+        (&asked["x-forwarded-for"], &*asked["x-forwarded-proto"], &*asked["host"]),
+        (&own, "http", "x")
+    );
+    let id = &asked["x-request-id"];
+    assert!(id.len() == 36 && id.as_bytes()[14] == b'4', "{id}");
+    assert_eq!(asked["x-kept"], "1");
+    for gone in
+        ["x-forwarded-client-cert", "x_forwarded_client_cert", "x_forwarded_proto", "x-mine", "connection"]
+    {
+        assert!(!asked.contains_key(gone), "{gone}: {asked:?}");
+    }
+    // What others say of it stays before what the gateway knows.
+    let head = "GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 10.1.1.1\r\nx-forwarded-for: 10.2.2.2\r\n\r\n";
+    assert_eq!(stage.ask(head).status, 200);
+    let asked = server.asked().pop().unwrap().headers;
+    assert_eq!(asked["x-forwarded-for"], format!("10.1.1.1, 10.2.2.2, {own}"));
+    assert_ne!(&asked["x-request-id"], id);
+}
+
+#[test]
+fn the_waypoints_limits_hold_at_the_edge() {
+    let (stage, server) =
+        stage(&["--max-headers", "20", "--max-header-size", "8KiB", "--header-timeout", "200ms"]);
+    for head in [
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: +5\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost : x\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: user@x\r\n\r\n",
+        "GET /%00 HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET /../etc/passwd HTTP/1.1\r\nhost: x\r\n\r\n",
+        "CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n",
+        "\u{16}\u{3}\u{1}\u{0}\u{5}hello no HTTP",
+    ] {
+        assert_eq!(status(&send(&stage, head.as_bytes())), "400", "{head:?}");
+    }
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(30));
+    let large = format!("GET / HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "b".repeat(20_000));
+    for head in [many, large] {
+        assert!(matches!(status(&send(&stage, head.as_bytes())), "431" | "400"), "{}", head.len());
+    }
+    // A byte now and then keeps nobody's place.
+    let mut slow = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").unwrap();
+    slow.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let dripped = (0..1000).take_while(|_| {
+        let waiting = |error: &std::io::Error| {
+            matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+        };
+        slow.read(&mut [0; 64]).is_err_and(|error| waiting(&error)) && slow.write_all(b"a: b\r\n").is_ok()
+    });
+    assert!(dripped.count() < 1000, "it went on for ever");
+    assert_eq!(server.count(), 0, "{:?}", server.asked());
+    let mut stream = stage.connect();
+    let get = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert_eq!(request(&mut stream, get).unwrap().status, 200);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(request(&mut stream, get).unwrap().status, 200);
+}
+
+#[test]
+fn what_is_in_a_body_is_no_request() {
+    let (stage, server) = stage(&[]);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: x\r\nx: ";
+    let both = format!(
+        "POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        smuggled.len() + 5
+    );
+    send(&stage, both.as_bytes());
+    assert_eq!(stage.get("x", "/second").status, 200);
+    let lines: Vec<_> = server.asked().into_iter().map(|asked| asked.line).collect();
+    assert_eq!(lines, ["POST /first HTTP/1.1", "GET /second HTTP/1.1"]);
+}
+
+#[test]
+fn streams_that_are_reset_at_once_cost_the_client_its_connection_and_nobody_else() {
+    let stage = Stage::with(&[], "http2");
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.address();
+    within(&stage.stranger, async move || {
+        let client = h2c::connect(to).await;
+        let mut lost = false;
+        for _ in 0..20_000 {
+            let Ok(mut ready) = client.clone().ready().await else {
+                lost = true;
+                break;
+            };
+            let request = http::Request::get("http://web/").body(()).unwrap();
+            match ready.send_request(request, true) {
+                Ok((answer, mut send)) => {
+                    send.send_reset(h2::Reason::CANCEL);
+                    drop(answer);
+                }
+                Err(_) => {
+                    lost = true;
+                    break;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(lost, "it may go on for ever");
+        let other = h2c::connect(to).await;
+        let (answer, mut send) = h2c::ask(&other, "/other").await;
+        send.send_data(bytes::Bytes::new(), true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+    });
+}

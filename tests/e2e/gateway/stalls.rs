@@ -1,0 +1,153 @@
+//! Bodies that stop halfway: whoever holds them does so for a while only.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use orlop_tests::traffic::request;
+
+use super::Stage;
+use crate::hbone::{within, write};
+use crate::l7::h2c;
+use crate::l7::scripted::Scripted;
+use crate::mesh::TIMEOUT;
+
+const STALL: [&str; 2] = ["--stall-timeout", "500ms"];
+
+/// All that comes until the connection ends, which must not take as long as tests wait.
+fn read_to_end(stream: &mut impl Read) -> String {
+    let (start, mut answer) = (Instant::now(), Vec::new());
+    let _ = stream.read_to_end(&mut answer);
+    assert!(start.elapsed() < TIMEOUT, "it is left open");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_request_that_stops_halfway_is_answered_and_closed() {
+    let stage = Stage::with(&STALL, "http");
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream.write_all(b"POST /half HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
+    let answer = read_to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    stage.record(|record| record["path"] == "/half" && record["reason"] == "request_timeout");
+    // One that is slow goes on.
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream
+        .write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10\r\n\r\n")
+        .unwrap();
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(200));
+        stream.write_all(b"x").unwrap();
+    }
+    assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn an_answer_that_stops_halfway_is_broken_off() {
+    let stage = Stage::with(&STALL, "http");
+    let listener = stage.mesh.server.listen(false, 80).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let _ = stream.read(&mut [0; 1024]);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
+        // Until the gateway closes it.
+        read_to_end(&mut stream);
+    });
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream.write_all(b"GET /half HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    assert!(read_to_end(&mut stream).ends_with("half"));
+    stage.record(|record| record["path"] == "/half" && record["reason"] == "request_timeout");
+    server.join().unwrap();
+}
+
+#[test]
+fn an_answer_that_nobody_reads_is_broken_off() {
+    let stage = Stage::with(&STALL, "http");
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream.write_all(b"GET /bulk?bytes=200000000 HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    stage.record(|record| record["path"] == "/bulk" && record["reason"] == "request_timeout");
+}
+
+#[test]
+fn a_stream_that_stops_costs_the_client_its_connection() {
+    let stage = Stage::with(&STALL, "http2");
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.address();
+    within(&stage.stranger, async move || {
+        let client = h2c::connect(to).await;
+        let (stopping, mut send) = h2c::ask(&client, "/stops").await;
+        write(&mut send, Bytes::from_static(b"half")).await.unwrap();
+        let mut body = stopping.await.unwrap().into_body();
+        assert_eq!(h2c::read(&mut body, 4).await, b"half");
+        // As long as something moves, it goes on.
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            write(&mut send, Bytes::from_static(b"x")).await.unwrap();
+            assert_eq!(h2c::read(&mut body, 1).await, b"x");
+        }
+        assert!(body.data().await.is_none_or(|data| data.is_err()), "it is left open");
+    });
+    stage.record(|record| record["path"] == "/stops" && record["reason"] == "request_timeout");
+}
+
+#[test]
+fn a_connection_that_asks_nothing_is_closed() {
+    let stage = Stage::with(
+        &["--client-idle-timeout", "500ms", "--header-timeout", "1s", "--detection-timeout", "1s"],
+        "http",
+    );
+    let mut silent = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    silent.write_all(b"GET").unwrap();
+    read_to_end(&mut silent);
+    let mut h2 = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    h2.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    read_to_end(&mut h2);
+}
+
+#[test]
+fn readers_that_stop_stall_nobody_else_at_the_same_server() {
+    let stage = Stage::with(&["--workers", "1"], "http2");
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.address();
+    within(&stage.stranger, async move || {
+        let large = async |client| {
+            let (answer, mut send) = h2c::ask(client, h2c::LARGE).await;
+            send.send_data(Bytes::new(), true).unwrap();
+            answer.await.unwrap().into_body()
+        };
+        let stopping = h2c::connect(to).await;
+        let mut unread = Vec::new();
+        for _ in 0..4 {
+            unread.push(large(&stopping).await);
+        }
+        let other = h2c::connect(to).await;
+        let mut body = large(&other).await;
+        assert_eq!(h2c::read(&mut body, h2c::BULK).await.len(), h2c::BULK);
+    });
+}
+
+#[test]
+fn a_head_that_has_begun_must_end_however_little_of_it_came() {
+    let stage = Stage::with(&["--header-timeout", "500ms"], "http");
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    let mut stream = stage.connect();
+    assert_eq!(request(&mut stream, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap().status, 200);
+    stream.get_mut().write_all(b"G").unwrap();
+    read_to_end(&mut stream);
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    // HEADERS that other frames are to go on with.
+    stream.write_all(b"\0\0\x01\x01\0\0\0\0\x01\x82").unwrap();
+    read_to_end(&mut stream);
+}
+
+#[test]
+fn without_memory_nobody_new_is_taken() {
+    let stage = Stage::with(&["--max-memory", "1KiB"], "http");
+    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!(read_to_end(&mut stream), "");
+    stage.record(|record| record["reason"] == "memory_limit");
+}
