@@ -12,6 +12,8 @@ pub const VARIANTS: [&[&str]; 5] = [
         "--set=monitoring.podMonitor=true",
         "--set=monitoring.dashboard=true",
         "--set=imagePullSecrets={registry}",
+        "--set=waypoint.imagePullSecrets={registry}",
+        "--set=waypoint.resources.limits.cpu=2",
         "--set=mesh.trustDomainAliases={old.example,older.example}",
         "--set=node.podAnnotations.note=a",
         "--set=controller.podAnnotations.note=a",

@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use orlop_kube::controller::WaypointSettings;
+use orlop_kube::controller::{Resources, WaypointSettings};
 use orlop_model::NamespacedName;
 
 use super::{LogArguments, NameArguments, TraceArguments, duration};
@@ -47,9 +47,15 @@ pub struct ControllerArguments {
     /// (tls.crt, tls.key, ca.crt) that comes before it, if it is there.
     #[arg(long, value_name = "NAME", default_value = "cacerts")]
     pub plugged_in: String,
-    /// The image that waypoints are made with, such as the controller's own. Without it none are made.
+    /// The image that waypoints and gateways are made with, such as the controller's own. Without it none are made.
     #[arg(long, value_name = "IMAGE")]
     pub waypoint_image: Option<String>,
+    /// A Secret of each Gateway's own namespace that the image is pulled with; may be given several times.
+    #[arg(long = "waypoint-pull-secret", value_name = "NAME")]
+    pub waypoint_pull_secrets: Vec<String>,
+    /// `resources` of waypoints' and gateways' containers, as JSON.
+    #[arg(long, value_name = "JSON")]
+    pub waypoint_resources: Option<Resources>,
     #[command(flatten)]
     pub waypoint_traces: TraceArguments,
     #[command(flatten)]
@@ -74,6 +80,12 @@ impl ControllerArguments {
         let mut args = vec![format!("--ca-address=https://{authority}:{}", self.listen.port())];
         args.extend(self.names.to_args());
         args.extend(self.waypoint_traces.to_args());
-        Some(WaypointSettings { image, args, audience: self.token_audience.clone() })
+        Some(WaypointSettings {
+            image,
+            args,
+            audience: self.token_audience.clone(),
+            pull_secrets: self.waypoint_pull_secrets.clone(),
+            resources: self.waypoint_resources.clone().unwrap_or_default(),
+        })
     }
 }

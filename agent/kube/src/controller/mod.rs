@@ -20,7 +20,7 @@ pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
 pub use status::{AttachedRoutes, StatusWriter};
-pub use waypoints::{OwnGateways, WaypointProvisioner, WaypointSettings};
+pub use waypoints::{OwnGateways, Resources, WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
 use std::time::Duration;

@@ -52,7 +52,7 @@ pub(super) async fn serve(
     activity.answers();
     match handled {
         Ok(Answer::Own(response)) => failure::own(response, record),
-        Ok(Answer::Server(response, answered)) => respond(session, response, answered, record),
+        Ok(Answer::Server(response, answered)) => respond(session, response, *answered, record),
         Err(refusal) => failure::answer(refusal, record),
     }
 }
@@ -60,7 +60,7 @@ pub(super) async fn serve(
 /// Where an answer is from.
 enum Answer {
     Own(Response<Vec<u8>>),
-    Server(Response<Incoming>, Answered),
+    Server(Response<Incoming>, Box<Answered>),
 }
 
 /// What holds the connection of a server's answer.
@@ -126,7 +126,7 @@ async fn handle(
         let plan = forward::Plan::unrouted(session, &snapshot)?;
         let asked = Template { parts, destined, credentials, rule: None };
         let (response, answered) = send(session, plan, asked, replay, record).await?;
-        return Ok(Answer::Server(response, answered));
+        return Ok(Answer::Server(response, Box::new(answered)));
     };
     let rule = selected.rule;
     record.rule = Some((Arc::clone(&rule.resource), rule.name.clone()));
@@ -222,7 +222,7 @@ async fn act(
             let asked = Template { parts, destined, credentials, rule };
             let (mut response, answered) = send(session, plan, asked, replay, record).await?;
             rewrite::change_response(&changes, response.headers_mut());
-            Ok(Answer::Server(response, answered))
+            Ok(Answer::Server(response, Box::new(answered)))
         }
     }
 }

@@ -17,13 +17,13 @@ use crate::object::typed;
 pub(super) struct Ingress {
     gateway: Gateway,
     listeners: Vec<Result<(), ListenerProblem>>,
-    /// How many routes are attached to each listener, by its name.
-    attached: BTreeMap<String, usize>,
+    /// How many routes are attached to each listener, by its name; `None` while nobody knows.
+    attached: Option<BTreeMap<String, usize>>,
 }
 
 impl Ingress {
     /// Of an object of which nothing but its metadata is certain.
-    pub fn of(gateway: &DynamicObject, attached: BTreeMap<String, usize>) -> Result<Self, Fault> {
+    pub fn of(gateway: &DynamicObject, attached: Option<BTreeMap<String, usize>>) -> Result<Self, Fault> {
         let metadata = json!({"name": gateway.name_any(), "namespace": gateway.namespace()});
         let object = json!({"metadata": metadata, "spec": gateway.data["spec"]});
         let gateway = typed(object).and_then(convert);
@@ -67,6 +67,11 @@ impl Ingress {
             let same = |before: &&Value| before["name"] == listener.name.as_str();
             let before = before.as_array().and_then(|before| before.iter().find(same));
             let none = Value::Null;
+            let said = before.and_then(|before| before["attachedRoutes"].as_u64()).unwrap_or_default();
+            let attached = match &self.attached {
+                Some(attached) => json!(attached.get(&listener.name).copied().unwrap_or_default()),
+                None => json!(said),
+            };
             let before = before.map_or(&none, |before| &before["conditions"]);
             let conditions = Conditions { before, ..conditions };
             let (kinds, others) = listener.supported_kinds();
@@ -85,7 +90,7 @@ impl Ingress {
             json!({
                 "name": listener.name,
                 "supportedKinds": known,
-                "attachedRoutes": self.attached.get(&listener.name).copied().unwrap_or_default(),
+                "attachedRoutes": attached,
                 "conditions": [
                     conditions.of("Accepted", &own, "clients can come to it"),
                     conditions.of("Programmed", &programmed, "a pod takes clients"),
@@ -126,7 +131,7 @@ mod tests {
             "metadata": {"name": "gate", "namespace": "edge"},
             "spec": {"gatewayClassName": "orlop", "listeners": listeners},
         });
-        Ingress::of(&serde_json::from_value(object).unwrap(), [("web".to_owned(), 3)].into()).unwrap()
+        Ingress::of(&serde_json::from_value(object).unwrap(), Some([("web".to_owned(), 3)].into())).unwrap()
     }
 
     fn listener(name: &str, port: u16, more: &Value) -> Value {

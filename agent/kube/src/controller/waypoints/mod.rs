@@ -34,7 +34,7 @@ use super::{AttachedRoutes, CustomKinds, Events};
 use crate::cluster::{Definitions, describe};
 use class::Role;
 use objects::MANAGED_BY;
-pub use objects::WaypointSettings;
+pub use objects::{Resources, WaypointSettings};
 use reconcile::{Context, Failures, reconcile};
 
 /// The definitions without which there is nothing to do.

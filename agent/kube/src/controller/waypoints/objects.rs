@@ -1,8 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ResourceRequirements, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::ApiResource;
 use serde_json::{Value, json};
@@ -15,11 +16,36 @@ use crate::controller::{BUNDLE, FIELD_MANAGER};
 pub struct WaypointSettings {
     /// The image, whose entry point is `orlop`.
     pub image: String,
-    /// Arguments of `orlop waypoint` and `orlop gateway` that are the same for all: where the certificate authority is, what identities and
-    /// hosts are called.
+    /// Arguments of `orlop waypoint` and `orlop gateway` that are the same for all: where the certificate authority is,
+    /// what identities and hosts are called.
     pub args: Vec<String>,
     /// Whom the token is for that a waypoint shows to the certificate authority.
     pub audience: String,
+    /// Names of Secrets of the Gateway's namespace that the image is pulled with.
+    pub pull_secrets: Vec<String>,
+    /// The container's `resources`.
+    pub resources: Resources,
+}
+
+/// What a container asks for, and what it may have.
+#[derive(Clone, Debug)]
+pub struct Resources(Value);
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self(json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}))
+    }
+}
+
+impl FromStr for Resources {
+    type Err = serde_json::Error;
+
+    /// As JSON.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // What the API server would not take is told at once.
+        let known: ResourceRequirements = serde_json::from_str(text)?;
+        Ok(Self(serde_json::to_value(known)?))
+    }
 }
 
 /// The Gateway that everything belongs to.
@@ -193,6 +219,8 @@ fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
                         spread("kubernetes.io/hostname"),
                         spread("topology.kubernetes.io/zone"),
                     ],
+                    "imagePullSecrets":
+                        settings.pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
                     "containers": [container(owner, settings)],
                     "volumes": [
                         {"name": "root", "configMap": {"name": BUNDLE}},
@@ -255,7 +283,7 @@ fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
         "readinessProbe": probe("/healthz/ready", 2),
         "livenessProbe": probe("/healthz/live", 10),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": settings.resources.0,
         "securityContext": {
             "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"]},
@@ -311,6 +339,8 @@ mod tests {
             image: "orlop:1".to_owned(),
             args: vec!["--ca-address=https://ca:15012".to_owned()],
             audience: "istio-ca".to_owned(),
+            pull_secrets: vec!["pull".to_owned()],
+            resources: r#"{"limits": {"memory": "2Gi"}}"#.parse().unwrap(),
         };
         let objects = Objects::of(owner, &settings);
         let template = &objects.deployment["spec"]["template"];
@@ -333,6 +363,10 @@ mod tests {
             );
         }
         assert_eq!(template["metadata"]["labels"]["orlop.dev/mesh"], "disabled");
+        assert_eq!(template["spec"]["imagePullSecrets"], json!([{"name": "pull"}]));
+        let resources = &template["spec"]["containers"][0]["resources"];
+        assert_eq!(*resources, json!({"limits": {"memory": "2Gi"}}));
+        assert!("{\"limits\": 1}".parse::<Resources>().is_err());
         assert_eq!(objects.deployment["metadata"]["ownerReferences"][0]["uid"], "u1");
         assert_eq!(objects.deployment["spec"].get("replicas"), None);
     }
@@ -355,6 +389,8 @@ mod tests {
             image: "orlop:1".to_owned(),
             args: Vec::new(),
             audience: "istio-ca".to_owned(),
+            pull_secrets: Vec::new(),
+            resources: Resources::default(),
         };
         let objects = Objects::of(owner, &settings);
         let service = &objects.service;

@@ -164,7 +164,7 @@ impl Context {
 
     fn ingress(&self, gateway: &DynamicObject) -> Result<Ingress, Fault> {
         let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
-        let attached = self.attached.borrow().get(&name).cloned().unwrap_or_default();
+        let attached = self.attached.borrow().get(&name).cloned();
         Ingress::of(gateway, attached)
     }
 
