@@ -146,8 +146,10 @@ fn a_head_that_has_begun_must_end_however_little_of_it_came() {
 #[test]
 fn without_memory_nobody_new_is_taken() {
     let stage = Stage::with(&["--max-memory", "1KiB"], "http");
-    let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
-    let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
-    assert_eq!(read_to_end(&mut stream), "");
+    // The reset may come before the connection is told of.
+    if let Ok(mut stream) = stage.stranger.connect(stage.address(), TIMEOUT) {
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert_eq!(read_to_end(&mut stream), "");
+    }
     stage.record(|record| record["reason"] == "memory_limit");
 }

@@ -137,7 +137,11 @@ fn convert<R: DeserializeOwned>(
     let rules = rules.into_iter().enumerate().map(|(index, value)| {
         let path = FieldPath::from("spec.rules").index(index);
         // Whoever is for a Service alone is left out as a whole, as its requests go there without it too.
-        let matches = (!gateways.is_empty()).then(|| json!({ "matches": value.get("matches") }));
+        let matches = (!gateways.is_empty()).then(|| match value.get("matches") {
+            // Without any it is for what no other rule matches.
+            None | Some(Value::Null) => json!({}),
+            Some(matches) => json!({ "matches": matches }),
+        });
         read(value, &path).or_else(|error| {
             let problem = error.to_string();
             let known = read(matches.ok_or(error)?, &path);

@@ -107,10 +107,11 @@ fn a_rule_of_a_gateway_that_is_not_understood_is_kept_with_what_it_matches_if_th
         {"whatever": 1, "matches": path("/a")},
         {"matches": [{"whatever": 1}]},
         {"matches": path("/b")},
+        {"whatever": 1},
     ]);
     let found = object("HTTPRoute", json!({"parentRefs": [{"name": "in"}], "rules": rules})).unwrap();
     assert!(found.parents.is_empty());
-    let [known, unknown, good] = &found.rules[..] else { panic!("{:?}", found.rules) };
+    let [known, unknown, good, last] = &found.rules[..] else { panic!("{:?}", found.rules) };
     assert_eq!(known.matches, [RouteMatch { http: segments("/a"), rpc: None }]);
     let of = |rule: &RouteRule| rule.unreadable.clone().map(|of| (of.problem, of.may_match_anything));
     let (problem, may_match_anything) = of(known).unwrap();
@@ -118,6 +119,13 @@ fn a_rule_of_a_gateway_that_is_not_understood_is_kept_with_what_it_matches_if_th
     let (problem, may_match_anything) = of(unknown).unwrap();
     assert!(problem.starts_with("spec.rules[1].matches[0]") && may_match_anything, "{problem}");
     assert_eq!(of(good), None);
+    // It matches what no other rule does, which is known.
+    assert!(last.matches.is_empty() && of(last).is_some_and(|(_, may_match_anything)| !may_match_anything));
+    let rules = json!([{"whatever": 1}, {"whatever": 1, "matches": null}]);
+    let found = object("GRPCRoute", json!({"parentRefs": [{"name": "in"}], "rules": rules})).unwrap();
+    assert!(
+        found.rules.iter().all(|rule| of(rule).is_some_and(|(_, may_match_anything)| !may_match_anything))
+    );
 }
 
 fn segments(path: &str) -> HttpMatch {

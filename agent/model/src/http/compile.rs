@@ -112,6 +112,7 @@ impl Snapshot {
             destinations,
             policies,
             labels: labels.into_iter().collect(),
+            callees: Callees::new(world, settings),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
             ..Routes::default()
         });

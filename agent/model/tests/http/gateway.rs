@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use orlop_model::http::{Action, NoTokens, OwnGateway, Request};
+use orlop_model::http::{Action, Asker, NoTokens, OwnGateway, Request};
 use orlop_model::world::Pod;
 use orlop_model::world::gateway::{FromNamespaces, Gateway, Listener};
 use orlop_model::world::gateway_api::{
@@ -213,6 +213,17 @@ fn only_grpc_follows_a_grpc_route() {
     let rpc = Route { kind: RouteKind::Grpc, ..route("rpc", &[], "/") };
     let world = with([listener("any", 80, None)], [rpc]);
     assert_eq!(rule(&world, &ask("x", 80, "/a.B/C")), Err(Reason::NoRoute));
+}
+
+#[test]
+fn the_root_namespace_s_providers_may_be_asked_and_those_that_a_grant_lets() {
+    let world = with([listener("any", 80, None)], []);
+    let snapshot = compiled(&world);
+    let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+    let root = settings().root_namespace;
+    let permits =
+        |namespace: &str| snapshot.routes().permits(&Asker { kind: "ExtensionProvider", namespace }, service);
+    assert!(permits(&root) && permits("shop") && !permits("edge"));
 }
 
 fn judge(world: &World, address: &str) -> Result<(), Refused> {

@@ -40,7 +40,7 @@ use super::{
     opaque,
     pace::Pace,
     sniff::{self, Protocol},
-    upstream::{Key, Preface, Tls},
+    upstream::{Key, Preface, STRANGERS_WINDOW, Tls},
 };
 use crate::{
     hbone,
@@ -49,6 +49,7 @@ use crate::{
     record::Record,
     refusal::Refusal,
     shared::{InFlight, Phase},
+    tunnel,
 };
 
 /// The address of nobody in particular.
@@ -484,12 +485,13 @@ async fn http2(session: &Rc<Session>, mut io: Io) {
     let stalled = Rc::new(Notify::new());
     let streams = Streams { stall_timeout: limits.stall_timeout, stalled: Rc::clone(&stalled) };
     let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
+    let (of_stream, of_connection) = session.windows();
     let connection = http2::Builder::new(streams)
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(size)
-        .initial_stream_window_size(crate::tunnel::STREAM_WINDOW)
-        .initial_connection_window_size(crate::tunnel::STREAM_WINDOW * 4)
+        .initial_stream_window_size(of_stream)
+        .initial_connection_window_size(of_connection)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut phase = session.local.worker.shared.phase.subscribe();
@@ -515,6 +517,17 @@ async fn http2(session: &Rc<Session>, mut io: Io) {
 }
 
 impl Session {
+    /// What of a body may be on its way here, of one and of all of the connection. A client from outside the mesh stops
+    /// nobody but itself; a gateway has all of its clients' in one.
+    fn windows(&self) -> (u32, u32) {
+        /// As RFC 9113 has it, section 6.9.1.
+        const MAX: u32 = (1 << 31) - 1;
+        if self.is_from_outside() {
+            return (tunnel::STREAM_WINDOW, tunnel::STREAM_WINDOW * 4);
+        }
+        (STRANGERS_WINDOW, STRANGERS_WINDOW.saturating_mul(self.local.own.limits.max_streams).min(MAX))
+    }
+
     /// Until there was no request for the time that a connection may wait for one, and at most twice that.
     async fn idles(&self) {
         loop {

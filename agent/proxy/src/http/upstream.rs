@@ -39,8 +39,9 @@ use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
 /// Requests in one HTTP/2 connection to a server; for more, another is opened.
 const MAX_STREAMS: usize = tunnel::MAX_STREAMS as usize;
-/// What an answer to a stranger may have on the way: strangers have many, and may read none.
-const STRANGERS_WINDOW: u32 = 256 << 10;
+/// What an answer to a stranger may have on the way, or a request through a waypoint: strangers have many, and may read
+/// none.
+pub(super) const STRANGERS_WINDOW: u32 = 256 << 10;
 
 /// What connections are shared by: nothing that differs in one of these may share one. The caller is in it, since
 /// the server's node judges each connection by whom it is for.
