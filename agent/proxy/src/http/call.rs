@@ -11,9 +11,10 @@ use orlop_model::{
 
 use super::{
     forward,
+    key::Key,
     replay::RequestBody,
     session::Session,
-    upstream::{Key, Lane, Lease, Upstreams},
+    upstream::{Lane, Lease, Upstreams},
 };
 use crate::refusal::Refusal;
 

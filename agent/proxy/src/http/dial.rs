@@ -18,8 +18,9 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     io::Io,
+    key::{Key, Preface, Tls},
     session::Session,
-    upstream::{Key, Preface, Tls, stream_window},
+    upstream::stream_window,
 };
 use crate::{
     hbone, limits,

@@ -28,12 +28,13 @@ use super::{
     cors, edge, failure, forward, headers,
     hello::Watch,
     io::Io,
+    key::Key,
     limit, mirror, opaque,
     record::RequestRecord,
     replay::{Replay, RequestBody},
     rewrite::{self, Destined},
     session::Session,
-    upstream::{Key, Lease},
+    upstream::Lease,
 };
 use crate::{hbone, meter::Meter, refusal::Refusal};
 

@@ -27,12 +27,13 @@ use super::{
     body::grpc_status,
     exchange::Template,
     hosts::ClusterState,
+    key::Key,
     outlier::Outcome,
     record::RequestRecord,
     replay::Replay,
     session::{Moment, Session},
     trace::Attempt,
-    upstream::{Key, Lane, Lease, Unanswered, Upstreams},
+    upstream::{Lane, Lease, Unanswered, Upstreams},
 };
 use crate::refusal::Refusal;
 

@@ -20,10 +20,10 @@ use super::{
     authorizer::Checked,
     exchange::GoesOn,
     failure::{self, Extra},
+    key::Key,
     metrics::RequestKey,
     session::Session,
     trace::{self, Trace},
-    upstream::Key,
 };
 use crate::{refusal::Refusal, series::Place};
 

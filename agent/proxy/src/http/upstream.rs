@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -16,11 +15,7 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
     rt::Executor,
 };
-use orlop_model::{
-    Identity, Reason,
-    ports::HBONE_PORT,
-    world::routing::{ConnectionPool, ProxyVersion, ServerCheck},
-};
+use orlop_model::{Reason, world::routing::ConnectionPool};
 use tokio::{
     task::spawn_local,
     time::{Instant, sleep_until},
@@ -31,6 +26,7 @@ use super::{
     connections::Place,
     dial::connect,
     hosts::{ClusterState, RequestGuard},
+    key::Key,
     replay::RequestBody,
     session::Session,
     stream::Bounds,
@@ -43,58 +39,11 @@ const MAX_STREAMS: usize = tunnel::MAX_STREAMS as usize;
 /// none.
 pub(super) const STRANGERS_WINDOW: u32 = 256 << 10;
 
-/// What connections are shared by: nothing that differs in one of these may share one. The caller is in it, since
-/// the server's node judges each connection by whom it is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) address: SocketAddr,
-    /// Whose certificate the endpoint's proxy must show; `None` for one that is reached in plain.
-    pub(super) destination: Option<Identity>,
-    /// What the tunnel is to lead to, where it is to a waypoint: `host:port`.
-    pub(super) through: Option<Rc<str>>,
-    /// For whom it is; `None` for the waypoint or gateway itself.
-    pub(super) caller: Option<Identity>,
-    pub(super) client: IpAddr,
-    pub(super) http2: bool,
-    /// What it begins with.
-    pub(super) preface: Option<Rc<Preface>>,
-    /// By what it is secured, beyond its tunnel.
-    pub(super) tls: Option<Rc<Tls>>,
-}
-
-/// TLS with the server itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tls {
-    pub(super) check: Arc<ServerCheck>,
-    /// The name that is asked for.
-    pub(super) name: String,
-    /// Whether HTTP is spoken in it.
-    pub(super) http: bool,
-}
-
-/// What a connection begins with to tell who its client is, and where that has dialled.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Preface {
-    pub(super) version: ProxyVersion,
-    pub(super) client: SocketAddr,
-    pub(super) dialled: SocketAddr,
-}
-
 /// Whose connections they are, and what is said of these.
 #[derive(Clone, Copy)]
 pub(super) struct Lane<'a> {
     pub(super) cluster: Option<&'a Arc<ClusterState>>,
     pub(super) pool: Option<&'a ConnectionPool>,
-}
-
-impl Key {
-    /// Where its tunnel leads to, if it has one.
-    pub(super) fn tunnel(&self) -> Option<SocketAddr> {
-        self.destination.as_ref().map(|_| match self.through {
-            Some(_) => self.address,
-            None => SocketAddr::new(self.address.ip(), HBONE_PORT),
-        })
-    }
 }
 
 /// One worker's connections.

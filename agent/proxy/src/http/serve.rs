@@ -1,0 +1,151 @@
+//! HTTP/1.1 and HTTP/2 with a client, and how long it may take over what it says.
+
+use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
+
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use orlop_model::Reason;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    activity::{Activity, Streams},
+    exchange,
+    io::Io,
+    pace::Pace,
+    session::Session,
+    upstream::STRANGERS_WINDOW,
+};
+use crate::{refusal::Refusal, shared::Phase, tunnel};
+
+pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
+    let limits = &session.local.own.limits;
+    let activity = Rc::new(Activity::default());
+    io.pace = Some(Arc::clone(&session.pace));
+    let service = service_fn(|request: Request<Incoming>| {
+        let (session, activity) = (Rc::clone(session), Rc::clone(&activity));
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request, activity).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .half_close(true)
+        .auto_date_header(false)
+        .max_headers(limits.max_headers)
+        .max_header_size(limits.max_header_size)
+        .header_read_timeout(limits.client_idle_timeout)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut phase = session.local.worker.shared.phase.subscribe();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = phase.wait_for(Phase::is_leaving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = activity.stalls(limits.stall_timeout) => return,
+        () = session.dawdles(&session.pace) => return session.dawdled(),
+    };
+    session.ended(ended);
+}
+
+pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
+    let limits = &session.local.own.limits;
+    let pace = Arc::new(Pace::of_http2());
+    io.pace = Some(Arc::clone(&pace));
+    let service = service_fn(|request: Request<Incoming>| {
+        let session = Rc::clone(session);
+        async move { Ok::<_, Infallible>(exchange::serve(&session, request, Activity::current()).await) }
+    });
+    let stalled = Rc::new(Notify::new());
+    let streams = Streams { stall_timeout: limits.stall_timeout, stalled: Rc::clone(&stalled) };
+    let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
+    let (of_stream, of_connection) = session.windows();
+    let connection = http2::Builder::new(streams)
+        .auto_date_header(false)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(size)
+        .initial_stream_window_size(of_stream)
+        .initial_connection_window_size(of_connection)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut phase = session.local.worker.shared.phase.subscribe();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = phase.wait_for(Phase::is_leaving) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = session.dawdles(&pace) => return session.dawdled(),
+        // Its body may be held by what sends it on: only the connection's end lets go of all.
+        () = stalled.notified() => return,
+        () = session.idles() => {
+            connection.as_mut().graceful_shutdown();
+            // A client that does not answer keeps it no longer.
+            match timeout(limits.header_timeout, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    session.ended(ended);
+}
+
+impl Session {
+    /// What of a body may be on its way here, of one and of all of the connection. A client from outside the mesh stops
+    /// nobody but itself; a gateway has all of its clients' in one.
+    fn windows(&self) -> (u32, u32) {
+        /// As RFC 9113 has it, section 6.9.1.
+        const MAX: u32 = (1 << 31) - 1;
+        if self.is_from_outside() {
+            return (tunnel::STREAM_WINDOW, tunnel::STREAM_WINDOW * 4);
+        }
+        (STRANGERS_WINDOW, STRANGERS_WINDOW.saturating_mul(self.local.own.limits.max_streams).min(MAX))
+    }
+
+    /// Until there was no request for the time that a connection may wait for one, and at most twice that.
+    async fn idles(&self) {
+        loop {
+            let before = self.requests.get();
+            sleep(self.local.own.limits.client_idle_timeout).await;
+            if self.active.get() == 0 && self.requests.get() == before {
+                return;
+            }
+        }
+    }
+
+    /// Tells of a connection whose client breaks the rules: its requests that were none have no record.
+    fn ended(&self, ended: hyper::Result<()>) {
+        if let Err(error) = ended
+            && (error.is_parse() || error.is_parse_too_large())
+        {
+            self.record().finish(Err(Refusal::new(Reason::BadRequest, error)));
+        }
+    }
+
+    /// Until a head has been coming for more than the time that it may take, and at most twice that.
+    async fn dawdles(&self, pace: &Pace) {
+        let limit = self.local.own.limits.header_timeout;
+        loop {
+            let left = match pace.begun() {
+                Some(begun) => (begun + limit).saturating_duration_since(Instant::now()),
+                None => limit,
+            };
+            if left.is_zero() {
+                return;
+            }
+            sleep(left).await;
+        }
+    }
+
+    fn dawdled(&self) {
+        let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
+        self.record().finish(Err(slow));
+    }
+}
