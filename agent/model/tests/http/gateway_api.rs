@@ -444,8 +444,10 @@ fn precedes(this: (&Route, usize, &HttpMatch), other: (&Route, usize, &HttpMatch
     if this.2.headers.len() != other.2.headers.len() {
         return this.2.headers.len() > other.2.headers.len();
     }
-    if this.0.created != other.0.created {
-        return this.0.created < other.0.created;
+    // Of whose age nobody knows it comes last.
+    let age = |route: &Route| (route.created.is_none(), route.created);
+    if age(this.0) != age(other.0) {
+        return age(this.0) < age(other.0);
     }
     if this.0.name != other.0.name {
         return this.0.name.to_string() < other.0.name.to_string();
