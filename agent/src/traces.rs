@@ -1,5 +1,7 @@
 //! Where spans go: to a collector by OTLP.
 
+mod http;
+
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,8 +11,10 @@ use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracer, SdkTracerProvider},
 };
-use orlop_model::NamespacedName;
+use orlop_model::{NamespacedName, world::routing::Percent};
+use orlop_proxy::Share;
 
+use self::http::HttpExporter;
 use crate::cli::TraceArguments;
 
 /// How long a collector may take to take some.
@@ -24,22 +28,27 @@ impl Traces {
     /// them.
     pub fn start(arguments: &TraceArguments, gateway: &NamespacedName) -> anyhow::Result<Option<Self>> {
         let Some(collector) = &arguments.otlp else { return Ok(None) };
-        let exporter = SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(collector.to_string())
-            .with_timeout(TIMEOUT)
-            .build()
-            .with_context(|| format!("cannot send spans to {collector}: see --otlp"))?;
         // Who continues a trace does as whoever began it.
-        let share = Sampler::TraceIdRatioBased(arguments.trace_sampling / 100.0);
+        let share = Share(Percent((arguments.trace_sampling * 10_000.0).round() as u32));
         let resource = Resource::builder_empty()
             .with_service_name(format!("{}.{}", gateway.name, gateway.namespace))
             .with_attribute(KeyValue::new("k8s.namespace.name", gateway.namespace.to_string()))
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter)
-            .with_sampler(Sampler::ParentBased(Box::new(share)))
-            .with_resource(resource.build());
+        let provider = SdkTracerProvider::builder();
+        // Where a path is named it is that of OTLP over HTTP: that over gRPC has its own.
+        let provider = if collector.path() == "/" {
+            let exporter = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(collector.to_string())
+                .with_timeout(TIMEOUT)
+                .build()
+                .with_context(|| format!("cannot send spans to {collector}: see --otlp"))?;
+            provider.with_batch_exporter(exporter)
+        } else {
+            provider.with_batch_exporter(HttpExporter::new(collector.clone()))
+        };
+        let provider =
+            provider.with_sampler(Sampler::ParentBased(Box::new(share))).with_resource(resource.build());
         Ok(Some(Self(provider.build())))
     }
 

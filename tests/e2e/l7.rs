@@ -18,6 +18,7 @@ mod routes;
 pub mod scripted;
 mod speaks;
 mod streams;
+mod telemetry;
 mod tokens;
 mod traces;
 

@@ -3,8 +3,9 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use orlop_model::world::{Protocol, TargetPort};
-use serde::de::{Error as _, IgnoredAny};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
+use serde_path_to_error::Segment;
 
 /// What is wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,4 +157,29 @@ pub(crate) fn target_port(
             Err(FieldError::new(path(), problem))
         }
     }
+}
+
+/// Reads it, and says where it is wrong.
+pub(crate) fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(object).map_err(|error| {
+        let path = field_path(error.path());
+        FieldError::new(path, type_problem(&error.inner().to_string()))
+    })
+}
+
+fn type_problem(text: &str) -> String {
+    // The place in a text that nobody sees.
+    let text = text.split(" at line ").next().unwrap_or(text);
+    let scalar = ["integer", "floating point", "boolean"];
+    let unquoted = text.ends_with("expected a string") && scalar.iter().any(|kind| text.contains(kind));
+    if unquoted { format!("{text}; put it in quotes") } else { text.to_owned() }
+}
+
+fn field_path(path: &serde_path_to_error::Path) -> FieldPath {
+    path.iter().fold(FieldPath::default(), |found, segment| match segment {
+        Segment::Seq { index } => found.index(*index),
+        Segment::Map { key } => found.key(key),
+        Segment::Enum { variant } => found.key(variant),
+        Segment::Unknown => found,
+    })
 }

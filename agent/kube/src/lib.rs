@@ -34,6 +34,7 @@ mod service;
 mod service_entry;
 mod stand_in;
 mod target;
+mod telemetry;
 mod virtual_service;
 mod workload_entry;
 mod world_file;

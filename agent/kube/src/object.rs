@@ -9,17 +9,17 @@ use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
     EndpointSlice, ExtensionProvider, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication,
-    Service, ServiceEntry, WorkloadEntry,
+    Service, ServiceEntry, Telemetry, WorkloadEntry,
 };
 use orlop_model::{NamespacedName, Text, World};
-use serde::de::{DeserializeOwned, Deserializer};
-use serde_path_to_error::Segment;
+use serde::de::Deserializer;
 
-use crate::field::{FieldError, FieldPath};
+use crate::field::FieldError;
+pub(crate) use crate::field::typed;
 use crate::{
     authorization_policy, destination_rule, endpoint_slice, extension_provider, gateway_api, namespace, node,
-    peer_authentication, pod, rate_limit, request_authentication, service, service_entry, virtual_service,
-    workload_entry,
+    peer_authentication, pod, rate_limit, request_authentication, service, service_entry, telemetry,
+    virtual_service, workload_entry,
 };
 
 /// A kind that Orlop reads.
@@ -40,6 +40,7 @@ pub(crate) enum Kind {
     RateLimit,
     ExtensionProvider,
     Gateway,
+    Telemetry,
     HttpRoute,
     GrpcRoute,
     TlsRoute,
@@ -61,13 +62,14 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint or a gateway reads besides.
-    const OF_WAYPOINTS: [Self; 11] = [
+    const OF_WAYPOINTS: [Self; 12] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
         Self::RateLimit,
         Self::ExtensionProvider,
         Self::Gateway,
+        Self::Telemetry,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TlsRoute,
@@ -97,6 +99,7 @@ impl Kind {
             Self::RateLimit => "RateLimit",
             Self::ExtensionProvider => "ExtensionProvider",
             Self::Gateway => "Gateway",
+            Self::Telemetry => "Telemetry",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
@@ -132,7 +135,8 @@ impl Kind {
             | Self::DestinationRule
             | Self::RequestAuthentication
             | Self::RateLimit
-            | Self::ExtensionProvider => true,
+            | Self::ExtensionProvider
+            | Self::Telemetry => true,
             kind => kind.is_route(),
         }
     }
@@ -165,6 +169,7 @@ impl Kind {
             ],
             Self::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
             Self::RateLimit | Self::ExtensionProvider => &["orlop.dev/v1alpha1"],
+            Self::Telemetry => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
         }
@@ -224,6 +229,7 @@ impl Kind {
                 Ok(Object::ExtensionProvider(Arc::new(extension_provider::convert(typed(object)?)?)))
             }
             Self::Gateway => Ok(Object::Gateway(Arc::new(gateway_api::gateway::convert(typed(object)?)?))),
+            Self::Telemetry => Ok(Object::Telemetry(Arc::new(telemetry::convert(typed(object)?)?))),
             Self::HttpRoute => Ok(Object::Route(Arc::new(gateway_api::http_route::convert(typed(object)?)?))),
             Self::GrpcRoute => Ok(Object::Route(Arc::new(gateway_api::grpc_route::convert(typed(object)?)?))),
             Self::TlsRoute => {
@@ -286,6 +292,7 @@ pub(crate) enum Key {
     RateLimit(NamespacedName),
     ExtensionProvider(NamespacedName),
     Gateway(NamespacedName),
+    Telemetry(NamespacedName),
     HttpRoute(NamespacedName),
     GrpcRoute(NamespacedName),
     TlsRoute(NamespacedName),
@@ -313,6 +320,7 @@ impl Key {
             Kind::RateLimit => Self::RateLimit(namespaced()),
             Kind::ExtensionProvider => Self::ExtensionProvider(namespaced()),
             Kind::Gateway => Self::Gateway(namespaced()),
+            Kind::Telemetry => Self::Telemetry(namespaced()),
             Kind::HttpRoute => Self::HttpRoute(namespaced()),
             Kind::GrpcRoute => Self::GrpcRoute(namespaced()),
             Kind::TlsRoute => Self::TlsRoute(namespaced()),
@@ -338,6 +346,7 @@ impl Key {
             | Self::RateLimit(name)
             | Self::ExtensionProvider(name)
             | Self::Gateway(name)
+            | Self::Telemetry(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
@@ -364,6 +373,7 @@ impl Key {
             Self::RateLimit(name) => world.rate_limits.contains_key(name),
             Self::ExtensionProvider(name) => world.extension_providers.contains_key(name),
             Self::Gateway(name) => world.gateways.contains_key(name),
+            Self::Telemetry(name) => world.telemetries.contains_key(name),
             Self::HttpRoute(name) => world.http_routes.contains_key(name),
             Self::GrpcRoute(name) => world.grpc_routes.contains_key(name),
             Self::TlsRoute(name) => world.tls_routes.contains_key(name),
@@ -390,6 +400,7 @@ impl Key {
             Self::RateLimit(name) => world.rate_limits.remove(name).is_some(),
             Self::ExtensionProvider(name) => world.extension_providers.remove(name).is_some(),
             Self::Gateway(name) => world.gateways.remove(name).is_some(),
+            Self::Telemetry(name) => world.telemetries.remove(name).is_some(),
             Self::HttpRoute(name) => world.http_routes.remove(name).is_some(),
             Self::GrpcRoute(name) => world.grpc_routes.remove(name).is_some(),
             Self::TlsRoute(name) => world.tls_routes.remove(name).is_some(),
@@ -415,6 +426,7 @@ impl Key {
             Self::RateLimit(_) => Kind::RateLimit,
             Self::ExtensionProvider(_) => Kind::ExtensionProvider,
             Self::Gateway(_) => Kind::Gateway,
+            Self::Telemetry(_) => Kind::Telemetry,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::TlsRoute(_) => Kind::TlsRoute,
@@ -442,6 +454,7 @@ impl fmt::Display for Key {
             | Self::RateLimit(name)
             | Self::ExtensionProvider(name)
             | Self::Gateway(name)
+            | Self::Telemetry(name)
             | Self::HttpRoute(name)
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
@@ -469,6 +482,7 @@ pub(crate) enum Object {
     RateLimit(Arc<RateLimit>),
     ExtensionProvider(Arc<ExtensionProvider>),
     Gateway(Arc<Gateway>),
+    Telemetry(Arc<Telemetry>),
     /// Of any kind of route.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
@@ -492,6 +506,7 @@ impl Object {
             Self::RateLimit(of) => Key::RateLimit(of.name.clone()),
             Self::ExtensionProvider(of) => Key::ExtensionProvider(of.name.clone()),
             Self::Gateway(of) => Key::Gateway(of.name.clone()),
+            Self::Telemetry(of) => Key::Telemetry(of.name.clone()),
             Self::Route(of) => match of.kind {
                 RouteKind::Http => Key::HttpRoute(of.name.clone()),
                 RouteKind::Grpc => Key::GrpcRoute(of.name.clone()),
@@ -526,6 +541,7 @@ impl Object {
             Self::RateLimit(of) => drop(world.rate_limits.insert(of.name.clone(), of)),
             Self::ExtensionProvider(of) => drop(world.extension_providers.insert(of.name.clone(), of)),
             Self::Gateway(of) => drop(world.gateways.insert(of.name.clone(), of)),
+            Self::Telemetry(of) => drop(world.telemetries.insert(of.name.clone(), of)),
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
         }
@@ -549,6 +565,7 @@ impl Object {
             Self::RateLimit(new) => world.rate_limits.get(&new.name) == Some(new),
             Self::ExtensionProvider(new) => world.extension_providers.get(&new.name) == Some(new),
             Self::Gateway(new) => world.gateways.get(&new.name) == Some(new),
+            Self::Telemetry(new) => world.telemetries.get(&new.name) == Some(new),
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
         };
@@ -557,29 +574,4 @@ impl Object {
         }
         !same
     }
-}
-
-/// Reads it, and says where it is wrong.
-pub(crate) fn typed<'de, T: DeserializeOwned, D: Deserializer<'de>>(object: D) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(object).map_err(|error| {
-        let path = field_path(error.path());
-        FieldError::new(path, type_problem(&error.inner().to_string()))
-    })
-}
-
-fn type_problem(text: &str) -> String {
-    // The place in a text that nobody sees.
-    let text = text.split(" at line ").next().unwrap_or(text);
-    let scalar = ["integer", "floating point", "boolean"];
-    let unquoted = text.ends_with("expected a string") && scalar.iter().any(|kind| text.contains(kind));
-    if unquoted { format!("{text}; put it in quotes") } else { text.to_owned() }
-}
-
-fn field_path(path: &serde_path_to_error::Path) -> FieldPath {
-    path.iter().fold(FieldPath::default(), |found, segment| match segment {
-        Segment::Seq { index } => found.index(*index),
-        Segment::Map { key } => found.key(key),
-        Segment::Enum { variant } => found.key(variant),
-        Segment::Unknown => found,
-    })
 }

@@ -107,6 +107,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         // Only a waypoint's routes are made of these.
         request_authentications: _,
         rate_limits: _,
+        telemetries: _,
         extension_providers: _,
         virtual_services: _,
         destination_rules: _,

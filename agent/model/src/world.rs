@@ -1,9 +1,11 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+mod expression;
 mod extension_provider;
 pub mod gateway;
 pub mod gateway_api;
 mod labels;
+mod parse;
 mod path_pattern;
 mod rate_limit;
 mod request_authentication;
@@ -11,6 +13,7 @@ pub mod routing;
 pub mod security;
 mod service_entry;
 pub mod stream;
+mod telemetry;
 mod traffic_policy;
 
 use std::collections::BTreeSet;
@@ -24,6 +27,7 @@ use crate::addresses::Addresses;
 use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::text::Text;
+pub use expression::{Attribute, Attributes, Expression, ExpressionError, Value};
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway::Gateway;
 use gateway_api::{ReferenceGrant, Route, RouteKind};
@@ -36,6 +40,7 @@ pub use request_authentication::{
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};
 pub use service_entry::{Backend, BackendAddress, Exports, Resolution, ServiceEntry, WorkloadEntry};
+pub use telemetry::{AccessLogging, Metric, MetricOverride, SpanTag, TagOverride, Telemetry, Tracing};
 
 /// Every object the mesh knows of.
 ///
@@ -85,6 +90,9 @@ pub struct World {
     /// Gateways by name.
     #[serde(skip)]
     pub gateways: Map<NamespacedName, Gateway>,
+    /// Telemetries by name.
+    #[serde(skip)]
+    pub telemetries: Map<NamespacedName, Telemetry>,
     /// HTTPRoutes by name.
     #[serde(skip)]
     pub http_routes: Map<NamespacedName, Route>,

@@ -185,6 +185,8 @@ impl Recorder {
             // As where the proxy is in the way, only the client's side knows the service.
             let service = service.clone().filter(|_| direction == Direction::Outbound);
             let key = SeriesKey {
+                told: Place(None),
+                tags: Vec::new(),
                 direction,
                 mutual_tls: false,
                 source: Place(source.clone()),

@@ -119,7 +119,7 @@ impl FlowResult {
 }
 
 impl Flow {
-    fn log(&self) {
+    pub(crate) fn log(&self) {
         let workload =
             |of: &Option<Arc<Workload>>| of.as_ref().map(|workload| display(workload.name.clone()));
         let dry_run = self.dry_run.iter().map(|said| format!("{}: {}", said.policy, said.outcome.as_str()));
@@ -167,9 +167,14 @@ impl Flows {
         Self { capacity, recent: Mutex::default() }
     }
 
-    /// Writes the flow to the access log and keeps it; the oldest makes room.
+    /// Writes the flow to the access log and keeps it.
     pub(crate) fn tell(&self, flow: Flow) {
         flow.log();
+        self.keep(flow);
+    }
+
+    /// Keeps it; the oldest makes room.
+    pub(crate) fn keep(&self, flow: Flow) {
         if self.capacity == 0 {
             return;
         }

@@ -32,6 +32,7 @@ mod pod;
 mod pool;
 mod record;
 mod refusal;
+mod retold;
 mod series;
 mod shared;
 mod shown;
@@ -66,7 +67,7 @@ pub use crate::{
     config::Config,
     dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
-    http::{HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics},
+    http::{HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics, Share},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
     metrics::Metrics,

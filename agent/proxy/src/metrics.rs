@@ -1,11 +1,12 @@
 //! Istio's TCP metrics, with Istio's label names, so that existing dashboards work.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     sync::{Mutex, PoisonError},
 };
 
-use orlop_model::{Identity, Reason, Service, Workload};
+use orlop_model::{Identity, Reason, Service, Workload, http::Told, world::Metric};
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -17,12 +18,16 @@ use prometheus_client::{
 };
 use serde::Serialize;
 
-use crate::flow::Figures;
+use crate::{
+    flow::Figures,
+    retold::{Retold, Tagged},
+};
 
 /// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
 const MAX_SERIES: usize = 10_000;
 
-pub(crate) type Labels = Vec<(&'static str, String)>;
+/// Those that Telemetries ask for have names of their own.
+pub(crate) type Labels = Vec<(Cow<'static, str>, String)>;
 
 /// Which side of a connection reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -88,6 +93,7 @@ pub struct Metrics {
     tunnels: Family<Labels, Gauge>,
     same_node: SameNode,
     seen: std::sync::Arc<Mutex<HashSet<Labels>>>,
+    tagged: Tagged,
 }
 
 /// Of connections between two pods of this node that did without the proxy.
@@ -165,13 +171,18 @@ impl Metrics {
     }
 
     pub(crate) fn failed(&self, direction: Direction, reason: Reason) -> Counter {
-        let labels = vec![("reporter", direction.reporter().into()), ("reason", reason.as_str().into())];
+        let labels =
+            vec![("reporter".into(), direction.reporter().into()), ("reason".into(), reason.as_str().into())];
         self.refused.get_or_create_owned(&labels)
     }
 
     /// Every label has a few values only.
     pub(crate) fn dns(&self, protocol: &'static str, source: &'static str, code: &'static str) -> Counter {
-        let labels = vec![("protocol", protocol.into()), ("source", source.into()), ("rcode", code.into())];
+        let labels = vec![
+            ("protocol".into(), protocol.into()),
+            ("source".into(), source.into()),
+            ("rcode".into(), code.into()),
+        ];
         self.dns.get_or_create_owned(&labels)
     }
 
@@ -185,7 +196,7 @@ impl Metrics {
     }
 
     pub(crate) fn tunnels(&self, direction: Direction) -> Gauge {
-        self.tunnels.get_or_create_owned(&vec![("direction", direction.as_str().into())])
+        self.tunnels.get_or_create_owned(&vec![("direction".into(), direction.as_str().into())])
     }
 
     pub(crate) fn series(
@@ -195,6 +206,7 @@ impl Metrics {
         source: End<'_>,
         destination: End<'_>,
         service: Option<&Service>,
+        told: Option<(&Told, &[String])>,
     ) -> Series {
         let of = |source, destination, service| {
             labels(direction, mutual_tls, source, destination, service, "tcp", "-")
@@ -204,11 +216,19 @@ impl Metrics {
             let nobody = End { workload: None, identity: None };
             labels = of(nobody, nobody, None);
         }
+        let mut retold = told.map(|(told, values)| Retold::new(told, values, service));
+        let mut of = |metric, family: &Family<Labels, Counter>| match &mut retold {
+            None => family.get_or_create_owned(&labels),
+            Some(retold) => match retold.labels(metric, &labels, &self.tagged) {
+                Some(labels) => family.get_or_create_owned(&labels),
+                None => Counter::default(),
+            },
+        };
         Series {
-            opened: self.opened.get_or_create_owned(&labels),
-            closed: self.closed.get_or_create_owned(&labels),
-            sent: self.sent.get_or_create_owned(&labels),
-            received: self.received.get_or_create_owned(&labels),
+            opened: of(Metric::Opened, &self.opened),
+            closed: of(Metric::Closed, &self.closed),
+            sent: of(Metric::Sent, &self.sent),
+            received: of(Metric::Received, &self.received),
         }
     }
 
@@ -233,18 +253,21 @@ pub(crate) fn labels(
     flags: &str,
 ) -> Labels {
     let mut labels = Vec::with_capacity(26);
-    labels.push(("reporter", direction.reporter().to_owned()));
+    labels.push(("reporter".into(), direction.reporter().to_owned()));
     labels.extend(end_labels(&SOURCE, source));
     labels.extend(end_labels(&DESTINATION, destination));
     // A pod dialled by its own address still has its service's canonical name, as Istio reports it.
     let name = service.map(|service| (&*service.hostname, &*service.name.name, &*service.name.namespace));
     let (host, name, namespace) = name.unwrap_or((UNKNOWN, UNKNOWN, UNKNOWN));
-    labels.push(("destination_service", host.to_owned()));
-    labels.push(("destination_service_name", name.to_owned()));
-    labels.push(("destination_service_namespace", namespace.to_owned()));
-    labels.push(("request_protocol", protocol.to_owned()));
-    labels.push(("response_flags", flags.to_owned()));
-    labels.push(("connection_security_policy", if mutual_tls { "mutual_tls" } else { UNKNOWN }.to_owned()));
+    labels.push(("destination_service".into(), host.to_owned()));
+    labels.push(("destination_service_name".into(), name.to_owned()));
+    labels.push(("destination_service_namespace".into(), namespace.to_owned()));
+    labels.push(("request_protocol".into(), protocol.to_owned()));
+    labels.push(("response_flags".into(), flags.to_owned()));
+    labels.push((
+        "connection_security_policy".into(),
+        if mutual_tls { "mutual_tls" } else { UNKNOWN }.to_owned(),
+    ));
     labels
 }
 
@@ -271,7 +294,7 @@ const DESTINATION: [&str; 8] = [
     "destination_canonical_revision",
 ];
 
-fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (&'static str, String)> {
+fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (Cow<'static, str>, String)> {
     let principal = end.identity.map_or(UNKNOWN, Identity::as_str).to_owned();
     let of = |field: fn(&Workload) -> &str| end.workload.map_or(UNKNOWN, field).to_owned();
     let values = [
@@ -284,5 +307,5 @@ fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (
         of(|workload| &workload.names.canonical_service),
         of(|workload| &workload.names.canonical_revision),
     ];
-    names.iter().copied().zip(values)
+    names.iter().map(|name| Cow::Borrowed(*name)).zip(values)
 }

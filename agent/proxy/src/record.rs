@@ -7,10 +7,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use orlop_model::{Identity, Judgement, Reason, Service, Workload};
+use orlop_model::{
+    Identity, Judgement, Reason, Service, Workload,
+    http::Told,
+    world::{Attribute, Attributes, Metric, Value},
+};
 
 use crate::{
     flow::{Flow, FlowResult},
+    http::told::tags,
     meter::Meter,
     metrics::{Direction, Series},
     refusal::Refusal,
@@ -46,6 +51,8 @@ pub(crate) struct Record {
     pub(crate) down: Meter,
     /// What policies said when it was let in.
     pub(crate) judgement: Option<Judgement>,
+    /// What Telemetries want told of it otherwise.
+    pub(crate) told: Option<Arc<Told>>,
     series: Option<Series>,
     outcome: Option<Refusal>,
     moved: bool,
@@ -67,6 +74,7 @@ impl Record {
             up: Meter::default(),
             down: Meter::default(),
             judgement: None,
+            told: None,
             series: None,
             // Unless somebody says otherwise: a task that is dropped midway has been cut short.
             outcome: Some(Reason::Draining.into()),
@@ -87,7 +95,10 @@ impl Record {
     }
 
     fn attach(&mut self, cache: &SeriesCache) -> &Series {
+        let tags = self.told.as_deref().map(|told| tags(told, &METRICS, self));
         let key = SeriesKey {
+            told: Place(self.told.clone()),
+            tags: tags.unwrap_or_default(),
             direction: self.direction,
             mutual_tls: self.tunnel.is_some(),
             source: Place(self.source.workload.clone()),
@@ -144,6 +155,10 @@ impl Drop for Record {
             None => (None, None, None),
         };
         let judgement = judgement.or(self.judgement.take()).unwrap_or_default();
+        let is_logged = self.told.as_deref().is_none_or(|told| {
+            let filter = told.logging.filter.as_ref();
+            !told.logging.disabled && filter.is_none_or(|filter| filter.holds(&*self))
+        });
         let flow = Flow {
             time: SystemTime::now(),
             direction: self.direction,
@@ -168,6 +183,28 @@ impl Drop for Record {
             dry_run: judgement.dry_run,
             figures: None,
         };
-        self.shared.flows.tell(flow);
+        if is_logged {
+            flow.log();
+        }
+        self.shared.flows.keep(flow);
+    }
+}
+
+/// The metrics of connections, in the order in which their tags are.
+const METRICS: [Metric; 4] = [Metric::Opened, Metric::Closed, Metric::Sent, Metric::Received];
+
+/// What is known of it from its beginning on.
+impl Attributes for Record {
+    fn get(&self, attribute: &Attribute) -> Option<Value<'_>> {
+        let text = |text: String| Some(Value::Text(text.into()));
+        match attribute {
+            Attribute::Source => text(self.source.address?.to_string()),
+            Attribute::SourcePort => Some(Value::Number(self.source.address?.port().into())),
+            Attribute::Destination | Attribute::Upstream => text(self.destination.address?.to_string()),
+            Attribute::DestinationPort => Some(Value::Number(self.dialled?.port().into())),
+            Attribute::Mtls => Some(Value::Flag(self.source.identity.is_some())),
+            Attribute::Principal => text(self.source.identity.as_ref()?.to_string()),
+            _ => None,
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use orlop_model::{Identity, Service, Workload};
+use orlop_model::{Identity, Service, Workload, http::Told};
 
 use crate::metrics::{Direction, End, Metrics, Series};
 
@@ -28,6 +28,9 @@ pub(crate) struct SeriesKey {
     pub(crate) destination: Place<Workload>,
     pub(crate) destination_identity: Option<Identity>,
     pub(crate) service: Place<Service>,
+    pub(crate) told: Place<Told>,
+    /// Of tags that Telemetries ask for.
+    pub(crate) tags: Vec<String>,
 }
 
 /// Keeps what it points to, so that no other can come to be at the same place.
@@ -46,7 +49,8 @@ impl SeriesCache {
         let destination =
             End { workload: key.destination.0.as_deref(), identity: key.destination_identity.as_ref() };
         let service = key.service.0.as_deref();
-        let series = metrics.series(key.direction, key.mutual_tls, source, destination, service);
+        let told = key.told.0.as_deref().map(|told| (told, &key.tags[..]));
+        let series = metrics.series(key.direction, key.mutual_tls, source, destination, service, told);
         cache.insert(key, series.clone());
         series
     }

@@ -125,8 +125,8 @@ pub struct ProxyArguments {
 
 #[derive(Args, Debug)]
 pub struct TraceArguments {
-    /// The collector that gets spans of requests, by OTLP over gRPC, such as http://collector.observability:4317
-    /// [default: none].
+    /// The collector that gets spans of requests by OTLP: over gRPC, such as http://collector.observability:4317, or over
+    /// HTTP if it has a path, such as http://collector.observability:4318/v1/traces [default: none].
     #[arg(long, value_name = "URL", value_parser = collector)]
     pub otlp: Option<Uri>,
     /// Of the requests that begin a trace, so many percent are traced; what continues one is traced as the rest of it.
@@ -145,7 +145,11 @@ impl TraceArguments {
 fn collector(text: &str) -> Result<Uri, String> {
     let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
     let plain = uri.scheme_str() == Some("http") && uri.host().is_some();
-    if plain { Ok(uri) } else { Err("want http://HOST:PORT; spans can't be sent by TLS yet".to_owned()) }
+    if plain {
+        Ok(uri)
+    } else {
+        Err("want http://HOST:PORT or http://HOST:PORT/v1/traces; spans can't be sent by TLS yet".to_owned())
+    }
 }
 
 fn percent(text: &str) -> Result<f64, String> {

@@ -127,6 +127,7 @@ impl Kubernetes {
             ("networking.istio.io", "WorkloadEntry", "workloadentries"),
             ("networking.istio.io", "VirtualService", "virtualservices"),
             ("networking.istio.io", "DestinationRule", "destinationrules"),
+            ("telemetry.istio.io", "Telemetry", "telemetries"),
             ("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
             ("gateway.networking.k8s.io", "GRPCRoute", "grpcroutes"),
             ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),

@@ -75,6 +75,14 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "apiVersion": "orlop.dev/v1alpha1", "kind": "ExtensionProvider", "metadata": metadata("authz"),
         "spec": {"envoyExtAuthzGrpc": {"service": "web.x.svc.cluster.local", "port": 80, "timeout": "1s"}},
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "telemetry.istio.io/v1", "kind": "Telemetry", "metadata": metadata("web"),
+        "spec": {
+            "targetRefs": [{"kind": "Service", "group": "", "name": "web"}],
+            "tracing": [{"randomSamplingPercentage": 5}],
+            "accessLogging": [{"filter": {"expression": "response.code >= 400"}}],
+        },
+    }));
     let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
     for kind in ["HTTPRoute", "GRPCRoute"] {
         kubernetes.apply(&json!({
@@ -123,6 +131,7 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "ExtensionProvider",
             "orlop.dev/v1alpha1",
         ),
+        (istio("telemetry", &namespace, "telemetries"), "Telemetry", "telemetry.istio.io/v1"),
         (istio("networking", &namespace, "serviceentries"), "ServiceEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "workloadentries"), "WorkloadEntry", "networking.istio.io/v1"),
         (istio("networking", &namespace, "virtualservices"), "VirtualService", "networking.istio.io/v1"),
@@ -204,6 +213,7 @@ fn only(world: &mut World, namespace: &str) {
     world.request_authentications.retain(|name, _| name.namespace == namespace);
     world.extension_providers.retain(|name, _| name.namespace == namespace);
     world.rate_limits.retain(|name, _| name.namespace == namespace);
+    world.telemetries.retain(|name, _| name.namespace == namespace);
     world.http_routes.retain(|name, _| name.namespace == namespace);
     world.grpc_routes.retain(|name, _| name.namespace == namespace);
     world.reference_grants.retain(|name, _| name.namespace == namespace);

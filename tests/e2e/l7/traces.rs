@@ -1,6 +1,8 @@
 //! Spans of requests, as a collector gets them.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -26,6 +28,7 @@ use crate::hbone::within;
 use crate::mesh::TIMEOUT;
 
 const PORT: u16 = 4317;
+const HTTP_PORT: u16 = 4318;
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
@@ -108,6 +111,29 @@ async fn take(
     send.send_trailers(trailers)
 }
 
+/// One that takes what is posted, until it has got something.
+fn take_posted(pod: &Pod) -> JoinHandle<Vec<ResourceSpans>> {
+    let listener = pod.run(|| TcpListener::bind(("127.0.0.1", HTTP_PORT))).unwrap().unwrap();
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let (mut head, mut length) = (String::new(), 0);
+        while stream.read_line(&mut head).unwrap() > 2 {
+            let last = head.lines().last().unwrap().to_ascii_lowercase();
+            if let Some(value) = last.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
+            }
+        }
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("post /v1/traces http/1.1\r\n"), "{head}");
+        assert!(head.contains("content-type: application/x-protobuf\r\n"), "{head}");
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).unwrap();
+        stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans
+    })
+}
+
 fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -186,4 +212,19 @@ fn a_request_and_its_attempts_are_part_of_the_callers_trace() {
     assert_ne!(told("/b3", "x-b3-spanid"), BTreeSet::from([PARENT.to_owned()]));
     assert_eq!(told("/b3", "x-b3-sampled"), BTreeSet::from(["0".to_owned()]));
     assert!(told("/new", "traceparent").pop_first().unwrap().ends_with("-00"));
+}
+
+#[test]
+fn a_collector_with_a_path_gets_spans_over_http() {
+    let stage = Stage::with(&["--otlp", "http://127.0.0.1:4318/v1/traces", "--trace-sampling", "100"]);
+    let taking = take_posted(&stage.gate);
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    assert_eq!(stage.get("/posted").status, 200);
+    stage.waypoint.terminate().unwrap();
+    let got = taking.join().unwrap();
+    let service = got[0].resource.as_ref().unwrap().attributes.iter().find(|of| of.key == "service.name");
+    assert!(format!("{service:?}").contains("gate.shop"), "{service:?}");
+    let spans: Vec<_> = got.iter().flat_map(|of| &of.scope_spans).flat_map(|of| &of.spans).collect();
+    let paths: Vec<_> = spans.iter().filter_map(|span| attribute(span, "url.path")).collect();
+    assert!(paths.contains(&"/posted".to_owned()), "{spans:?}");
 }

@@ -143,6 +143,7 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
             world.extension_providers.keys().cloned().map(Key::ExtensionProvider).collect()
         }
         Kind::Gateway => world.gateways.keys().cloned().map(Key::Gateway).collect(),
+        Kind::Telemetry => world.telemetries.keys().cloned().map(Key::Telemetry).collect(),
         Kind::HttpRoute => world.http_routes.keys().cloned().map(Key::HttpRoute).collect(),
         Kind::GrpcRoute => world.grpc_routes.keys().cloned().map(Key::GrpcRoute).collect(),
         Kind::TlsRoute => world.tls_routes.keys().cloned().map(Key::TlsRoute).collect(),

@@ -293,6 +293,7 @@ mod tests {
             "ratelimits",
             "extensionproviders",
             "gateways",
+            "telemetries",
             "httproutes",
             "grpcroutes",
             "tlsroutes",

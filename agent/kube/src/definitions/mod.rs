@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::object::Kind;
 use crate::{
     authorization_policy, destination_rule, extension_provider, peer_authentication, rate_limit,
-    request_authentication, service_entry, virtual_service, workload_entry,
+    request_authentication, service_entry, telemetry, virtual_service, workload_entry,
 };
 
 /// Set by `cargo xtask crds`: the files are written, and not compared.
@@ -126,6 +126,15 @@ fn definitions() -> Vec<Definition> {
             about: "Says how many requests waypoints let pass.",
             columns: &[],
             spec: spec::<rate_limit::SpecObject>(),
+        },
+        Definition {
+            kind: Kind::Telemetry,
+            plural: "telemetries",
+            short: "telemetry",
+            versions: &["v1", "v1alpha1"],
+            about: "Says what is told of requests: by metrics, spans and the access log.",
+            columns: &[],
+            spec: spec::<telemetry::SpecObject>(),
         },
     ]
 }

@@ -24,6 +24,7 @@ pub(super) fn of(kind: Kind) -> Vec<Rule> {
         Kind::WorkloadEntry => workload_entry(),
         Kind::ExtensionProvider => extension_provider(),
         Kind::RateLimit => rate_limit(),
+        Kind::Telemetry => telemetry(),
         _ => Vec::new(),
     }
 }
@@ -294,6 +295,17 @@ fn rate_limit() -> Vec<Rule> {
         a_port("spec.limits[].shared.port"),
         rule("spec.limits[].shared.keys", json!({"maxItems": 16})),
         duration("spec.limits[].shared.timeout", "1ms"),
+    ]
+}
+
+fn telemetry() -> Vec<Rule> {
+    vec![
+        required("spec.targetRef", &["kind", "name"]),
+        rule("spec.targetRefs", json!({"minItems": 1, "maxItems": 16})),
+        required("spec.targetRefs[]", &["kind", "name"]),
+        rule("spec.tracing[].randomSamplingPercentage", json!({"minimum": 0, "maximum": 100})),
+        one_of("spec.metrics[].overrides[].tagOverrides{}.operation", &["UPSERT", "REMOVE"]),
+        one_of("spec.metrics[].overrides[].match.mode", &["CLIENT_AND_SERVER", "CLIENT", "SERVER"]),
     ]
 }
 

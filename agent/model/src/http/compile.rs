@@ -14,10 +14,13 @@ use super::own::{Own, OwnGateway};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::stream::StreamPorts;
 use super::table::Table;
+use super::told::Telling;
 use crate::compile::Settings;
 use crate::gateway::Attachments;
 use crate::name::NamespacedName;
-use crate::policy::{Finding, FindingReason, Severity, limit_findings, provider_findings, token_findings};
+use crate::policy::{
+    Finding, FindingReason, Severity, limit_findings, provider_findings, telemetry_findings, token_findings,
+};
 use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -71,6 +74,7 @@ impl Snapshot {
         let policies = RequestPolicies::new(world, settings, &own, all.clone());
         findings.extend(policies.findings(world, &own));
         findings.extend(limit_findings(world, settings, all.clone()));
+        findings.extend(telemetry_findings(world, settings, all.clone()));
         findings.extend(token_findings(world, settings, all));
         findings.extend(provider_findings(world, settings, &self));
         let node = world.nodes.get(settings.node.as_str());
@@ -82,6 +86,7 @@ impl Snapshot {
             destinations,
             policies,
             callees: Callees::new(world, settings),
+            telling: Telling::new(world, &own),
             labels: labels.unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         });
@@ -113,6 +118,7 @@ impl Snapshot {
             policies,
             labels: labels.into_iter().collect(),
             callees: Callees::new(world, settings),
+            telling: Telling::new(world, &own),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
             ..Routes::default()
         });

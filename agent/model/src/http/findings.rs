@@ -14,7 +14,8 @@ use crate::compile::Settings;
 use crate::gateway::Attachments;
 use crate::name::NamespacedName;
 use crate::policy::{
-    Finding, FindingReason, Severity, limit_findings, provider_findings, shown, token_findings,
+    Finding, FindingReason, Severity, limit_findings, provider_findings, shown, telemetry_findings,
+    token_findings,
 };
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -39,6 +40,7 @@ impl Snapshot {
         let services = || self.services().chain(self.service_entries());
         found.extend(survey_routes(world, self));
         found.extend(limit_findings(world, settings, services()));
+        found.extend(telemetry_findings(world, settings, services()));
         found.extend(token_findings(world, settings, services()));
         found.extend(provider_findings(world, settings, self));
         found.extend(self.findings().iter().cloned());

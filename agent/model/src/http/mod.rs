@@ -23,6 +23,7 @@ mod rule;
 mod stream;
 mod table;
 mod token;
+mod told;
 mod traffic;
 mod virtual_streams;
 
@@ -48,6 +49,7 @@ pub(crate) use token::Values;
 pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
 };
+pub use told::{Told, ToldMetric};
 pub use traffic::{MAX_PORT_SETTINGS, MAX_SUBSETS};
 
 use crate::admit::{Judgement, Refused};
@@ -65,6 +67,7 @@ use destination::Destinations;
 use ingress::Ingress;
 use stream::StreamPorts;
 use table::Table;
+use told::Telling;
 
 /// A request, as far as routing asks about it.
 #[derive(Clone, Copy)]
@@ -127,6 +130,7 @@ pub struct Routes {
     destinations: Destinations,
     policies: RequestPolicies,
     callees: Callees,
+    telling: Telling,
     /// Of pods, where some rule asks for them.
     labels: HashMap<NamespacedName, Labels>,
     /// Of the node that the waypoint is on.
@@ -323,6 +327,11 @@ impl Routes {
     /// Whether the waypoint may be made to ask this service by such an object.
     pub fn permits(&self, asker: &Asker<'_>, service: &Service) -> bool {
         self.callees.permits(asker, service)
+    }
+
+    /// What is told of requests and connections for this, where that is otherwise than by default.
+    pub fn told(&self, target: &Behind) -> Option<&Arc<Told>> {
+        self.telling.of(target)
     }
 
     /// The addresses of the node that the waypoint is on.

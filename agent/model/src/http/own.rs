@@ -24,7 +24,7 @@ pub(super) struct Own<'a> {
     pub name: &'a NamespacedName,
     classes: Vec<&'a str>,
     selected: Selected<'a>,
-    root_namespace: &'a str,
+    pub root_namespace: &'a str,
 }
 
 /// By what a selector selects it.

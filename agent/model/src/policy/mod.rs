@@ -12,6 +12,7 @@ mod prepared;
 mod providers;
 mod rule;
 mod scope;
+mod telemetries;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -37,6 +38,7 @@ pub(crate) use providers::provider_findings;
 use rule::Clause;
 pub(crate) use rule::{CompiledRule, Sight};
 pub(crate) use scope::Scopes;
+pub(crate) use telemetries::telemetry_findings;
 pub(crate) use tokens::{token_fields, token_findings};
 pub(crate) use trust::TrustDomains;
 

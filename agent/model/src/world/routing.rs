@@ -145,6 +145,11 @@ impl Regex {
         self.whole.is_match(text)
     }
 
+    /// Whether it matches a part of the text.
+    pub fn is_in(&self, text: &str) -> bool {
+        self.part.is_match(text)
+    }
+
     /// Replaces every part that the expression matches; `\1` stands for a group.
     pub fn replaced(&self, text: &str, replacement: &str) -> String {
         self.part.replace_all(text, rewritten(replacement).as_str()).into_owned()

@@ -13,4 +13,5 @@ mod reference;
 mod semantics;
 mod streams;
 mod support;
+mod telemetry;
 mod tokens;

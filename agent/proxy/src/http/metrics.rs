@@ -7,14 +7,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use orlop_model::{Identity, Reason, Service, Workload};
+use orlop_model::{Identity, Reason, Service, Workload, http::Told};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
 
+use super::told::METRICS;
 use crate::{
     metrics::{Direction, End, Labels, labels},
+    retold::{Retold, Tagged},
     series::Place,
 };
 
@@ -65,6 +67,7 @@ pub struct RequestMetrics {
     asked: Family<[(&'static str, &'static str); 1], Counter>,
     failed: Family<[(&'static str, &'static str); 1], Counter>,
     seen: Arc<Mutex<HashSet<Labels>>>,
+    tagged: Tagged,
 }
 
 impl RequestMetrics {
@@ -84,6 +87,7 @@ impl RequestMetrics {
             asked: Family::default(),
             failed: Family::default(),
             seen: Arc::default(),
+            tagged: Tagged::default(),
         };
         registry.register("istio_requests", "Requests", metrics.requests.clone());
         let help = "From a request's head to its answer's end, in milliseconds";
@@ -116,11 +120,30 @@ impl RequestMetrics {
             self.folded.inc();
             labels = key.folded();
         }
+        let Some(told) = key.told.0.as_deref() else {
+            return RequestSeries {
+                requests: self.requests.get_or_create_owned(&labels),
+                duration: self.duration.get_or_create_owned(&labels),
+                sent: self.sent.get_or_create_owned(&labels),
+                received: self.received.get_or_create_owned(&labels),
+            };
+        };
+        let mut retold = Retold::new(told, &key.tags, key.service.0.as_deref());
+        let [requests, duration, sent, received] =
+            METRICS.map(|metric| retold.labels(metric, &labels, &self.tagged));
+        if retold.folded {
+            self.folded.inc();
+        }
+        // What there is to be none of is counted where nobody sees it.
+        let histogram = |family: &Histograms, labels: Option<Labels>| {
+            labels.map_or_else(|| Histogram::new(BUCKETS), |labels| family.get_or_create_owned(&labels))
+        };
         RequestSeries {
-            requests: self.requests.get_or_create_owned(&labels),
-            duration: self.duration.get_or_create_owned(&labels),
-            sent: self.sent.get_or_create_owned(&labels),
-            received: self.received.get_or_create_owned(&labels),
+            requests: requests
+                .map_or_else(Counter::default, |labels| self.requests.get_or_create_owned(&labels)),
+            duration: histogram(&self.duration, duration),
+            sent: histogram(&self.sent, sent),
+            received: histogram(&self.received, received),
         }
     }
 
@@ -155,6 +178,9 @@ pub(super) struct RequestKey {
     pub(super) code: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) flag: &'static str,
+    pub(super) told: Place<Told>,
+    /// Of tags that Telemetries ask for.
+    pub(super) tags: Vec<String>,
 }
 
 impl RequestKey {
@@ -181,9 +207,9 @@ impl RequestKey {
             protocol,
             self.flag,
         );
-        labels.push(("response_code", self.code.to_string()));
+        labels.push(("response_code".into(), self.code.to_string()));
         if let Some(status) = self.grpc_status {
-            labels.push(("grpc_response_status", status.to_string()));
+            labels.push(("grpc_response_status".into(), status.to_string()));
         }
         labels
     }

@@ -42,6 +42,7 @@ mod session;
 mod shared_limit;
 mod sniff;
 mod stream;
+pub(crate) mod told;
 mod trace;
 mod upstream;
 
@@ -64,7 +65,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::metrics::RequestMetrics;
 use self::{
     balance::Draws,
     buckets::Buckets,
@@ -72,6 +72,7 @@ use self::{
     metrics::RequestSeriesCache,
     upstream::Upstreams,
 };
+pub use self::{metrics::RequestMetrics, trace::Share};
 use crate::{
     Config, Kernel, Metrics,
     affinity::Affinity,

@@ -23,6 +23,7 @@ use super::{
     key::Key,
     metrics::RequestKey,
     session::Session,
+    told::{self, Ended, Telling},
     trace::{self, Trace},
 };
 use crate::{refusal::Refusal, series::Place};
@@ -66,6 +67,8 @@ pub(super) struct RequestRecord {
     pub(super) goes_on: Option<Box<GoesOn>>,
     /// Its span, if it is traced.
     pub(super) trace: Option<Trace>,
+    /// What Telemetries want told of it.
+    telling: Option<Box<Telling>>,
     /// What those said who were asked about it.
     pub(super) checked: Checked,
     /// What else the client is told with the server's answer.
@@ -88,8 +91,13 @@ impl RequestRecord {
         session.requests.set(session.requests.get().wrapping_add(1));
         let sent = Rc::<Cell<u64>>::default();
         activity.begin(Rc::clone(&sent));
-        let tracer = session.local.own.tracer.as_ref();
-        let trace = tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers()));
+        let snapshot = session.local.worker.shared.snapshot.load();
+        let told = snapshot.routes().told(&session.target);
+        let tracer = session.local.own.tracer.as_ref().filter(|_| told.is_none_or(|told| !told.untraced));
+        let sampling = told.and_then(|told| told.sampling);
+        let trace =
+            tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers(), sampling));
+        let telling = told.map(|told| Box::new(Telling::new(told, request.headers())));
         Self {
             session: Rc::clone(session),
             started: Instant::now(),
@@ -115,6 +123,7 @@ impl RequestRecord {
             judgement: None,
             goes_on: None,
             trace,
+            telling,
             checked: Checked::default(),
             to_client: Vec::new(),
             counted: Vec::new(),
@@ -211,6 +220,7 @@ impl RequestRecord {
         about.extend(status.map(|status| KeyValue::new("rpc.grpc.status_code", status)));
         let refused = self.outcome.as_ref().map(|refusal| refusal.reason.as_str());
         about.extend(refused.map(|reason| KeyValue::new("error.type", reason)));
+        about.extend(self.telling.iter().flat_map(|telling| telling.span_tags()));
         let failure = match &self.outcome {
             Some(refusal) => {
                 Some(trace::shortened(&format!("{}: {}", refusal.reason.as_str(), refusal.detail)))
@@ -218,6 +228,27 @@ impl RequestRecord {
             None => self.code.is_server_error().then(String::new),
         };
         trace.end(name, about, failure);
+    }
+
+    /// The whole of it, where something depends on that.
+    fn ended(&self, duration: Duration) -> Option<Ended<'_>> {
+        Some(Ended {
+            telling: self.telling.as_deref()?,
+            method: self.method.as_str(),
+            uri: &self.path,
+            host: self.authority.as_ref().map(Authority::as_str),
+            http2: self.version == Version::HTTP_2,
+            code: self.code.as_u16(),
+            grpc_status: self.grpc_status,
+            reason: self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
+            received: self.sent.get(),
+            sent: self.received,
+            duration,
+            client: self.session.client,
+            principal: self.session.identity().map(Identity::as_str),
+            upstream: self.upstream,
+            port: self.session.port(),
+        })
     }
 
     fn flag(&self) -> &'static str {
@@ -239,9 +270,15 @@ impl Drop for RequestRecord {
                 Some(Refusal::new(Reason::RequestTimeout, "nothing of it was passed on for too long"));
         }
         let duration = self.age();
-        if tracing::enabled!(target: "access", tracing::Level::INFO) {
+        let ended = self.ended(duration);
+        let logged = ended.as_ref().is_none_or(|ended| {
+            let logging = &ended.telling.told.logging;
+            !logging.disabled && logging.filter.as_ref().is_none_or(|filter| filter.holds(ended))
+        });
+        if logged && tracing::enabled!(target: "access", tracing::Level::INFO) {
             self.log(duration);
         }
+        let tags = ended.map(|ended| told::tags(&ended.telling.told, &told::METRICS, &ended));
         self.trace();
         let session = &self.session;
         if let Some(refusal) = &self.outcome {
@@ -264,6 +301,8 @@ impl Drop for RequestRecord {
             code: self.code.as_u16(),
             grpc_status: self.grpc_status,
             flag: self.flag(),
+            told: Place(self.telling.as_ref().map(|telling| Arc::clone(&telling.told))),
+            tags: tags.unwrap_or_default(),
         };
         let series = session.local.series.get(&session.local.own.metrics, key);
         series.requests.inc();

@@ -319,6 +319,8 @@ impl Session {
         record.source.identity = self.identity().cloned();
         record.source.workload = self.source.clone();
         record.service = self.service().cloned();
+        let snapshot = self.local.worker.shared.snapshot.load();
+        record.told = snapshot.routes().told(&self.target).cloned();
         record.dialled = match &self.target {
             Behind::Service { dialled, .. } => *dialled,
             Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(*address),

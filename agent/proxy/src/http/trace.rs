@@ -9,9 +9,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use opentelemetry::{
     Context, KeyValue, SpanId, TraceFlags, TraceId,
     propagation::TextMapPropagator,
-    trace::{SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceState, Tracer as _},
+    trace::{
+        Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceState, Tracer as _,
+    },
 };
-use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SamplingResult, SdkTracer, ShouldSample},
+};
+use orlop_model::world::routing::Percent;
 
 use crate::refusal::Refusal;
 
@@ -38,6 +44,26 @@ pub(super) struct Trace {
     speaks: Speaks,
 }
 
+/// Which of the requests are traced that begin a trace: as many as a Telemetry says, or else these.
+#[derive(Clone, Debug)]
+pub struct Share(pub Percent);
+
+impl ShouldSample for Share {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let percent = parent.and_then(|parent| parent.get::<Percent>()).unwrap_or(&self.0);
+        let share = Sampler::TraceIdRatioBased(f64::from(percent.0) / 1e6);
+        share.should_sample(parent, trace, name, kind, attributes, links)
+    }
+}
+
 /// The span of an attempt. It ends when this is dropped.
 pub(super) struct Attempt {
     context: Context,
@@ -54,9 +80,17 @@ struct Speaks {
 }
 
 impl Trace {
-    /// Begins the span of a request. `None` if the client wants it not to be traced and says no more of it.
-    pub(super) fn begin(tracer: &SdkTracer, method: &Method, headers: &HeaderMap) -> Option<Self> {
-        let (parent, speaks) = parent(headers)?;
+    /// Begins the span of a request, of which `sampling` says how many are traced if they begin a trace. `None` if the client wants it not to be traced and says no more of it.
+    pub(super) fn begin(
+        tracer: &SdkTracer,
+        method: &Method,
+        headers: &HeaderMap,
+        sampling: Option<Percent>,
+    ) -> Option<Self> {
+        let (mut parent, speaks) = parent(headers)?;
+        if let Some(share) = sampling {
+            parent = parent.with_value(share);
+        }
         let span = SpanBuilder::from_name(method.as_str().to_owned()).with_kind(SpanKind::Server);
         let span = tracer.build_with_context(span, &parent);
         let context = Context::new().with_span(span);
@@ -218,7 +252,7 @@ mod tests {
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::{
         error::OTelSdkResult,
-        trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter},
+        trace::{SdkTracerProvider, SpanData, SpanExporter},
     };
 
     use super::*;
@@ -290,6 +324,22 @@ mod tests {
     }
 
     #[test]
+    fn a_telemetry_says_how_many_are_traced_of_those_that_begin_a_trace() {
+        let share = Sampler::ParentBased(Box::new(Share(Percent(0))));
+        let provider = SdkTracerProvider::builder().with_sampler(share).build();
+        let tracer = provider.tracer("test");
+        let is_traced = |headers: &HeaderMap, sampling| {
+            Trace::begin(&tracer, &Method::GET, headers, sampling).unwrap().is_recorded()
+        };
+        let none = HeaderMap::new();
+        assert!(!is_traced(&none, None) && is_traced(&none, Some(Percent::ALL)));
+        let unwanted = headers(&[("traceparent", &format!("00-{TRACE}-{SPAN}-00"))]);
+        assert!(!is_traced(&unwanted, Some(Percent::ALL)));
+        let wanted = headers(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01"))]);
+        assert!(is_traced(&wanted, Some(Percent(0))));
+    }
+
+    #[test]
     fn attempts_are_below_the_request_and_the_server_is_told() {
         let kept = Kept::default();
         let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
@@ -297,7 +347,7 @@ mod tests {
             SdkTracerProvider::builder().with_sampler(sampler).with_simple_exporter(kept.clone()).build();
         let tracer = provider.tracer("test");
         let mut sent = headers(&[("b3", &format!("{TRACE}-{SPAN}-1")), ("tracestate", "a=b")]);
-        let trace = Trace::begin(&tracer, &Method::GET, &sent).unwrap();
+        let trace = Trace::begin(&tracer, &Method::GET, &sent, None).unwrap();
         let endpoint = SocketAddr::from(([192, 0, 2, 1], 80));
         let attempt = trace.attempt(endpoint, 1);
         attempt.tell(&mut sent);
@@ -314,7 +364,7 @@ mod tests {
         assert!(!sent.contains_key(TRACESTATE) && !sent.contains_key(B3_TRACE));
         // Nobody sees one that is not sampled, but servers are told that it isn't.
         let mut sent = HeaderMap::new();
-        let trace = Trace::begin(&tracer, &Method::GET, &sent).unwrap();
+        let trace = Trace::begin(&tracer, &Method::GET, &sent, None).unwrap();
         trace.attempt(endpoint, 0).tell(&mut sent);
         assert!(!trace.is_recorded() && sent[TRACEPARENT].to_str().unwrap().ends_with("-00"));
         assert_eq!(kept.0.lock().unwrap().len(), 2);

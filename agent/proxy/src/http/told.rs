@@ -1,0 +1,114 @@
+//! What Telemetries want told of requests.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use opentelemetry::KeyValue;
+use orlop_model::{
+    http::Told,
+    world::{Attribute, Attributes, Metric, SpanTag, TagOverride, Value},
+};
+
+use super::trace::shortened;
+
+/// The metrics of requests, in the order in which their tags are.
+pub(super) const METRICS: [Metric; 4] =
+    [Metric::Requests, Metric::Duration, Metric::RequestSize, Metric::ResponseSize];
+/// How much of a text a metric is told apart by.
+const MAX_TAG: usize = 256;
+/// What a tag is that depends on what is not there.
+pub(crate) const UNKNOWN: &str = "unknown";
+
+/// What is to be told of one request, and what of it that depends on.
+pub(super) struct Telling {
+    pub(super) told: Arc<Told>,
+    /// Of each header that is asked for what the request has.
+    headers: Vec<Option<String>>,
+}
+
+impl Telling {
+    pub(super) fn new(told: &Arc<Told>, headers: &HeaderMap) -> Self {
+        let value = |name: &String| Some(shortened(headers.get(name)?.to_str().ok()?));
+        Self { told: Arc::clone(told), headers: told.headers.iter().map(value).collect() }
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let at = self.told.headers.iter().position(|known| known == name)?;
+        self.headers.get(at)?.as_deref()
+    }
+
+    /// What its span is tagged with.
+    pub(super) fn span_tags(&self) -> impl Iterator<Item = KeyValue> {
+        self.told.span_tags.iter().filter_map(|(name, tag)| {
+            let value = match tag {
+                SpanTag::Literal(text) => text.clone(),
+                SpanTag::Header { name, default } => self.header(name).or(default.as_deref())?.to_owned(),
+            };
+            Some(KeyValue::new(name.clone(), value))
+        })
+    }
+}
+
+/// The values of the tags that these metrics have by Telemetries, one after the other.
+pub(crate) fn tags(told: &Told, metrics: &[Metric], of: &dyn Attributes) -> Vec<String> {
+    let all = metrics.iter().filter_map(|metric| told.metric(*metric)).flat_map(|metric| &metric.tags);
+    let set = all.filter_map(|(_, tag)| match tag {
+        TagOverride::Set(expression) => Some(expression),
+        TagOverride::Remove => None,
+    });
+    set.map(|expression| {
+        let mut text = expression.text_of(of).unwrap_or_else(|| UNKNOWN.to_owned());
+        text.truncate(text.floor_char_boundary(MAX_TAG));
+        text
+    })
+    .collect()
+}
+
+/// A request that has ended.
+pub(super) struct Ended<'a> {
+    pub(super) telling: &'a Telling,
+    pub(super) method: &'a str,
+    pub(super) uri: &'a http::Uri,
+    pub(super) host: Option<&'a str>,
+    pub(super) http2: bool,
+    pub(super) code: u16,
+    pub(super) grpc_status: Option<u8>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) duration: Duration,
+    pub(super) client: SocketAddr,
+    pub(super) principal: Option<&'a str>,
+    pub(super) upstream: Option<SocketAddr>,
+    pub(super) port: u16,
+}
+
+impl Attributes for Ended<'_> {
+    fn get(&self, attribute: &Attribute) -> Option<Value<'_>> {
+        let text = |text: &'_ str| Some(Value::Text(text.to_owned().into()));
+        let number = |number: u64| Some(Value::Number(i64::try_from(number).unwrap_or(i64::MAX)));
+        match attribute {
+            Attribute::Method => text(self.method),
+            Attribute::Path => text(self.uri.path_and_query().map_or("/", |path| path.as_str())),
+            Attribute::UrlPath => text(self.uri.path()),
+            Attribute::Query => text(self.uri.query().unwrap_or_default()),
+            Attribute::Host => text(self.host?),
+            Attribute::Scheme => text("http"),
+            Attribute::Protocol => text(if self.http2 { "HTTP/2" } else { "HTTP/1.1" }),
+            Attribute::Header(name) => text(self.telling.header(name)?),
+            Attribute::RequestSize => number(self.received),
+            Attribute::Duration => Some(Value::Time(self.duration)),
+            Attribute::Code => number(self.code.into()),
+            Attribute::GrpcStatus => number(self.grpc_status?.into()),
+            Attribute::Details => text(self.reason?),
+            Attribute::ResponseSize => number(self.sent),
+            Attribute::Source => text(&self.client.to_string()),
+            Attribute::SourcePort => number(self.client.port().into()),
+            Attribute::Destination | Attribute::Upstream => text(&self.upstream?.to_string()),
+            Attribute::DestinationPort => number(self.port.into()),
+            Attribute::Mtls => Some(Value::Flag(self.principal.is_some())),
+            Attribute::Principal => text(self.principal?),
+            Attribute::Sni => None,
+        }
+    }
+}
