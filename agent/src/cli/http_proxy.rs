@@ -43,6 +43,12 @@ pub struct GatewayArguments {
     /// A client's connection that waits for its next request for this long is closed.
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
     pub client_idle_timeout: Duration,
+    /// Connections of one client, as its address tells it, or of IPv6 its /64 [default: half of --max-connections].
+    #[arg(long, value_name = "N")]
+    pub max_connections_per_client: Option<usize>,
+    /// Requests at once, of which each client has half at the most [default: one for each 128 KiB of --max-memory].
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<usize>,
     /// A request of which nothing moves for this long, neither of its body nor of its answer, is broken off; after twice
     /// that at the latest.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]

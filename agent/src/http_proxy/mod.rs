@@ -48,6 +48,8 @@ use ports::Ports;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// What a stranger's request may hold of its answer.
+const HELD: u64 = 64 << 10;
 /// How long a start waits for the keys of tokens' issuers.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -57,6 +59,8 @@ struct Role {
     listening: Listening,
     client_idle_timeout: Duration,
     stall_timeout: Duration,
+    max_connections_per_client: Option<usize>,
+    max_requests: Option<usize>,
 }
 
 /// Where clients come from.
@@ -76,19 +80,28 @@ pub fn waypoint(arguments: WaypointArguments) -> anyhow::Result<()> {
         listening: Listening::Tunnels(listen),
         client_idle_timeout: proxy.idle_timeout,
         stall_timeout: proxy.idle_timeout,
+        max_connections_per_client: None,
+        max_requests: None,
     };
     run(proxy, role)
 }
 
 /// Runs a gateway.
 pub fn gateway(arguments: GatewayArguments) -> anyhow::Result<()> {
-    let GatewayArguments { proxy, class, pod, listen_address, client_idle_timeout, stall_timeout } =
-        arguments;
+    let GatewayArguments { proxy, class, pod, listen_address, .. } = arguments;
     let name = proxy.name.clone();
     let pod = NamespacedName::new(&name.namespace, pod.as_deref().unwrap_or(&name.name));
     let routes = RoutesOf::Gateway(OwnGateway { name, class, pod });
     let listening = Listening::Ports(listen_address);
-    run(proxy, Role { routes, listening, client_idle_timeout, stall_timeout })
+    let role = Role {
+        routes,
+        listening,
+        client_idle_timeout: arguments.client_idle_timeout,
+        stall_timeout: arguments.stall_timeout,
+        max_connections_per_client: arguments.max_connections_per_client,
+        max_requests: arguments.max_requests,
+    };
+    run(proxy, role)
 }
 
 /// Runs until SIGTERM or SIGINT, and then until the requests have ended or the drain timeout is over.
@@ -109,7 +122,9 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let keys = token_keys::sources(arguments.host_resolver, arguments.jwks_roots.as_deref())?;
     let traces = Traces::start(&arguments.traces, &arguments.name)?;
     let tracer = traces.as_ref().map(Traces::tracer);
-    let config = HttpProxyConfig { tracer, ..config(&arguments, &role, descriptors, keys.clone()) };
+    let memory =
+        arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
+    let config = HttpProxyConfig { tracer, ..config(&arguments, &role, (descriptors, memory), keys.clone()) };
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
@@ -144,8 +159,6 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let mut servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, &mut none).await?;
     servers.serve(&admin);
 
-    let memory =
-        arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
     if let Some(limit) = memory {
         let proxy = Arc::clone(&proxy);
         tokio::spawn(async move {
@@ -240,12 +253,20 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn config(arguments: &ProxyArguments, role: &Role, descriptors: usize, keys: KeySources) -> HttpProxyConfig {
+fn config(
+    arguments: &ProxyArguments,
+    role: &Role,
+    (descriptors, memory): (usize, Option<u64>),
+    keys: KeySources,
+) -> HttpProxyConfig {
     let (name, names) = (&arguments.name, &arguments.names);
     let account = arguments.service_account.as_deref().unwrap_or(&name.name);
     let proxy = Config::default();
     // One to each side of a connection, and some that are no connection's.
     let fit = descriptors / 16 * 7;
+    let max_connections = arguments.max_connections.unwrap_or(proxy.max_connections.min(fit));
+    // Half of the memory is for what they hold.
+    let held = |memory| usize::try_from(memory / HELD / 2).unwrap_or(usize::MAX).max(1);
     HttpProxyConfig {
         workload: Workload {
             name: match &role.routes {
@@ -272,7 +293,7 @@ fn config(arguments: &ProxyArguments, role: &Role, descriptors: usize, keys: Key
             workers: arguments.workers.unwrap_or(proxy.workers),
             connect_timeout: arguments.connect_timeout,
             idle_timeout: arguments.idle_timeout,
-            max_connections: arguments.max_connections.unwrap_or(proxy.max_connections.min(fit)),
+            max_connections,
             max_descriptors: descriptors,
             ..proxy
         },
@@ -284,6 +305,10 @@ fn config(arguments: &ProxyArguments, role: &Role, descriptors: usize, keys: Key
             max_streams: arguments.max_streams,
             client_idle_timeout: role.client_idle_timeout,
             stall_timeout: role.stall_timeout,
+            max_connections_per_client: role
+                .max_connections_per_client
+                .unwrap_or(max_connections.div_ceil(2)),
+            max_requests: role.max_requests.or(memory.map(held)).unwrap_or(max_connections),
             ..HttpLimits::default()
         },
         keys,

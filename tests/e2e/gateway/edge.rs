@@ -1,9 +1,10 @@
 //! What strangers say of themselves, and what they send to be taken for something else or to tire the gateway out.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::time::Duration;
 
 use orlop_tests::traffic::request;
+use orlop_tests::{Pod, PodSpec, wait_for};
 
 use super::Stage;
 use crate::hbone::within;
@@ -154,4 +155,25 @@ fn streams_that_are_reset_at_once_cost_the_client_its_connection_and_nobody_else
         send.send_data(bytes::Bytes::new(), true).unwrap();
         assert_eq!(answer.await.unwrap().status(), 200);
     });
+}
+
+#[test]
+fn one_client_has_no_more_connections_than_it_may_and_the_others_have_theirs() {
+    let (stage, _server) = stage(&["--max-connections-per-client", "2"]);
+    let head = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut held = [stage.connect(), stage.connect()];
+    for open in &mut held {
+        assert_eq!(request(open, head).unwrap().status, 200);
+    }
+    let ask = |pod: &Pod| {
+        // One that is reset may be so before it is told of.
+        let stream = pod.connect(stage.address(), TIMEOUT)?;
+        request(&mut BufReader::new(stream), head).map(|answer| answer.status)
+    };
+    assert!(ask(&stage.stranger).is_err(), "a third one was taken");
+    stage.record(|record| record["reason"] == "connection_limit");
+    let other = stage.mesh.nodes[0].pod("street", "other", PodSpec::new()).unwrap();
+    assert_eq!(ask(&other).unwrap(), 200);
+    drop(held);
+    assert!(wait_for(TIMEOUT, || ask(&stage.stranger).is_ok()));
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use orlop_tests::traffic::request;
+use orlop_tests::{Pod, PodSpec};
 
 use super::Stage;
 use crate::hbone::{within, write};
@@ -152,4 +153,58 @@ fn without_memory_nobody_new_is_taken() {
         assert_eq!(read_to_end(&mut stream), "");
     }
     stage.record(|record| record["reason"] == "memory_limit");
+}
+
+#[test]
+fn one_client_has_at_most_half_of_all_requests_and_what_does_not_move_makes_room() {
+    let stage = Stage::with(&["--max-requests", "4"], "http2");
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.address();
+    let other = stage.mesh.nodes[0].pod("street", "other", PodSpec::new()).unwrap();
+    let third = stage.mesh.nodes[0].pod("street", "third", PodSpec::new()).unwrap();
+    // Answers of more than has room on the way, which nobody reads.
+    let unread = |pod: &Pod, fits: &'static [bool]| {
+        let (held, until) = std::sync::mpsc::channel::<()>();
+        let (told, ready) = std::sync::mpsc::channel::<()>();
+        let pod = pod.clone();
+        let holding = std::thread::spawn(move || {
+            within(&pod, async move || {
+                let client = h2c::connect(to).await;
+                let mut bodies = Vec::new();
+                for fits in fits {
+                    let (answer, mut send) = h2c::ask(&client, h2c::LARGE).await;
+                    send.send_data(Bytes::new(), true).unwrap();
+                    let answer = answer.await.unwrap();
+                    // To gRPC a refusal is a status of its own.
+                    assert_eq!(!answer.headers().contains_key("grpc-status"), *fits);
+                    bodies.push(answer.into_body());
+                }
+                told.send(()).unwrap();
+                // What it holds is the gateway's to end.
+                while until.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+        });
+        ready.recv_timeout(TIMEOUT).unwrap();
+        (held, holding)
+    };
+    let first = unread(&stage.stranger, &[true, true, false]);
+    let second = unread(&other, &[true, true]);
+    let status = || {
+        let stream = third.connect(to, TIMEOUT).ok()?;
+        let head = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        request(&mut std::io::BufReader::new(stream), head).ok().map(|answer| answer.status)
+    };
+    assert_eq!(status(), Some(503));
+    stage.record(|record| record["reason"] == "memory_limit");
+    let start = Instant::now();
+    while status() != Some(200) {
+        assert!(start.elapsed() < 2 * TIMEOUT, "there is no room for anybody else");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for (held, holding) in [first, second] {
+        drop(held);
+        holding.join().unwrap();
+    }
 }

@@ -9,6 +9,8 @@ use std::{
 use hyper::rt::Executor;
 use tokio::{sync::Notify, task::spawn_local, task_local, time::sleep};
 
+use super::{Local, session::Session};
+
 task_local! {
     /// Of the HTTP/2 stream that a task serves.
     static CURRENT: Rc<Activity>;
@@ -67,25 +69,19 @@ impl Activity {
         self.stalled.get()
     }
 
-    /// Until a request has waited for its answer for this long, and at most twice that, while nothing of its body came.
-    pub(super) async fn unanswered(&self, limit: Duration) {
-        self.stuck(Stage::Asked, limit).await;
+    /// Until a request has waited for its answer for too long, while nothing of its body came.
+    pub(super) async fn unanswered(&self, patience: &Patience) {
+        self.stuck(Stage::Asked, patience).await;
     }
 
-    /// Until nothing of an answer that has begun, and of its request, was passed on for this long, and at most twice that.
-    pub(super) async fn stalls(&self, limit: Duration) {
-        self.stuck(Stage::Answering, limit).await;
+    /// Until nothing of an answer that has begun, and of its request, was passed on for too long.
+    pub(super) async fn stalls(&self, patience: &Patience) {
+        self.stuck(Stage::Answering, patience).await;
         self.stalled.set(true);
     }
 
-    async fn stuck(&self, stage: Stage, limit: Duration) {
-        loop {
-            let before = self.seen();
-            sleep(limit).await;
-            if self.stage.get() == stage && self.seen() == before {
-                return;
-            }
-        }
+    async fn stuck(&self, stage: Stage, patience: &Patience) {
+        patience.exhausted(|| (self.stage.get() == stage).then(|| self.seen())).await;
     }
 
     fn seen(&self) -> (u64, u64) {
@@ -98,21 +94,68 @@ impl Activity {
     }
 }
 
+/// How long what does not move may go on: for a time, and at most twice that; of strangers' much less while there is no
+/// room for others'.
+#[derive(Clone)]
+pub(super) struct Patience {
+    limit: Duration,
+    /// Where they are strangers'.
+    at_edge: Option<Rc<Local>>,
+}
+
+/// How long while there is no room, at the least.
+const PRESSED: Duration = Duration::from_secs(5);
+
+impl Patience {
+    fn new(session: &Session, limit: Duration) -> Self {
+        Self { limit, at_edge: session.is_from_outside().then(|| Rc::clone(&session.local)) }
+    }
+
+    /// For requests and answers.
+    pub(super) fn of_stalled(session: &Session) -> Self {
+        Self::new(session, session.local.own.limits.stall_timeout)
+    }
+
+    /// For connections without any.
+    pub(super) fn of_idle(session: &Session) -> Self {
+        Self::new(session, session.local.own.limits.client_idle_timeout)
+    }
+
+    /// Until what is `seen` has been the same for too long; `None` is nothing to wait for.
+    pub(super) async fn exhausted<T: PartialEq>(&self, seen: impl Fn() -> Option<T>) {
+        let step = if self.at_edge.is_some() { self.limit.min(PRESSED) } else { self.limit };
+        let (mut before, mut still) = (seen(), Duration::ZERO);
+        loop {
+            sleep(step).await;
+            let now = seen();
+            if now.is_none() || now != before {
+                (before, still) = (now, Duration::ZERO);
+                continue;
+            }
+            still += step;
+            let is_pressed = || self.at_edge.as_ref().is_some_and(|local| local.is_short_of_room());
+            if still >= self.limit || is_pressed() {
+                return;
+            }
+        }
+    }
+}
+
 /// Runs the streams of a client's HTTP/2 connection on the same thread, and tells of one that does not move.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Streams {
-    pub(super) stall_timeout: Duration,
+    pub(super) patience: Patience,
     pub(super) stalled: Rc<Notify>,
 }
 
 impl<F: Future<Output: 'static> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let (activity, limit) = (Rc::new(Activity::default()), self.stall_timeout);
+        let (activity, patience) = (Rc::new(Activity::default()), self.patience.clone());
         let stalled = Rc::clone(&self.stalled);
         spawn_local(CURRENT.scope(Rc::clone(&activity), async move {
             tokio::select! {
                 _ = stream => {}
-                () = activity.stalls(limit) => stalled.notify_one(),
+                () = activity.stalls(&patience) => stalled.notify_one(),
             }
         }));
     }

@@ -4,9 +4,10 @@
 use std::{rc::Rc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use orlop_model::Reason;
 use tokio::{net::TcpListener, sync::watch, task::spawn_local, time::sleep};
 
-use super::{Local, headers::remove, session, session::Session};
+use super::{Local, headers::remove, record::RequestRecord, session, session::Session};
 use crate::{
     hbone,
     metrics::Direction,
@@ -60,6 +61,12 @@ async fn serve(local: Rc<Local>, accepted: Accepted) {
         record.source.address = Some(peer);
         record.finish(Err(refusal));
     };
+    let limit = local.own.limits.max_connections_per_client;
+    let Some(own) = local.own.clients.enter(peer.ip(), limit) else {
+        socket::reset(tcp);
+        let detail = "as many are open as one client may have";
+        return refuse(Refusal::new(Reason::ConnectionLimit, detail));
+    };
     let live = match shared.take_on_socket(&tcp) {
         Ok(live) => live,
         Err(reason) => {
@@ -73,7 +80,27 @@ async fn serve(local: Rc<Local>, accepted: Accepted) {
     };
     let _ = (tcp.set_nodelay(true), socket::keep_alive(&tcp));
     session::serve_outsider(&local, tcp, peer, dialled).await;
-    drop(live);
+    drop((live, own));
+}
+
+/// Counts a request, of which so much may be held. Whoever goes on asking where there is no room loses its connection:
+/// what is answered is held as well until somebody reads it.
+pub(super) fn admit(session: &Session, record: &mut RequestRecord) -> Result<(), Refusal> {
+    let own = &session.local.own;
+    let limit = own.limits.max_requests;
+    let room = own.requests.enter(session.client.ip(), limit);
+    let fits = room.fits();
+    record.room = Some(room);
+    if fits {
+        return Ok(());
+    }
+    if own.requests.count() > limit.saturating_mul(2) {
+        session.broken.notify_one();
+    }
+    Err(Refusal::new(
+        Reason::MemoryLimit,
+        "as many requests are open as there may be, or as one client may have",
+    ))
 }
 
 /// Puts what is known of a client in place of what it says of itself, as Envoy does at an edge. To the addresses that it

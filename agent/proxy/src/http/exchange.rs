@@ -20,7 +20,7 @@ use orlop_model::{
 use tokio::{task::spawn_local, time::sleep};
 
 use super::{
-    activity::Activity,
+    activity::{Activity, Patience},
     authenticate::{self, Credentials},
     authorize::{self, Seen, asked},
     authorizer::{self, Asking},
@@ -45,10 +45,10 @@ pub(super) async fn serve(
     activity: Rc<Activity>,
 ) -> Response<ResponseBody> {
     let mut record = RequestRecord::new(session, &request, Rc::clone(&activity));
-    let limit = session.local.own.limits.stall_timeout;
+    let patience = Patience::of_stalled(session);
     let handled = tokio::select! {
         handled = handle(session, request, &mut record) => handled,
-        () = activity.unanswered(limit) => Err(Refusal::new(Reason::RequestTimeout, "nothing moved")),
+        () = activity.unanswered(&patience) => Err(Refusal::new(Reason::RequestTimeout, "nothing moved")),
     };
     activity.answers();
     match handled {
@@ -78,6 +78,9 @@ async fn handle(
     request: Request<Incoming>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
+    if session.is_from_outside() {
+        edge::admit(session, record)?;
+    }
     session.local.worker.shared.limits.memory()?;
     let authority = headers::authority(&request);
     let authority = authority.ok_or_else(|| bad("no host, more than one, or none that could be"))?;

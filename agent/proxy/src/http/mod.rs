@@ -14,6 +14,7 @@ mod balance;
 mod body;
 mod buckets;
 mod call;
+mod clients;
 mod connections;
 mod cors;
 mod dial;
@@ -68,6 +69,7 @@ use tokio::{
 use self::{
     balance::Draws,
     buckets::Buckets,
+    clients::{Clients, Requests},
     hosts::{HostCache, Hosts},
     metrics::RequestSeriesCache,
     upstream::Upstreams,
@@ -119,6 +121,10 @@ pub struct HttpLimits {
     pub idle_timeout: Duration,
     /// How long a client's connection may wait for the next request, at the least.
     pub client_idle_timeout: Duration,
+    /// Connections of one client from outside the mesh; further ones are refused.
+    pub max_connections_per_client: usize,
+    /// Requests of all clients from outside the mesh at once, of which each has half at the most; further ones are refused.
+    pub max_requests: usize,
     /// A request of which nothing moves for this long, at the least, neither of its body nor of its answer, is broken off.
     pub stall_timeout: Duration,
 }
@@ -134,6 +140,8 @@ impl Default for HttpLimits {
             max_idle: 128,
             idle_timeout: Duration::from_secs(60),
             client_idle_timeout: Duration::from_secs(3600),
+            max_connections_per_client: usize::MAX,
+            max_requests: usize::MAX,
             stall_timeout: Duration::from_secs(3600),
         }
     }
@@ -156,6 +164,8 @@ pub(crate) struct Own {
     pub(crate) keys: KeySources,
     pub(crate) tracer: Option<SdkTracer>,
     pub(crate) buckets: Buckets,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) requests: Arc<Requests>,
 }
 
 /// A port that clients from outside the mesh come to. Dropping it closes the port; what is open goes on.
@@ -217,6 +227,8 @@ impl HttpProxy {
                 keys,
                 tracer,
                 buckets: Buckets::default(),
+                clients: Arc::default(),
+                requests: Arc::default(),
             }),
         })
     }
@@ -294,6 +306,14 @@ impl HttpProxy {
         self.shared.phase.send_replace(Phase::Draining);
         let _ = timeout(limit, self.shared.live.ended()).await;
         self.connections()
+    }
+}
+
+impl Local {
+    /// Whether there is hardly room for more of what clients from outside the mesh ask.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        self.worker.shared.limits.memory().is_err()
+            || self.own.requests.count() >= self.own.limits.max_requests
     }
 }
 

@@ -18,6 +18,7 @@ use tracing::field::display;
 use super::{
     activity::Activity,
     authorizer::Checked,
+    clients::Room,
     exchange::GoesOn,
     failure::{self, Extra},
     key::Key,
@@ -55,6 +56,8 @@ pub(super) struct RequestRecord {
     pub(super) cookie: Option<String>,
     /// Bytes of the request's body.
     pub(super) sent: Rc<Cell<u64>>,
+    /// What it has of that which there is for all that strangers ask.
+    pub(super) room: Option<Room>,
     /// Whether anything moves.
     pub(super) activity: Rc<Activity>,
     /// Bytes of the answer's body.
@@ -117,6 +120,7 @@ impl RequestRecord {
             injected: false,
             cookie: None,
             sent,
+            room: None,
             activity,
             received: 0,
             waited: None,

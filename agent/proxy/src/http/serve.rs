@@ -9,30 +9,38 @@ use hyper::{
     service::service_fn,
 };
 use orlop_model::Reason;
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    activity::{Activity, Streams},
+    activity::{Activity, Patience, Streams},
     exchange,
     io::Io,
     pace::Pace,
     session::Session,
     upstream::STRANGERS_WINDOW,
 };
-use crate::{refusal::Refusal, shared::Phase, tunnel};
+use crate::{refusal::Refusal, shared::Phase};
+
+/// What of a stranger's connection is buffered of HTTP/1, either way.
+const MAX_BUFFER: usize = 64 << 10;
+/// What of one request may be on its way to a waypoint.
+const SHARED_WINDOW: u32 = 256 << 10;
 
 pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
     let limits = &session.local.own.limits;
     let activity = Rc::new(Activity::default());
+    let patience = Patience::of_stalled(session);
     io.pace = Some(Arc::clone(&session.pace));
     let service = service_fn(|request: Request<Incoming>| {
         let (session, activity) = (Rc::clone(session), Rc::clone(&activity));
         async move { Ok::<_, Infallible>(exchange::serve(&session, request, activity).await) }
     });
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    if session.is_from_outside() {
+        // Of an answer that nobody reads no more is kept.
+        builder.max_buf_size(limits.max_header_size.max(MAX_BUFFER));
+    }
+    let connection = builder
         .timer(hyper_util::rt::TokioTimer::new())
         .half_close(true)
         .auto_date_header(false)
@@ -49,8 +57,10 @@ pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        () = activity.stalls(limits.stall_timeout) => return,
+        () = activity.stalls(&patience) => return,
+        () = session.broken.notified() => return,
         () = session.dawdles(&session.pace) => return session.dawdled(),
+        () = session.idles() => return,
     };
     session.ended(ended);
 }
@@ -63,8 +73,7 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
         let session = Rc::clone(session);
         async move { Ok::<_, Infallible>(exchange::serve(&session, request, Activity::current()).await) }
     });
-    let stalled = Rc::new(Notify::new());
-    let streams = Streams { stall_timeout: limits.stall_timeout, stalled: Rc::clone(&stalled) };
+    let streams = Streams { patience: Patience::of_stalled(session), stalled: Rc::clone(&session.broken) };
     let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
     let (of_stream, of_connection) = session.windows();
     let connection = http2::Builder::new(streams)
@@ -84,7 +93,7 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
         }
         () = session.dawdles(&pace) => return session.dawdled(),
         // Its body may be held by what sends it on: only the connection's end lets go of all.
-        () = stalled.notified() => return,
+        () = session.broken.notified() => return,
         () = session.idles() => {
             connection.as_mut().graceful_shutdown();
             // A client that does not answer keeps it no longer.
@@ -104,20 +113,15 @@ impl Session {
         /// As RFC 9113 has it, section 6.9.1.
         const MAX: u32 = (1 << 31) - 1;
         if self.is_from_outside() {
-            return (tunnel::STREAM_WINDOW, tunnel::STREAM_WINDOW * 4);
+            return (STRANGERS_WINDOW, STRANGERS_WINDOW * 16);
         }
-        (STRANGERS_WINDOW, STRANGERS_WINDOW.saturating_mul(self.local.own.limits.max_streams).min(MAX))
+        (SHARED_WINDOW, SHARED_WINDOW.saturating_mul(self.local.own.limits.max_streams).min(MAX))
     }
 
     /// Until there was no request for the time that a connection may wait for one, and at most twice that.
     async fn idles(&self) {
-        loop {
-            let before = self.requests.get();
-            sleep(self.local.own.limits.client_idle_timeout).await;
-            if self.active.get() == 0 && self.requests.get() == before {
-                return;
-            }
-        }
+        let requests = || (self.active.get() == 0).then(|| self.requests.get());
+        Patience::of_idle(self).exhausted(requests).await;
     }
 
     /// Tells of a connection whose client breaks the rules: its requests that were none have no record.

@@ -20,6 +20,7 @@ use orlop_model::{
 };
 use tokio::{
     net::TcpStream,
+    sync::Notify,
     time::{Instant, timeout_at},
 };
 
@@ -71,6 +72,8 @@ pub(crate) struct Session {
     pub(super) requests: Cell<u64>,
     /// Of HTTP/1.
     pub(super) pace: Arc<Pace>,
+    /// That it must end at once.
+    pub(super) broken: Rc<Notify>,
     /// Connections to servers that nobody else may share: they end with this one.
     pub(super) only_its: RefCell<HashSet<Key>>,
 }
@@ -136,6 +139,7 @@ pub(super) async fn serve_outsider(
         requests: Cell::new(0),
         pace: Arc::new(Pace::of_http1()),
         only_its: RefCell::default(),
+        broken: Rc::default(),
     };
     let mut io = Io::tcp(tcp);
     let deadline = Instant::now() + local.own.limits.detection_timeout;
@@ -199,6 +203,7 @@ fn gather(
         requests: Cell::new(0),
         pace: Arc::new(Pace::of_http1()),
         only_its: RefCell::default(),
+        broken: Rc::default(),
     })
 }
 

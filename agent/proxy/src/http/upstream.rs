@@ -35,9 +35,8 @@ use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
 /// Requests in one HTTP/2 connection to a server; for more, another is opened.
 const MAX_STREAMS: usize = tunnel::MAX_STREAMS as usize;
-/// What an answer to a stranger may have on the way, or a request through a waypoint: strangers have many, and may read
-/// none.
-pub(super) const STRANGERS_WINDOW: u32 = 256 << 10;
+/// What an answer to a stranger may have on the way, or a stranger's request: they have many, and may read none.
+pub(super) const STRANGERS_WINDOW: u32 = 64 << 10;
 
 /// Whose connections they are, and what is said of these.
 #[derive(Clone, Copy)]
