@@ -1,5 +1,6 @@
 mod controller;
 mod http_proxy;
+mod webhook;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,6 +17,7 @@ use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain}
 pub use self::{
     controller::ControllerArguments,
     http_proxy::{GatewayArguments, ProxyArguments, TraceArguments, WaypointArguments},
+    webhook::WebhookArguments,
 };
 
 /// Where the admin API listens.
@@ -41,6 +43,8 @@ pub enum Command {
     Gateway(Box<GatewayArguments>),
     /// Sign the nodes' certificates, and do what one process does for a cluster.
     Controller(Box<ControllerArguments>),
+    /// Tell an API server what is wrong with policies and routes before it stores them.
+    Webhook(Box<WebhookArguments>),
     /// Say what would become of a connection, and why, from the objects of a cluster or a world directory alone.
     Explain(Box<ExplainArguments>),
     /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.

@@ -29,6 +29,7 @@ mod sandboxes;
 mod token_keys;
 mod traces;
 mod udp;
+mod webhook;
 mod worlds;
 
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Waypoint(arguments) => http_proxy::waypoint(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Gateway(arguments) => http_proxy::gateway(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Controller(arguments) => controller::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Webhook(arguments) => webhook::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),

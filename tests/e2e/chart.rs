@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use orlop_tests::DeployTools;
 
 /// What somebody may ask of the chart, beside what it is by itself.
-pub const VARIANTS: [&[&str]; 5] = [
+pub const VARIANTS: [&[&str]; 6] = [
     &[],
     &[
         "--set=monitoring.podMonitor=true",
@@ -24,6 +24,7 @@ pub const VARIANTS: [&[&str]; 5] = [
     ],
     &["--set=ca.address=https://ca.example:15012"],
     &["--set=node.bootGate.enabled=true"],
+    &["--set=webhook.enabled=true", "--set=webhook.failurePolicy=Fail", "--set=imagePullSecrets={registry}"],
     &["--set=node.enabled=false", "--set=waypoint.enabled=false", "--set=networkPolicy.enabled=false"],
 ];
 

@@ -24,3 +24,4 @@ mod source;
 mod status;
 mod told;
 mod waypoint;
+mod webhook;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 mod agents;
 mod authorization_policy;
 mod cluster;

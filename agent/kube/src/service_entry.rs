@@ -90,6 +90,7 @@ pub(crate) fn convert(object: Object) -> Result<ServiceEntry, FieldError> {
     let name = namespaced(&object.metadata)?;
     let distribution = distribution_annotation(object.metadata.annotations.as_ref())?.unwrap_or_default();
     let spec = object.spec;
+    is_small(&spec)?;
     let endpoints = spec.endpoints.unwrap_or_default().into_iter().enumerate();
     let endpoints =
         endpoints.map(|(index, entry)| backend(entry, &FieldPath::from("spec.endpoints").index(index)));
@@ -109,6 +110,32 @@ pub(crate) fn convert(object: Object) -> Result<ServiceEntry, FieldError> {
     };
     check(&entry)?;
     Ok(entry)
+}
+
+/// As many hosts as Istio's definition lets it have, and as many endpoints of ports of hosts: each has its own.
+const MAX_HOSTS: usize = 256;
+const MAX_PRODUCT: usize = 100_000;
+
+/// What is written in a few bytes more becomes many times as much.
+fn is_small(spec: &Spec) -> Result<(), FieldError> {
+    let count = |of: Option<usize>| of.unwrap_or_default().max(1);
+    let hosts = count(spec.hosts.as_ref().map(Vec::len));
+    if hosts > MAX_HOSTS {
+        return Err(FieldError::new(
+            "spec.hosts",
+            format!("has {hosts} entries; at most {MAX_HOSTS} are read"),
+        ));
+    }
+    let ports = count(spec.ports.as_ref().map(Vec::len));
+    let endpoints = count(spec.endpoints.as_ref().map(Vec::len));
+    if hosts.saturating_mul(ports).saturating_mul(endpoints) > MAX_PRODUCT {
+        let problem = format!(
+            "{hosts} hosts with {ports} ports and {endpoints} endpoints each are more than {MAX_PRODUCT} in all; \
+             make several objects of it"
+        );
+        return Err(FieldError::new("spec", problem));
+    }
+    Ok(())
 }
 
 fn hosts(hosts: &[String]) -> Result<Vec<String>, FieldError> {
@@ -322,6 +349,10 @@ mod tests {
             entry(spec).unwrap_err().path.to_string()
         };
         assert_eq!(named(json!({"hosts": []})), "spec.hosts");
+        assert_eq!(named(json!({"hosts": vec!["a.com"; 257]})), "spec.hosts");
+        let ports: Vec<_> = (1..1000).map(|n| json!({"number": n, "name": format!("p{n}")})).collect();
+        let endpoints = vec![json!({"address": "192.0.2.1"}); 101];
+        assert_eq!(named(json!({"hosts": ["a.com"], "ports": ports, "endpoints": endpoints})), "spec");
         assert_eq!(named(json!({"hosts": ["a.com", "*"]})), "spec.hosts[1]");
         assert_eq!(named(json!({"hosts": ["a.*.com"]})), "spec.hosts[0]");
         assert_eq!(named(json!({"addresses": ["ten"]})), "spec.addresses[0]");

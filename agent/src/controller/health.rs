@@ -1,4 +1,4 @@
-//! Whether the controller is ready, for its probe.
+//! Whether a controller or a webhook is ready, for its probe.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -57,7 +57,9 @@ fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
     let (status, body) = match (request.uri().path(), ready) {
         ("/healthz/live", _) => (StatusCode::OK, "alive\n"),
         ("/healthz/ready", true) => (StatusCode::OK, "ready\n"),
-        ("/healthz/ready", false) => (StatusCode::SERVICE_UNAVAILABLE, "no root to sign with, or stopping\n"),
+        ("/healthz/ready", false) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "not yet, or no more; the log says why\n")
+        }
         _ => (StatusCode::NOT_FOUND, "not found\n"),
     };
     let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));

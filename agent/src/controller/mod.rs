@@ -1,9 +1,9 @@
 //! `orlop controller`: the certificate authority of a cluster, and what only one of its replicas does.
 
 mod gate;
-mod health;
+pub mod health;
 mod offline;
-mod root;
+pub mod root;
 
 use std::{pin::pin, sync::Arc};
 
@@ -62,10 +62,11 @@ async fn serve(
     health: &Health,
 ) -> anyhow::Result<()> {
     let store =
-        RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, &arguments.plugged_in);
+        RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, Some(&arguments.plugged_in));
     let mut found = pin!(store.follow());
     let trust_domain = &arguments.names.trust_domain;
-    let ca = Arc::new(root::first(&store, found.as_mut(), trust_domain).await?);
+    let (ca, _) = root::first(&store, found.as_mut(), trust_domain).await?;
+    let ca = Arc::new(ca);
 
     let pods = Arc::new(PlacedPods::new(client.clone()));
     let issuer = watch::Sender::new(None);
@@ -120,7 +121,7 @@ async fn serve(
         () = pods.run() => {}
         () = follow_token_issuer(client.clone(), issuer) => {}
         () = tls.run() => {}
-        () = root::keep(&ca, found, trust_domain) => {}
+        () = root::keep(&ca, found, trust_domain, drop) => {}
         () = announce(&ca, &roots) => {}
         () = election.run(lead) => {}
     }

@@ -20,6 +20,7 @@ pub use placed::PlacedPods;
 pub use root_secret::{RootPair, RootSecret, RootStep, RotationTiming};
 pub use root_store::{RootFound, RootStore};
 pub use status::{AttachedRoutes, StatusWriter};
+pub(crate) use status::{Judgement, Verdict};
 pub use waypoints::{OwnGateways, Resources, WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
@@ -77,7 +78,7 @@ impl CallError {
 
 /// Which custom kinds the API server knows, asked once for all who go by it.
 #[derive(Clone, Debug)]
-pub struct CustomKinds(watch::Receiver<Definitions>);
+pub struct CustomKinds(pub(crate) watch::Receiver<Definitions>);
 
 impl CustomKinds {
     /// What is known, and what keeps it so for as long as it runs.

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ pub struct RootStore {
     secrets: Api<Secret>,
     namespace: String,
     own: String,
-    plugged_in: String,
+    plugged_in: Option<String>,
 }
 
 /// What a store holds.
@@ -29,45 +31,60 @@ pub struct RootFound {
 }
 
 impl RootStore {
-    /// The Secret `plugged_in` of `namespace`, which the controller never writes, comes before `own`.
-    pub fn new(client: Client, namespace: &str, own: &str, plugged_in: &str) -> Self {
+    /// The Secret `plugged_in` of `namespace`, which is never written, comes before `own`.
+    pub fn new(client: Client, namespace: &str, own: &str, plugged_in: Option<&str>) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             own: own.to_owned(),
-            plugged_in: plugged_in.to_owned(),
+            plugged_in: plugged_in.map(str::to_owned),
         }
     }
 
-    /// Makes a root, unless there is one or another replica is faster.
+    /// Makes a root, unless there is one or another replica is faster. A Secret that is there and empty is filled.
     pub async fn ensure(&self, new: impl FnOnce() -> RootPair) -> Result<(), CallError> {
-        for name in [&self.plugged_in, &self.own] {
-            let found =
-                self.secrets.get_opt(name).await.map_err(CallError::new(self.action("read", name)))?;
-            if found.is_some() {
-                return Ok(());
-            }
+        if let Some(name) = &self.plugged_in
+            && self.get(name).await?.is_some()
+        {
+            return Ok(());
         }
         let metadata = ObjectMeta { name: Some(self.own.clone()), ..ObjectMeta::default() };
-        let mut secret = Secret { metadata, ..Secret::default() };
-        make(&mut secret, &new());
-        match self.secrets.create(&PostParams::default(), &secret).await {
+        let (made, verb) = match self.get(&self.own).await? {
+            None => {
+                let mut secret = Secret { metadata, ..Secret::default() };
+                make(&mut secret, &new());
+                (self.secrets.create(&PostParams::default(), &secret).await, "create")
+            }
+            Some(mut secret) if secret.data.as_ref().is_none_or(BTreeMap::is_empty) => {
+                make(&mut secret, &new());
+                // With the version that was read: if anybody has filled it since, this is a conflict.
+                (self.secrets.replace(&self.own, &PostParams::default(), &secret).await, "fill")
+            }
+            Some(_) => return Ok(()),
+        };
+        match made {
             Ok(_) => {
                 tracing::info!(secret = self.own, "made a new root certificate");
                 Ok(())
             }
-            Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
-            Err(error) => Err(CallError::new(self.action("create", &self.own))(error)),
+            Err(Error::Api(status)) if status.is_already_exists() || status.is_conflict() => Ok(()),
+            Err(error) => Err(CallError::new(self.action(verb, &self.own))(error)),
         }
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<Secret>, CallError> {
+        self.secrets.get_opt(name).await.map_err(CallError::new(self.action("read", name)))
     }
 
     /// What the store holds, whenever that has changed; without end.
     pub fn follow(&self) -> impl Stream<Item = RootFound> + use<> {
-        let both = stream::select(
-            follow_one(self.secrets.clone(), self.plugged_in.clone(), true),
-            follow_one(self.secrets.clone(), self.own.clone(), false),
-        );
-        let (own, plugged_in) = (self.own.clone(), self.plugged_in.clone());
+        let own = follow_one(self.secrets.clone(), self.own.clone(), false);
+        let plugged_in = match &self.plugged_in {
+            Some(name) => follow_one(self.secrets.clone(), name.clone(), true),
+            None => Box::pin(stream::once(ready((true, None)))),
+        };
+        let both = stream::select(plugged_in, own);
+        let (own, plugged_in) = (self.own.clone(), self.plugged_in.clone().unwrap_or_default());
         // `None` as long as that Secret has not been looked for.
         let mut known: [Option<Option<Secret>>; 2] = [None, None];
         let mut last = None;

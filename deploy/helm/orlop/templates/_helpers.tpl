@@ -26,6 +26,35 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - --cluster-domain={{ .Values.mesh.clusterDomain }}
 {{- end -}}
 
+{{/* What somebody reads who goes by everything that waypoints and gateways go by. */}}
+{{- define "orlop.worldRules" -}}
+- apiGroups: [""]
+  resources: [namespaces, nodes, pods, services]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+- apiGroups: [security.istio.io]
+  resources: [authorizationpolicies, peerauthentications, requestauthentications]
+  verbs: [list, watch]
+- apiGroups: [networking.istio.io]
+  resources: [serviceentries, workloadentries, virtualservices, destinationrules]
+  verbs: [list, watch]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways, httproutes, grpcroutes, tlsroutes, tcproutes, referencegrants]
+  verbs: [list, watch]
+- apiGroups: [orlop.dev]
+  resources: [ratelimits, extensionproviders]
+  verbs: [list, watch]
+- apiGroups: [telemetry.istio.io]
+  resources: [telemetries]
+  verbs: [list, watch]
+# Which of these kinds there are.
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  verbs: [list, watch]
+{{- end -}}
+
 {{/* Of a duration such as `1m 30s`, rounded up. */}}
 {{- define "orlop.seconds" -}}
 {{- $sum := 0 -}}

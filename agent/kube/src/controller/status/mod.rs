@@ -3,6 +3,7 @@
 mod attempts;
 mod conditions;
 mod routes;
+mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
@@ -25,6 +26,7 @@ use crate::object::{Key, Kind, Kinds};
 use attempts::Attempts;
 use conditions::{At, conditions, to_write};
 use routes::Told;
+pub(crate) use verdict::Verdict;
 
 /// Between two looks, at the least, and as a multiple of what a look costs: a twentieth of one core at the most.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -74,7 +76,7 @@ impl StatusWriter {
             let now = Arc::clone(&seen.borrow_and_update());
             let start = Instant::now();
             let own = self.own.as_mut().map(|own| own.borrow_and_update().clone()).unwrap_or_default();
-            if judgement.revision != Some(now.revision) || judgement.own != own {
+            if !judgement.is_of(&now, &own) {
                 let settings = self.settings.clone();
                 let seen = Arc::clone(&now);
                 judgement = match spawn_blocking(move || judgement.after(&seen, own, &settings)).await {
@@ -115,7 +117,7 @@ async fn changed(own: &mut Option<channel::Receiver<OwnGateways>>) {
 
 /// What was found in one state of the world.
 #[derive(Default)]
-struct Judgement {
+pub(crate) struct Judgement {
     revision: Option<u64>,
     snapshot: Option<Snapshot>,
     findings: HashMap<Key, Vec<Finding>>,
@@ -128,7 +130,8 @@ struct Judgement {
 }
 
 impl Judgement {
-    fn after(self, seen: &Seen, own: OwnGateways, settings: &Settings) -> Self {
+    /// Of another state, which is found sooner the less it differs.
+    pub(crate) fn after(&self, seen: &Seen, own: OwnGateways, settings: &Settings) -> Self {
         let (world, hosts) = (&seen.world, Hosts::new());
         let snapshot = compile_after(self.snapshot.as_ref(), world, &hosts, settings, seen.revision);
         let mut findings: HashMap<_, Vec<_>> = HashMap::new();
@@ -163,22 +166,45 @@ impl Judgement {
     fn status(&self, world: &World, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
         let findings: Vec<_> = self.findings.get(key).into_iter().flatten().collect();
         let kind = key.kind();
-        let Some(route) = kind.route() else {
+        if kind.route().is_none() {
             let wanted = conditions(kind, head.refused.as_ref(), &findings);
             let written = to_write(&head.conditions, &wanted, at.generation, !head.each_owned, at.now);
             return written.map(|conditions| json!({ "conditions": conditions }));
-        };
-        let name = key.namespaced()?;
-        let told = Told {
+        }
+        self.told(world, key, head, &findings, |told| told.to_write(at))?
+            .map(|parents| json!({ "parents": parents }))
+    }
+
+    /// Nothing but which Gateways are ours.
+    pub(crate) fn of(own: OwnGateways) -> Self {
+        Self { own, ..Self::default() }
+    }
+
+    /// Whether it is of this state.
+    pub(crate) fn is_of(&self, seen: &Seen, own: &OwnGateways) -> bool {
+        self.revision == Some(seen.revision) && self.own == *own
+    }
+
+    /// What a route says; of another kind nothing.
+    fn told<T>(
+        &self,
+        world: &World,
+        key: &Key,
+        head: &Head,
+        findings: &[&Finding],
+        say: impl FnOnce(&Told<'_>) -> T,
+    ) -> Option<T> {
+        let (kind, name) = (key.kind(), key.namespaced()?);
+        let route = world.route(kind.route()?, name).map(|route| &**route);
+        Some(say(&Told {
             kind,
             namespace: &name.namespace,
             head,
-            route: world.route(route, name).map(|route| &**route),
-            findings: &findings,
+            route,
+            findings,
             snapshot: self.snapshot.as_ref(),
             own: &self.own,
             not_attached: &|index| self.not_attached.get(&(key.clone(), index)),
-        };
-        told.to_write(at).map(|parents| json!({ "parents": parents }))
+        }))
     }
 }

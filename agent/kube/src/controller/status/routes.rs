@@ -60,7 +60,7 @@ impl Told<'_> {
     }
 
     /// The parents that are of our concern, each once, and what is to be said there.
-    fn parents(&self) -> Vec<(Value, &'static str, [Condition; 2])> {
+    pub fn parents(&self) -> Vec<(Value, &'static str, [Condition; 2])> {
         let mut found: Vec<(Value, _, _)> = Vec::new();
         let mut gateways = 0..;
         for entry in &self.head.parents.refs {

@@ -23,7 +23,7 @@ impl Role {
     const ALL: [Self; 2] = [Self::Waypoint, Self::Gateway];
 
     /// The class that there is without anybody having made it.
-    fn class(self) -> &'static str {
+    pub fn class(self) -> &'static str {
         match self {
             Self::Waypoint => "orlop-waypoint",
             Self::Gateway => "orlop",

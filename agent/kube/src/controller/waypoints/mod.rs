@@ -26,7 +26,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::Event;
 use kube::runtime::{Controller, WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client, ResourceExt as _};
-use orlop_model::NamespacedName;
+use orlop_model::{NamespacedName, World};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -56,6 +56,17 @@ pub struct OwnGateways {
     pub waypoints: BTreeSet<NamespacedName>,
     /// Those that become gateways.
     pub gateways: BTreeSet<NamespacedName>,
+}
+
+impl OwnGateways {
+    /// As far as it can be told from the names of the classes that there are without anybody having made them.
+    pub(crate) fn of_classes(world: &World) -> Self {
+        let of = |role: Role| {
+            let ours = world.gateways.values().filter(|gateway| gateway.class == role.class());
+            ours.map(|gateway| gateway.name.clone()).collect()
+        };
+        Self { waypoints: of(Role::Waypoint), gateways: of(Role::Gateway) }
+    }
 }
 
 /// Makes waypoints and gateways, for the replica that leads.
