@@ -234,8 +234,6 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
     let rules = spec.http.into_iter().enumerate();
     let rules =
         rules.map(|(index, entry)| rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index)));
-    let subnets = spec.tcp.iter().any(|of| of.asks_for_subnets());
-    let unread = subnets.then(|| "tcp.match.sourceSubnet".to_owned()).into_iter().collect();
     // One that is for gateways alone is nobody's concern here, whatever is wrong with it.
     let tls = spec.tls.into_iter().enumerate().map(|(index, of)| {
         let of_gateways = of.of_gateways(&spec.gateways);
@@ -254,7 +252,7 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
         http: rules.collect::<Result<_, _>>()?,
         tls,
         tcp,
-        unread,
+        unread: Vec::new(),
         name,
     })
 }

@@ -105,11 +105,6 @@ impl TcpObject {
         of_gateways(gateways, self.matches.iter().map(|of| &of.gateways))
     }
 
-    /// Also whether fields are there that are not read.
-    pub(super) fn asks_for_subnets(&self) -> bool {
-        self.matches.iter().any(|of| of.source_subnet.is_some())
-    }
-
     pub(super) fn convert(self, path: &FieldPath) -> Result<StreamRule, FieldError> {
         let matches = self.matches.into_iter().enumerate().map(|(index, of)| {
             let path = path.clone().key("match").index(index);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::by_service::ByService;
 use super::compile::{Specificity, full_host, specificity};
 use super::rule::Cluster;
-use super::traffic::{Policy, SubsetPolicy, secures};
+use super::traffic::{MAX_POLICIES, MAX_SELECTORS, Policy, SubsetPolicy, any_secures, policies_of};
 use crate::compile::Settings;
 use crate::endpoints::is_special;
 use crate::name::NamespacedName;
@@ -22,10 +22,12 @@ pub(super) struct Destinations {
     root: String,
     /// By the namespace of the rules.
     namespaces: HashMap<String, OfNamespace>,
-    /// Of services that routes lead to subsets of: by the level and the name of a subset, the service's ports with the
-    /// subset's endpoints alone.
-    subsets: ByService<HashMap<String, HashMap<String, Vec<ServicePort>>>>,
+    /// Of services that routes lead to subsets of.
+    subsets: ByService<SubsetPorts>,
 }
+
+/// By the level and the name of a subset, a service's ports with the subset's endpoints alone.
+type SubsetPorts = HashMap<String, HashMap<String, Arc<Vec<ServicePort>>>>;
 
 /// What the DestinationRules of one namespace say.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,8 @@ struct OfHost {
     selected: Vec<(Labels, Arc<Policy>)>,
     /// To clients of whom nobody knows whether they are selected, if that matters.
     unknown: Option<Arc<Policy>>,
+    /// To the others of the namespace, if what is beyond [`MAX_SELECTORS`] asks for TLS.
+    beyond: Option<Arc<Policy>>,
     /// To all others.
     all: Option<Arc<Policy>>,
 }
@@ -131,10 +135,12 @@ impl Destinations {
             .collect();
         let named: HashSet<_> = led_to.iter().map(|(_, subset)| *subset).collect();
         let mut namespaces: HashMap<String, OfNamespace> = HashMap::new();
+        let mut left: HashMap<&str, usize> = HashMap::new();
         for ((namespace, host, is_wildcard), rules) in by_host {
             let of_namespace = namespaces.entry(namespace.to_owned()).or_default();
             let hosts = if is_wildcard { &mut of_namespace.wildcards } else { &mut of_namespace.hosts };
-            hosts.insert(host, OfHost::new(namespace, rules, &named));
+            let left = left.entry(namespace).or_insert(MAX_POLICIES);
+            hosts.insert(host, OfHost::new(namespace, rules, &named, left));
         }
         let mut found =
             Self { root: settings.root_namespace.clone(), namespaces, subsets: ByService::default() };
@@ -150,19 +156,19 @@ impl Destinations {
         found
     }
 
-    fn subset_ports(
-        &self,
-        service: &Service,
-        names: &HashSet<&str>,
-        world: &World,
-    ) -> HashMap<String, HashMap<String, Vec<ServicePort>>> {
+    fn subset_ports(&self, service: &Service, names: &HashSet<&str>, world: &World) -> SubsetPorts {
         let policies = self.namespaces.values().flat_map(|of| of.hosts_of(&service.hostname));
-        let mut found: HashMap<String, HashMap<String, Vec<ServicePort>>> = HashMap::new();
+        let mut found = SubsetPorts::new();
+        let mut by_labels: BTreeMap<Vec<_>, Arc<Vec<ServicePort>>> = BTreeMap::new();
         for policy in policies.flat_map(OfHost::policies) {
             for (name, subset) in policy.subsets.iter().filter(|(name, _)| names.contains(name.as_str())) {
                 let of_level = found.entry(policy.level.clone()).or_default();
                 // The more specific host comes first, and counts.
-                of_level.entry(name.clone()).or_insert_with(|| subset.ports(service, world));
+                of_level.entry(name.clone()).or_insert_with(|| {
+                    let labels = subset.labels.iter().collect();
+                    let ports = by_labels.entry(labels);
+                    Arc::clone(ports.or_insert_with(|| Arc::new(subset.ports(service, world))))
+                });
             }
         }
         found
@@ -210,7 +216,7 @@ impl Destinations {
                 let subset = policy.and_then(|policy| policy.subsets.get(name));
                 let subset = subset.ok_or(Reason::NoSuchDestination)?;
                 let of_level = self.subsets.get(service).and_then(|levels| levels.get(level)?.get(name));
-                (of_level.ok_or(Reason::NoSuchDestination)?, Some(&subset.levels))
+                (&**of_level.ok_or(Reason::NoSuchDestination)?, Some(&subset.levels))
             }
         };
         let index =
@@ -232,7 +238,7 @@ impl Destinations {
         client: &Client<'_>,
         labels: &HashMap<NamespacedName, Labels>,
     ) -> bool {
-        self.policy(service, client, labels).is_some_and(|policy| policy.whole.all.is_secured())
+        self.policy(service, client, labels).is_some_and(|policy| policy.whole.secure())
     }
 }
 
@@ -245,27 +251,44 @@ impl OfNamespace {
 }
 
 impl OfHost {
-    fn new<'r>(namespace: &str, mut rules: Vec<&'r DestinationRule>, named: &HashSet<&str>) -> Self {
+    /// `left` is how many policies its namespace may still have.
+    fn new(
+        namespace: &str,
+        mut rules: Vec<&DestinationRule>,
+        named: &HashSet<&str>,
+        left: &mut usize,
+    ) -> Self {
+        let refused = |level: &str, why| Some(Arc::new(Policy::refused(format!("{namespace} {level}"), why)));
+        let needed = policies_of(&rules, named);
+        if needed > *left {
+            let why = "the namespace has more DestinationRules than is sensible";
+            let all = if any_secures(&rules) { refused("!", why) } else { None };
+            return Self { all, ..Self::default() };
+        }
+        *left -= needed;
         rules.sort_by_key(|rule| (rule.created, &rule.name));
         let (all, selecting): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.selector.is_empty());
-        let policies = |rule: &&'r DestinationRule| {
-            rule.subsets.iter().map(|subset| &subset.policy).chain([&rule.policy])
-        };
-        let unknown = selecting.iter().flat_map(policies).any(secures);
+        let why = "a DestinationRule's workloadSelector: the labels of the client are not known";
+        let unknown = if any_secures(&selecting) { refused("?", why) } else { None };
         let mut by_selector: Vec<(&Labels, Vec<&DestinationRule>)> = Vec::new();
+        let mut beyond = Vec::new();
         for rule in selecting {
+            let has_room = by_selector.len() < MAX_SELECTORS;
             match by_selector.iter_mut().find(|(selector, _)| **selector == rule.selector) {
                 Some((_, same)) => same.push(rule),
-                None => by_selector.push((&rule.selector, vec![rule])),
+                None if has_room => by_selector.push((&rule.selector, vec![rule])),
+                None => beyond.push(rule),
             }
         }
         let selected = by_selector.into_iter().map(|(selector, rules)| {
             let level = format!("{namespace} {}", shown(selector));
             (selector.clone(), Arc::new(Policy::new(level, &rules, named)))
         });
+        let many = "DestinationRules for the host have more workloadSelectors than is sensible";
         Self {
             selected: selected.collect(),
-            unknown: unknown.then(|| Arc::new(Policy::unknown(format!("{namespace} ?")))),
+            beyond: if any_secures(&beyond) { refused("+", many) } else { None },
+            unknown,
             all: (!all.is_empty()).then(|| Arc::new(Policy::new(namespace.to_owned(), &all, named))),
         }
     }
@@ -280,7 +303,8 @@ impl OfHost {
             Selecting::Unknown => self.unknown.as_ref(),
             Selecting::By(labels) => {
                 let selects = |selector: &Labels| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
-                self.selected.iter().find(|(selector, _)| selects(selector)).map(|(_, policy)| policy)
+                let selected = self.selected.iter().find(|(selector, _)| selects(selector));
+                selected.map(|(_, policy)| policy).or(self.beyond.as_ref())
             }
         };
         own.or(self.all.as_ref())

@@ -54,13 +54,32 @@ impl Snapshot {
 pub(super) fn unread(world: &World) -> impl Iterator<Item = Finding> {
     let rules = world.destination_rules.values();
     let refusals = rules.flat_map(|rule| refusals(rule).map(|why| (&rule.name, why)));
-    ignored(world).chain(refusals.map(|(name, why)| Finding {
+    ignored(world).chain(unmatched(world)).chain(refusals.map(|(name, why)| Finding {
         kind: "DestinationRule",
         name: name.clone(),
         severity: Severity::Error,
         reason: FindingReason::FieldsNotEnforced,
         message: format!("{why}, so that what would go there is refused: 503"),
     }))
+}
+
+/// Matches by what can't be told.
+fn unmatched(world: &World) -> impl Iterator<Item = Finding> {
+    world.virtual_services.values().flat_map(|of| {
+        let rules = of.tcp.iter().enumerate().filter(|(_, rule)| {
+            let mut matches = virtual_streams::meshed(&of.gateways, rule).into_iter();
+            matches.any(|of| of.source_namespace.as_deref() == Some(""))
+        });
+        rules.map(|(number, _)| Finding {
+            kind: "VirtualService",
+            name: of.name.clone(),
+            severity: Severity::Error,
+            reason: FindingReason::FieldsNotEnforced,
+            message: format!(
+                "tcp[{number}] has a match with sourceSubnet, which can't be told here, so that it matches nobody"
+            ),
+        })
+    })
 }
 
 /// The TLS that a waypoint can't do.

@@ -50,7 +50,7 @@ pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
 };
 pub use told::{Told, ToldMetric};
-pub use traffic::{MAX_PORT_SETTINGS, MAX_SUBSETS};
+pub use traffic::{MAX_PORT_SETTINGS, MAX_SELECTORS, MAX_SUBSETS};
 
 use crate::admit::{Judgement, Refused};
 use crate::behind::Behind;

@@ -11,6 +11,11 @@ pub const MAX_SUBSETS: usize = 64;
 /// Ports of a service with settings of their own.
 pub const MAX_PORT_SETTINGS: usize = 64;
 
+/// Different `workloadSelector`s of one namespace's rules for one host.
+pub const MAX_SELECTORS: usize = 16;
+/// Policies that one namespace's rules may make in all, of ports and subsets: a waypoint is not theirs alone.
+pub(super) const MAX_POLICIES: usize = 16_384;
+
 /// What rules of one namespace say of one host, to clients of which all are alike.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Policy {
@@ -52,12 +57,29 @@ impl Policy {
         Self { level, whole: Levels::new(whole, None), subsets }
     }
 
-    /// For clients of whom nobody knows whether rules are for them that want TLS.
-    pub fn unknown(level: String) -> Self {
-        let why = "a DestinationRule's workloadSelector: the labels of the client are not known".to_owned();
-        let policy = TrafficPolicy { tls: Some(ServerTls::Unavailable(why)), ..TrafficPolicy::default() };
+    /// Lets nothing pass.
+    pub fn refused(level: String, why: &str) -> Self {
+        let tls = Some(ServerTls::Unavailable(why.to_owned()));
+        let policy = TrafficPolicy { tls, ..TrafficPolicy::default() };
         Self { level, whole: Levels::new(&policy, None), subsets: HashMap::new() }
     }
+}
+
+/// How many policies rules make at most.
+pub(super) fn policies_of(rules: &[&DestinationRule], named: &HashSet<&str>) -> usize {
+    let ports = |policy: &TrafficPolicy| policy.ports.len() + 1;
+    let of = |rule: &&DestinationRule| {
+        let subsets = rule.subsets.iter().filter(|subset| named.contains(subset.name.as_str()));
+        let whole = ports(&rule.policy);
+        whole + subsets.map(|subset| whole + ports(&subset.policy)).sum::<usize>()
+    };
+    rules.iter().map(of).sum()
+}
+
+/// Whether some of the rules ask for TLS, be it of a subset or at a port.
+pub(super) fn any_secures(rules: &[&DestinationRule]) -> bool {
+    let subsets = rules.iter().flat_map(|rule| &rule.subsets).map(|subset| &subset.policy);
+    rules.iter().map(|rule| &rule.policy).chain(subsets).any(secures)
 }
 
 /// Of several rules for one host, the oldest first, the one whose policy counts.
@@ -105,6 +127,11 @@ impl Levels {
         let numbers = whole.ports.iter().chain(subset.into_iter().flat_map(|subset| &subset.ports));
         let ports = numbers.map(|(number, _)| (*number, of(Some(*number)))).collect();
         Self { all: of(None), ports }
+    }
+
+    /// Whether they ask for TLS, be it at some port.
+    pub fn secure(&self) -> bool {
+        self.all.is_secured() || self.ports.values().any(|policy| policy.is_secured())
     }
 
     pub fn at(&self, port: u16) -> &Arc<TrafficPolicy> {

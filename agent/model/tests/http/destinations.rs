@@ -1,7 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use orlop_model::http::{Client, Cluster, MAX_SUBSETS};
+use orlop_model::http::{Client, Cluster, MAX_SELECTORS, MAX_SUBSETS};
 use orlop_model::world::routing::{
     Balancer, ConnectionPool, Destination, DestinationRule, HttpRule, Outlier, RuleAction, ServerTls, Subset,
     TrafficPolicy, WeightedDestination,
@@ -206,6 +206,35 @@ fn a_rule_for_some_clients_is_for_those_of_its_namespace_alone() {
 }
 
 #[test]
+fn a_namespace_can_not_have_more_selectors_and_policies_than_is_sensible() {
+    let mut world = world();
+    for number in 0..=MAX_SELECTORS {
+        let rule = DestinationRule {
+            created: Some(number as i64),
+            selector: [("app".to_owned(), number.to_string())].into(),
+            policy: secured(ServerTls::Mesh),
+            ..destination("shop", &format!("r{number}"), "web")
+        };
+        add_destination(&mut world, rule);
+    }
+    // It may be one of those that the last is for.
+    assert!(matches!(tls_of(&world, Some("v1")), Some(ServerTls::Unavailable(_))));
+    assert!(target(&compiled(&world), None, 80, "far").unwrap().1.is_none());
+    let mut world = self::world();
+    let ports: Vec<_> = (1..=64).map(|port| (port, balanced(Balancer::Random))).collect();
+    for number in 0..300 {
+        let policy = TrafficPolicy { ports: ports.clone(), ..secured(ServerTls::Disable) };
+        let host = if number == 299 { "web".to_owned() } else { format!("a{number:03}") };
+        let rule = destination("shop", &format!("r{number}"), &host);
+        add_destination(&mut world, DestinationRule { policy, ..rule });
+    }
+    assert_eq!(tls_of(&world, Some("v1")), None);
+    let own = DestinationRule { policy: secured(ServerTls::Mesh), ..destination("shop", "own", "web") };
+    add_destination(&mut world, own);
+    assert!(matches!(tls_of(&world, Some("v1")), Some(ServerTls::Unavailable(_))));
+}
+
+#[test]
 fn what_is_to_be_secured_goes_to_no_port_that_is_not_listed() {
     let mut world = world();
     let passes = |world: &World| {
@@ -218,6 +247,9 @@ fn what_is_to_be_secured_goes_to_no_port_that_is_not_listed() {
     add_destination(&mut world, rule(ServerTls::Disable));
     assert_eq!(passes(&world), Ok(()));
     add_destination(&mut world, rule(ServerTls::Mesh));
+    assert_eq!(passes(&world), Err(Reason::NoServicePort));
+    let of_port = TrafficPolicy { ports: vec![(80, secured(ServerTls::Mesh))], ..TrafficPolicy::default() };
+    add_destination(&mut world, DestinationRule { policy: of_port, ..destination("shop", "r", "web") });
     assert_eq!(passes(&world), Err(Reason::NoServicePort));
 }
 
