@@ -6,6 +6,7 @@ mod policy;
 mod routing;
 mod speaks;
 mod stalls;
+mod tls;
 
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpStream};
@@ -42,7 +43,10 @@ impl Stage {
 
     /// More arguments for the gateway, and what the service's port is called.
     fn with(args: &[&str], port: &str) -> Self {
-        let (mesh, gate, stranger) = Self::pods();
+        Self::of(Self::pods(), args, port)
+    }
+
+    fn of((mesh, gate, stranger): (Mesh, Pod, Pod), args: &[&str], port: &str) -> Self {
         let world = mesh.testbed.world();
         let mut web = ServiceSpec::new(NAMESPACE, "web", 80, TargetPort::Number(80));
         web.ports[0].name = port.to_owned();
@@ -53,6 +57,13 @@ impl Stage {
         let stage = Self { gateway, gate, stranger, mesh };
         stage.settle();
         stage
+    }
+
+    /// With its certificates in the testbed's directory.
+    fn certified() -> Self {
+        let (mesh, gate, stranger) = Self::pods();
+        let dir = mesh.testbed.dir().join("certificates");
+        Self::of((mesh, gate, stranger), &["--certificates", &dir.to_string_lossy()], "http")
     }
 
     fn pods() -> (Mesh, Pod, Pod) {

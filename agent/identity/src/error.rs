@@ -67,6 +67,9 @@ pub enum IdentityError {
     /// A root or a revocation list is not what it should be.
     #[error("a trusted root or revocation list can't be used: {0}; check trust.pem in --ca-dir")]
     Trust(String),
+    /// A certificate for clients from outside the mesh can't be shown.
+    #[error("{0}")]
+    Served(String),
     /// The root's key and certificate don't belong together.
     #[error("{} is not the key of {}; restore the right one, or remove both to start a new root", key.display(), certificate.display())]
     KeyMismatch {

@@ -26,6 +26,7 @@ mod leaf;
 mod outside;
 mod renewal;
 mod root_files;
+mod served;
 mod shown;
 mod signer;
 mod store;
@@ -43,6 +44,7 @@ pub use grpc::{Admission, CaAddress, CertificateService, Gate, Refusal, RemoteCa
 pub use held::{CertificateInfo, CertificateState};
 pub use leaf::{parse_serial, serials_in};
 pub use outside::{OutsideRoots, outside_config};
+pub use served::{ServedCertificate, ServedCertificates, outsiders_config};
 pub use shown::PeerChain;
 pub use signer::{NewRoot, Signer};
 pub use store::Identities;

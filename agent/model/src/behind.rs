@@ -10,6 +10,7 @@ use crate::route::{Balance, Transport, canonical, pick};
 use crate::service::{Endpoint, Service, ServiceKind};
 use crate::snapshot::{Snapshot, Workload, WorkloadKind};
 use crate::world::Resolution;
+use crate::world::stream::Sni;
 
 /// What a waypoint is asked for, of that which it stands before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +37,29 @@ pub enum Behind {
         gateway: NamespacedName,
         /// The address and port of its listener that the client dialled, as the gateway sees it.
         address: SocketAddr,
+        /// What is spoken there.
+        entrance: Entrance,
     },
+}
+
+/// How a client talks to a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Entrance {
+    /// In clear.
+    #[default]
+    Plain,
+    /// In TLS, in which it has named this host, in lower case, if any.
+    Tls(Option<String>),
+}
+
+impl Entrance {
+    /// The host that was named.
+    pub fn sni(&self) -> Sni<'_> {
+        match self {
+            Self::Tls(Some(host)) => Sni::Name(host),
+            Self::Plain | Self::Tls(None) => Sni::Absent,
+        }
+    }
 }
 
 impl Snapshot {

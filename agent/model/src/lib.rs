@@ -45,7 +45,7 @@ pub mod world;
 pub use addresses::Addresses;
 pub use admit::{Caller, Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
-pub use behind::Behind;
+pub use behind::{Behind, Entrance};
 pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved};
 pub use dns::{Answer, Record, RecordData, RecordType};
 pub use hosts::{Hosts, hosts_of};

@@ -104,6 +104,8 @@ reasons! {
     BadRequest = "bad_request",
     /// No rule for the host matches the request.
     NoRoute = "no_route",
+    /// The request is for a host that is another listener's than the one it came by.
+    Misdirected = "misdirected",
     /// The rule leads to a service, port or subset that there is not.
     NoSuchDestination = "no_such_destination",
     /// By the rules of the Gateway API the rule, or the backend that it chose, is invalid.

@@ -37,6 +37,9 @@ pub struct GatewayArguments {
     /// name].
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod: Option<String>,
+    /// Where the Secrets of its listeners' certificates are: NAMESPACE/NAME/tls.crt and tls.key.
+    #[arg(long, value_name = "DIR", default_value = "/etc/orlop/certificates")]
+    pub certificates: PathBuf,
     /// Where it takes clients, on the ports of its Gateway's listeners.
     #[arg(long, value_name = "IP", default_value = "::")]
     pub listen_address: IpAddr,

@@ -1,9 +1,11 @@
 //! `orlop waypoint` and `orlop gateway`: world → snapshot → proxy of requests.
 
+mod certificates;
 mod ports;
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -17,7 +19,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
 };
-use orlop_identity::{DEFAULT_LIFETIME, Identities, jwt::KeySources};
+use orlop_identity::{DEFAULT_LIFETIME, Identities, ServedCertificates, jwt::KeySources};
 use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
 use orlop_model::{
     Identity, NamespacedName, Snapshot, Workload, WorkloadKind, World,
@@ -44,6 +46,7 @@ use crate::{
     traces::Traces,
     worlds::{RoutesOf, Worlds},
 };
+use certificates::Certificates;
 use ports::Ports;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -67,8 +70,8 @@ struct Role {
 enum Listening {
     /// Tunnels to this address.
     Tunnels(SocketAddr),
-    /// Outside the mesh, to the ports of the Gateway at this address.
-    Ports(IpAddr),
+    /// Outside the mesh, to the ports of the Gateway at this address; with the certificates that are in this directory.
+    Ports(IpAddr, PathBuf),
 }
 
 /// Runs a waypoint.
@@ -88,11 +91,11 @@ pub fn waypoint(arguments: WaypointArguments) -> anyhow::Result<()> {
 
 /// Runs a gateway.
 pub fn gateway(arguments: GatewayArguments) -> anyhow::Result<()> {
-    let GatewayArguments { proxy, class, pod, listen_address, .. } = arguments;
+    let GatewayArguments { proxy, class, pod, certificates, listen_address, .. } = arguments;
     let name = proxy.name.clone();
     let pod = NamespacedName::new(&name.namespace, pod.as_deref().unwrap_or(&name.name));
     let routes = RoutesOf::Gateway(OwnGateway { name, class, pod });
-    let listening = Listening::Ports(listen_address);
+    let listening = Listening::Ports(listen_address, certificates);
     let role = Role {
         routes,
         listening,
@@ -125,6 +128,7 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let memory =
         arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
     let config = HttpProxyConfig { tracer, ..config(&arguments, &role, (descriptors, memory), keys.clone()) };
+    let served = Arc::clone(&config.served);
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
@@ -153,7 +157,9 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
             listen(address)
                 .with_context(|| format!("cannot listen on {address}; choose another with --listen"))?,
         ),
-        Listening::Ports(address) => Listeners::Ports(Ports::at(address)),
+        Listening::Ports(address, dir) => {
+            Listeners::Ports(Ports::at(address), Certificates::new(dir, served))
+        }
     };
     let mut none = ServerSockets::new();
     let mut servers = Servers::listen(arguments.admin, arguments.metrics, arguments.ready, &mut none).await?;
@@ -187,9 +193,11 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     }
     loop {
         let mut again = None;
-        if let Listeners::Ports(ports) = &mut listeners {
+        if let Listeners::Ports(ports, certificates) = &mut listeners {
+            // Before anybody asks for them.
+            certificates.read(&published);
             closed.send_replace(ports.open(&proxy, &arguments.name, &published));
-            again = ports.retry();
+            again = ports.retry().or(certificates.again());
         }
         status.send_modify(|status| status.generation = published.generation());
         tokio::select! {
@@ -239,7 +247,7 @@ async fn watch_world(arguments: &WorldArguments) -> anyhow::Result<watch::Receiv
 /// What clients come to.
 enum Listeners {
     Tunnels(TcpListener),
-    Ports(Ports),
+    Ports(Ports, Certificates),
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -312,6 +320,7 @@ fn config(
             ..HttpLimits::default()
         },
         keys,
+        served: Arc::new(ServedCertificates::default()),
         tracer: None,
     }
 }

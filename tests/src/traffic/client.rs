@@ -46,7 +46,7 @@ pub fn get(stream: TcpStream, host: &str, path: &str) -> io::Result<Response> {
 }
 
 /// Sends a request, head and body as they are, and reads the answer; again and again on one stream.
-pub fn request(stream: &mut BufReader<TcpStream>, request: &str) -> io::Result<Response> {
+pub fn request<S: Read + Write>(stream: &mut BufReader<S>, request: &str) -> io::Result<Response> {
     stream.get_mut().write_all(request.as_bytes())?;
     let status_line = line(stream)?;
     let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -65,7 +65,7 @@ pub fn request(stream: &mut BufReader<TcpStream>, request: &str) -> io::Result<R
     Ok(response)
 }
 
-fn body(stream: &mut BufReader<TcpStream>, head: &Response) -> io::Result<Vec<u8>> {
+fn body(stream: &mut impl BufRead, head: &Response) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if head.header("transfer-encoding") == Some("chunked") {
         loop {
@@ -91,7 +91,7 @@ fn body(stream: &mut BufReader<TcpStream>, head: &Response) -> io::Result<Vec<u8
     Ok(body)
 }
 
-fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
+fn line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());

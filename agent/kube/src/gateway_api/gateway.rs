@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 
 use orlop_model::world::gateway::{
-    FromNamespaces, Gateway, LabelTest, Listener, Requirement, RouteGroupKind,
+    CertificateRef, FromNamespaces, Gateway, LabelTest, Listener, ListenerTls, Requirement, RouteGroupKind,
 };
 use orlop_model::world::gateway_api::GROUP;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
+use super::in_namespace;
 use crate::field::{FieldError, FieldPath, port};
 use crate::metadata::namespaced;
 use crate::read::Metadata;
@@ -24,6 +26,7 @@ pub(crate) struct Object {
 struct Spec {
     gateway_class_name: String,
     listeners: Vec<ListenerObject>,
+    tls: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,8 +36,27 @@ struct ListenerObject {
     port: i32,
     protocol: String,
     hostname: Option<String>,
-    tls: Option<IgnoredAny>,
+    tls: Option<TlsObject>,
     allowed_routes: Option<AllowedObject>,
+}
+
+/// What is not known of it may be there for safety, and is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct TlsObject {
+    mode: Option<String>,
+    certificate_refs: Vec<CertificateObject>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CertificateObject {
+    #[serde(default)]
+    group: String,
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,20 +97,18 @@ struct KindObject {
 
 /// Converts a Gateway.
 pub(crate) fn convert(object: Object) -> Result<Gateway, FieldError> {
-    let Spec { gateway_class_name: class, listeners } = object.spec;
+    let Spec { gateway_class_name: class, listeners, tls } = object.spec;
+    let name = namespaced(&object.metadata)?;
     let listeners = listeners.into_iter().enumerate().map(|(index, of)| {
         let path = FieldPath::from("spec.listeners").index(index);
-        of.convert(&path)
+        of.convert(&name.namespace, &path)
     });
-    Ok(Gateway {
-        name: namespaced(&object.metadata)?,
-        class,
-        listeners: listeners.collect::<Result<Vec<_>, _>>()?,
-    })
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    Ok(Gateway { name, class, listeners, tls: tls.is_some() })
 }
 
 impl ListenerObject {
-    fn convert(self, path: &FieldPath) -> Result<Listener, FieldError> {
+    fn convert(self, namespace: &str, path: &FieldPath) -> Result<Listener, FieldError> {
         let allowed = self.allowed_routes.unwrap_or_default();
         let at = || path.clone().key("allowedRoutes").key("namespaces").key("selector");
         let hostname = self.hostname.filter(|hostname| !hostname.is_empty());
@@ -101,10 +121,24 @@ impl ListenerObject {
             port: port(self.port, || path.clone().key("port"))?,
             protocol: self.protocol,
             hostname: hostname.map(|hostname| hostname.to_ascii_lowercase()),
-            tls: self.tls.is_some(),
+            tls: self.tls.map(|tls| tls.convert(namespace)),
             namespaces: from(allowed.namespaces.unwrap_or_default(), at)?,
             kinds: kinds.collect(),
         })
+    }
+}
+
+impl TlsObject {
+    fn convert(self, namespace: &str) -> ListenerTls {
+        let certificates = self.certificate_refs.into_iter().map(|of| CertificateRef {
+            group: of.group,
+            kind: of.kind.unwrap_or_else(|| "Secret".to_owned()),
+            name: in_namespace(of.namespace, of.name, namespace),
+        });
+        // What is empty asks for nothing.
+        let is_empty = |value: &Value| value.is_null() || value.as_object().is_some_and(Map::is_empty);
+        let unread = self.others.into_iter().find(|(_, value)| !is_empty(value)).map(|(field, _)| field);
+        ListenerTls { mode: self.mode, certificates: certificates.collect(), unread }
     }
 }
 

@@ -30,6 +30,11 @@ impl<T> HostMap<T> {
         }
     }
 
+    /// All that there is.
+    pub fn all(&self) -> impl Iterator<Item = &T> {
+        self.exact.values().chain(self.under.values()).chain(&self.any)
+    }
+
     /// What there is for a host, the most specific first.
     pub fn of(&self, host: &str) -> impl Iterator<Item = &T> {
         // What is longer is no name: nobody looks at each of its dots.

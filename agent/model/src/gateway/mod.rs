@@ -6,11 +6,13 @@ mod hostname;
 pub use attach::{AtListener, Attachments, NotAttached};
 pub(crate) use hostname::{ANY, HostMap};
 
+use crate::name::NamespacedName;
 use crate::ports::is_own;
-use crate::world::gateway::{Gateway, Listener};
+use crate::world::gateway::{CertificateRef, Gateway, Listener, ListenerTls};
 use crate::world::gateway_api::{GROUP, RouteKind};
 
 const HTTP: &str = "HTTP";
+const HTTPS: &str = "HTTPS";
 
 /// Why a listener is not opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,12 @@ pub enum ListenerProblem {
     UnsupportedProtocol(String),
     /// `tls` is of no use here.
     Tls,
+    /// This, which its TLS is to be like, can't be had.
+    UnsupportedTls(String),
+    /// It names no certificate, or something that is none.
+    InvalidCertificate(String),
+    /// It names a Secret of another namespace.
+    ForeignCertificate(NamespacedName),
     /// The hostname is none.
     Hostname(String),
     /// Another one of the port speaks something else.
@@ -35,7 +43,9 @@ impl ListenerProblem {
         match self {
             Self::PortUnavailable(_) => "PortUnavailable",
             Self::UnsupportedProtocol(_) => "UnsupportedProtocol",
-            Self::Tls | Self::Hostname(_) => "UnsupportedValue",
+            Self::Tls | Self::UnsupportedTls(_) | Self::Hostname(_) => "UnsupportedValue",
+            Self::InvalidCertificate(_) => "InvalidCertificateRef",
+            Self::ForeignCertificate(_) => "RefNotPermitted",
             Self::ProtocolConflict(_) => "ProtocolConflict",
             Self::HostnameConflict(_) => "HostnameConflict",
         }
@@ -46,6 +56,11 @@ impl ListenerProblem {
         matches!(self, Self::ProtocolConflict(_) | Self::HostnameConflict(_))
     }
 
+    /// Whether what it refers to is wrong, rather than it.
+    pub fn is_reference(&self) -> bool {
+        matches!(self, Self::InvalidCertificate(_) | Self::ForeignCertificate(_))
+    }
+
     /// What to change.
     pub fn message(&self) -> String {
         match self {
@@ -53,9 +68,18 @@ impl ListenerProblem {
                 format!("choose another port: {port} is one that the proxy needs for itself, or none")
             }
             Self::UnsupportedProtocol(protocol) => {
-                format!("make its protocol HTTP: a gateway speaks no {protocol}")
+                format!("make its protocol HTTP or HTTPS: a gateway speaks no {protocol}")
             }
             Self::Tls => "remove its tls: with protocol HTTP it would not be used".to_owned(),
+            Self::UnsupportedTls(what) => {
+                format!("remove {what}: it can't be had, and may be there for safety")
+            }
+            Self::InvalidCertificate(problem) => problem.clone(),
+            Self::ForeignCertificate(name) => {
+                format!(
+                    "a pod can use Secrets of its own namespace alone: copy {name} to that of the Gateway"
+                )
+            }
             Self::Hostname(hostname) => {
                 format!("{hostname:?} is no hostname, such as example.com or *.example.com")
             }
@@ -73,7 +97,7 @@ impl Gateway {
     /// Whether each of the listeners can be opened, in their order. Of those that can't be told apart none is; the
     /// others go on.
     pub fn judge_listeners(&self) -> Vec<Result<(), ListenerProblem>> {
-        let own: Vec<_> = self.listeners.iter().map(judge).collect();
+        let own: Vec<_> = self.listeners.iter().map(|listener| self.judge(listener)).collect();
         let others = |index: usize| {
             let all = self.listeners.iter().zip(&own).enumerate();
             all.filter(move |(other, (_, own))| *other != index && own.is_ok()).map(|(_, (other, _))| other)
@@ -90,28 +114,83 @@ impl Gateway {
         };
         self.listeners.iter().enumerate().map(conflict).collect()
     }
+
+    fn judge(&self, listener: &Listener) -> Result<(), ListenerProblem> {
+        let Listener { port, protocol, hostname, tls, .. } = listener;
+        if protocol != HTTP && protocol != HTTPS {
+            return Err(ListenerProblem::UnsupportedProtocol(protocol.clone()));
+        }
+        if *port == 0 || is_own(*port) {
+            return Err(ListenerProblem::PortUnavailable(*port));
+        }
+        match hostname {
+            Some(hostname) if !hostname::is_hostname(hostname) => {
+                return Err(ListenerProblem::Hostname(hostname.clone()));
+            }
+            _ => {}
+        }
+        match tls {
+            None if protocol == HTTP => Ok(()),
+            Some(_) if protocol == HTTP => Err(ListenerProblem::Tls),
+            _ if self.tls => Err(ListenerProblem::UnsupportedTls("spec.tls".to_owned())),
+            None => Err(no_certificate()),
+            Some(tls) => tls.judge(&self.name.namespace),
+        }
+    }
 }
 
-fn judge(listener: &Listener) -> Result<(), ListenerProblem> {
-    let Listener { port, protocol, hostname, tls, .. } = listener;
-    if protocol != HTTP {
-        return Err(ListenerProblem::UnsupportedProtocol(protocol.clone()));
-    }
-    if *port == 0 || is_own(*port) {
-        return Err(ListenerProblem::PortUnavailable(*port));
-    }
-    if *tls {
-        return Err(ListenerProblem::Tls);
-    }
-    match hostname {
-        Some(hostname) if !hostname::is_hostname(hostname) => {
-            Err(ListenerProblem::Hostname(hostname.clone()))
+fn no_certificate() -> ListenerProblem {
+    ListenerProblem::InvalidCertificate("name a Secret in its tls.certificateRefs".to_owned())
+}
+
+/// Whether Kubernetes would take it for an object's: files are found by it.
+fn is_object_name(name: &str) -> bool {
+    let is_fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    !name.starts_with('.') && (1..=253).contains(&name.len()) && name.bytes().all(is_fit)
+}
+
+impl ListenerTls {
+    /// Whether it can be had by pods of this namespace.
+    fn judge(&self, namespace: &str) -> Result<(), ListenerProblem> {
+        match (&self.mode, &self.unread) {
+            (Some(mode), _) if mode != "Terminate" => {
+                return Err(ListenerProblem::UnsupportedTls(format!("its tls.mode {mode}")));
+            }
+            (_, Some(unread)) => return Err(ListenerProblem::UnsupportedTls(format!("its tls.{unread}"))),
+            _ => {}
         }
-        _ => Ok(()),
+        if self.certificates.is_empty() {
+            return Err(no_certificate());
+        }
+        for CertificateRef { group, kind, name } in &self.certificates {
+            if !group.is_empty() || kind != "Secret" {
+                let problem = format!("{kind} {} is no certificate: name a Secret", name.name);
+                return Err(ListenerProblem::InvalidCertificate(problem));
+            }
+            if !is_object_name(&name.name) {
+                let problem = format!("{:?} is no name of a Secret", &*name.name);
+                return Err(ListenerProblem::InvalidCertificate(problem));
+            }
+            if name.namespace != *namespace {
+                return Err(ListenerProblem::ForeignCertificate(name.clone()));
+            }
+        }
+        Ok(())
     }
 }
 
 impl Listener {
+    /// Whether it speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.protocol == HTTPS
+    }
+
+    /// The Secrets whose certificates it shows.
+    pub fn certificates(&self) -> impl Iterator<Item = &NamespacedName> {
+        let tls = self.tls.as_ref().filter(|_| self.is_tls());
+        tls.into_iter().flat_map(|tls| &tls.certificates).map(|of| &of.name)
+    }
+
     /// The kinds of routes that it takes, and whether it asks for others too, which can't be attached.
     pub fn supported_kinds(&self) -> (Vec<RouteKind>, bool) {
         let all = [RouteKind::Http, RouteKind::Grpc];

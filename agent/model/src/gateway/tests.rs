@@ -23,6 +23,7 @@ fn gateway(listeners: impl Into<Vec<Listener>>) -> Gateway {
         name: NamespacedName::new("edge", "gate"),
         class: "orlop".to_owned(),
         listeners: listeners.into(),
+        tls: false,
     }
 }
 
@@ -49,8 +50,48 @@ fn of_listeners_that_conflict_none_is_opened_and_the_others_go_on() {
     // What can't be opened anyway is in nobody's way.
     let other = Listener { protocol: "TCP".to_owned(), ..listener("a", 80, None) };
     assert_eq!(reasons([other, listener("b", 80, None)]), ["UnsupportedProtocol", ""]);
-    let tls = Listener { tls: true, ..listener("a", 80, None) };
+    let tls = Listener { tls: Some(ListenerTls::default()), ..listener("a", 80, None) };
     assert_eq!(reasons([tls, host("b", "not a host")]), ["UnsupportedValue"; 2]);
+}
+
+#[test]
+fn tls_that_can_not_be_had_as_it_is_asked_for_is_none() {
+    let secret = |group: &str, kind: &str, namespace: &str| CertificateRef {
+        group: group.to_owned(),
+        kind: kind.to_owned(),
+        name: NamespacedName::new(namespace, "cert"),
+    };
+    let good = || vec![secret("", "Secret", "edge")];
+    let https = |tls: Option<ListenerTls>| Listener {
+        protocol: "HTTPS".to_owned(),
+        tls,
+        ..listener("a", 443, Some("a.example"))
+    };
+    let with = |certificates| Some(ListenerTls { certificates, ..ListenerTls::default() });
+    let terminate = ListenerTls { mode: Some("Terminate".to_owned()), ..with(good()).unwrap() };
+    let passthrough = ListenerTls { mode: Some("Passthrough".to_owned()), ..with(good()).unwrap() };
+    let unread = ListenerTls { unread: Some("options".to_owned()), ..with(good()).unwrap() };
+    for (tls, wanted) in [
+        (with(good()), ""),
+        (Some(terminate), ""),
+        (None, "InvalidCertificateRef"),
+        (with(Vec::new()), "InvalidCertificateRef"),
+        (with(vec![secret("", "ConfigMap", "edge")]), "InvalidCertificateRef"),
+        (with(vec![secret("example.com", "Secret", "edge")]), "InvalidCertificateRef"),
+        (with(vec![secret("", "Secret", "edge"), secret("", "Secret", "other")]), "RefNotPermitted"),
+        (Some(passthrough), "UnsupportedValue"),
+        (Some(unread), "UnsupportedValue"),
+    ] {
+        assert_eq!(reasons([https(tls.clone())]), [wanted], "{tls:?}");
+    }
+    let outside =
+        CertificateRef { name: NamespacedName::new("edge", "../x"), ..secret("", "Secret", "edge") };
+    assert_eq!(reasons([https(with(vec![outside]))]), ["InvalidCertificateRef"]);
+    let asks = Gateway { tls: true, ..gateway([https(with(good())), listener("b", 80, None)]) };
+    assert_eq!(asks.judge_listeners()[0], Err(ListenerProblem::UnsupportedTls("spec.tls".to_owned())));
+    assert_eq!(asks.judge_listeners()[1], Ok(()));
+    let plain = listener("b", 443, Some("b.example"));
+    assert_eq!(reasons([https(with(good())), plain]), ["ProtocolConflict"; 2]);
 }
 
 fn route(namespace: &str, name: &str, hostnames: &[&str]) -> Route {

@@ -340,7 +340,7 @@ impl RequestPolicies {
 }
 
 fn facts<'a>(
-    target: &Behind,
+    target: &'a Behind,
     client: Option<&'a Identity>,
     address: IpAddr,
     request: Option<&'a RequestFacts<'a>>,
@@ -353,7 +353,8 @@ fn facts<'a>(
         Behind::Service { port, dialled: None, .. } => {
             Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
         }
-        Behind::Workload { address, .. } | Behind::Gateway { address, .. } => facts(*address),
+        Behind::Workload { address, .. } => facts(*address),
+        Behind::Gateway { address, entrance, .. } => Facts { sni: entrance.sni(), ..facts(*address) },
     }
 }
 

@@ -5,7 +5,9 @@ use super::gateway_api::Attaching;
 use super::rule::Cluster;
 use super::table::Table;
 use super::{Request, Selected};
+use crate::behind::Entrance;
 use crate::gateway::{ANY, Attachments, HostMap};
+use crate::name::NamespacedName;
 use crate::policy::Finding;
 use crate::reason::Reason;
 use crate::world::gateway_api::Route;
@@ -14,9 +16,21 @@ use crate::world::gateway_api::Route;
 /// common.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ingress {
-    ports: BTreeMap<u16, HostMap<HostMap<Arc<Table>>>>,
+    ports: BTreeMap<u16, Port>,
     /// Each of these once.
     tables: Vec<Arc<Table>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Port {
+    is_tls: bool,
+    listeners: HostMap<Listening>,
+}
+
+#[derive(Clone, Debug)]
+struct Listening {
+    tables: HostMap<Arc<Table>>,
+    certificates: Vec<NamespacedName>,
 }
 
 impl Ingress {
@@ -39,8 +53,12 @@ impl Ingress {
                 });
                 tables.insert(host, Arc::clone(table));
             }
-            let listeners = found.ports.entry(at.listener.port).or_default();
-            listeners.insert(at.listener.hostname.as_deref().unwrap_or(ANY), tables);
+            let port = found.ports.entry(at.listener.port).or_default();
+            // Those of one port that speak something else are in conflict.
+            port.is_tls = at.listener.is_tls();
+            let certificates = at.listener.certificates().cloned().collect();
+            let host = at.listener.hostname.as_deref().unwrap_or(ANY);
+            port.listeners.insert(host, Listening { tables, certificates });
         }
         found.tables = made.into_values().collect();
         found
@@ -56,13 +74,47 @@ impl Ingress {
         self.ports.keys().copied()
     }
 
+    /// Whether TLS is spoken on this port.
+    pub fn is_tls(&self, port: u16) -> bool {
+        self.ports.get(&port).is_some_and(|port| port.is_tls)
+    }
+
+    /// The Secrets with the certificates of all listeners.
+    pub fn certificates(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.ports.values().flat_map(|port| port.listeners.all()).flat_map(|of| &of.certificates)
+    }
+
+    /// Those for a client that names this host on this port, or none.
+    pub fn certificates_for(&self, port: u16, sni: Option<&str>) -> &[NamespacedName] {
+        let port = self.ports.get(&port).filter(|port| port.is_tls);
+        port.and_then(|port| port.of(sni)).map_or(&[], |listener| &listener.certificates)
+    }
+
     /// The rule that a request on this port follows. The listener whose hostname is the most specific has it to itself, and
-    /// of its routes those of the most specific hostname: what they don't match must not be answered by somebody else.
-    pub fn select(&self, request: &Request<'_>) -> Result<Selected<'_>, Reason> {
+    /// of its routes those of the most specific hostname: what they don't match must not be answered by somebody else. In
+    /// TLS it must be the listener whose certificate the client has seen.
+    pub fn select(&self, request: &Request<'_>, entrance: &Entrance) -> Result<Selected<'_>, Reason> {
         let host = host(request.authority);
-        let listener = self.ports.get(&request.port).and_then(|listeners| listeners.of(&host).next());
-        let table = listener.and_then(|tables| tables.of(&host).next());
+        let port = self.ports.get(&request.port).ok_or(Reason::NoRoute)?;
+        let listener = port.of(Some(&host)).ok_or(Reason::NoRoute)?;
+        let is_same = match entrance {
+            Entrance::Plain => !port.is_tls,
+            Entrance::Tls(sni) => {
+                port.is_tls && port.of(sni.as_deref()).is_some_and(|of| std::ptr::eq(of, listener))
+            }
+        };
+        if !is_same {
+            return Err(Reason::Misdirected);
+        }
+        let table = listener.tables.of(&host).next();
         table.and_then(|table| table.select(request, None)).ok_or(Reason::NoRoute)
+    }
+}
+
+impl Port {
+    /// The listener for a host; without one that which is for any.
+    fn of(&self, host: Option<&str>) -> Option<&Listening> {
+        self.listeners.of(host.unwrap_or_default()).next()
     }
 }
 

@@ -53,7 +53,7 @@ pub use told::{Told, ToldMetric};
 pub use traffic::{MAX_PORT_SETTINGS, MAX_SELECTORS, MAX_SUBSETS};
 
 use crate::admit::{Judgement, Refused};
-use crate::behind::Behind;
+use crate::behind::{Behind, Entrance};
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
@@ -235,9 +235,29 @@ impl Routes {
     }
 
     /// The rule that a request to the gateway follows; [`Reason::NoRoute`] where no listener has its host, or no rule
-    /// matches. Its port is the listener's.
-    pub fn select_at_gateway(&self, request: &Request<'_>) -> Result<Selected<'_>, Reason> {
-        self.ingress.as_ref().ok_or(Reason::NoRoute)?.select(request)
+    /// matches, and [`Reason::Misdirected`] where it came by another listener. Its port is the listener's.
+    pub fn select_at_gateway(
+        &self,
+        request: &Request<'_>,
+        entrance: &Entrance,
+    ) -> Result<Selected<'_>, Reason> {
+        self.ingress.as_ref().ok_or(Reason::NoRoute)?.select(request, entrance)
+    }
+
+    /// Whether TLS is spoken on this port of the gateway.
+    pub fn is_tls(&self, port: u16) -> bool {
+        self.ingress.as_ref().is_some_and(|ingress| ingress.is_tls(port))
+    }
+
+    /// The Secrets with the certificates of all listeners of the gateway.
+    pub fn certificates(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.ingress.iter().flat_map(Ingress::certificates)
+    }
+
+    /// Those with what a client is to be shown that names this host on this port of the gateway, in lower case, or none.
+    /// Without any nobody is there for it.
+    pub fn certificates_for(&self, port: u16, sni: Option<&str>) -> &[NamespacedName] {
+        self.ingress.as_ref().map_or(&[], |ingress| ingress.certificates_for(port, sni))
     }
 
     /// Whether the gateway's Gateway is there.

@@ -12,6 +12,8 @@ pub struct Gateway {
     pub class: String,
     /// `spec.listeners`, in their order.
     pub listeners: Vec<Listener>,
+    /// Whether there is anything in `spec.tls`, such as which certificates clients must show.
+    pub tls: bool,
 }
 
 /// An entry of `spec.listeners`.
@@ -25,12 +27,34 @@ pub struct Listener {
     pub protocol: String,
     /// `hostname`, in lower case, which may begin with `*.`; `None` is any.
     pub hostname: Option<String>,
-    /// Whether there is anything in `tls`.
-    pub tls: bool,
+    /// `tls`, if there is anything in it.
+    pub tls: Option<ListenerTls>,
     /// `allowedRoutes.namespaces`
     pub namespaces: FromNamespaces,
     /// `allowedRoutes.kinds`; empty is all that the protocol can have.
     pub kinds: Vec<RouteGroupKind>,
+}
+
+/// What a listener that speaks TLS shows, and asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// `mode`; `None` is `Terminate`.
+    pub mode: Option<String>,
+    /// `certificateRefs`
+    pub certificates: Vec<CertificateRef>,
+    /// A field that is not read.
+    pub unread: Option<String>,
+}
+
+/// An entry of `certificateRefs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertificateRef {
+    /// `group`, empty for Kubernetes' own.
+    pub group: String,
+    /// `kind`
+    pub kind: String,
+    /// Namespace and name.
+    pub name: NamespacedName,
 }
 
 /// An entry of `allowedRoutes.kinds`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use orlop_model::http::{Action, Asker, NoTokens, OwnGateway, Request};
 use orlop_model::world::Pod;
-use orlop_model::world::gateway::{FromNamespaces, Gateway, Listener};
+use orlop_model::world::gateway::{CertificateRef, FromNamespaces, Gateway, Listener, ListenerTls};
 use orlop_model::world::gateway_api::{
     BackendRef, GROUP, GatewayParent, GrantFrom, GrantTo, ReferenceGrant, Route, RouteBackend, RouteKind,
     RouteMatch, RouteRule, Unreadable,
@@ -13,7 +13,7 @@ use orlop_model::world::gateway_api::{
 use orlop_model::world::routing::{HttpMatch, StringMatch};
 use orlop_model::world::security::{Action as Effect, AuthorizationPolicy, Match, Rule, Source, Target};
 use orlop_model::world::stream::HostPattern;
-use orlop_model::{Behind, NamespacedName, Reason, Refused, Snapshot, World, compile};
+use orlop_model::{Behind, Entrance, NamespacedName, Reason, Refused, Snapshot, World, compile};
 
 use crate::support::{get, settings, world};
 
@@ -47,7 +47,12 @@ fn listener(name: &str, port: u16, hostname: Option<&str>) -> Listener {
 fn with(listeners: impl Into<Vec<Listener>>, routes: impl IntoIterator<Item = Route>) -> World {
     let mut world = world();
     let name = NamespacedName::new("edge", "gate");
-    let gateway = Gateway { name: name.clone(), class: "now".to_owned(), listeners: listeners.into() };
+    let gateway = Gateway {
+        name: name.clone(),
+        class: "now".to_owned(),
+        listeners: listeners.into(),
+        ..Gateway::default()
+    };
     world.gateways.insert(name, gateway);
     let labels = [("app".to_owned(), "gate".to_owned())].into();
     let service_account = "gate".into();
@@ -92,8 +97,55 @@ fn ask<'a>(host: &'a str, port: u16, path: &'a str) -> Request<'a> {
 }
 
 fn rule(world: &World, request: &Request<'_>) -> Result<String, Reason> {
+    rule_by(world, request, &Entrance::Plain)
+}
+
+fn rule_by(world: &World, request: &Request<'_>, entrance: &Entrance) -> Result<String, Reason> {
     let snapshot = compiled(world);
-    snapshot.routes().select_at_gateway(request).map(|selected| selected.rule.name.clone())
+    snapshot.routes().select_at_gateway(request, entrance).map(|selected| selected.rule.name.clone())
+}
+
+#[test]
+fn in_tls_a_request_follows_the_rules_of_the_listener_whose_name_the_client_gave() {
+    let tls = |name: &str, hostname| {
+        let of = CertificateRef {
+            group: String::new(),
+            kind: "Secret".to_owned(),
+            name: NamespacedName::new("edge", name),
+        };
+        let tls = ListenerTls { certificates: vec![of], ..ListenerTls::default() };
+        Listener { protocol: "HTTPS".to_owned(), tls: Some(tls), ..listener(name, 443, hostname) }
+    };
+    let listeners = [
+        tls("any", None),
+        tls("wide", Some("*.example.com")),
+        tls("one", Some("a.example.com")),
+        listener("plain", 80, None),
+    ];
+    let world = with(listeners, [route("r", &[], "/")]);
+    let named = |host: Option<&str>| Entrance::Tls(host.map(str::to_owned));
+    for (host, port, entrance, wanted) in [
+        ("a.example.com", 443, named(Some("a.example.com")), Ok("r")),
+        ("b.example.com", 443, named(Some("c.example.com")), Ok("r")),
+        ("else.net", 443, named(None), Ok("r")),
+        ("else.net", 443, named(Some("other.net")), Ok("r")),
+        ("a.example.com", 443, named(Some("b.example.com")), Err(Reason::Misdirected)),
+        ("b.example.com", 443, named(Some("a.example.com")), Err(Reason::Misdirected)),
+        ("a.example.com", 443, named(None), Err(Reason::Misdirected)),
+        // What came before the port spoke something else.
+        ("a.example.com", 443, Entrance::Plain, Err(Reason::Misdirected)),
+        ("a.example.com", 80, named(Some("a.example.com")), Err(Reason::Misdirected)),
+    ] {
+        let found = rule_by(&world, &ask(host, port, "/"), &entrance);
+        assert_eq!(found.as_deref().map_err(|reason| *reason), wanted, "{host} {port} {entrance:?}");
+    }
+    let snapshot = compiled(&world);
+    let routes = snapshot.routes();
+    let shown =
+        |port, sni| routes.certificates_for(port, sni).iter().map(|name| &*name.name).collect::<Vec<_>>();
+    assert_eq!((shown(443, Some("a.example.com")), shown(443, None)), (vec!["one"], vec!["any"]));
+    assert_eq!((shown(443, Some("x.example.com")), shown(80, None)), (vec!["wide"], vec![]));
+    assert_eq!((routes.is_tls(443), routes.is_tls(80), routes.certificates().count()), (true, false, 3));
 }
 
 #[test]
@@ -168,7 +220,8 @@ fn older_routes_come_first_and_then_those_of_the_lesser_name() {
 fn another_namespaces_service_needs_a_grant_and_what_is_not_understood_is_refused() {
     let invalid = |world: &World| {
         let snapshot = compiled(world);
-        match &snapshot.routes().select_at_gateway(&ask("x", 80, "/")).unwrap().rule.action {
+        match &snapshot.routes().select_at_gateway(&ask("x", 80, "/"), &Entrance::Plain).unwrap().rule.action
+        {
             Action::Route(split) => split.pick(0).unwrap().cluster.service.is_err(),
             Action::Invalid(_) => true,
             _ => false,
@@ -198,7 +251,7 @@ fn a_rule_that_is_not_understood_is_refused_where_it_would_count() {
     let older = || Route { created: Some(1), ..route("older", &[], "/") };
     let is_refused = |world: &World, path: &str| {
         let snapshot = compiled(world);
-        let selected = snapshot.routes().select_at_gateway(&ask("x", 80, path)).unwrap();
+        let selected = snapshot.routes().select_at_gateway(&ask("x", 80, path), &Entrance::Plain).unwrap();
         matches!(selected.rule.action, Action::Invalid(_))
     };
     let world = with([listener("any", 80, None)], [older(), odd("/admin", false)]);
@@ -232,6 +285,7 @@ fn judge(world: &World, address: &str) -> Result<(), Refused> {
     let gateway = Behind::Gateway {
         gateway: NamespacedName::new("edge", "gate"),
         address: "10.9.9.9:80".parse().unwrap(),
+        entrance: Entrance::Plain,
     };
     let request = ask("x", 80, "/");
     let routes = snapshot.routes();

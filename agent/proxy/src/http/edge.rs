@@ -1,20 +1,34 @@
 //! A gateway's clients, who come from outside the mesh: nobody knows who they are, and what they say of it counts for
 //! nothing.
 
-use std::{rc::Rc, time::Duration};
+use std::{fmt, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use orlop_model::Reason;
-use tokio::{net::TcpListener, sync::watch, task::spawn_local, time::sleep};
+use orlop_identity::{ALPN_H2, classify_io};
+use orlop_model::{Entrance, Reason};
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::spawn_local,
+    time::{sleep, timeout},
+};
 
-use super::{Local, headers::remove, record::RequestRecord, session, session::Session};
+use super::{
+    Local, Own, headers::remove, io::Io, record::RequestRecord, session, session::Session, sniff::Protocol,
+};
 use crate::{
     hbone,
     metrics::Direction,
     record::Record,
     refusal::Refusal,
-    shared::Phase,
+    shared::{Phase, Shared},
     socket::{self, Accepted},
+    tunnel,
 };
 
 /// How long to leave a listener alone that can't accept, most likely for want of descriptors.
@@ -25,7 +39,12 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Accepts until the port is closed or the gateway leaves.
-pub(super) async fn run(local: Rc<Local>, listener: std::net::TcpListener, mut open: watch::Receiver<()>) {
+pub(super) async fn run(
+    local: Rc<Local>,
+    listener: std::net::TcpListener,
+    tls: Arc<ServerConfig>,
+    mut open: watch::Receiver<()>,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen"),
@@ -42,7 +61,7 @@ pub(super) async fn run(local: Rc<Local>, listener: std::net::TcpListener, mut o
         match accepted {
             Ok((tcp, peer)) => {
                 let accepted = Accepted { tcp, peer: socket::canonical(peer) };
-                spawn_local(serve(Rc::clone(&local), accepted));
+                spawn_local(serve(Rc::clone(&local), accepted, Arc::clone(&tls)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept; trying again");
@@ -53,7 +72,7 @@ pub(super) async fn run(local: Rc<Local>, listener: std::net::TcpListener, mut o
     socket::stop_listening(&listener);
 }
 
-async fn serve(local: Rc<Local>, accepted: Accepted) {
+async fn serve(local: Rc<Local>, accepted: Accepted, tls: Arc<ServerConfig>) {
     let shared = &local.worker.shared;
     let Accepted { tcp, peer } = accepted;
     let refuse = |refusal: Refusal| {
@@ -79,7 +98,17 @@ async fn serve(local: Rc<Local>, accepted: Accepted) {
         Err(error) => return refuse(Refusal::internal(error)),
     };
     let _ = (tcp.set_nodelay(true), socket::keep_alive(&tcp));
-    session::serve_outsider(&local, tcp, peer, dialled).await;
+    let io = Io::tcp(tcp);
+    let is_tls = shared.snapshot.load().routes().is_tls(dialled.port());
+    let (io, entrance) = if is_tls {
+        match local.worker.handshakes.bounded(shake_hands(shared, io, tls)).await {
+            Ok(established) => established,
+            Err(refusal) => return refuse(refusal),
+        }
+    } else {
+        ((io, None), Entrance::Plain)
+    };
+    session::serve_outsider(&local, io, peer, dialled, entrance).await;
     drop((live, own));
 }
 
@@ -101,6 +130,42 @@ pub(super) fn admit(session: &Session, record: &mut RequestRecord) -> Result<(),
         Reason::MemoryLimit,
         "as many requests are open as there may be, or as one client may have",
     ))
+}
+
+async fn shake_hands(
+    shared: &Shared,
+    io: Io,
+    tls: Arc<ServerConfig>,
+) -> Result<((Io, Option<Protocol>), Entrance), Refusal> {
+    let opened = timeout(shared.config.handshake_timeout, io.opened(tls)).await;
+    let opened = opened.map_err(|_| Refusal::from(Reason::TlsTimeout))?;
+    let (io, host, alpn) = opened.map_err(|error| {
+        Refusal::new(tunnel::handshake_reason(classify_io(&error)), format!("TLS: {error}"))
+    })?;
+    let agreed = (alpn.as_deref() == Some(ALPN_H2)).then_some(Protocol::Http2);
+    Ok(((io, agreed), Entrance::Tls(host)))
+}
+
+/// The certificates that clients are shown on a port: those of the listener whose host they name.
+pub(super) struct Shown {
+    pub(super) shared: Arc<Shared>,
+    pub(super) own: Arc<Own>,
+    pub(super) port: u16,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let snapshot = self.shared.snapshot.load();
+        let host = hello.server_name().map(str::to_ascii_lowercase);
+        let names = snapshot.routes().certificates_for(self.port, host.as_deref());
+        self.own.served.choose(names, &hello)
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown").field("port", &self.port).finish_non_exhaustive()
+    }
 }
 
 /// Puts what is known of a client in place of what it says of itself, as Envoy does at an edge. To the addresses that it

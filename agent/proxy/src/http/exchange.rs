@@ -177,8 +177,8 @@ fn select<'s>(
 ) -> Result<Option<Selected<'s>>, Refusal> {
     let headers = Seen(&parts.headers);
     let asked = asked(session, parts, destined, &headers);
-    if session.is_from_outside() {
-        return snapshot.routes().select_at_gateway(&asked).map(Some).map_err(Refusal::from);
+    if let Behind::Gateway { entrance, .. } = &session.target {
+        return snapshot.routes().select_at_gateway(&asked, entrance).map(Some).map_err(Refusal::from);
     }
     let Some(service) = session.service() else { return Ok(None) };
     snapshot.routes().select(service, &asked).map_err(Refusal::from)

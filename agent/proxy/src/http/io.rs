@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io::{self, ErrorKind},
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -13,7 +14,7 @@ use h2::{RecvStream, SendStream};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use orlop_model::Reason;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite as _, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf, split},
     net::{
@@ -21,7 +22,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::pace::Pace;
 use crate::copy::{send_all, stream_reason};
@@ -49,17 +50,11 @@ pub(super) struct Source {
 enum From {
     Stream(RecvStream),
     Tcp(OwnedReadHalf),
-    Tls(Box<Opened>),
+    Tls(Box<ReadHalf<Sealed>>),
 }
 
 /// TLS over another connection.
 type Sealed = TlsStream<TokioIo<Io>>;
-
-/// Where what was sealed is read.
-struct Opened {
-    read: ReadHalf<Sealed>,
-    buffer: Vec<u8>,
-}
 
 /// Where bytes go.
 pub(super) enum Sink {
@@ -88,10 +83,25 @@ impl Io {
     ) -> io::Result<(Self, Option<Vec<u8>>)> {
         let tls = TlsConnector::from(config).connect(name, TokioIo::new(self)).await?;
         let alpn = tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        Ok((Self::tls(tls.into()), alpn))
+    }
+
+    /// Takes TLS from the client in this connection. Gives the host that it has named, and the protocol that was agreed on.
+    pub(super) async fn opened(
+        self,
+        config: Arc<ServerConfig>,
+    ) -> io::Result<(Self, Option<String>, Option<Vec<u8>>)> {
+        let tls = TlsAcceptor::from(config).accept(TokioIo::new(self)).await?;
+        let connection = tls.get_ref().1;
+        let host = connection.server_name().map(str::to_ascii_lowercase);
+        let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
+        Ok((Self::tls(tls.into()), host, alpn))
+    }
+
+    fn tls(tls: Sealed) -> Self {
         let (read, write) = split(tls);
-        let opened = Opened { read, buffer: vec![0; READ] };
-        let source = Source { ahead: Bytes::new(), unreleased: 0, from: From::Tls(Box::new(opened)) };
-        Ok((Self { source, sink: Sink::Tls(Box::new(write)), pace: None }, alpn))
+        let source = Source { ahead: Bytes::new(), unreleased: 0, from: From::Tls(Box::new(read)) };
+        Self { source, sink: Sink::Tls(Box::new(write)), pace: None }
     }
 }
 
@@ -130,7 +140,7 @@ impl Source {
                 Poll::Ready(Ok(frame))
             }
             From::Tcp(read) => poll_socket(read, cx),
-            From::Tls(opened) => opened.poll(cx),
+            From::Tls(read) => poll_sealed(read, cx),
         }
     }
 
@@ -226,14 +236,14 @@ fn poll_socket(read: &OwnedReadHalf, cx: &mut Context<'_>) -> Poll<io::Result<Op
     }
 }
 
-impl Opened {
-    /// The next bytes; `None` at the end, which has to be said: a connection that is cut is an error.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        let mut into = ReadBuf::new(&mut self.buffer);
-        ready!(Pin::new(&mut self.read).poll_read(cx, &mut into))?;
-        let read = into.filled();
-        Poll::Ready(Ok((!read.is_empty()).then(|| Bytes::copy_from_slice(read))))
-    }
+/// The next bytes; `None` at the end, which has to be said: a connection that is cut is an error.
+fn poll_sealed(read: &mut ReadHalf<Sealed>, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+    // On the stack: whoever waits for more needs no memory for it.
+    let mut buffer = [MaybeUninit::uninit(); READ];
+    let mut into = ReadBuf::uninit(&mut buffer);
+    ready!(Pin::new(read).poll_read(cx, &mut into))?;
+    let read = into.filled();
+    Poll::Ready(Ok((!read.is_empty()).then(|| Bytes::copy_from_slice(read))))
 }
 
 fn broken(error: h2::Error) -> io::Error {

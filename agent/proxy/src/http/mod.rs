@@ -58,7 +58,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use opentelemetry_sdk::trace::SdkTracer;
-use orlop_identity::{Identities, jwt::KeySources};
+use orlop_identity::{Identities, ServedCertificates, jwt::KeySources, outsiders_config};
 use orlop_model::{Choice, NamespacedName, Snapshot, Workload};
 use tokio::{
     sync::watch,
@@ -97,6 +97,8 @@ pub struct HttpProxyConfig {
     pub http: HttpLimits,
     /// By what tokens are verified.
     pub keys: KeySources,
+    /// What clients from outside the mesh are shown.
+    pub served: Arc<ServedCertificates>,
     /// What makes spans of requests.
     pub tracer: Option<SdkTracer>,
 }
@@ -162,6 +164,7 @@ pub(crate) struct Own {
     pub(crate) metrics: RequestMetrics,
     pub(crate) hosts: Hosts,
     pub(crate) keys: KeySources,
+    pub(crate) served: Arc<ServedCertificates>,
     pub(crate) tracer: Option<SdkTracer>,
     pub(crate) buckets: Buckets,
     pub(crate) clients: Arc<Clients>,
@@ -194,7 +197,7 @@ impl HttpProxy {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let HttpProxyConfig { name, workload, proxy, http, keys, tracer } = config;
+        let HttpProxyConfig { name, workload, proxy, http, keys, served, tracer } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer),
@@ -225,6 +228,7 @@ impl HttpProxy {
                 metrics: requests,
                 hosts: Hosts::default(),
                 keys,
+                served,
                 tracer,
                 buckets: Buckets::default(),
                 clients: Arc::default(),
@@ -243,8 +247,12 @@ impl HttpProxy {
     /// Takes clients from outside the mesh from this socket, as a gateway does, until the port is closed.
     pub fn open(&self, listener: &TcpListener) -> std_io::Result<OpenPort> {
         let (open, is_open) = watch::channel(());
+        let port = listener.local_addr()?.port();
+        let shown = edge::Shown { shared: Arc::clone(&self.shared), own: Arc::clone(&self.own), port };
+        let tls = outsiders_config(Arc::new(shown)).map_err(std_io::Error::other)?;
+        let tls = Arc::new(tls);
         self.on_each(listener, move |local, listener| {
-            spawn_local(edge::run(local, listener, is_open.clone()));
+            spawn_local(edge::run(local, listener, Arc::clone(&tls), is_open.clone()));
         })?;
         Ok(OpenPort(open))
     }

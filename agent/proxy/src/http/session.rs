@@ -13,13 +13,12 @@ use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{Request, Response};
 use orlop_model::{
-    Balance, Behind, Declared, Endpoint, Identity, Reason, Service, ServicePort, Snapshot, Transport,
-    Workload, WorkloadKind,
+    Balance, Behind, Declared, Endpoint, Entrance, Identity, Reason, Service, ServicePort, Snapshot,
+    Transport, Workload, WorkloadKind,
     http::{Client, Stream, Target},
     world::routing::ServerTls,
 };
 use tokio::{
-    net::TcpStream,
     sync::Notify,
     time::{Instant, timeout_at},
 };
@@ -117,20 +116,21 @@ pub(super) async fn serve(
     }
 }
 
-/// Serves a connection of a client's from outside the mesh.
+/// Serves a connection of a client's from outside the mesh, which may have agreed on a protocol.
 pub(super) async fn serve_outsider(
     local: &Rc<Local>,
-    tcp: TcpStream,
+    (mut io, agreed): (Io, Option<Protocol>),
     client: SocketAddr,
     dialled: SocketAddr,
+    entrance: Entrance,
 ) {
     let mut session = Session {
         local: Rc::clone(local),
         peer: None,
         client,
         source: None,
-        target: Behind::Gateway { gateway: local.own.name.clone(), address: dialled },
-        scheme: "http",
+        scheme: if entrance == Entrance::Plain { "http" } else { "https" },
+        target: Behind::Gateway { gateway: local.own.name.clone(), address: dialled, entrance },
         protocol: Protocol::Http1,
         declared: Declared::Http,
         seen: Seen::default(),
@@ -141,9 +141,12 @@ pub(super) async fn serve_outsider(
         only_its: RefCell::default(),
         broken: Rc::default(),
     };
-    let mut io = Io::tcp(tcp);
     let deadline = Instant::now() + local.own.limits.detection_timeout;
-    match session.speaks(&mut io, deadline).await {
+    let speaks = match agreed {
+        Some(protocol) => Ok(protocol),
+        None => session.speaks(&mut io, deadline).await,
+    };
+    match speaks {
         Ok(protocol) => session.protocol = protocol,
         Err(refusal) => return session.record().finish(Err(refusal)),
     }

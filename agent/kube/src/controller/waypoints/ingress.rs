@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kube::ResourceExt as _;
 use kube::core::DynamicObject;
@@ -8,6 +8,7 @@ use orlop_model::world::gateway_api::GROUP;
 use serde_json::{Value, json};
 
 use super::gateway::{Fault, GatewaySpec};
+use super::objects::Entrances;
 use super::status::Conditions;
 use crate::gateway_api::gateway::convert;
 use crate::object::typed;
@@ -35,16 +36,21 @@ impl Ingress {
     /// Whether a gateway can be made of it: some listener can be opened.
     pub fn judge(&self, spec: &GatewaySpec) -> Result<(), Fault> {
         spec.judge_common("gateway", &self.gateway.name.name)?;
-        if self.ports().is_empty() {
+        if self.entrances().ports.is_empty() {
             return Err(Fault::new("ListenersNotValid", self.problems()));
         }
         Ok(())
     }
 
-    /// The ports of the listeners that can be opened.
-    pub fn ports(&self) -> BTreeSet<u16> {
+    /// Those of the listeners that can be opened.
+    pub fn entrances(&self) -> Entrances {
+        let mut found = Entrances::default();
         let good = self.gateway.listeners.iter().zip(&self.listeners).filter(|(_, judged)| judged.is_ok());
-        good.map(|(listener, _)| listener.port).collect()
+        for (listener, _) in good {
+            found.ports.insert(listener.port, if listener.is_tls() { "https" } else { "http" });
+            found.certificates.extend(listener.certificates().map(|name| name.name.to_string()));
+        }
+        found
     }
 
     /// The condition `Accepted` of one that is.
@@ -77,15 +83,23 @@ impl Ingress {
             let (kinds, others) = listener.supported_kinds();
             let known: Vec<_> =
                 kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind.name()})).collect();
-            let own = judged.clone().map_err(|problem| Fault::new(problem.reason(), problem.message()));
-            let invalid = own.as_ref().map_err(|fault| Fault::new("Invalid", &*fault.message));
-            let programmed = invalid.and_then(|()| programmed.clone());
-            let conflict = judged.as_ref().err().filter(|problem| problem.is_conflict());
+            let problem = judged.as_ref().err();
+            let fault = |of: &ListenerProblem| Err(Fault::new(of.reason(), of.message()));
+            let own = problem.filter(|of| !of.is_reference()).map_or(Ok(()), fault);
+            let reference = problem.filter(|of| of.is_reference()).map_or(Ok(()), fault);
+            let invalid = problem.map(|of| Fault::new("Invalid", of.message()));
+            let programmed = invalid.map_or_else(|| programmed.clone(), Err);
+            let conflict = problem.filter(|problem| problem.is_conflict());
             let resolved = if others {
                 let message = "leave HTTPRoute and GRPCRoute in allowedRoutes.kinds: it takes no others";
                 Err(Fault::new("InvalidRouteKinds", message))
             } else {
-                Ok(())
+                reference
+            };
+            let refers = if listener.is_tls() {
+                "whether its Secrets have tls.crt and tls.key its pods' logs tell"
+            } else {
+                "it refers to nothing"
             };
             json!({
                 "name": listener.name,
@@ -103,7 +117,7 @@ impl Ingress {
                             conditions.fails("Conflicted", &none)
                         }
                     },
-                    conditions.of("ResolvedRefs", &resolved, "it refers to nothing"),
+                    conditions.of("ResolvedRefs", &resolved, refers),
                 ],
             })
         });
@@ -112,7 +126,7 @@ impl Ingress {
 
     fn problems(&self) -> String {
         if self.gateway.listeners.is_empty() {
-            return "give it a listener of protocol HTTP".to_owned();
+            return "give it a listener of protocol HTTP or HTTPS".to_owned();
         }
         let judged = self.gateway.listeners.iter().zip(&self.listeners);
         let problems = judged.filter_map(|(listener, judged)| {
@@ -158,7 +172,7 @@ mod tests {
                 &json!({"allowedRoutes": {"kinds": [{"kind": "TCPRoute"}, {"kind": "GRPCRoute"}]}})
             ),
         ]));
-        assert_eq!(of.ports(), [80, 82].into());
+        assert_eq!(of.entrances().ports, [(80, "http"), (82, "http")].into());
         let none = Value::Null;
         let listeners = of.status(&Ok(()), &none, conditions(&none));
         let short = |listener: &Value| {
@@ -186,6 +200,27 @@ mod tests {
         assert_eq!(listeners[4]["supportedKinds"], json!([{"group": GROUP, "kind": "GRPCRoute"}]));
         let accepted = of.accepted(conditions(&none));
         assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("True"), &json!("ListenersNotValid")));
+    }
+
+    #[test]
+    fn a_certificate_that_can_not_be_had_is_told_where_references_are() {
+        let tls = |name: &str, port, refs: &Value| json!({"name": name, "port": port, "protocol": "HTTPS", "tls": {"certificateRefs": refs}});
+        let of = ingress(&json!([
+            tls("good", 443, &json!([{"name": "cert"}])),
+            tls("theirs", 444, &json!([{"name": "cert", "namespace": "other"}])),
+            {"name": "mutual", "port": 445, "protocol": "HTTPS", "tls": {
+                "certificateRefs": [{"name": "other"}], "frontendValidation": {"caCertificateRefs": []},
+            }},
+        ]));
+        let entrances = of.entrances();
+        assert_eq!(entrances.ports, [(443, "https")].into());
+        assert_eq!(entrances.certificates, ["cert".to_owned()].into());
+        let none = Value::Null;
+        let listeners = of.status(&Ok(()), &none, conditions(&none));
+        let reason = |at: usize, condition: usize| listeners[at]["conditions"][condition]["reason"].clone();
+        assert_eq!([reason(0, 0), reason(0, 1), reason(0, 3)], ["Accepted", "Programmed", "ResolvedRefs"]);
+        assert_eq!([reason(1, 0), reason(1, 1), reason(1, 3)], ["Accepted", "Invalid", "RefNotPermitted"]);
+        assert_eq!([reason(2, 0), reason(2, 1)], ["UnsupportedValue", "Invalid"]);
     }
 
     #[test]

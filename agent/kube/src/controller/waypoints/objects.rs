@@ -56,8 +56,17 @@ pub(super) struct Owner<'a> {
     pub uid: &'a str,
     pub class: &'a str,
     pub infrastructure: &'a Infrastructure,
-    /// Of a gateway, the ports that it has; `None` of a waypoint.
-    pub ports: Option<&'a BTreeSet<u16>>,
+    /// Of a gateway, how clients come to it; `None` of a waypoint.
+    pub entrances: Option<&'a Entrances>,
+}
+
+/// How clients come to a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Entrances {
+    /// Its ports, and what is spoken there.
+    pub ports: BTreeMap<u16, &'static str>,
+    /// The Secrets of its namespace with the certificates that it shows.
+    pub certificates: BTreeSet<String>,
 }
 
 /// Labels that tell whose an object is, as Istio and others have them.
@@ -69,6 +78,8 @@ pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", FIE
 /// Until every node knows that the pod goes; only then it is told to drain.
 const PRE_STOP_SECONDS: u32 = 5;
 const DRAIN_SECONDS: u32 = 25;
+/// The volume of a gateway's certificates.
+const CERTIFICATES: &str = "certificates";
 /// And a moment to end in.
 const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
 
@@ -86,10 +97,10 @@ impl Objects {
     pub fn of(owner: Owner<'_>, settings: &WaypointSettings) -> Self {
         Self {
             service_account: object::<ServiceAccount>(owner, json!({})),
-            service: match owner.ports {
+            service: match owner.entrances {
                 None => object::<Service>(owner, service(owner)),
-                Some(ports) => {
-                    let mut service = object::<Service>(owner, balanced(owner, ports));
+                Some(entrances) => {
+                    let mut service = object::<Service>(owner, balanced(owner, &entrances.ports));
                     // Load balancers are told by those of Kubernetes too what is wanted of them.
                     service["metadata"]["annotations"] = json!(owner.infrastructure.annotations);
                     service
@@ -171,11 +182,11 @@ fn service(owner: Owner<'_>) -> Value {
 }
 
 /// A gateway's.
-fn balanced(owner: Owner<'_>, ports: &BTreeSet<u16>) -> Value {
-    let ports = ports.iter().map(|port| {
+fn balanced(owner: Owner<'_>, ports: &BTreeMap<u16, &str>) -> Value {
+    let ports = ports.iter().map(|(port, spoken)| {
         json!({
-            "name": format!("http-{port}"), "port": port, "targetPort": port, "protocol": "TCP",
-            "appProtocol": "http",
+            "name": format!("{spoken}-{port}"), "port": port, "targetPort": port, "protocol": "TCP",
+            "appProtocol": spoken,
         })
     });
     json!({
@@ -222,18 +233,35 @@ fn deployment(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
                     "imagePullSecrets":
                         settings.pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
                     "containers": [container(owner, settings)],
-                    "volumes": [
-                        {"name": "root", "configMap": {"name": BUNDLE}},
-                        {"name": "token", "projected": {"sources": [{
-                            "serviceAccountToken": {
-                                "path": "token", "audience": settings.audience, "expirationSeconds": 3600,
-                            },
-                        }]}},
-                    ],
+                    "volumes": volumes(owner, settings),
                 },
             },
         },
     })
+}
+
+/// With Secrets as volumes its service account needs no right to read any.
+fn volumes(owner: Owner<'_>, settings: &WaypointSettings) -> Vec<Value> {
+    let mut volumes = vec![
+        json!({"name": "root", "configMap": {"name": BUNDLE}}),
+        json!({"name": "token", "projected": {"sources": [{
+            "serviceAccountToken": {
+                "path": "token", "audience": settings.audience, "expirationSeconds": 3600,
+            },
+        }]}}),
+    ];
+    let certificates = owner.entrances.into_iter().flat_map(|entrances| &entrances.certificates);
+    let sources = certificates.map(|name| {
+        let items = ["tls.crt", "tls.key"]
+            .map(|key| json!({"key": key, "path": format!("{}/{name}/{key}", owner.namespace)}));
+        // Of one that is missing only its own listeners know.
+        json!({"secret": {"name": name, "optional": true, "items": items}})
+    });
+    let sources: Vec<_> = sources.collect();
+    if !sources.is_empty() {
+        volumes.push(json!({"name": CERTIFICATES, "projected": {"sources": sources}}));
+    }
+    volumes
 }
 
 fn security(owner: Owner<'_>) -> Value {
@@ -241,7 +269,7 @@ fn security(owner: Owner<'_>) -> Value {
         "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
         "seccompProfile": {"type": "RuntimeDefault"},
     });
-    if owner.ports.is_some() {
+    if owner.entrances.is_some() {
         // Its listeners have whatever ports, and it has no capability.
         security["sysctls"] = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
     }
@@ -249,7 +277,7 @@ fn security(owner: Owner<'_>) -> Value {
 }
 
 fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
-    let is_gateway = owner.ports.is_some();
+    let is_gateway = owner.entrances.is_some();
     let mut args = vec![
         if is_gateway { "gateway" } else { "waypoint" }.to_owned(),
         "--kube".to_owned(),
@@ -273,6 +301,15 @@ fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
     if !is_gateway {
         ports.insert(0, json!({"name": "hbone", "containerPort": PORT, "protocol": "TCP"}));
     }
+    let mut mounts = vec![
+        json!({"name": "root", "mountPath": "/var/run/secrets/orlop.dev/root", "readOnly": true}),
+        json!({"name": "token", "mountPath": "/var/run/secrets/orlop.dev/token", "readOnly": true}),
+    ];
+    if owner.entrances.is_some_and(|entrances| !entrances.certificates.is_empty()) {
+        let path = "/etc/orlop/certificates";
+        args.push(format!("--certificates={path}"));
+        mounts.push(json!({"name": CERTIFICATES, "mountPath": path, "readOnly": true}));
+    }
     let probe = |path: &str, seconds: u32| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds});
     json!({
         "name": "orlop",
@@ -288,10 +325,7 @@ fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
             "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [
-            {"name": "root", "mountPath": "/var/run/secrets/orlop.dev/root", "readOnly": true},
-            {"name": "token", "mountPath": "/var/run/secrets/orlop.dev/token", "readOnly": true},
-        ],
+        "volumeMounts": mounts,
     })
 }
 
@@ -333,7 +367,7 @@ mod tests {
             uid: "u1",
             class: "orlop-waypoint",
             infrastructure: &infrastructure,
-            ports: None,
+            entrances: None,
         };
         let settings = WaypointSettings {
             image: "orlop:1".to_owned(),
@@ -376,14 +410,14 @@ mod tests {
         let internal = "service.beta.kubernetes.io/aws-load-balancer-scheme";
         let infrastructure = json!({"annotations": {internal: "internal", "note": "mine"}});
         let infrastructure: Infrastructure = serde_json::from_value(infrastructure).unwrap();
-        let ports = [80, 8080].into();
+        let entrances = Entrances { ports: [(80, "http"), (8080, "http")].into(), ..Entrances::default() };
         let owner = Owner {
             namespace: "edge",
             name: "gate",
             uid: "u1",
             class: "corp",
             infrastructure: &infrastructure,
-            ports: Some(&ports),
+            entrances: Some(&entrances),
         };
         let settings = WaypointSettings {
             image: "orlop:1".to_owned(),
@@ -408,8 +442,18 @@ mod tests {
         assert!(args.contains(&json!("--class=corp")) && args.contains(&json!("--name=edge/gate")));
         assert_eq!(pod["containers"][0]["env"][1]["name"], "POD_NAME");
         // A port more makes no new pods.
-        let more = [80, 81, 8080].into();
-        let other = Objects::of(Owner { ports: Some(&more), ..owner }, &settings);
+        let more = Entrances { ports: [(80, "http"), (81, "http")].into(), ..Entrances::default() };
+        let other = Objects::of(Owner { entrances: Some(&more), ..owner }, &settings);
         assert_eq!(other.deployment, objects.deployment);
+        // A certificate more is a volume.
+        let sealed = Entrances { ports: [(443, "https")].into(), certificates: ["cert".to_owned()].into() };
+        let objects = Objects::of(Owner { entrances: Some(&sealed), ..owner }, &settings);
+        assert_eq!(objects.service["spec"]["ports"][0]["appProtocol"], "https");
+        let pod = &objects.deployment["spec"]["template"]["spec"];
+        let secret = &pod["volumes"][2]["projected"]["sources"][0]["secret"];
+        assert_eq!((&secret["name"], &secret["optional"]), (&json!("cert"), &json!(true)));
+        let paths: Vec<_> = secret["items"].as_array().unwrap().iter().map(|item| &item["path"]).collect();
+        assert_eq!(paths, ["edge/cert/tls.crt", "edge/cert/tls.key"]);
+        assert_eq!(pod["containers"][0]["volumeMounts"][2]["name"], pod["volumes"][2]["name"]);
     }
 }

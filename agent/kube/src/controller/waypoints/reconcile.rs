@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
 use super::ingress::Ingress;
-use super::objects::{Objects, Owner, WaypointSettings};
+use super::objects::{Entrances, Objects, Owner, WaypointSettings};
 use super::status::{Outcome, observe};
 use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
@@ -99,8 +99,8 @@ pub(super) async fn reconcile(
     };
     let mut action = Action::await_change();
     if outcome.accepted.is_ok() {
-        let ports = outcome.ingress.as_ref().map(Ingress::ports);
-        match context.provision(&gateway, &outcome.spec, ports.as_ref()).await {
+        let entrances = outcome.ingress.as_ref().map(Ingress::entrances);
+        match context.provision(&gateway, &outcome.spec, entrances.as_ref()).await {
             Ok((addresses, programmed)) => (outcome.addresses, outcome.programmed) = (addresses, programmed),
             Err(Failure::Call(error)) => return Err(error),
             Err(Failure::Refused(fault)) => {
@@ -142,7 +142,7 @@ impl Context {
         &self,
         gateway: &DynamicObject,
         spec: &GatewaySpec,
-        ports: Option<&BTreeSet<u16>>,
+        entrances: Option<&Entrances>,
     ) -> Result<(Vec<Value>, Result<(), Fault>), Failure> {
         let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
         let owner = Owner {
@@ -151,7 +151,7 @@ impl Context {
             uid: gateway.metadata.uid.as_deref().unwrap_or_default(),
             class: &spec.gateway_class_name,
             infrastructure: &spec.infrastructure,
-            ports,
+            entrances,
         };
         let objects = Objects::of(owner, &self.settings);
         self.apply::<ServiceAccount>(owner, &objects.service_account).await?;
@@ -159,7 +159,7 @@ impl Context {
         let deployment = self.apply::<Deployment>(owner, &objects.deployment).await?;
         self.apply::<PodDisruptionBudget>(owner, &objects.disruption_budget).await?;
         self.apply::<HorizontalPodAutoscaler>(owner, &objects.autoscaler).await?;
-        Ok(observe(&name, &service.data, &deployment.data, ports.is_some()))
+        Ok(observe(&name, &service.data, &deployment.data, entrances.is_some()))
     }
 
     fn ingress(&self, gateway: &DynamicObject) -> Result<Ingress, Fault> {
