@@ -16,8 +16,15 @@ use crate::virtual_service::header_name;
 
 /// The name of the provider of metrics that there is; Istio's own.
 const PROMETHEUS: &str = "prometheus";
-/// Tags of one metric or span.
+/// Tags of metrics, or of spans, in all of an object: each is kept for each target and found out for each request.
 const MAX_TAGS: usize = 32;
+/// Overrides of metrics in all of an object.
+const MAX_OVERRIDES: usize = 64;
+const MAX_TARGETS: usize = 16;
+/// How often expressions in an object may test by a regular expression, each of which may become half a megabyte.
+const MAX_TESTS: usize = 8;
+/// Of a text that is told with each span, in bytes.
+const MAX_TEXT: usize = 256;
 
 /// A `telemetry.istio.io` Telemetry as it is written.
 #[derive(Debug, Deserialize)]
@@ -209,7 +216,9 @@ impl Unread {
 pub(crate) fn convert(object: Object) -> Result<Telemetry, FieldError> {
     let name = namespaced(&object.metadata)?;
     let spec = object.spec;
+    is_small(&spec)?;
     let targets: Vec<Target> = targets(spec.target_refs, spec.target_ref, &name.namespace)?;
+    at_most(targets.len(), MAX_TARGETS, || "spec.targetRefs".into())?;
     if !targets.is_empty() && spec.selector.0.is_some() {
         return Err(FieldError::new("spec.selector", "can't be together with targetRefs; keep one of them"));
     }
@@ -226,7 +235,8 @@ pub(crate) fn convert(object: Object) -> Result<Telemetry, FieldError> {
     for (index, of) in spec.access_logging.into_iter().enumerate() {
         let path = FieldPath::from("spec.accessLogging").index(index);
         if is_for_servers(of.matches.mode.as_deref(), || path.clone().key("match").key("mode"))? {
-            logging = Some(self::logging(of, &path, &mut unread)?);
+            // What can't be read leaves what is wider as it is.
+            logging = self::logging(of, &path, &mut unread).or(logging);
         }
     }
     Ok(Telemetry {
@@ -239,6 +249,20 @@ pub(crate) fn convert(object: Object) -> Result<Telemetry, FieldError> {
         unread: unread.0,
         name,
     })
+}
+
+/// Before anything is made of it.
+fn is_small(spec: &SpecObject) -> Result<(), FieldError> {
+    let all = || spec.metrics.iter().flat_map(|metrics| &metrics.overrides);
+    at_most(all().count(), MAX_OVERRIDES, || "spec.metrics".into())?;
+    let tags = || all().flat_map(|of| &of.tag_overrides);
+    at_most(tags().count(), MAX_TAGS, || "spec.metrics".into())?;
+    let of_spans = spec.tracing.iter().filter_map(|of| of.custom_tags.as_ref());
+    at_most(of_spans.map(BTreeMap::len).sum(), MAX_TAGS, || "spec.tracing".into())?;
+    let filters = spec.access_logging.iter().filter_map(|of| of.filter.as_ref()).map(|of| &of.expression);
+    let expressions = tags().filter_map(|(_, tag)| tag.value.as_ref()).chain(filters);
+    let tests = expressions.map(|text| text.matches("matches").count()).sum();
+    at_most(tests, MAX_TESTS, || "spec".into())
 }
 
 /// Whether it is for waypoints, which stand for the server.
@@ -293,7 +317,6 @@ fn overrides(
                 return Err(FieldError::new(at_match().key("metric"), problem));
             }
         };
-        at_most(of.tag_overrides.len(), || path.clone().key("tagOverrides"))?;
         let mut tags = Vec::new();
         for (name, tag) in of.tag_overrides {
             let path = path.clone().key("tagOverrides").key(&name);
@@ -343,10 +366,19 @@ fn tracing(
     }
     found.disabled = of.disable_span_reporting.or(found.disabled);
     let Some(written) = of.custom_tags else { return Ok(()) };
-    at_most(written.len(), || path.clone().key("customTags"))?;
     let mut tags = Vec::new();
     for (name, tag) in written {
         let path = path.clone().key("customTags").key(&name);
+        let texts = [
+            tag.literal.as_ref().map(|of| &of.value),
+            tag.header.as_ref().and_then(|of| of.default_value.as_ref()),
+        ];
+        if texts.into_iter().flatten().chain([&name]).any(|text| text.len() > MAX_TEXT) {
+            return Err(FieldError::new(
+                path,
+                format!("is longer than {MAX_TEXT} bytes, and told with each span"),
+            ));
+        }
         let tag = match (tag.literal, tag.header) {
             (Some(literal), _) => SpanTag::Literal(literal.value),
             (None, Some(header)) => {
@@ -368,18 +400,17 @@ fn tracing(
     Ok(())
 }
 
-fn logging(of: LoggingObject, path: &FieldPath, unread: &mut Unread) -> Result<AccessLogging, FieldError> {
+/// `None` where it can't be read whole.
+fn logging(of: LoggingObject, path: &FieldPath, unread: &mut Unread) -> Option<AccessLogging> {
     let disabled = of.disabled.unwrap_or_default();
-    let filter = of.filter.and_then(|filter| {
-        let path = path.clone().key("filter").key("expression");
-        let found = expression(&filter.expression, &path, unread)?;
-        if !found.is_condition() {
-            unread.note(format!("{path}: it is neither true nor false, so that it"));
-            return None;
-        }
-        Some(found)
-    });
-    Ok(AccessLogging { disabled, filter })
+    let Some(filter) = of.filter else { return Some(AccessLogging { disabled, filter: None }) };
+    let path = path.clone().key("filter").key("expression");
+    let found = expression(&filter.expression, &path, unread)?;
+    if !found.is_condition() {
+        unread.note(format!("{path}: it is neither true nor false, so that it"));
+        return None;
+    }
+    Some(AccessLogging { disabled, filter: Some(found) })
 }
 
 /// What can't be understood has no effect, as if it were not there.
@@ -393,9 +424,10 @@ fn expression(text: &str, path: &FieldPath, unread: &mut Unread) -> Option<Expre
     }
 }
 
-fn at_most(count: usize, path: impl FnOnce() -> FieldPath) -> Result<(), FieldError> {
-    if count > MAX_TAGS {
-        return Err(FieldError::new(path(), format!("are {count}; there may be {MAX_TAGS}")));
+fn at_most(count: usize, most: usize, path: impl FnOnce() -> FieldPath) -> Result<(), FieldError> {
+    if count > most {
+        let what = "of what becomes many (tags, overrides, targets or regular expressions)";
+        return Err(FieldError::new(path(), format!("has {count} {what}; there may be {most}")));
     }
     Ok(())
 }
@@ -467,16 +499,26 @@ mod tests {
         .unwrap();
         assert_eq!(of.unread.len(), 5, "{:?}", of.unread);
         assert!(of.metrics.iter().all(|of| of.tags.is_empty() && of.disabled.is_none()));
-        assert_eq!(of.logging, Some(AccessLogging::default()));
+        assert_eq!(of.logging, None, "what is wider stays");
     }
 
     #[test]
     fn mistakes_are_told_with_their_field() {
         let many: BTreeMap<_, _> =
             (0..=MAX_TAGS).map(|n| (format!("t{n}"), json!({"value": "'x'"}))).collect();
+        let test = json!({"filter": {"expression": "request.path.matches('a')"}});
         let tags = |tags: Value| json!({"metrics": [{"overrides": [{"tagOverrides": tags}]}]});
         for (spec, path) in [
-            (tags(json!(many)), "spec.metrics[0].overrides[0].tagOverrides"),
+            (tags(json!(many)), "spec.metrics"),
+            (
+                json!({"metrics": [{"overrides": vec![json!({"disabled": true}); MAX_OVERRIDES + 1]}]}),
+                "spec.metrics",
+            ),
+            (json!({"accessLogging": vec![test; MAX_TESTS + 1]}), "spec"),
+            (
+                json!({"tracing": [{"customTags": {"a": {"literal": {"value": "x".repeat(MAX_TEXT + 1)}}}}]}),
+                "spec.tracing[0].customTags.a",
+            ),
             (tags(json!({"le": {"value": "'x'"}})), "spec.metrics[0].overrides[0].tagOverrides.le"),
             (tags(json!({"a": {}})), "spec.metrics[0].overrides[0].tagOverrides.a.value"),
             (

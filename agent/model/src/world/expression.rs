@@ -194,13 +194,15 @@ impl Node {
             Self::Has(attribute) => Value::Flag(of.get(attribute).is_some()),
             Self::Not(inner) => Value::Flag(!flag(inner)?),
             // One side may decide where the other can't be told.
-            Self::And(one, other) => match (flag(one), flag(other)) {
-                (Some(false), _) | (_, Some(false)) => Value::Flag(false),
-                (one, other) => Value::Flag(one? && other?),
+            Self::And(one, other) => match flag(one) {
+                Some(false) => Value::Flag(false),
+                Some(true) => Value::Flag(flag(other)?),
+                None => Value::Flag(flag(other).filter(|flag| !flag)?),
             },
-            Self::Or(one, other) => match (flag(one), flag(other)) {
-                (Some(true), _) | (_, Some(true)) => Value::Flag(true),
-                (one, other) => Value::Flag(one? || other?),
+            Self::Or(one, other) => match flag(one) {
+                Some(true) => Value::Flag(true),
+                Some(false) => Value::Flag(flag(other)?),
+                None => Value::Flag(flag(other).filter(|flag| *flag)?),
             },
             Self::Compare(one, how, other) => Value::Flag(how.holds(&one.value(of)?, &other.value(of)?)?),
             Self::In(one, list) => {

@@ -50,40 +50,53 @@ impl Drop for ClientGuard {
 /// The requests of all of them, from the head to the end of the answer.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
+    /// Those for which there was room.
     all: AtomicUsize,
     clients: Arc<Clients>,
+    /// Those for which there was none, and whose answer nobody has read yet.
+    refused: Arc<Clients>,
 }
 
 /// Counts a request as its client's until it is dropped.
-pub(super) struct Room {
-    requests: Arc<Requests>,
-    /// `None` if there was no room for it: then it holds no more than our own answer.
-    client: Option<ClientGuard>,
+pub(super) enum Room {
+    Given {
+        requests: Arc<Requests>,
+        _client: ClientGuard,
+    },
+    /// It holds no more than our own answer.
+    Refused {
+        _client: ClientGuard,
+    },
+    /// Nor may it have that: its client does not read what it is answered.
+    Abused,
 }
 
 impl Requests {
-    /// One more: one that fits if it is one of the first `limit`, of which no client has more than half.
+    /// One more: one that has room is one of the first `limit`, of which no client has more than half. What one client
+    /// is refused takes nothing from the others.
     pub(super) fn enter(self: &Arc<Self>, client: IpAddr, limit: usize) -> Room {
-        let fits = self.all.fetch_add(1, Relaxed) < limit;
-        let client = fits.then(|| self.clients.enter(client, limit.div_ceil(2))).flatten();
-        Room { requests: Arc::clone(self), client }
+        let half = limit.div_ceil(2);
+        if let Some(guard) = self.clients.enter(client, half) {
+            let room = Room::Given { requests: Arc::clone(self), _client: guard };
+            // Dropped, it gives back what it counts.
+            if self.all.fetch_add(1, Relaxed) < limit {
+                return room;
+            }
+        }
+        self.refused.enter(client, half).map_or(Room::Abused, |guard| Room::Refused { _client: guard })
     }
 
-    /// With those that don't fit.
+    /// Those for which there was room.
     pub(super) fn count(&self) -> usize {
         self.all.load(Relaxed)
     }
 }
 
-impl Room {
-    pub(super) fn fits(&self) -> bool {
-        self.client.is_some()
-    }
-}
-
 impl Drop for Room {
     fn drop(&mut self) {
-        self.requests.all.fetch_sub(1, Relaxed);
+        if let Self::Given { requests, .. } = self {
+            requests.all.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -114,17 +127,23 @@ mod tests {
     }
 
     #[test]
-    fn no_client_has_more_than_half_of_all_requests() {
+    fn no_client_has_more_than_half_of_all_requests_nor_takes_from_others_by_being_refused() {
         let requests = Arc::new(Requests::default());
         let enter = |address: &str| requests.enter(address.parse().unwrap(), 4);
-        let one = ["192.0.2.1"; 3].map(enter);
-        assert_eq!(one.each_ref().map(Room::fits), [true, true, false]);
-        // Those that don't fit are there as well.
+        let told = |room: &Room| match room {
+            Room::Given { .. } => "given",
+            Room::Refused { .. } => "refused",
+            Room::Abused => "abused",
+        };
+        let one = ["192.0.2.1"; 5].map(enter);
+        assert_eq!(one.each_ref().map(told), ["given", "given", "refused", "refused", "abused"]);
         let other = ["192.0.2.2"; 2].map(enter);
-        assert_eq!(other.each_ref().map(Room::fits), [true, false]);
-        assert_eq!(requests.count(), 5);
-        drop((one, other));
+        assert_eq!(other.each_ref().map(told), ["given", "given"]);
+        let third = enter("192.0.2.3");
+        assert_eq!((told(&third), requests.count()), ("refused", 4));
+        drop((one, other, third));
         assert_eq!(requests.count(), 0);
-        assert!(enter("192.0.2.2").fits());
+        assert_eq!(told(&enter("192.0.2.1")), "given");
+        assert!(requests.refused.0.lock().unwrap().is_empty());
     }
 }

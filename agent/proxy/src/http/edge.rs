@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Local, Own, headers::remove, io::Io, record::RequestRecord, session, session::Session, sniff::Protocol,
+    Local, Own, clients::Room, headers::remove, io::Io, record::RequestRecord, session, session::Session,
+    sniff::Protocol,
 };
 use crate::{
     hbone,
@@ -112,19 +113,19 @@ async fn serve(local: Rc<Local>, accepted: Accepted, tls: Arc<ServerConfig>) {
     drop((live, own));
 }
 
-/// Counts a request, of which so much may be held. Whoever goes on asking where there is no room loses its connection:
-/// what is answered is held as well until somebody reads it.
+/// Counts a request, of which so much may be held. Whoever goes on asking without reading that there is no room for it loses
+/// its connection: what is answered is held as well until somebody reads it.
 pub(super) fn admit(session: &Session, record: &mut RequestRecord) -> Result<(), Refusal> {
     let own = &session.local.own;
     let limit = own.limits.max_requests;
     let room = own.requests.enter(session.client.ip(), limit);
-    let fits = room.fits();
-    record.room = Some(room);
-    if fits {
-        return Ok(());
-    }
-    if own.requests.count() > limit.saturating_mul(2) {
-        session.broken.notify_one();
+    match &room {
+        Room::Given { .. } => {
+            record.room = Some(room);
+            return Ok(());
+        }
+        Room::Refused { .. } => record.room = Some(room),
+        Room::Abused => session.broken.notify_one(),
     }
     Err(Refusal::new(
         Reason::MemoryLimit,

@@ -15,7 +15,9 @@ use super::trace::shortened;
 pub(super) const METRICS: [Metric; 4] =
     [Metric::Requests, Metric::Duration, Metric::RequestSize, Metric::ResponseSize];
 /// How much of a text a metric is told apart by.
-const MAX_TAG: usize = 256;
+const MAX_TAG: usize = 64;
+/// How much of a text an expression sees, in bytes: what it costs to ask it is a client's to choose otherwise.
+const MAX_SEEN: usize = 1024;
 /// What a tag is that depends on what is not there.
 pub(crate) const UNKNOWN: &str = "unknown";
 
@@ -85,7 +87,8 @@ pub(super) struct Ended<'a> {
 
 impl Attributes for Ended<'_> {
     fn get(&self, attribute: &Attribute) -> Option<Value<'_>> {
-        let text = |text: &'_ str| Some(Value::Text(text.to_owned().into()));
+        let text =
+            |text: &'_ str| Some(Value::Text(text[..text.floor_char_boundary(MAX_SEEN)].to_owned().into()));
         let number = |number: u64| Some(Value::Number(i64::try_from(number).unwrap_or(i64::MAX)));
         match attribute {
             Attribute::Method => text(self.method),
