@@ -214,7 +214,10 @@ fn only(world: &mut World, namespace: &str) {
     world.extension_providers.retain(|name, _| name.namespace == namespace);
     world.rate_limits.retain(|name, _| name.namespace == namespace);
     world.telemetries.retain(|name, _| name.namespace == namespace);
+    world.gateways.retain(|name, _| name.namespace == namespace);
     world.http_routes.retain(|name, _| name.namespace == namespace);
+    world.tls_routes.retain(|name, _| name.namespace == namespace);
+    world.tcp_routes.retain(|name, _| name.namespace == namespace);
     world.grpc_routes.retain(|name, _| name.namespace == namespace);
     world.reference_grants.retain(|name, _| name.namespace == namespace);
 }
