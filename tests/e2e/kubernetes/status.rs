@@ -372,8 +372,8 @@ fn definitions_of_every_make_do_and_only_the_leader_writes() {
     gone.process.kill().unwrap();
     let late = object(POLICY, "late");
     late.is(&json!({"action": "NONE"}));
+    assert!(wait_for(LONG, || leader(&kubernetes) == left.name), "{}", left.log());
     late.wait(ACCEPTED, "False", "spec.action");
-    assert_eq!(leader(&kubernetes), left.name);
     assert!(left.log().contains("leading lease"), "{}", left.log());
 
     // The API server goes away and comes back: what changed is told, and nothing else is written.
