@@ -52,10 +52,19 @@ impl<'a> Retold<'a> {
         let Some(told) = self.told.metric(metric) else { return Some(labels) };
         let mut is_tagged = false;
         for (name, tag) in &told.tags {
-            labels.retain(|(other, _)| other != name);
-            if let TagOverride::Set(_) = tag {
-                is_tagged = true;
-                labels.push((name.clone().into(), self.values.next().cloned().unwrap_or_default()));
+            let at = labels.iter().position(|(other, _)| other == name);
+            match (tag, at) {
+                (TagOverride::Set(_), at) => {
+                    is_tagged = true;
+                    let value = self.values.next().cloned().unwrap_or_default();
+                    // In its place: the same labels in another order would be another series.
+                    match at {
+                        Some(at) => labels[at].1 = value,
+                        None => labels.push((name.clone().into(), value)),
+                    }
+                }
+                (TagOverride::Remove, Some(at)) => drop(labels.remove(at)),
+                (TagOverride::Remove, None) => {}
             }
         }
         if is_tagged && !told.disabled && !tagged.admit(self.namespace, &labels) {

@@ -208,3 +208,32 @@ fn one_client_has_at_most_half_of_all_requests_and_what_does_not_move_makes_room
         holding.join().unwrap();
     }
 }
+
+#[test]
+fn a_short_answer_counts_until_its_client_has_let_it_come() {
+    let stage = Stage::with(&["--max-requests", "2"], "http2");
+    let _server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.address();
+    within(&stage.stranger, async move || {
+        let mut settings = h2::client::Builder::new();
+        settings.initial_window_size(1);
+        let client = h2c::connect_with(to, settings).await;
+        let ask = async || {
+            let (answer, mut send) = h2c::ask(&client, "/echo").await;
+            send.send_data(Bytes::from_static(b"0123456789"), true).unwrap();
+            answer.await.unwrap()
+        };
+        let is_refused =
+            |answer: &http::Response<h2::RecvStream>| answer.headers().contains_key("grpc-status");
+        let first = ask().await;
+        assert!(!is_refused(&first));
+        let mut body = first.into_body();
+        let byte = body.data().await.unwrap().unwrap();
+        assert_eq!(byte, "0");
+        assert!(is_refused(&ask().await), "what is held for it counts no more");
+        body.flow_control().release_capacity(1).unwrap();
+        assert_eq!(h2c::read(&mut body, 9).await, b"123456789");
+        body.trailers().await.unwrap();
+        assert!(!is_refused(&ask().await));
+    });
+}

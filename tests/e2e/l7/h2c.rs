@@ -105,8 +105,13 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
 
 /// Opens a connection, in the runtime of [`within`].
 pub async fn connect(to: SocketAddr) -> SendRequest<Bytes> {
+    connect_with(to, h2::client::Builder::new()).await
+}
+
+/// The same, with settings of its own.
+pub async fn connect_with(to: SocketAddr, settings: h2::client::Builder) -> SendRequest<Bytes> {
     let tcp = tokio::net::TcpStream::connect(to).await.unwrap();
-    let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+    let (send, connection) = settings.handshake(tcp).await.unwrap();
     spawn_local(async move {
         let _ = connection.await;
     });

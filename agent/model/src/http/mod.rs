@@ -68,6 +68,7 @@ use ingress::Ingress;
 use stream::StreamPorts;
 use table::Table;
 use told::Telling;
+pub(crate) use told::is_of_mesh;
 
 /// A request, as far as routing asks about it.
 #[derive(Clone, Copy)]

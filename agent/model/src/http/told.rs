@@ -33,8 +33,22 @@ pub struct Told {
 pub struct ToldMetric {
     /// Whether there is none.
     pub disabled: bool,
-    /// By the tag's name.
+    /// In the order of the tags' names, each once.
     pub tags: Vec<(String, TagOverride)>,
+}
+
+/// Whether a label says who talked to whom, and what came of it, and is set by the mesh alone: whoever could set it elsewhere
+/// would write another namespace's metrics.
+pub(crate) fn is_of_mesh(label: &str) -> bool {
+    const OTHERS: [&str; 6] = [
+        "reporter",
+        "request_protocol",
+        "response_code",
+        "response_flags",
+        "grpc_response_status",
+        "connection_security_policy",
+    ];
+    label.starts_with("source_") || label.starts_with("destination_") || OTHERS.contains(&label)
 }
 
 impl Told {
@@ -43,16 +57,22 @@ impl Told {
         self.metrics.get(&metric)
     }
 
-    /// What this one says counts before what is said so far.
-    fn add(&mut self, of: &Telemetry) {
+    /// What this one says counts before what is said so far. What the mesh says itself the root namespace alone can have
+    /// said otherwise; all may leave it out.
+    fn add(&mut self, of: &Telemetry, root: &str) {
+        let may = |name: &str, tag: &TagOverride| {
+            *tag == TagOverride::Remove || of.name.namespace == root || !is_of_mesh(name)
+        };
         for entry in &of.metrics {
             let metrics = entry.metric.map_or(Metric::ALL.to_vec(), |metric| vec![metric]);
             for metric in metrics {
                 let told = self.metrics.entry(metric).or_default();
                 told.disabled = entry.disabled.unwrap_or(told.disabled);
-                for (name, tag) in &entry.tags {
-                    told.tags.retain(|(other, _)| other != name);
-                    told.tags.push((name.clone(), tag.clone()));
+                for (name, tag) in entry.tags.iter().filter(|(name, tag)| may(name, tag)) {
+                    match told.tags.binary_search_by(|(other, _)| other.cmp(name)) {
+                        Ok(at) => told.tags[at].1 = tag.clone(),
+                        Err(at) => told.tags.insert(at, (name.clone(), tag.clone())),
+                    }
                 }
             }
         }
@@ -117,13 +137,13 @@ impl Telling {
             of_target(|target| matches!(target, Target::Gateway(_))),
         ];
         let mut common = Told::default();
-        levels.iter().flatten().for_each(|of| common.add(of));
+        levels.iter().flatten().for_each(|of| common.add(of, root));
         let mut services: HashMap<ServiceKey, Arc<Told>> = HashMap::new();
         for of in &all {
             for key in of.targets.iter().filter_map(|target| service_key(&of.name, target)) {
                 services.entry(key).or_insert_with(|| {
                     let mut told = common.clone();
-                    told.add(of);
+                    told.add(of, root);
                     Arc::new(told.with_headers())
                 });
             }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use super::findings::Enforcing;
 use super::{Finding, FindingReason, Severity};
 use crate::compile::Settings;
+use crate::http::is_of_mesh;
 use crate::service::Service;
-use crate::world::{Telemetry, World};
+use crate::world::{TagOverride, Telemetry, World};
 
 /// What the authors of Telemetries should know. For waypoints: nobody else reads them.
 pub(crate) fn telemetry_findings<'a>(
@@ -27,6 +28,15 @@ pub(crate) fn telemetry_findings<'a>(
     for of in all {
         for what in &of.unread {
             tell(of, Severity::Warning, FindingReason::FieldsNotEnforced, format!("{what} has no effect"));
+        }
+        let root = &settings.root_namespace;
+        let tags = of.metrics.iter().flat_map(|entry| &entry.tags).filter(|_| of.name.namespace != *root);
+        for (name, _) in tags.filter(|(name, tag)| is_of_mesh(name) && *tag != TagOverride::Remove) {
+            let message = format!(
+                "the label {name} is the mesh's own, which only a Telemetry of {root} can set: it can be removed here, \
+                 and a value of it has no effect"
+            );
+            tell(of, Severity::Warning, FindingReason::FieldsNotEnforced, message);
         }
         if !of.selector.is_empty() {
             let message = "has a selector, and nodes don't read it, so that it has no effect: name waypoints or what is \

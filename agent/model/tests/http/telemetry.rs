@@ -93,6 +93,30 @@ fn what_a_narrower_one_does_not_say_the_wider_one_does() {
 }
 
 #[test]
+fn what_the_mesh_says_itself_only_its_root_namespace_has_said_otherwise() {
+    let set = |name: &str| (name.to_owned(), TagOverride::Set("'x'".parse().unwrap()));
+    let tags = || vec![set("z"), set("destination_service"), ("source_app".to_owned(), TagOverride::Remove)];
+    let of = |namespace: &str| Telemetry {
+        metrics: vec![MetricOverride { metric: Some(Metric::Requests), disabled: None, tags: tags() }],
+        ..telemetry(namespace, "all", Vec::new())
+    };
+    let names = |world: &World| -> Vec<String> {
+        let told = told(world, "web").unwrap();
+        told.metric(Metric::Requests).unwrap().tags.iter().map(|(name, _)| name.clone()).collect()
+    };
+    let mut world = world();
+    add(&mut world, of("shop"));
+    assert_eq!(names(&world), ["source_app", "z"]);
+    let found = compile(&world, &settings(), 1).findings_of_all(&world, &settings());
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].message.contains("destination_service"), "{found:?}");
+    world.telemetries = Default::default();
+    add(&mut world, of("istio-system"));
+    assert_eq!(names(&world), ["destination_service", "source_app", "z"]);
+    assert!(compile(&world, &settings(), 1).findings_of_all(&world, &settings()).is_empty());
+}
+
+#[test]
 fn what_has_no_effect_is_told() {
     let mut world = world();
     let of = |name: &str, created, of: Telemetry| Telemetry {

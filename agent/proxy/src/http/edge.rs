@@ -1,7 +1,7 @@
 //! A gateway's clients, who come from outside the mesh: nobody knows who they are, and what they say of it counts for
 //! nothing.
 
-use std::{fmt, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt, rc::Rc, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use orlop_identity::{ALPN_H2, classify_io};
@@ -11,29 +11,21 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::spawn_local,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, task::spawn_local, time::timeout};
 
 use super::{
-    Local, Own, clients::Room, headers::remove, io::Io, record::RequestRecord, session, session::Session,
-    sniff::Protocol,
+    Local, Own, clients::Room, headers::remove, io::Io, listener::accept, record::RequestRecord, session,
+    session::Session, sniff::Protocol,
 };
 use crate::{
     hbone,
     metrics::Direction,
     record::Record,
     refusal::Refusal,
-    shared::{Phase, Shared},
+    shared::Shared,
     socket::{self, Accepted},
     tunnel,
 };
-
-/// How long to leave a listener alone that can't accept, most likely for want of descriptors.
-const PAUSE: Duration = Duration::from_millis(50);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -46,31 +38,12 @@ pub(super) async fn run(
     tls: Arc<ServerConfig>,
     mut open: watch::Receiver<()>,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot listen"),
-    };
-    let mut phase = local.worker.shared.phase.subscribe();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = phase.wait_for(Phase::is_leaving) => break,
-            // Whoever holds the other end never sends.
-            _ = open.changed() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((tcp, peer)) => {
-                let accepted = Accepted { tcp, peer: socket::canonical(peer) };
-                spawn_local(serve(Rc::clone(&local), accepted, Arc::clone(&tls)));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept; trying again");
-                sleep(PAUSE).await;
-            }
-        }
-    }
-    socket::stop_listening(&listener);
+    // Whoever holds the other end never sends.
+    let closed = async { drop(open.changed().await) };
+    accept(&local, listener, closed, |accepted| {
+        spawn_local(serve(Rc::clone(&local), accepted, Arc::clone(&tls)));
+    })
+    .await;
 }
 
 async fn serve(local: Rc<Local>, accepted: Accepted, tls: Arc<ServerConfig>) {

@@ -1,6 +1,6 @@
 //! Takes tunnels, and starts a session for each stream in them.
 
-use std::{rc::Rc, time::Duration};
+use std::{future::pending, pin::pin, rc::Rc, time::Duration};
 
 use orlop_model::Reason;
 use tokio::{net::TcpListener, task::spawn_local, time::sleep};
@@ -19,24 +19,36 @@ use crate::{
 /// How long to leave a listener alone that can't accept, most likely for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until the waypoint leaves.
+/// Accepts tunnels until the waypoint leaves.
 pub(super) async fn run(local: Rc<Local>, listener: std::net::TcpListener) {
+    accept(&local, listener, pending(), |accepted| {
+        spawn_local(serve_tunnel(Rc::clone(&local), accepted));
+    })
+    .await;
+}
+
+/// Accepts until the proxy leaves or the port is `closed`.
+pub(super) async fn accept(
+    local: &Local,
+    listener: std::net::TcpListener,
+    closed: impl Future<Output = ()>,
+    serve: impl Fn(Accepted),
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen"),
     };
     let mut phase = local.worker.shared.phase.subscribe();
+    let mut closed = pin!(closed);
     loop {
         let accepted = tokio::select! {
             biased;
             _ = phase.wait_for(Phase::is_leaving) => break,
+            () = &mut closed => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => {
-                let accepted = Accepted { tcp, peer: socket::canonical(peer) };
-                spawn_local(serve_tunnel(Rc::clone(&local), accepted));
-            }
+            Ok((tcp, peer)) => serve(Accepted { tcp, peer: socket::canonical(peer) }),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept; trying again");
                 sleep(PAUSE).await;

@@ -24,6 +24,7 @@ mod failure;
 mod forward;
 mod grpc;
 mod headers;
+mod held_back;
 pub(crate) mod hello;
 mod hosts;
 mod io;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     activity::{Activity, Patience, Streams},
     exchange,
+    held_back::HeldBack,
     io::Io,
     pace::Pace,
     session::Session,
@@ -71,7 +72,10 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
     io.pace = Some(Arc::clone(&pace));
     let service = service_fn(|request: Request<Incoming>| {
         let session = Rc::clone(session);
-        async move { Ok::<_, Infallible>(exchange::serve(&session, request, Activity::current()).await) }
+        async move {
+            let answer = exchange::serve(&session, request, Activity::current()).await;
+            Ok::<_, Infallible>(answer.map(|body| HeldBack::new(body, session.is_from_outside())))
+        }
     });
     let streams = Streams { patience: Patience::of_stalled(session), stalled: Rc::clone(&session.broken) };
     let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
