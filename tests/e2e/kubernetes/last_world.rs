@@ -75,12 +75,13 @@ fn an_agent_that_starts_without_the_api_goes_by_the_world_that_it_knew_last() {
 fn what_is_forbidden_is_on_disk_at_once() {
     /// Half of how far the world may else be behind.
     const AT_ONCE: Duration = Duration::from_secs(5);
-    let kubernetes = Kubernetes::shared();
+    // Others forbid as well, and all together only so often.
+    let kubernetes = Kubernetes::own();
     kubernetes.define_istio();
-    let testbed = Testbed::in_shared_cluster().unwrap();
+    let testbed = Testbed::new().unwrap();
     let namespace = kubernetes.namespace("forbids", &[ENABLED]);
     let node = Kubelet::start(&kubernetes, &testbed, "n1");
-    let _agent = node.agent(&[]);
+    let agent = node.agent(&[]);
     for name in ["first", "second"] {
         // It is written just now, and for what does not decide not again within 10 s.
         let pod = node.run(&namespace, name, &[]);
@@ -91,6 +92,7 @@ fn what_is_forbidden_is_on_disk_at_once() {
             "metadata": {"name": policy, "namespace": namespace},
             "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": [name]}}]}]},
         }));
+        agent.wait_until(|dump| dump.contains(&policy)).unwrap();
         let kept = || fs::read_to_string(path(&node)).unwrap_or_default().contains(&policy);
         assert!(wait_for(AT_ONCE, kept), "{policy} is not on disk");
     }
