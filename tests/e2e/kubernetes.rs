@@ -20,6 +20,7 @@ mod last_world;
 mod node;
 mod outage;
 mod replica;
+mod rights;
 mod source;
 mod status;
 mod told;

@@ -21,8 +21,10 @@ const CONFIGURATION: &str = "orlop-validation";
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 
 /// A cluster whose API server asks the webhook that the chart installs, run as its service account.
-struct Stage {
-    kubernetes: Kubernetes,
+pub struct Stage {
+    pub kubernetes: Kubernetes,
+    /// What the chart makes.
+    pub rendered: Vec<Value>,
     tools: DeployTools,
     /// Where it answers, of an address that nobody else's connections come from or go to.
     address: SocketAddr,
@@ -30,7 +32,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let kubernetes = Kubernetes::own();
         kubernetes.define_istio();
         define(&kubernetes);
@@ -38,12 +40,12 @@ impl Stage {
         let tools = DeployTools::find().unwrap();
         let rendered = tools.render(&deploy().join("helm/orlop"), &["--set=webhook.enabled=true"]).unwrap();
         let [address, health] = [(); 2].map(|()| free());
-        let made: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
+        let rendered: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
         let of_webhook = |object: &&Value| {
             let name = &object["metadata"]["name"];
             object["kind"] != "Deployment" && (name == NAME || name == CONFIGURATION)
         };
-        for object in made.iter().filter(of_webhook) {
+        for object in rendered.iter().filter(of_webhook) {
             let mut object = object.clone();
             // No pod runs here: the API server finds it on its loopback, by the same name.
             if object["kind"] == "Service" {
@@ -68,11 +70,11 @@ impl Stage {
             let may = || kubernetes.wait(kubernetes.review(&review))["status"]["allowed"] == true;
             assert!(wait_for(LONG, may), "{review}");
         }
-        Self { kubernetes, tools, address, health }
+        Self { kubernetes, rendered, tools, address, health }
     }
 
     /// A replica that is ready.
-    fn start(&self) -> (Process, PathBuf) {
+    pub fn start(&self) -> (Process, PathBuf) {
         let directory = self.kubernetes.plane.dir();
         let api = self.kubernetes.plane.address().to_string();
         let kubeconfig = self.kubernetes.kubeconfig(directory, SYSTEM, NAME, &api);

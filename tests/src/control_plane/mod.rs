@@ -167,6 +167,12 @@ impl ControlPlane {
         &self.home.dir
     }
 
+    /// What service accounts have asked the API server on a loopback for: events of `audit.k8s.io/v1`, one a line.
+    pub fn asked(&self) -> Result<String> {
+        let path = self.home.dir.join("audit.log");
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
     /// Kills the API server.
     pub fn stop_api(&self) {
         *lock(&self.api) = None;

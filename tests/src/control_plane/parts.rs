@@ -1,6 +1,6 @@
 //! The programs of a control plane and their flags.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -118,7 +118,20 @@ const API: &[&str] = &[
     "--profiling=false",
 ];
 
-const LOOPBACK_API: [&str; 4] = [
+/// What service accounts ask for is written down, but for those of Kubernetes' own controllers.
+const AUDIT_POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: None, userGroups: ["system:serviceaccounts:kube-system"]}
+  - {level: Metadata, userGroups: ["system:serviceaccounts"]}
+  - {level: None}
+"#;
+
+const LOOPBACK_API: [&str; 6] = [
+    "--audit-policy-file=audit-policy.yaml",
+    "--audit-log-path=audit.log",
     "--bind-address=127.0.0.1",
     "--advertise-address=127.0.0.1",
     // Another socket keeps the port for it.
@@ -166,7 +179,7 @@ pub(super) fn port() -> Result<(OwnedFd, u16)> {
     open().context("finding a free port on the loopback")
 }
 
-/// Makes the certificates, keys and kubeconfigs in `dir`.
+/// Makes the certificates, keys and kubeconfigs in `dir`, and what says whose requests are written down.
 pub(super) fn credentials(binary: &Path, dir: &Path, port: u16, serves: Serves) -> Result<()> {
     let mut command = Command::new(binary);
     let url = format!("https://127.0.0.1:{port}");
@@ -174,7 +187,9 @@ pub(super) fn credentials(binary: &Path, dir: &Path, port: u16, serves: Serves) 
     if let Serves::Nodes(address) = serves {
         command.arg(address.to_string());
     }
-    checked(&mut command, "making the cluster's credentials")
+    checked(&mut command, "making the cluster's credentials")?;
+    let policy = dir.join("audit-policy.yaml");
+    fs::write(&policy, AUDIT_POLICY).with_context(|| format!("writing {}", policy.display()))
 }
 
 /// Waits for the `api`, or for the `controllers`.
@@ -196,7 +211,7 @@ pub(super) fn log_tails(dir: &Path) -> String {
 /// The last lines of these logs in a directory, of those that are there.
 pub(crate) fn tails(dir: &Path, names: &[&str]) -> String {
     let tail = |name: &&str| {
-        let log = std::fs::read(dir.join(name).with_extension("log")).ok()?;
+        let log = fs::read(dir.join(name).with_extension("log")).ok()?;
         let log = String::from_utf8_lossy(&log).into_owned();
         let lines: Vec<_> = log.lines().rev().take(8).collect();
         let lines: Vec<_> = lines.into_iter().rev().collect();
