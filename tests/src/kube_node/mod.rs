@@ -57,7 +57,7 @@ impl KubeNode {
             false => write("runc.sh", include_bytes!("runc.sh"))?,
         };
         make_executable(&home.join("runc.sh"))?;
-        let script = write("machine.sh", include_bytes!("machine.sh"))?;
+        write("machine.sh", include_bytes!("machine.sh"))?;
         write("containerd.toml", config::containerd(&runc).as_bytes())?;
         write("etc/cni/net.d/10-pods.conflist", config::cni(node).to_string().as_bytes())?;
         // Services' addresses lead nowhere, but there must be a way for kube-proxy to change it.
@@ -69,20 +69,46 @@ impl KubeNode {
         write("proxy.yaml", config::proxy(&proxy, node.name()).to_string().as_bytes())?;
         write("start", start_script(node, plane, &home, &kubelet, &dns)?.as_bytes())?;
 
+        let machine = Self::boot(node, &home)?;
+        let started = Self { node: node.clone(), home, machine };
+        started.wait_for_containerd()?;
+        Ok(started)
+    }
+
+    fn boot(node: &Node, home: &Path) -> Result<Process> {
         let name = format!("{}-{}", node.lab().id, node.name());
         let cgroup = node.lab().cgroup.join(&name);
         cgroup::create(&cgroup)?;
-        let log = fs::File::create(home.join("machine.log")).context("making the machine's log")?;
+        let log = fs::File::options().create(true).append(true).open(home.join("machine.log"));
+        let log = log.context("making the machine's log")?;
         let mut command = command_in("sh", node.netns(), &cgroup)?;
-        command.arg(script).arg(&home).arg(name).stdin(Stdio::null());
+        command.arg(home.join("machine.sh")).arg(home).arg(name).stdin(Stdio::null());
         command.stdout(log.try_clone().context("sharing the log")?).stderr(log);
-        let machine = Process::spawn(&mut command)?;
-        let started = Self { node: node.clone(), home, machine };
-        let socket = started.home.join(SOCKET_BELOW);
+        Process::spawn(&mut command)
+    }
+
+    fn wait_for_containerd(&self) -> Result<()> {
+        let socket = self.home.join(SOCKET_BELOW);
         if !wait_for(START_TIMEOUT, || socket.exists()) {
-            bail!("containerd does not start:\n{}", started.log_tails());
+            bail!("containerd does not start:\n{}", self.log_tails());
         }
-        Ok(started)
+        Ok(())
+    }
+
+    /// Ends all its processes at once, forgets what a machine forgets without power, and starts it again: `/var` is
+    /// as it was, and there are no pods' processes and networks, no cgroups, no mounts, no eBPF programs and nothing
+    /// in `/run`.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.machine.kill()?;
+        let name = format!("{}-{}", self.node.lab().id, self.node.name());
+        cgroup::remove(&self.node.lab().cgroup.join(&name))?;
+        for (_, path) in cgroup::named(|found| (found == name).then_some(())) {
+            cgroup::remove_version_1(&path)?;
+        }
+        let run = self.home.join("run");
+        fs::remove_dir_all(&run).with_context(|| format!("emptying {}", run.display()))?;
+        self.machine = Self::boot(&self.node, &self.home)?;
+        self.wait_for_containerd()
     }
 
     /// The node, whose network this one has.

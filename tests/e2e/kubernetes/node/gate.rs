@@ -10,8 +10,8 @@ const PODS: usize = 8;
 const WORD: &str = "cold-start";
 
 #[test]
-fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in_clear() {
-    let cluster = Cluster::start();
+fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in_clear_also_after_a_reboot() {
+    let mut cluster = Cluster::start();
     cluster.install(&["--set=node.bootGate.enabled=true"]);
     cluster.wait_rollout("daemonset/orlop-node");
     let drivers = ["get", "csinodes", "--output=jsonpath={.items[*].spec.drivers[*].name}"];
@@ -51,6 +51,32 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
         inbound.iter().all(|flow| flow["src_identity"] == identity && flow["tunnel"].is_string()),
         "{inbound:?}"
     );
+
+    // The same of pods that are there when the node starts.
+    let stays = format!("{dial}; exec {busybox} sleep 2147483647");
+    let names: Vec<String> = (0..PODS).map(|number| format!("stays-{number}")).collect();
+    for name in &names {
+        let spec = json!({"nodeName": cluster.nodes[0].node().name(), "serviceAccountName": "client"});
+        cluster.pod("shop", name, &spec, &json!({"command": [busybox, "sh", "-c", stays]}));
+    }
+    let served = |cluster: &Cluster, name: &str| {
+        let of = |flow: &&Value| {
+            flow["src_workload"] == format!("shop/{name}")
+                && flow["src_identity"] == identity
+                && flow["tunnel"].is_string()
+        };
+        cluster.flows(1).iter().filter(of).count()
+    };
+    for name in &names {
+        assert!(wait_for(LONG, || served(&cluster, name) == 1), "{name}\n{}", cluster.state());
+    }
+    let capture = cluster.testbed.capture().unwrap();
+    cluster.nodes[0].reboot().unwrap();
+    for name in &names {
+        assert!(wait_for(LONG, || served(&cluster, name) == 2), "{name}\n{}", cluster.state());
+    }
+    let frames = capture.stop().unwrap();
+    assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
 
     // kubelet gives the volumes back, and the pods end.
     cluster.kubectl(&["delete", "pods", "--all", "--namespace=shop", "--timeout=60s"]);
