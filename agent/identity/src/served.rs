@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use orlop_model::NamespacedName;
+use orlop_model::http::ListenerId;
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject as _;
@@ -49,22 +49,23 @@ impl fmt::Debug for ServedCertificate {
     }
 }
 
-/// Those that there are, by the Secrets that they come from. A new one is shown from the next handshake on.
+/// Those of each listener, in the order in which they count. A new one is shown from the next handshake on.
 #[derive(Debug, Default)]
-pub struct ServedCertificates(RwLock<HashMap<NamespacedName, ServedCertificate>>);
+pub struct ServedCertificates(RwLock<HashMap<ListenerId, Vec<ServedCertificate>>>);
 
 impl ServedCertificates {
     /// Puts these in place of all that there were.
-    pub fn replace(&self, with: HashMap<NamespacedName, ServedCertificate>) {
+    pub fn replace(&self, with: HashMap<ListenerId, Vec<ServedCertificate>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = with;
     }
 
-    /// Of those of these names that are there, the first that the client can verify by its signature and that is for the
-    /// host it names, or else the first that it can verify.
-    pub fn choose(&self, names: &[NamespacedName], hello: &ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+    /// Of this listener's, the first that the client can verify by its signature and that is for the host it names, or else
+    /// the first that it can verify.
+    pub fn choose(&self, listener: &ListenerId, hello: &ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let fits = |of: &&ServedCertificate| of.0.key.choose_scheme(hello.signature_schemes()).is_some();
-        let fitting = || names.iter().filter_map(|name| known.get(name)).filter(fits);
+        let own = known.get(listener)?;
+        let fitting = || own.iter().filter(fits);
         let host = hello.server_name().and_then(|host| ServerName::try_from(host).ok());
         let named = host.and_then(|host| fitting().find(|of| of.is_for(&host)));
         named.or_else(|| fitting().next()).map(|of| Arc::clone(&of.0))
@@ -99,9 +100,9 @@ mod tests {
     }
 
     #[derive(Debug)]
-    struct All(Arc<ServedCertificates>, Vec<NamespacedName>);
+    struct Of(Arc<ServedCertificates>, ListenerId);
 
-    impl ResolvesServerCert for All {
+    impl ResolvesServerCert for Of {
         fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
             self.0.choose(&self.1, &hello)
         }
@@ -126,16 +127,16 @@ mod tests {
         let (a, b) = (pair("a.example"), pair("b.example"));
         let served =
             |of: &(String, String)| ServedCertificate::from_pem(of.0.as_bytes(), of.1.as_bytes()).unwrap();
-        let [one, other] = ["a", "b"].map(|name| NamespacedName::new("edge", name));
+        let listener = ListenerId { port: 443, hostname: "*".to_owned() };
         let there = Arc::new(ServedCertificates::default());
-        let names = vec![one.clone(), other.clone()];
-        let config = Arc::new(outsiders_config(Arc::new(All(Arc::clone(&there), names))).unwrap());
+        let of = Of(Arc::clone(&there), listener.clone());
+        let config = Arc::new(outsiders_config(Arc::new(of)).unwrap());
         assert!(!gets_on(&config, &a.0, "a.example").await);
-        there.replace([(one.clone(), served(&a)), (other.clone(), served(&b))].into());
+        there.replace([(listener.clone(), vec![served(&a), served(&b)])].into());
         assert!(gets_on(&config, &a.0, "a.example").await);
         assert!(gets_on(&config, &b.0, "b.example").await);
         let renewed = pair("a.example");
-        there.replace([(one, served(&renewed)), (other, served(&b))].into());
+        there.replace([(listener, vec![served(&renewed), served(&b)])].into());
         assert!(gets_on(&config, &renewed.0, "a.example").await);
         assert!(!gets_on(&config, &a.0, "a.example").await);
         there.replace(HashMap::new());

@@ -116,7 +116,7 @@ pub struct ProxyArguments {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_streams: u32,
     /// Connections open at once; further ones are refused [default: 100000, or as many as the limit of open
-    /// files allows].
+    /// files allows; of a gateway also no more than its memory has room for with 64 KiB each].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
     /// Resident memory, such as 512MiB, past which new connections and requests are refused [default: nine tenths of

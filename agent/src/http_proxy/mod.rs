@@ -4,9 +4,11 @@ mod certificates;
 mod ports;
 
 use std::{
+    cell::RefCell,
     net::{IpAddr, SocketAddr, TcpListener},
     path::PathBuf,
     pin::pin,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -46,13 +48,16 @@ use crate::{
     traces::Traces,
     worlds::{RoutesOf, Worlds},
 };
-use certificates::Certificates;
+use certificates::{Certificates, SecretStates};
 use ports::Ports;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// What a stranger's request may hold of its answer.
 const HELD: u64 = 64 << 10;
+/// How much memory there is for each stranger's connection: the state of its TLS, and what it may have sent of a head
+/// before that counts as a request.
+const PER_CONNECTION: u64 = 64 << 10;
 /// How long a start waits for the keys of tokens' issuers.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -136,6 +141,10 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let metrics = Metrics::register(&mut registry);
     let requests = RequestMetrics::register(&mut registry);
     registry.register_collector(Box::new(token_keys::Fetches(keys.clone())));
+    let secrets = SecretStates::default();
+    if matches!(role.listening, Listening::Ports(..)) {
+        registry.register_collector(Box::new(secrets.clone()));
+    }
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let proxy = HttpProxy::start(config, Arc::clone(&snapshot), identities.clone(), metrics, requests)?;
     let proxy = Arc::new(proxy);
@@ -158,7 +167,8 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
                 .with_context(|| format!("cannot listen on {address}; choose another with --listen"))?,
         ),
         Listening::Ports(address, dir) => {
-            Listeners::Ports(Ports::at(address), Certificates::new(dir, served))
+            let certificates = Rc::new(RefCell::new(Certificates::new(dir, served, secrets)));
+            Listeners::Ports(Ports::at(address), certificates)
         }
     };
     let mut none = ServerSockets::new();
@@ -181,7 +191,17 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let names = Names::start(arguments.host_resolver);
     let settings = arguments.names.settings(&arguments.node);
     let publisher = Arc::clone(&proxy);
-    let publish = Box::new(move |snapshot| publisher.publish(snapshot));
+    let certificates = match &listeners {
+        Listeners::Ports(_, certificates) => Some(Rc::clone(certificates)),
+        Listeners::Tunnels(_) => None,
+    };
+    let publish = Box::new(move |snapshot: Arc<Snapshot>| {
+        // Before anybody asks for them.
+        if let Some(certificates) = &certificates {
+            certificates.borrow_mut().read(&snapshot);
+        }
+        publisher.publish(snapshot);
+    });
     let worlds = Worlds::new(world, names, settings, publish);
     let mut worlds = worlds.with_routes(role.routes);
     worlds.resolve().await;
@@ -194,7 +214,7 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     loop {
         let mut again = None;
         if let Listeners::Ports(ports, certificates) = &mut listeners {
-            // Before anybody asks for them.
+            let mut certificates = certificates.borrow_mut();
             certificates.read(&published);
             closed.send_replace(ports.open(&proxy, &arguments.name, &published));
             again = ports.retry().or(certificates.again());
@@ -247,7 +267,7 @@ async fn watch_world(arguments: &WorldArguments) -> anyhow::Result<watch::Receiv
 /// What clients come to.
 enum Listeners {
     Tunnels(TcpListener),
-    Ports(Ports, Certificates),
+    Ports(Ports, Rc<RefCell<Certificates>>),
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -272,9 +292,12 @@ fn config(
     let proxy = Config::default();
     // One to each side of a connection, and some that are no connection's.
     let fit = descriptors / 16 * 7;
+    let in_memory = |each| memory.map(|all| usize::try_from(all / each).unwrap_or(usize::MAX).max(1));
+    let fit = match &role.listening {
+        Listening::Tunnels(_) => fit,
+        Listening::Ports(..) => in_memory(PER_CONNECTION).map_or(fit, |most| most.min(fit)),
+    };
     let max_connections = arguments.max_connections.unwrap_or(proxy.max_connections.min(fit));
-    // Half of the memory is for what they hold.
-    let held = |memory| usize::try_from(memory / HELD / 2).unwrap_or(usize::MAX).max(1);
     HttpProxyConfig {
         workload: Workload {
             name: match &role.routes {
@@ -316,7 +339,8 @@ fn config(
             max_connections_per_client: role
                 .max_connections_per_client
                 .unwrap_or(max_connections.div_ceil(2)),
-            max_requests: role.max_requests.or(memory.map(held)).unwrap_or(max_connections),
+            // Half of the memory is for what they hold.
+            max_requests: role.max_requests.or(in_memory(2 * HELD)).unwrap_or(max_connections),
             ..HttpLimits::default()
         },
         keys,

@@ -125,6 +125,26 @@ fn a_service_that_has_a_waypoint_is_reached_through_it() {
 }
 
 #[test]
+fn where_one_waypoint_is_gone_another_is_asked() {
+    let stage = Stage::new();
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    let spec = || PodSpec::new().service_account("way").opt_out();
+    let way = stage.mesh.nodes[0].pod(NAMESPACE, "way", spec()).unwrap();
+    let gone = stage.mesh.nodes[0].pod(NAMESPACE, "gone", spec()).unwrap();
+    let world = stage.mesh.testbed.world();
+    let of_way = ServiceSpec::new(NAMESPACE, "way", HBONE_PORT, TargetPort::Number(HBONE_PORT));
+    world.service(&of_way.cluster_ips(stage.mesh.testbed.vip()).endpoints([&way, &gone])).unwrap();
+    let web =
+        ServiceSpec::new(NAMESPACE, "web", 80, TargetPort::Number(80)).label("istio.io/use-waypoint", "way");
+    world.service(&web.cluster_ips(stage.mesh.testbed.vip()).endpoints([&stage.mesh.server])).unwrap();
+    let waypoint = Waypoint::start(&way, &[]).unwrap();
+    settle_with(&stage.mesh, [&waypoint, &stage.gateway]);
+    let answers: Vec<_> = (0..20).map(|_| stage.get("x", "/").status).collect();
+    assert_eq!(answers, [200; 20]);
+    stage.record(|record| record["attempts"] == 2);
+}
+
+#[test]
 fn what_is_not_in_the_mesh_is_reached_in_plain() {
     let stage = Stage::new();
     let plain = stage.mesh.nodes[0].pod("street", "plain", PodSpec::new()).unwrap();

@@ -158,3 +158,24 @@ fn a_certificate_that_is_renewed_is_shown_from_then_on_and_one_that_is_none_chan
     assert!(wait_for(TIMEOUT, || !gets_on(&renewed)), "what is gone is still shown");
     assert_eq!(sealed.get(&sealed.two, "a.two.example", "a.two.example").unwrap().status, 200);
 }
+
+#[test]
+fn a_listener_shows_what_it_had_until_what_it_is_to_show_is_there() {
+    let sealed = Sealed::new();
+    let gets_on = |trusted: &str| sealed.get(trusted, "one.example", "one.example").is_ok();
+    sealed.stage.change(|mesh| {
+        super::write_gateway(mesh, &LISTENERS.replace("[{name: one}]", "[{name: next}]"));
+    });
+    let states = |state: &str| sealed.stage.gateway.metric("orlop_gateway_secrets", &[state]).unwrap();
+    assert!(gets_on(&sealed.one), "what is mounted is not shown");
+    assert_eq!((states("state=\"missing\""), states("state=\"shown\"")), (1.0, 2.0));
+    let next = certify(&sealed.dir, "next", "one.example");
+    assert!(wait_for(TIMEOUT, || gets_on(&next)), "the new one is not shown");
+    assert!(!gets_on(&sealed.one));
+    assert_eq!((states("secret=\"one\""), states("state=\"shown\"")), (0.0, 2.0));
+    for file in ["tls.crt", "tls.key"] {
+        fs::remove_file(sealed.dir.join("edge/next").join(file)).unwrap();
+    }
+    assert!(wait_for(TIMEOUT, || !gets_on(&next)), "what is gone is still shown");
+    assert!(!gets_on(&sealed.one));
+}

@@ -6,6 +6,8 @@ mod hostname;
 pub use attach::{AtListener, Attachments, NotAttached};
 pub(crate) use hostname::{ANY, HostMap};
 
+use std::collections::BTreeSet;
+
 use crate::name::NamespacedName;
 use crate::ports::is_own;
 use crate::world::gateway::{CertificateRef, Gateway, Listener, ListenerTls};
@@ -13,6 +15,8 @@ use crate::world::gateway_api::{GROUP, RouteKind};
 
 const HTTP: &str = "HTTP";
 const HTTPS: &str = "HTTPS";
+/// The Secrets that a gateway's pods may have.
+const MAX_CERTIFICATES: usize = 64;
 
 /// Why a listener is not opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum ListenerProblem {
     InvalidCertificate(String),
     /// It names a Secret of another namespace.
     ForeignCertificate(NamespacedName),
+    /// With its Secrets there would be more than pods can have.
+    TooManyCertificates,
     /// The hostname is none.
     Hostname(String),
     /// Another one of the port speaks something else.
@@ -43,7 +49,9 @@ impl ListenerProblem {
         match self {
             Self::PortUnavailable(_) => "PortUnavailable",
             Self::UnsupportedProtocol(_) => "UnsupportedProtocol",
-            Self::Tls | Self::UnsupportedTls(_) | Self::Hostname(_) => "UnsupportedValue",
+            Self::Tls | Self::UnsupportedTls(_) | Self::TooManyCertificates | Self::Hostname(_) => {
+                "UnsupportedValue"
+            }
             Self::InvalidCertificate(_) => "InvalidCertificateRef",
             Self::ForeignCertificate(_) => "RefNotPermitted",
             Self::ProtocolConflict(_) => "ProtocolConflict",
@@ -80,6 +88,12 @@ impl ListenerProblem {
                     "a pod can use Secrets of its own namespace alone: copy {name} to that of the Gateway"
                 )
             }
+            Self::TooManyCertificates => {
+                format!(
+                    "all listeners together may have {MAX_CERTIFICATES} Secrets, as all are mounted into each pod: \
+                     name some of the others'"
+                )
+            }
             Self::Hostname(hostname) => {
                 format!("{hostname:?} is no hostname, such as example.com or *.example.com")
             }
@@ -97,7 +111,9 @@ impl Gateway {
     /// Whether each of the listeners can be opened, in their order. Of those that can't be told apart none is; the
     /// others go on.
     pub fn judge_listeners(&self) -> Vec<Result<(), ListenerProblem>> {
-        let own: Vec<_> = self.listeners.iter().map(|listener| self.judge(listener)).collect();
+        let mounted = self.certificates();
+        let own = self.listeners.iter().map(|listener| self.judge(listener, &mounted));
+        let own: Vec<_> = own.collect();
         let others = |index: usize| {
             let all = self.listeners.iter().zip(&own).enumerate();
             all.filter(move |(other, (_, own))| *other != index && own.is_ok()).map(|(_, (other, _))| other)
@@ -115,7 +131,23 @@ impl Gateway {
         self.listeners.iter().enumerate().map(conflict).collect()
     }
 
-    fn judge(&self, listener: &Listener) -> Result<(), ListenerProblem> {
+    /// The Secrets that its pods have to have: of all listeners that may show them, also of those that can't be opened for
+    /// another reason, which is put right without new pods then.
+    pub fn certificates(&self) -> BTreeSet<&NamespacedName> {
+        let mut found = BTreeSet::new();
+        let tls =
+            self.listeners.iter().filter(|of| of.is_tls() && !self.tls).filter_map(|of| of.tls.as_ref());
+        for tls in tls.filter(|tls| tls.judge(&self.name.namespace).is_ok()) {
+            let more: BTreeSet<_> =
+                tls.certificates.iter().map(|of| &of.name).filter(|name| !found.contains(name)).collect();
+            if found.len() + more.len() <= MAX_CERTIFICATES {
+                found.extend(more);
+            }
+        }
+        found
+    }
+
+    fn judge(&self, listener: &Listener, mounted: &BTreeSet<&NamespacedName>) -> Result<(), ListenerProblem> {
         let Listener { port, protocol, hostname, tls, .. } = listener;
         if protocol != HTTP && protocol != HTTPS {
             return Err(ListenerProblem::UnsupportedProtocol(protocol.clone()));
@@ -134,7 +166,14 @@ impl Gateway {
             Some(_) if protocol == HTTP => Err(ListenerProblem::Tls),
             _ if self.tls => Err(ListenerProblem::UnsupportedTls("spec.tls".to_owned())),
             None => Err(no_certificate()),
-            Some(tls) => tls.judge(&self.name.namespace),
+            Some(tls) => {
+                tls.judge(&self.name.namespace)?;
+                if tls.certificates.iter().all(|of| mounted.contains(&of.name)) {
+                    Ok(())
+                } else {
+                    Err(ListenerProblem::TooManyCertificates)
+                }
+            }
         }
     }
 }

@@ -94,6 +94,27 @@ fn tls_that_can_not_be_had_as_it_is_asked_for_is_none() {
     assert_eq!(reasons([https(with(good())), plain]), ["ProtocolConflict"; 2]);
 }
 
+#[test]
+fn pods_have_the_secrets_of_all_listeners_that_may_show_them_up_to_a_limit() {
+    let tls = |port: u16, secrets: std::ops::Range<usize>| {
+        let name = |n: usize| NamespacedName::new("edge", &*format!("s{n}"));
+        let certificates = secrets.map(|n| CertificateRef {
+            group: String::new(),
+            kind: "Secret".to_owned(),
+            name: name(n),
+        });
+        let tls = ListenerTls { certificates: certificates.collect(), ..ListenerTls::default() };
+        let protocol = "HTTPS".to_owned();
+        Listener { protocol, tls: Some(tls), ..listener("of", port, None) }
+    };
+    // In conflict, the one Secret stays.
+    let conflicting = gateway([tls(443, 0..1), listener("plain", 443, None)]);
+    assert_eq!(conflicting.certificates().len(), 1);
+    let many = [tls(443, 0..40), tls(444, 40..70), tls(445, 20..64), tls(446, 63..65)];
+    assert_eq!(reasons(many.clone()), ["", "UnsupportedValue", "", "UnsupportedValue"]);
+    assert_eq!(gateway(many).certificates().len(), 64);
+}
+
 fn route(namespace: &str, name: &str, hostnames: &[&str]) -> Route {
     Route {
         name: NamespacedName::new(namespace, name),

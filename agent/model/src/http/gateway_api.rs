@@ -15,6 +15,7 @@ use crate::policy::{Finding, FindingReason, Severity};
 use crate::reason::Reason;
 use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
+use crate::text::Text;
 use crate::world::World;
 use crate::world::gateway_api::{
     BackendRef, GROUP, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
@@ -160,18 +161,26 @@ impl<'a> Attaching<'a> {
     pub fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
         let mut rules = Vec::new();
         let mut entries = Vec::new();
+        let unknown = unknown_matches(routes);
         for route in routes {
             for (number, rule) in route.rules.iter().enumerate() {
                 let any = [RouteMatch::default()];
                 let matches = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
                 for of in matches {
-                    // What may be for anything must not be passed by, by what is surely for something.
-                    let is_first = rule.unreadable.as_ref().is_some_and(|of| of.may_match_anything);
-                    let rank = if is_first { [usize::MAX; 5] } else { rank(route.kind, of) };
+                    let rank = rank(route.kind, of);
                     let order = (Reverse(rank), route.created.is_none(), route.created, &route.name);
                     entries.push((order, rules.len(), http_match(route.kind, of)));
                 }
-                rules.push(self.rule(route, rule, number, findings));
+                let mut made = self.rule(route, rule, number, findings);
+                if rule.unreadable.is_none()
+                    && let Some((other, at)) = unknown.get(&route.name.namespace)
+                {
+                    let (kind, name) = (other.kind.name(), &other.name);
+                    let why = format!("may not count, as rules[{at}] of {kind} {name} may match anything");
+                    tell(findings, route, FindingReason::NeverMatches, format!("rules[{number}] {why}: 500"));
+                    made.action = Action::Invalid(why);
+                }
+                rules.push(made);
             }
         }
         // The order in the route decides what else is equal.
@@ -406,6 +415,19 @@ pub(super) fn survey_routes(world: &World, snapshot: &Snapshot) -> Vec<Finding> 
     let attaching = Attaching { world, snapshot, waypoint: None, grants: Grants::Optional };
     attaching.all(&ByService::default(), &mut findings);
     findings
+}
+
+/// By namespace, one of the rules of which nobody knows what they match. It may be what any rule of its namespace matches;
+/// another namespace's are no worse off for it.
+fn unknown_matches<'r>(routes: &[&'r Route]) -> HashMap<&'r Text, (&'r Route, usize)> {
+    let mut found = HashMap::new();
+    for route in routes.iter().copied() {
+        let unknown = |rule: &RouteRule| rule.unreadable.as_ref().is_some_and(|of| of.may_match_anything);
+        if let Some(number) = route.rules.iter().position(unknown) {
+            found.entry(&route.name.namespace).or_insert((route, number));
+        }
+    }
+    found
 }
 
 /// Whether what is so called takes the requests of such routes (KEP-3726).

@@ -29,8 +29,18 @@ struct Port {
 
 #[derive(Clone, Debug)]
 struct Listening {
+    id: ListenerId,
     tables: HostMap<Arc<Table>>,
     certificates: Vec<NamespacedName>,
+}
+
+/// Which of a gateway's listeners: no other that is open has the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId {
+    /// Its port.
+    pub port: u16,
+    /// Its hostname; `*` is any.
+    pub hostname: String,
 }
 
 impl Ingress {
@@ -58,7 +68,8 @@ impl Ingress {
             port.is_tls = at.listener.is_tls();
             let certificates = at.listener.certificates().cloned().collect();
             let host = at.listener.hostname.as_deref().unwrap_or(ANY);
-            port.listeners.insert(host, Listening { tables, certificates });
+            let id = ListenerId { port: at.listener.port, hostname: host.to_owned() };
+            port.listeners.insert(host, Listening { id, tables, certificates });
         }
         found.tables = made.into_values().collect();
         found
@@ -79,15 +90,16 @@ impl Ingress {
         self.ports.get(&port).is_some_and(|port| port.is_tls)
     }
 
-    /// The Secrets with the certificates of all listeners.
-    pub fn certificates(&self) -> impl Iterator<Item = &NamespacedName> {
-        self.ports.values().flat_map(|port| port.listeners.all()).flat_map(|of| &of.certificates)
+    /// The listeners that speak TLS, with the Secrets that their certificates are in.
+    pub fn certificates(&self) -> impl Iterator<Item = (&ListenerId, &[NamespacedName])> {
+        let tls = self.ports.values().filter(|port| port.is_tls);
+        tls.flat_map(|port| port.listeners.all()).map(|of| (&of.id, &*of.certificates))
     }
 
-    /// Those for a client that names this host on this port, or none.
-    pub fn certificates_for(&self, port: u16, sni: Option<&str>) -> &[NamespacedName] {
-        let port = self.ports.get(&port).filter(|port| port.is_tls);
-        port.and_then(|port| port.of(sni)).map_or(&[], |listener| &listener.certificates)
+    /// The listener whose certificate a client is shown that names this host on this port, or none.
+    pub fn tls_listener(&self, port: u16, sni: Option<&str>) -> Option<&ListenerId> {
+        let port = self.ports.get(&port).filter(|port| port.is_tls)?;
+        port.of(sni).map(|listener| &listener.id)
     }
 
     /// The rule that a request on this port follows. The listener whose hostname is the most specific has it to itself, and

@@ -39,6 +39,7 @@ pub use callee::{Asker, is_foreign};
 pub use destination::{Client, Target};
 pub use gateway_api::Grants;
 pub use hashed::Hashed;
+pub use ingress::ListenerId;
 pub use limit::{Counted, Limit};
 pub use own::OwnGateway;
 pub(crate) use path::readings;
@@ -250,15 +251,15 @@ impl Routes {
         self.ingress.as_ref().is_some_and(|ingress| ingress.is_tls(port))
     }
 
-    /// The Secrets with the certificates of all listeners of the gateway.
-    pub fn certificates(&self) -> impl Iterator<Item = &NamespacedName> {
+    /// The listeners of the gateway that speak TLS, with the Secrets that their certificates are in.
+    pub fn certificates(&self) -> impl Iterator<Item = (&ListenerId, &[NamespacedName])> {
         self.ingress.iter().flat_map(Ingress::certificates)
     }
 
-    /// Those with what a client is to be shown that names this host on this port of the gateway, in lower case, or none.
-    /// Without any nobody is there for it.
-    pub fn certificates_for(&self, port: u16, sni: Option<&str>) -> &[NamespacedName] {
-        self.ingress.as_ref().map_or(&[], |ingress| ingress.certificates_for(port, sni))
+    /// The listener whose certificate a client is to be shown that names this host on this port of the gateway, in lower
+    /// case, or none. Without it nobody is there for it.
+    pub fn tls_listener(&self, port: u16, sni: Option<&str>) -> Option<&ListenerId> {
+        self.ingress.as_ref()?.tls_listener(port, sni)
     }
 
     /// Whether the gateway's Gateway is there.

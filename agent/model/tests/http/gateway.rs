@@ -1,5 +1,6 @@
 //! Gateways: which rule a request follows, and which policies are asked about it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -141,11 +142,11 @@ fn in_tls_a_request_follows_the_rules_of_the_listener_whose_name_the_client_gave
     }
     let snapshot = compiled(&world);
     let routes = snapshot.routes();
-    let shown =
-        |port, sni| routes.certificates_for(port, sni).iter().map(|name| &*name.name).collect::<Vec<_>>();
-    assert_eq!((shown(443, Some("a.example.com")), shown(443, None)), (vec!["one"], vec!["any"]));
-    assert_eq!((shown(443, Some("x.example.com")), shown(80, None)), (vec!["wide"], vec![]));
-    assert_eq!((routes.is_tls(443), routes.is_tls(80), routes.certificates().count()), (true, false, 3));
+    let certificates: BTreeMap<_, _> = routes.certificates().collect();
+    let shown = |port, sni| routes.tls_listener(port, sni).map(|of| &*certificates[of][0].name);
+    assert_eq!((shown(443, Some("a.example.com")), shown(443, None)), (Some("one"), Some("any")));
+    assert_eq!((shown(443, Some("x.example.com")), shown(80, None)), (Some("wide"), None));
+    assert_eq!((routes.is_tls(443), routes.is_tls(80), certificates.len()), (true, false, 3));
 }
 
 #[test]
@@ -257,8 +258,16 @@ fn a_rule_that_is_not_understood_is_refused_where_it_would_count() {
     let world = with([listener("any", 80, None)], [older(), odd("/admin", false)]);
     assert!(is_refused(&world, "/admin/x") && !is_refused(&world, "/x"));
     let specific = Route { created: Some(1), ..route("specific", &[], "/a/b/c") };
-    let world = with([listener("any", 80, None)], [specific, odd("/", true)]);
+    let mut other = route("other", &[], "/other");
+    other.name.namespace = "edge".into();
+    other.rules[0].backends[0].backend.name.namespace = "shop".into();
+    let world = with([listener("any", 80, None)], [specific, other, odd("/", true)]);
     assert!(is_refused(&world, "/a/b/c") && is_refused(&world, "/x"));
+    // What another namespace's rule matches is its own.
+    let snapshot = compiled(&world);
+    let selected = snapshot.routes().select_at_gateway(&ask("x", 80, "/other"), &Entrance::Plain).unwrap();
+    assert_eq!(&*selected.rule.resource, &NamespacedName::new("edge", "other"));
+    assert!(matches!(selected.rule.action, Action::Route(_)));
 }
 
 #[test]

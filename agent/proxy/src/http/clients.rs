@@ -30,6 +30,7 @@ impl Clients {
 }
 
 /// Counts a connection as its client's until it is dropped.
+#[derive(Debug)]
 pub(super) struct ClientGuard {
     clients: Arc<Clients>,
     client: IpAddr,
@@ -58,6 +59,7 @@ pub(crate) struct Requests {
 }
 
 /// Counts a request as its client's until it is dropped.
+#[derive(Debug)]
 pub(super) enum Room {
     Given {
         requests: Arc<Requests>,
@@ -101,7 +103,7 @@ impl Drop for Room {
 }
 
 /// Whoever has one address of IPv6 most often has all of its /64 (RFC 4291, section 2.5.4).
-fn site(address: IpAddr) -> IpAddr {
+pub(super) fn site(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
         v4 => v4,

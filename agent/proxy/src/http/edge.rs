@@ -1,7 +1,7 @@
 //! A gateway's clients, who come from outside the mesh: nobody knows who they are, and what they say of it counts for
 //! nothing.
 
-use std::{fmt, rc::Rc, sync::Arc};
+use std::{fmt, net::IpAddr, rc::Rc, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use orlop_identity::{ALPN_H2, classify_io};
@@ -14,8 +14,16 @@ use rustls::{
 use tokio::{sync::watch, task::spawn_local, time::timeout};
 
 use super::{
-    Local, Own, clients::Room, headers::remove, io::Io, listener::accept, record::RequestRecord, session,
-    session::Session, sniff::Protocol,
+    Local, Own,
+    clients::{Room, site},
+    headers::remove,
+    io::Io,
+    listener::accept,
+    pace::Budget,
+    record::RequestRecord,
+    session,
+    session::Session,
+    sniff::Protocol,
 };
 use crate::{
     hbone,
@@ -75,7 +83,8 @@ async fn serve(local: Rc<Local>, accepted: Accepted, tls: Arc<ServerConfig>) {
     let io = Io::tcp(tcp);
     let is_tls = shared.snapshot.load().routes().is_tls(dialled.port());
     let (io, entrance) = if is_tls {
-        match local.worker.handshakes.bounded(shake_hands(shared, io, tls)).await {
+        let handshake = shake_hands(shared, io, tls);
+        match local.worker.handshakes.bounded_of(Some(site(peer.ip())), handshake).await {
             Ok(established) => established,
             Err(refusal) => return refuse(refusal),
         }
@@ -100,10 +109,17 @@ pub(super) fn admit(session: &Session, record: &mut RequestRecord) -> Result<(),
         Room::Refused { .. } => record.room = Some(room),
         Room::Abused => session.broken.notify_one(),
     }
-    Err(Refusal::new(
-        Reason::MemoryLimit,
-        "as many requests are open as there may be, or as one client may have",
-    ))
+    Err(no_room())
+}
+
+pub(super) fn no_room() -> Refusal {
+    Refusal::new(Reason::MemoryLimit, "as many requests are open as there may be, or as one client may have")
+}
+
+/// Against what a client's heads count, if they are large.
+pub(super) fn budget(local: &Local, client: IpAddr) -> Budget {
+    let own = &local.own;
+    Budget { requests: Arc::clone(&own.requests), client, limit: own.limits.max_requests }
 }
 
 async fn shake_hands(
@@ -131,8 +147,8 @@ impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let snapshot = self.shared.snapshot.load();
         let host = hello.server_name().map(str::to_ascii_lowercase);
-        let names = snapshot.routes().certificates_for(self.port, host.as_deref());
-        self.own.served.choose(names, &hello)
+        let listener = snapshot.routes().tls_listener(self.port, host.as_deref())?;
+        self.own.served.choose(listener, &hello)
     }
 }
 

@@ -310,6 +310,7 @@ fn is_safe(method: &Method, replay: &Replay) -> bool {
 }
 
 impl Plan<'_> {
+    /// Whose DestinationRules count here: before those of a service behind a waypoint that stands.
     fn target(&self) -> Option<&Target<'_>> {
         match &self.destination {
             Destination::Service(target) => Some(target),
@@ -342,9 +343,13 @@ impl Plan<'_> {
         self.target()?.policy.map(|policy| &**policy)
     }
 
+    /// What counts its requests and retries.
     fn cluster(&self, session: &Session) -> Option<Arc<ClusterState>> {
         let local = &session.local;
-        self.target().map(|target| local.host_cache.cluster(&local.own.hosts, target))
+        let (Destination::Service(target) | Destination::Waypoint(target)) = &self.destination else {
+            return None;
+        };
+        Some(local.host_cache.cluster(&local.own.hosts, target))
     }
 
     /// What endpoints are chosen by, if that is something of the request. A cookie is made where one is wanted.
@@ -370,7 +375,7 @@ impl Plan<'_> {
             (Destination::Waypoint(target), _) => {
                 let own = &session.local.own.workload;
                 let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-                let mut moment = Moment(&session.local.worker.shared.in_flight);
+                let mut moment = Moment { in_flight: &session.local.worker.shared.in_flight, tried };
                 let hop = self.snapshot.waypoint_of_service(own, target.service, any, &mut moment)?;
                 let hop = hop.ok_or(Reason::NoReadyWaypoint)?;
                 Ok(Endpoint::at(hop.address, Some(hop.workload)))

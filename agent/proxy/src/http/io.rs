@@ -264,8 +264,10 @@ impl Read for Io {
             }
         }
         let length = source.ahead.len().min(buffer.remaining());
-        if let Some(pace) = &self.pace {
-            pace.read(&self.source.ahead[..length]);
+        if let Some(pace) = &self.pace
+            && !pace.read(&self.source.ahead[..length])
+        {
+            return Poll::Ready(Err(ErrorKind::OutOfMemory.into()));
         }
         let source = &mut self.source;
         buffer.put_slice(&source.ahead[..length]);

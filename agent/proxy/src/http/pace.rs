@@ -1,8 +1,13 @@
 //! Whether a client is in the midst of a request's head, and since when: whoever never ends one holds what is kept for it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::time::Instant;
+
+use super::clients::{Requests, Room};
 
 /// The bytes that HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -11,6 +16,8 @@ const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// What may come of a head, after what came at first, before it counts as a request.
+const FREE: usize = 8 << 10;
 
 /// Told of all that is read of a connection.
 #[derive(Debug)]
@@ -24,42 +31,73 @@ struct State {
     is_asked: bool,
     /// Of HTTP/2.
     frames: Option<Frames>,
+    /// How much of the head came after what came at first.
+    more: usize,
+    /// Of a client from outside the mesh.
+    budget: Option<Budget>,
+    /// As what a large head counts.
+    room: Option<Room>,
+    is_refused: bool,
+}
+
+/// What large heads of a client count against.
+#[derive(Debug)]
+pub(super) struct Budget {
+    pub(super) requests: Arc<Requests>,
+    pub(super) client: IpAddr,
+    /// Of all clients' requests.
+    pub(super) limit: usize,
 }
 
 impl Pace {
     /// Of HTTP/1, where whoever reads it tells of requests.
-    pub(super) fn of_http1() -> Self {
-        Self(Mutex::new(State { begun: None, is_asked: false, frames: None }))
+    pub(super) fn of_http1(budget: Option<Budget>) -> Self {
+        Self::new(None, budget)
     }
 
     /// Of HTTP/2, which is followed as far as its frames go.
-    pub(super) fn of_http2() -> Self {
-        let frames = Frames { left: PREFACE, ..Frames::default() };
-        Self(Mutex::new(State { begun: None, is_asked: false, frames: Some(frames) }))
+    pub(super) fn of_http2(budget: Option<Budget>) -> Self {
+        Self::new(Some(Frames { left: PREFACE, ..Frames::default() }), budget)
     }
 
-    /// These came.
-    pub(super) fn read(&self, bytes: &[u8]) {
+    fn new(frames: Option<Frames>, budget: Option<Budget>) -> Self {
+        let (begun, is_asked, more, room, is_refused) = (None, false, 0, None, false);
+        Self(Mutex::new(State { begun, is_asked, frames, more, budget, room, is_refused }))
+    }
+
+    /// These came. False if so much of a head did that it would have to count as a request, for which there is no room.
+    pub(super) fn read(&self, bytes: &[u8]) -> bool {
         let mut state = self.state();
         let is_asked = state.is_asked;
         let is_amid = state.frames.as_mut().map_or(!is_asked, |frames| frames.read(bytes));
-        match (is_amid, state.begun) {
-            (true, None) => state.begun = Some(Instant::now()),
-            (false, _) => state.begun = None,
-            (true, Some(_)) => {}
+        if !is_amid {
+            state.forget();
+        } else if state.begun.is_none() {
+            state.begun = Some(Instant::now());
+        } else {
+            state.more += bytes.len();
+            state.count();
         }
+        !state.is_refused
+    }
+
+    /// Whether there was no room for a head.
+    pub(super) fn is_refused(&self) -> bool {
+        self.state().is_refused
     }
 
     /// A head has ended.
     pub(super) fn asked(&self) {
         let mut state = self.state();
-        (state.begun, state.is_asked) = (None, true);
+        state.forget();
+        state.is_asked = true;
     }
 
     /// The next may come.
     pub(super) fn answered(&self) {
         let mut state = self.state();
-        (state.begun, state.is_asked) = (None, false);
+        state.forget();
+        state.is_asked = false;
     }
 
     pub(super) fn begun(&self) -> Option<Instant> {
@@ -68,6 +106,24 @@ impl Pace {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// No head is coming.
+    fn forget(&mut self) {
+        (self.begun, self.more, self.room) = (None, 0, None);
+    }
+
+    /// A head that has become large counts as long as it is coming.
+    fn count(&mut self) {
+        let Some(budget) = self.budget.as_ref().filter(|_| self.more > FREE && self.room.is_none()) else {
+            return;
+        };
+        match budget.requests.enter(budget.client, budget.limit) {
+            room @ Room::Given { .. } => self.room = Some(room),
+            Room::Refused { .. } | Room::Abused => self.is_refused = true,
+        }
     }
 }
 
@@ -153,7 +209,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_is_as_old_as_its_first_byte() {
-        let pace = Pace::of_http1();
+        let pace = Pace::of_http1(None);
         pace.read(b"G");
         let begun = pace.begun();
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
@@ -165,5 +221,23 @@ mod tests {
         pace.answered();
         pace.read(b"G");
         assert!(pace.begun() > begun);
+    }
+    #[test]
+    fn a_large_head_counts_as_a_request_for_as_long_as_it_is_coming() {
+        let requests = Arc::<Requests>::default();
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        let pace = || Pace::of_http1(Some(Budget { requests: Arc::clone(&requests), client, limit: 2 }));
+        let (one, other) = (pace(), pace());
+        let part = [b'x'; FREE];
+        assert!(one.read(&part) && one.read(&part) && requests.count() == 0);
+        assert!(one.read(b"x") && one.read(&part) && requests.count() == 1);
+        // It has its half.
+        assert!(other.read(&part) && other.read(&part) && !other.read(b"x") && other.is_refused());
+        one.asked();
+        assert_eq!((requests.count(), one.is_refused()), (0, false));
+        let third = pace();
+        assert!(third.read(&part) && third.read(&part) && third.read(b"x") && requests.count() == 1);
+        drop(third);
+        assert_eq!(requests.count(), 0);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     activity::{Activity, Patience, Streams},
-    exchange,
+    edge, exchange,
     held_back::HeldBack,
     io::Io,
     pace::Pace,
@@ -63,12 +63,13 @@ pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
         () = session.dawdles(&session.pace) => return session.dawdled(),
         () = session.idles() => return,
     };
-    session.ended(ended);
+    session.ended(ended, &session.pace);
 }
 
 pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
     let limits = &session.local.own.limits;
-    let pace = Arc::new(Pace::of_http2());
+    let budget = session.is_from_outside().then(|| edge::budget(&session.local, session.client.ip()));
+    let pace = Arc::new(Pace::of_http2(budget));
     io.pace = Some(Arc::clone(&pace));
     let service = service_fn(|request: Request<Incoming>| {
         let session = Rc::clone(session);
@@ -99,6 +100,10 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
         // Its body may be held by what sends it on: only the connection's end lets go of all.
         () = session.broken.notified() => return,
         () = session.idles() => {
+            // Whoever does not answer would keep what is needed at once.
+            if session.is_from_outside() && session.local.is_short_of_room() {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             // A client that does not answer keeps it no longer.
             match timeout(limits.header_timeout, connection).await {
@@ -107,7 +112,7 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
             }
         }
     };
-    session.ended(ended);
+    session.ended(ended, &pace);
 }
 
 impl Session {
@@ -128,9 +133,12 @@ impl Session {
         Patience::of_idle(self).exhausted(requests).await;
     }
 
-    /// Tells of a connection whose client breaks the rules: its requests that were none have no record.
-    fn ended(&self, ended: hyper::Result<()>) {
-        if let Err(error) = ended
+    /// Tells of a connection whose client breaks the rules, or for whose head there is no room: requests that were none have
+    /// no record.
+    fn ended(&self, ended: hyper::Result<()>, pace: &Pace) {
+        if pace.is_refused() {
+            self.record().finish(Err(edge::no_room()));
+        } else if let Err(error) = ended
             && (error.is_parse() || error.is_parse_too_large())
         {
             self.record().finish(Err(Refusal::new(Reason::BadRequest, error)));

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Local, authorize,
+    Local, authorize, edge,
     hello::{self, Seen},
     io::Io,
     key::{Key, Preface, Tls},
@@ -137,7 +137,7 @@ pub(super) async fn serve_outsider(
         hello: 0,
         active: Cell::new(0),
         requests: Cell::new(0),
-        pace: Arc::new(Pace::of_http1()),
+        pace: Arc::new(Pace::of_http1(Some(edge::budget(local, client.ip())))),
         only_its: RefCell::default(),
         broken: Rc::default(),
     };
@@ -204,7 +204,7 @@ fn gather(
         peer: Some(Rc::clone(peer)),
         active: Cell::new(0),
         requests: Cell::new(0),
-        pace: Arc::new(Pace::of_http1()),
+        pace: Arc::new(Pace::of_http1(None)),
         only_its: RefCell::default(),
         broken: Rc::default(),
     })
@@ -369,7 +369,7 @@ impl Session {
 
     /// Chooses where the connection goes now.
     pub(super) fn endpoint(&self, snapshot: &Snapshot) -> Result<Endpoint, Reason> {
-        let mut moment = Moment(&self.local.worker.shared.in_flight);
+        let mut moment = Moment { in_flight: &self.local.worker.shared.in_flight, tried: &[] };
         match &self.target {
             Behind::Workload { workload, address } => {
                 // Another may have the address by now.
@@ -427,7 +427,11 @@ impl Session {
 }
 
 /// This moment, as load balancing sees it.
-pub(super) struct Moment<'a>(pub(super) &'a InFlight);
+pub(super) struct Moment<'a> {
+    pub(super) in_flight: &'a InFlight,
+    /// Those that the request went to before: any other is better.
+    pub(super) tried: &'a [SocketAddr],
+}
 
 impl Balance for Moment<'_> {
     fn random(&mut self, bound: usize) -> usize {
@@ -435,7 +439,7 @@ impl Balance for Moment<'_> {
     }
 
     fn in_flight(&self, endpoint: SocketAddr) -> usize {
-        self.0.count(endpoint)
+        if self.tried.contains(&endpoint) { usize::MAX } else { self.in_flight.count(endpoint) }
     }
 
     fn last(&mut self, _: &Arc<Service>, _: u16, _: Duration) -> Option<SocketAddr> {

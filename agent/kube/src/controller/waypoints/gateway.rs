@@ -24,6 +24,24 @@ pub(super) struct Infrastructure {
     parameters_ref: Option<IgnoredAny>,
 }
 
+/// By what a gateway's Service is told how clients come to its pods.
+pub(super) const TRAFFIC_POLICY: &str = "orlop.dev/external-traffic-policy";
+
+impl Infrastructure {
+    /// `externalTrafficPolicy` of a gateway's Service. By default a client's address is kept: nothing else tells one from
+    /// another.
+    pub fn traffic_policy(&self) -> Result<&'static str, Fault> {
+        match self.annotations.get(TRAFFIC_POLICY).map(String::as_str) {
+            None | Some("Local") => Ok("Local"),
+            Some("Cluster") => Ok("Cluster"),
+            Some(other) => {
+                let message = format!("annotation {TRAFFIC_POLICY} is {other:?}: make it Local or Cluster");
+                Err(Fault::new("Invalid", message))
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Listener {

@@ -36,19 +36,20 @@ impl Ingress {
     /// Whether a gateway can be made of it: some listener can be opened.
     pub fn judge(&self, spec: &GatewaySpec) -> Result<(), Fault> {
         spec.judge_common("gateway", &self.gateway.name.name)?;
+        spec.infrastructure.traffic_policy()?;
         if self.entrances().ports.is_empty() {
             return Err(Fault::new("ListenersNotValid", self.problems()));
         }
         Ok(())
     }
 
-    /// Those of the listeners that can be opened.
+    /// Those of the listeners that can be opened, and all Secrets that pods have to have.
     pub fn entrances(&self) -> Entrances {
-        let mut found = Entrances::default();
+        let certificates = self.gateway.certificates().into_iter().map(|name| name.name.to_string());
+        let mut found = Entrances { certificates: certificates.collect(), ..Entrances::default() };
         let good = self.gateway.listeners.iter().zip(&self.listeners).filter(|(_, judged)| judged.is_ok());
         for (listener, _) in good {
             found.ports.insert(listener.port, if listener.is_tls() { "https" } else { "http" });
-            found.certificates.extend(listener.certificates().map(|name| name.name.to_string()));
         }
         found
     }
@@ -138,6 +139,7 @@ impl Ingress {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gateway::TRAFFIC_POLICY;
     use super::*;
 
     fn ingress(listeners: &Value) -> Ingress {
@@ -229,6 +231,12 @@ mod tests {
         for listeners in [json!([]), json!([listener("own", 15021, &json!({}))])] {
             assert_eq!(ingress(&listeners).judge(&spec).unwrap_err().reason, "ListenersNotValid");
         }
-        assert_eq!(ingress(&json!([listener("web", 80, &json!({}))])).judge(&spec), Ok(()));
+        let of = ingress(&json!([listener("web", 80, &json!({}))]));
+        assert_eq!(of.judge(&spec), Ok(()));
+        let mut spec = spec;
+        for (policy, wanted) in [("Local", Ok(())), ("Cluster", Ok(())), ("local", Err("Invalid"))] {
+            spec.infrastructure.annotations = [(TRAFFIC_POLICY.to_owned(), policy.to_owned())].into();
+            assert_eq!(of.judge(&spec).map_err(|fault| fault.reason), wanted, "{policy}");
+        }
     }
 }

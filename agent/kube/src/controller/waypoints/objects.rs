@@ -192,6 +192,8 @@ fn balanced(owner: Owner<'_>, ports: &BTreeMap<u16, &str>) -> Value {
     json!({
         "spec": {
             "type": "LoadBalancer",
+            // What is neither has been refused.
+            "externalTrafficPolicy": owner.infrastructure.traffic_policy().unwrap_or("Local"),
             "ipFamilyPolicy": "PreferDualStack",
             "selector": selector(owner),
             "ports": ports.collect::<Vec<_>>(),
@@ -345,6 +347,7 @@ fn autoscaler(owner: Owner<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gateway::TRAFFIC_POLICY;
     use super::*;
 
     #[test]
@@ -430,7 +433,10 @@ mod tests {
         let service = &objects.service;
         assert_eq!(service["metadata"]["annotations"], json!({internal: "internal", "note": "mine"}));
         assert_eq!(objects.deployment["metadata"]["annotations"], json!({"note": "mine"}));
-        assert_eq!(service["spec"]["type"], "LoadBalancer");
+        assert_eq!(
+            (&service["spec"]["type"], &service["spec"]["externalTrafficPolicy"]),
+            (&json!("LoadBalancer"), &json!("Local"))
+        );
         let numbers = service["spec"]["ports"].as_array().unwrap().iter();
         let numbers: Vec<_> =
             numbers.map(|port| (port["port"].clone(), port["targetPort"].clone())).collect();
@@ -441,6 +447,10 @@ mod tests {
         assert_eq!(args[0], "gateway");
         assert!(args.contains(&json!("--class=corp")) && args.contains(&json!("--name=edge/gate")));
         assert_eq!(pod["containers"][0]["env"][1]["name"], "POD_NAME");
+        let mut hidden = infrastructure.clone();
+        hidden.annotations.insert(TRAFFIC_POLICY.to_owned(), "Cluster".to_owned());
+        let other = Objects::of(Owner { infrastructure: &hidden, ..owner }, &settings);
+        assert_eq!(other.service["spec"]["externalTrafficPolicy"], "Cluster");
         // A port more makes no new pods.
         let more = Entrances { ports: [(80, "http"), (81, "http")].into(), ..Entrances::default() };
         let other = Objects::of(Owner { entrances: Some(&more), ..owner }, &settings);
