@@ -308,10 +308,8 @@ fn overrides(
             Some("TCP_CLOSED_CONNECTIONS") => Some(Metric::Closed),
             Some("TCP_SENT_BYTES") => Some(Metric::Sent),
             Some("TCP_RECEIVED_BYTES") => Some(Metric::Received),
-            Some(name @ ("GRPC_REQUEST_MESSAGES" | "GRPC_RESPONSE_MESSAGES")) => {
-                unread.note(format!("metrics of {name}, which there are none of,"));
-                continue;
-            }
+            Some("GRPC_REQUEST_MESSAGES") => Some(Metric::RequestMessages),
+            Some("GRPC_RESPONSE_MESSAGES") => Some(Metric::ResponseMessages),
             Some(other) => {
                 let problem = format!("{other:?} is no metric");
                 return Err(FieldError::new(at_match().key("metric"), problem));

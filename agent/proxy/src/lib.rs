@@ -277,7 +277,9 @@ pub mod fuzzing {
 
     use crate::hbone;
 
-    pub use crate::{dns::exercise as dns, http::hello::exercise as hello};
+    pub use crate::{
+        dns::exercise as dns, http::hello::exercise as hello, http::rewrite::exercise as rewrite,
+    };
 
     /// Reads a CONNECT from a peer at `peer`: what it asks for, and the client that the server would see.
     pub fn connect(

@@ -139,6 +139,8 @@ fn rules_redirect_answer_rewrite_and_change_headers() {
     versions.route(
         "- match: [{uri: {exact: /old}}]\n  redirect: {uri: /new, redirectCode: 302}\n\
          - match: [{uri: {exact: /teapot}}]\n  directResponse: {status: 418, body: {string: short and stout}}\n\
+         \x20 headers: {response: {set: {x-pot: tea}}}\n\
+         - match: [{uri: {exact: /bytes}}]\n  directResponse: {status: 200, body: {bytes: aGVsbG8=}}\n\
          - match: [{uri: {prefix: /api/}}]\n  rewrite: {uri: /, authority: inner}\n\
          \x20 headers: {request: {set: {x-set: new}, remove: [x-gone]}, response: {add: {x-added: added}}}\n\
          \x20 route: [{destination: {host: web, subset: v1}}]\n\
@@ -151,9 +153,11 @@ fn rules_redirect_answer_rewrite_and_change_headers() {
         request(&mut stream, &ask).unwrap()
     };
     let answer = ask("/old?x=1");
-    assert_eq!((answer.status, answer.header("location")), (302, Some("http://web/new")));
+    assert_eq!((answer.status, answer.header("location")), (302, Some("http://web/new?x=1")));
     let answer = ask("/teapot");
     assert_eq!((answer.status, answer.text().as_str()), (418, "short and stout"));
+    assert_eq!((answer.header("content-type"), answer.header("x-pot")), (Some("text/plain"), Some("tea")));
+    assert_eq!(ask("/bytes").text(), "hello");
     let answer = ask("/api/users?id=7");
     assert_eq!((answer.status, answer.header("x-added")), (200, Some("added")));
     let asked = server.asked().pop().unwrap();

@@ -98,7 +98,9 @@ fn a_grpc_stream_flows_both_ways_and_ends_with_trailers() {
         // The server's head comes before the request has ended, and each message before the next is sent.
         let mut body = answer.await.unwrap().into_body();
         for number in 0..1000_usize {
-            let message = Bytes::from(number.to_string().repeat(number % 200 + 1));
+            let text = number.to_string().repeat(number % 200 + 1);
+            let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+            let message = Bytes::from([&[0], &length[..], text.as_bytes()].concat());
             write(&mut send, message.clone()).await.unwrap();
             assert_eq!(h2c::read(&mut body, message.len()).await, message);
         }
@@ -112,6 +114,11 @@ fn a_grpc_stream_flows_both_ways_and_ends_with_trailers() {
             (&"0".parse().unwrap(), &"7".parse().unwrap())
         );
     });
+    stage.await_count(&["request_protocol=\"grpc\"", "grpc_response_status=\"0\""], 1.0);
+    for metric in ["istio_request_messages_total", "istio_response_messages_total"] {
+        let labels = ["grpc_response_status=\"0\"", "destination_workload=\"server\""];
+        assert!((stage.waypoint.metric(metric, &labels).unwrap() - 1000.0).abs() < f64::EPSILON, "{metric}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::{DestinationObject, StringObject, destination, header_name};
 use crate::duration::positive;
 use crate::field::{FieldError, FieldPath, Ignored, port};
+use k8s_openapi::ByteString;
 
 #[derive(Debug, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -43,7 +44,7 @@ pub(super) struct DirectObject {
 struct BodyObject {
     /// As text.
     string: Option<String>,
-    /// In base64. Not read yet.
+    /// In base64, instead.
     bytes: Option<String>,
 }
 
@@ -138,9 +139,9 @@ pub(super) struct CorsObject {
     max_age: Option<String>,
     /// Whether cookies may be sent.
     allow_credentials: Option<bool>,
-    /// Has no effect.
-    #[serde(rename = "unmatchedPreflights")]
-    _unmatched_preflights: Option<Ignored>,
+    /// What becomes of preflights of other origins: FORWARD (the default), or IGNORE: they are answered here, with nothing
+    /// that lets them ask.
+    unmatched_preflights: Option<String>,
 }
 
 impl RedirectObject {
@@ -181,11 +182,17 @@ impl DirectObject {
             return Err(FieldError::new(path.clone().key("status"), problem));
         }
         let body = self.body.unwrap_or_default();
-        if body.bytes.is_some() {
-            let problem = "is not read; write the answer as string";
-            return Err(FieldError::new(path.clone().key("body").key("bytes"), problem));
-        }
-        Ok(DirectResponse { status: self.status, body: body.string.unwrap_or_default().into_bytes() })
+        let at = |field: &str| path.clone().key("body").key(field);
+        let body = match (body.string, body.bytes) {
+            (Some(_), Some(_)) => return Err(FieldError::new(at("bytes"), "there is string already")),
+            (string, None) => string.unwrap_or_default().into_bytes(),
+            (None, Some(bytes)) => {
+                let bytes: ByteString = serde_json::from_value(bytes.into())
+                    .map_err(|_| FieldError::new(at("bytes"), "is no base64"))?;
+                bytes.0
+            }
+        };
+        Ok(DirectResponse { status: self.status, body })
     }
 }
 
@@ -193,7 +200,8 @@ impl RetriesObject {
     pub(super) fn convert(self, path: &FieldPath) -> Result<Retries, FieldError> {
         let at = |field: &str| path.clone().key(field);
         let default = Retries::default();
-        let attempts = self.attempts.map_or(Ok(default.attempts), u32::try_from).ok();
+        // Whoever says how without how often wants none: so Istio has it.
+        let attempts = self.attempts.map_or(Ok(0), u32::try_from).ok();
         let attempts = attempts.ok_or_else(|| FieldError::new(at("attempts"), "is no number of retries"))?;
         let time =
             |text: Option<String>, field: &str| text.map(|text| positive(&text, || at(field))).transpose();
@@ -341,6 +349,14 @@ impl CorsObject {
             });
             names.collect::<Result<Vec<_>, FieldError>>()
         };
+        let answers_all = match self.unmatched_preflights.as_deref() {
+            None | Some("UNSPECIFIED" | "FORWARD") => false,
+            Some("IGNORE") => true,
+            Some(other) => {
+                let problem = format!("{other:?} is neither FORWARD nor IGNORE");
+                return Err(FieldError::new(at("unmatchedPreflights"), problem));
+            }
+        };
         Ok(Cors {
             origins,
             methods: self.allow_methods,
@@ -351,7 +367,7 @@ impl CorsObject {
                 .map(|text| crate::duration::duration(&text, || at("maxAge")))
                 .transpose()?,
             credentials: self.allow_credentials.unwrap_or(false),
-            answers_all: false,
+            answers_all,
         })
     }
 }

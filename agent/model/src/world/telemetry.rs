@@ -38,6 +38,10 @@ pub enum Metric {
     RequestSize,
     /// `RESPONSE_SIZE`
     ResponseSize,
+    /// `GRPC_REQUEST_MESSAGES`
+    RequestMessages,
+    /// `GRPC_RESPONSE_MESSAGES`
+    ResponseMessages,
     /// `TCP_OPENED_CONNECTIONS`
     Opened,
     /// `TCP_CLOSED_CONNECTIONS`
@@ -50,11 +54,13 @@ pub enum Metric {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Requests,
         Self::Duration,
         Self::RequestSize,
         Self::ResponseSize,
+        Self::RequestMessages,
+        Self::ResponseMessages,
         Self::Opened,
         Self::Closed,
         Self::Sent,

@@ -9,7 +9,7 @@ use std::{
 use hyper::rt::Executor;
 use tokio::{sync::Notify, task::spawn_local, task_local, time::sleep};
 
-use super::{Local, session::Session};
+use super::{Local, passed::Passed, session::Session};
 
 task_local! {
     /// Of the HTTP/2 stream that a task serves.
@@ -21,8 +21,8 @@ task_local! {
 pub(super) struct Activity {
     stage: Cell<Stage>,
     moves: Cell<u64>,
-    /// Bytes of the request's body.
-    sent: RefCell<Rc<Cell<u64>>>,
+    /// What has come of the request's body.
+    sent: RefCell<Rc<Passed>>,
     stalled: Cell<bool>,
 }
 
@@ -43,8 +43,8 @@ impl Activity {
         CURRENT.try_with(Rc::clone).unwrap_or_default()
     }
 
-    /// A request has come, of whose body so many bytes have.
-    pub(super) fn begin(&self, sent: Rc<Cell<u64>>) {
+    /// A request has come, and of its body this.
+    pub(super) fn begin(&self, sent: Rc<Passed>) {
         self.sent.replace(sent);
         self.enter(Stage::Asked);
     }
@@ -85,7 +85,7 @@ impl Activity {
     }
 
     fn seen(&self) -> (u64, u64) {
-        (self.moves.get(), self.sent.borrow().get())
+        (self.moves.get(), self.sent.borrow().bytes())
     }
 
     fn enter(&self, stage: Stage) {

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use orlop_model::Reason;
@@ -99,7 +99,7 @@ impl Body for ResponseBody {
             Content::Own(text) => {
                 let text = std::mem::take(text);
                 if let Some(record) = &mut this.record {
-                    record.received += text.len() as u64;
+                    record.received.set_bytes(text.len() as u64);
                 }
                 return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
             }
@@ -117,7 +117,7 @@ impl Body for ResponseBody {
             (Some(Ok(frame)), Some(record)) => {
                 record.activity.moved();
                 if let Some(data) = frame.data_ref() {
-                    record.received += data.remaining() as u64;
+                    record.received.pass(data);
                 } else if let Some(trailers) = frame.trailers_ref() {
                     record.grpc_status = grpc_status(trailers).or(record.grpc_status);
                 }

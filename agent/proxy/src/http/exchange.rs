@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{HOST, SET_COOKIE},
+    header::{CONTENT_TYPE, HOST, SET_COOKIE},
     request,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -14,7 +14,7 @@ use orlop_model::{
     http::{Action, Choice, Rule, Selected, Split, normalised},
     world::{
         ExtensionProvider,
-        routing::{Abort, Redirect},
+        routing::{Abort, HeaderChanges, Redirect},
     },
 };
 use tokio::{task::spawn_local, time::sleep};
@@ -30,6 +30,7 @@ use super::{
     io::Io,
     key::Key,
     limit, mirror, opaque,
+    passed::Passed,
     record::RequestRecord,
     replay::{Replay, RequestBody},
     rewrite::{self, Destined},
@@ -82,6 +83,10 @@ async fn handle(
         edge::admit(session, record)?;
     }
     session.local.worker.shared.limits.memory()?;
+    // Of HTTP/1 they are counted as they are read.
+    if request.headers().len() > session.local.own.limits.max_headers {
+        return Err(bad("more headers than may be"));
+    }
     let authority = headers::authority(&request);
     let authority = authority.ok_or_else(|| bad("no host, more than one, or none that could be"))?;
     record.authority = Some(authority.clone());
@@ -198,7 +203,7 @@ async fn act(
     if let Some(response) = fault(session, rule).await {
         record.injected = true;
         return match response {
-            Abort::Http(status) => own(status, Vec::new()),
+            Abort::Http(status) => own(status, Vec::new()).map(Answer::Own),
             Abort::Grpc(status) => {
                 record.grpc = true;
                 let mut refusal = Refusal::new(Reason::FaultInjected, "the rule aborts it");
@@ -209,16 +214,23 @@ async fn act(
         };
     }
     match &rule.action {
-        Action::Redirect(to) => redirect(session, to, selected, &destined),
-        Action::Direct(direct) => own(direct.status, direct.body.clone()),
+        Action::Redirect(to) => redirect(session, to, selected, &destined, &[&rule.headers]),
+        Action::Direct(direct) => {
+            let mut response = own(direct.status, direct.body.clone())?;
+            if !direct.body.is_empty() {
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+            rewrite::change_response(&[&rule.headers], response.headers_mut());
+            Ok(Answer::Own(response))
+        }
         Action::Invalid(problem) => Err(Refusal::new(Reason::InvalidRoute, problem)),
         Action::Route(split) => {
             let choice = choose(session, split)?;
+            let changes = [&rule.headers, &choice.headers];
             if let Some(to) = choice.own.as_ref().and_then(|own| own.redirect.as_ref()) {
-                return redirect(session, to, selected, &destined);
+                return redirect(session, to, selected, &destined, &changes);
             }
             let rewrite = choice.own.as_ref().map_or(&rule.rewrite, |own| &own.rewrite);
-            let changes = [&rule.headers, &choice.headers];
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
             rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
@@ -231,10 +243,10 @@ async fn act(
     }
 }
 
-fn own(status: u16, body: Vec<u8>) -> Result<Answer, Refusal> {
+fn own(status: u16, body: Vec<u8>) -> Result<Response<Vec<u8>>, Refusal> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).map_err(Refusal::internal)?;
-    Ok(Answer::Own(response))
+    Ok(response)
 }
 
 fn redirect(
@@ -242,13 +254,15 @@ fn redirect(
     to: &Redirect,
     selected: &Selected<'_>,
     destined: &Destined,
+    changes: &[&HeaderChanges],
 ) -> Result<Answer, Refusal> {
     let port = match &session.target {
         // An application's port says nothing of how it is reached.
         Behind::Workload { .. } => 80,
         Behind::Service { .. } | Behind::Gateway { .. } => session.port(),
     };
-    let response = rewrite::redirect(to, destined, selected.prefix, (session.scheme, port))?;
+    let mut response = rewrite::redirect(to, destined, selected.prefix, (session.scheme, port))?;
+    rewrite::change_response(changes, response.headers_mut());
     Ok(Answer::Own(response.map(|()| Vec::new())))
 }
 
@@ -465,6 +479,9 @@ fn respond(
         };
     }
     let (mut parts, body) = response.into_parts();
+    if record.grpc && !headers::is_grpc(&parts.headers) {
+        record.received = Passed::default();
+    }
     headers::strip(&mut parts.headers);
     record.checked.answer(&mut parts.headers);
     for (name, value) in record.to_client.drain(..) {
@@ -506,8 +523,8 @@ fn switch_protocols(
             },
             Err(error) => Err(Refusal::new(Reason::Reset, error)),
         };
-        record.sent.set(up.total());
-        record.received = down.total();
+        record.sent.set_bytes(up.total());
+        record.received.set_bytes(down.total());
         record.outcome = result.err();
         drop((lease, live));
     });

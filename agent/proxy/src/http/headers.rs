@@ -3,7 +3,8 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Version,
     header::{
-        CONNECTION, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+        CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRANSFER_ENCODING, UPGRADE,
     },
     uri::Authority,
 };
@@ -13,6 +14,12 @@ use crate::hbone::CLIENT_CERT;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const WEBSOCKET: &str = "websocket";
+
+/// Whether a body is messages of gRPC.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind == b"application/grpc" || kind.starts_with(b"application/grpc+"))
+}
 
 /// Whom a request is for: what HTTP/2 has as `:authority`, else its one `Host`. `None` if it does not say, says it
 /// twice, or names a user as well.

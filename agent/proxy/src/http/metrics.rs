@@ -56,6 +56,8 @@ pub struct RequestMetrics {
     duration: Histograms,
     sent: Histograms,
     received: Histograms,
+    request_messages: Family<Labels, Counter>,
+    response_messages: Family<Labels, Counter>,
     folded: Counter,
     pub(super) ejected: Counter,
     pub(super) mirrors_dropped: Counter,
@@ -79,6 +81,8 @@ impl RequestMetrics {
             duration: histograms(),
             sent: histograms(),
             received: histograms(),
+            request_messages: Family::default(),
+            response_messages: Family::default(),
             folded: Counter::default(),
             ejected: Counter::default(),
             mirrors_dropped: Counter::default(),
@@ -94,6 +98,10 @@ impl RequestMetrics {
         registry.register("istio_request_duration_milliseconds", help, metrics.duration.clone());
         registry.register("istio_request_bytes", "Bytes of requests' bodies", metrics.sent.clone());
         registry.register("istio_response_bytes", "Bytes of answers' bodies", metrics.received.clone());
+        let help = "Messages of gRPC that clients have sent";
+        registry.register("istio_request_messages", help, metrics.request_messages.clone());
+        let help = "Messages of gRPC that servers have sent";
+        registry.register("istio_response_messages", help, metrics.response_messages.clone());
         let help = "Label sets that were one too many, whose requests count under unknown names";
         registry.register("orlop_request_series_folded", help, metrics.folded.clone());
         registry.register(
@@ -126,10 +134,14 @@ impl RequestMetrics {
                 duration: self.duration.get_or_create_owned(&labels),
                 sent: self.sent.get_or_create_owned(&labels),
                 received: self.received.get_or_create_owned(&labels),
+                messages: key.grpc.then(|| MessageSeries {
+                    sent: self.request_messages.get_or_create_owned(&labels),
+                    received: self.response_messages.get_or_create_owned(&labels),
+                }),
             };
         };
         let mut retold = Retold::new(told, &key.tags, key.service.0.as_deref());
-        let [requests, duration, sent, received] =
+        let [requests, duration, sent, received, messages_sent, messages_received] =
             METRICS.map(|metric| retold.labels(metric, &labels, &self.tagged));
         if retold.folded {
             self.folded.inc();
@@ -138,12 +150,18 @@ impl RequestMetrics {
         let histogram = |family: &Histograms, labels: Option<Labels>| {
             labels.map_or_else(|| Histogram::new(BUCKETS), |labels| family.get_or_create_owned(&labels))
         };
+        let counter = |family: &Family<Labels, Counter>, labels: Option<Labels>| {
+            labels.map_or_else(Counter::default, |labels| family.get_or_create_owned(&labels))
+        };
         RequestSeries {
-            requests: requests
-                .map_or_else(Counter::default, |labels| self.requests.get_or_create_owned(&labels)),
+            requests: counter(&self.requests, requests),
             duration: histogram(&self.duration, duration),
             sent: histogram(&self.sent, sent),
             received: histogram(&self.received, received),
+            messages: key.grpc.then(|| MessageSeries {
+                sent: counter(&self.request_messages, messages_sent),
+                received: counter(&self.response_messages, messages_received),
+            }),
         }
     }
 
@@ -221,6 +239,14 @@ pub(super) struct RequestSeries {
     pub(super) duration: Histogram,
     pub(super) sent: Histogram,
     pub(super) received: Histogram,
+    /// Of gRPC.
+    pub(super) messages: Option<MessageSeries>,
+}
+
+/// Those of messages.
+pub(super) struct MessageSeries {
+    pub(super) sent: Counter,
+    pub(super) received: Counter,
 }
 
 /// One worker's way to the series that it used before.

@@ -1,16 +1,13 @@
 //! One record a request. Dropping it writes the access log and counts the request, so that no way out can forget to.
 
 use std::{
-    cell::Cell,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use http::{
-    HeaderName, HeaderValue, Method, Request, StatusCode, Version, header::CONTENT_TYPE, uri::Authority,
-};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version, uri::Authority};
 use opentelemetry::KeyValue;
 use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload, http::Limit};
 use tracing::field::display;
@@ -21,8 +18,10 @@ use super::{
     clients::Room,
     exchange::GoesOn,
     failure::{self, Extra},
+    headers,
     key::Key,
     metrics::RequestKey,
+    passed::Passed,
     session::Session,
     told::{self, Ended, Telling},
     trace::{self, Trace},
@@ -54,14 +53,14 @@ pub(super) struct RequestRecord {
     pub(super) injected: bool,
     /// To be set by the answer.
     pub(super) cookie: Option<String>,
-    /// Bytes of the request's body.
-    pub(super) sent: Rc<Cell<u64>>,
+    /// What the client has sent of the request's body.
+    pub(super) sent: Rc<Passed>,
     /// What it has of that which there is for all that strangers ask.
     pub(super) room: Option<Room>,
     /// Whether anything moves.
     pub(super) activity: Rc<Activity>,
-    /// Bytes of the answer's body.
-    pub(super) received: u64,
+    /// What the server has sent of the answer's body.
+    pub(super) received: Passed,
     /// Until the head of the answer was there.
     pub(super) waited: Option<Duration>,
     /// What policies said when it was let in.
@@ -86,13 +85,11 @@ pub(super) struct RequestRecord {
 
 impl RequestRecord {
     pub(super) fn new<B>(session: &Rc<Session>, request: &Request<B>, activity: Rc<Activity>) -> Self {
-        let content_type = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
-        let grpc = content_type
-            .is_some_and(|value| value == b"application/grpc" || value.starts_with(b"application/grpc+"));
+        let grpc = headers::is_grpc(request.headers());
         session.active.set(session.active.get() + 1);
         session.pace.asked();
         session.requests.set(session.requests.get().wrapping_add(1));
-        let sent = Rc::<Cell<u64>>::default();
+        let sent = Rc::new(Passed::new(grpc));
         activity.begin(Rc::clone(&sent));
         let snapshot = session.local.worker.shared.snapshot.load();
         let told = snapshot.routes().told(&session.target);
@@ -122,7 +119,7 @@ impl RequestRecord {
             sent,
             room: None,
             activity,
-            received: 0,
+            received: Passed::new(grpc),
             waited: None,
             judgement: None,
             goes_on: None,
@@ -169,7 +166,7 @@ impl RequestRecord {
             authority = self.authority.as_ref().map(Authority::as_str),
             path = self.path.path(),
             protocol = format_args!("{:?}", self.version),
-            code = self.code.as_u16(),
+            code = self.told_code(),
             grpc_status = self.grpc_status,
             src = %session.client,
             src_workload = workload(&session.source),
@@ -181,8 +178,8 @@ impl RequestRecord {
             rule = self.rule.as_ref().map(|(resource, _)| display(resource)),
             rule_name = self.rule.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty()),
             attempts = (self.attempts > 1).then_some(self.attempts),
-            bytes_received = self.sent.get(),
-            bytes_sent = self.received,
+            bytes_received = self.sent.bytes(),
+            bytes_sent = self.received.bytes(),
             waited_us = self.waited.map(|waited| waited.as_micros() as u64),
             duration_us = duration.as_micros() as u64,
             flags = self.flag(),
@@ -209,7 +206,7 @@ impl RequestRecord {
         };
         let mut about = vec![
             KeyValue::new("http.request.method", self.method.as_str().to_owned()),
-            KeyValue::new("http.response.status_code", i64::from(self.code.as_u16())),
+            KeyValue::new("http.response.status_code", i64::from(self.told_code())),
             KeyValue::new("network.protocol.version", version),
             KeyValue::new("url.scheme", self.session.scheme),
             KeyValue::new("url.path", trace::shortened(self.path.path())),
@@ -242,17 +239,23 @@ impl RequestRecord {
             uri: &self.path,
             host: self.authority.as_ref().map(Authority::as_str),
             http2: self.version == Version::HTTP_2,
-            code: self.code.as_u16(),
+            code: self.told_code(),
             grpc_status: self.grpc_status,
             reason: self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
-            received: self.sent.get(),
-            sent: self.received,
+            received: self.sent.bytes(),
+            sent: self.received.bytes(),
             duration,
             client: self.session.client,
             principal: self.session.identity().map(Identity::as_str),
             upstream: self.upstream,
             port: self.session.port(),
         })
+    }
+
+    /// The answer's status; as Envoy has it 0 if there was none, since the client was gone before.
+    fn told_code(&self) -> u16 {
+        let is_gone = self.outcome.as_ref().is_some_and(|refusal| refusal.reason == Reason::Reset);
+        if is_gone && self.waited.is_none() { 0 } else { self.code.as_u16() }
     }
 
     fn flag(&self) -> &'static str {
@@ -302,7 +305,7 @@ impl Drop for RequestRecord {
             destination_identity: self.destination_identity.take(),
             service: Place(self.service.take()),
             grpc: self.grpc,
-            code: self.code.as_u16(),
+            code: self.told_code(),
             grpc_status: self.grpc_status,
             flag: self.flag(),
             told: Place(self.telling.as_ref().map(|telling| Arc::clone(&telling.told))),
@@ -311,7 +314,11 @@ impl Drop for RequestRecord {
         let series = session.local.series.get(&session.local.own.metrics, key);
         series.requests.inc();
         series.duration.observe(duration.as_secs_f64() * 1e3);
-        series.sent.observe(self.sent.get() as f64);
-        series.received.observe(self.received as f64);
+        series.sent.observe(self.sent.bytes() as f64);
+        series.received.observe(self.received.bytes() as f64);
+        if let Some(messages) = &series.messages {
+            messages.sent.inc_by(self.sent.messages());
+            messages.received.inc_by(self.received.messages());
+        }
     }
 }

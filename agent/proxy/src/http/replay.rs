@@ -22,7 +22,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::headers::{is_of_edge, is_unfit};
+use super::{
+    headers::{is_of_edge, is_unfit},
+    passed::Passed,
+};
 
 /// So much of a body is remembered. A request whose body is longer is not sent again.
 const MAX_REPLAY: usize = 64 << 10;
@@ -50,7 +53,7 @@ struct State {
     ended: Option<Instant>,
     /// Only the last of the bodies that were made of it reads on.
     attempt: usize,
-    sent: Rc<Cell<u64>>,
+    sent: Rc<Passed>,
     mirrors: Vec<Mirror>,
     told: Rc<Notify>,
 }
@@ -78,7 +81,7 @@ enum Kind {
 
 impl Replay {
     /// Counts in `sent` what the client has sent. Trailers go on where `trailers` says so, but for what nobody may write.
-    pub(super) fn new(body: Incoming, http2: bool, trailers: bool, sent: Rc<Cell<u64>>) -> Self {
+    pub(super) fn new(body: Incoming, http2: bool, trailers: bool, sent: Rc<Passed>) -> Self {
         let ended = body.is_end_stream();
         let told = Rc::new(Notify::new());
         if ended {
@@ -208,7 +211,7 @@ impl State {
             }
         }
         if let Some(data) = frame.data_ref() {
-            self.sent.set(self.sent.get() + data.len() as u64);
+            self.sent.pass(data);
             self.length += data.len();
             if self.length <= MAX_REPLAY || self.holding {
                 self.frames.push(data.clone());

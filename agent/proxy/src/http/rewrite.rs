@@ -106,14 +106,15 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
         let name = HeaderName::try_from(name).ok().filter(|name| *name != HOST)?;
         Some((name, HeaderValue::from_str(value).ok()?))
     };
+    // Envoy's order: what is taken out may come back otherwise.
+    for name in &change.remove {
+        headers.remove(name);
+    }
     for (name, value) in change.set.iter().filter_map(pair) {
         headers.insert(name, value);
     }
     for (name, value) in change.add.iter().filter_map(pair) {
         headers.append(name, value);
-    }
-    for name in &change.remove {
-        headers.remove(name);
     }
 }
 
@@ -149,11 +150,10 @@ pub(super) fn redirect(
         RedirectPort::OfRequest => format!("{bare}:{port}"),
     };
     let path = match (&redirect.uri, &redirect.path) {
+        // As Envoy has it: the query stays, unless the rule has one.
+        (Some(uri), _) if !uri.contains('?') => with_its_query(uri.clone(), path),
         (Some(uri), _) => uri.clone(),
-        (None, Some(change)) => {
-            let query = path.query().map_or_else(String::new, |query| format!("?{query}"));
-            changed(change, path.path(), prefix) + &query
-        }
+        (None, Some(change)) => with_its_query(changed(change, path.path(), prefix), path),
         (None, None) => path.to_string(),
     };
     let location = format!("{scheme}://{host}{path}");
@@ -162,6 +162,13 @@ pub(super) fn redirect(
     *response.status_mut() = StatusCode::from_u16(redirect.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     response.headers_mut().insert(LOCATION, location);
     Ok(response)
+}
+
+fn with_its_query(new: String, old: &PathAndQuery) -> String {
+    match old.query() {
+        Some(query) => format!("{new}?{query}"),
+        None => new,
+    }
 }
 
 /// What becomes of a path: it begins with a slash. The prefix ends without one.
@@ -174,6 +181,27 @@ fn changed(change: &PathChange, path: &str, prefix: Option<&str>) -> String {
         }
     };
     if new.starts_with('/') { new } else { format!("/{new}") }
+}
+
+/// What becomes of a request's host and path, and of its headers, by a rule and the first of its destinations; `None` if
+/// it is refused.
+#[cfg(fuzzing)]
+pub fn exercise(
+    selected: orlop_model::http::Selected<'_>,
+    (host, path): (&str, &str),
+    headers: &mut HeaderMap,
+) -> Option<(String, String)> {
+    let rule = selected.rule;
+    let destined = Destined { authority: host.parse().ok()?, path: path.parse().ok()? };
+    let mut destined = rewritten(rule.rewrite.as_ref(), selected.prefix, destined).ok()?;
+    let choice = match &rule.action {
+        orlop_model::http::Action::Route(split) => split.pick(0),
+        _ => None,
+    };
+    let changes: Vec<_> =
+        std::iter::once(&rule.headers).chain(choice.map(|choice| &choice.headers)).collect();
+    change_request(&changes, headers, &mut destined).ok()?;
+    Some((destined.authority.to_string(), destined.path.to_string()))
 }
 
 #[cfg(test)]
@@ -254,7 +282,8 @@ mod tests {
         let seen = Destined { authority: Authority::from_static("web:8080"), ..destined("/x?y=1") };
         for (redirect, wanted) in [
             (Redirect { code: 301, ..Redirect::default() }, "http://web:8080/x?y=1"),
-            (Redirect { uri: Some("/z".into()), ..Redirect::default() }, "http://web:8080/z"),
+            (Redirect { uri: Some("/z".into()), ..Redirect::default() }, "http://web:8080/z?y=1"),
+            (Redirect { uri: Some("/z?a".into()), ..Redirect::default() }, "http://web:8080/z?a"),
             (Redirect { scheme: Some("https".into()), ..Redirect::default() }, "https://web/x?y=1"),
             (
                 Redirect {

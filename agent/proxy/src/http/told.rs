@@ -12,8 +12,14 @@ use orlop_model::{
 use super::trace::shortened;
 
 /// The metrics of requests, in the order in which their tags are.
-pub(super) const METRICS: [Metric; 4] =
-    [Metric::Requests, Metric::Duration, Metric::RequestSize, Metric::ResponseSize];
+pub(super) const METRICS: [Metric; 6] = [
+    Metric::Requests,
+    Metric::Duration,
+    Metric::RequestSize,
+    Metric::ResponseSize,
+    Metric::RequestMessages,
+    Metric::ResponseMessages,
+];
 /// How much of a text a metric is told apart by.
 const MAX_TAG: usize = 64;
 /// How much of a text an expression sees, in bytes: what it costs to ask it is a client's to choose otherwise.
