@@ -1,6 +1,9 @@
 //! Asks the admin API of agents: of the one on this machine, or of a cluster's through its API server.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty};
@@ -24,6 +27,7 @@ use crate::cli::AgentArguments;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the admin API in the chart.
 const ADMIN_PORT: u16 = 15000;
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ADMIN_PORT);
 
 /// What an agent of a cluster answers.
 pub struct Answer {
@@ -39,8 +43,30 @@ pub enum Which {
     Any,
 }
 
-/// Asks the agent on this machine.
-pub fn ask_here(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
+/// Asks the agent on this machine; `None` where a cluster's are to be asked: one is named, or a kubeconfig names one and
+/// there is no agent here.
+pub fn ask_here(arguments: &AgentArguments, path: &str) -> anyhow::Result<Option<Bytes>> {
+    if arguments.of_cluster() {
+        return Ok(None);
+    }
+    match ask(arguments.admin.unwrap_or(ADMIN), path) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(_) if arguments.admin.is_none() && has_kubeconfig() => {
+            eprintln!("orlop: no agent runs on this machine: asking those of your kubeconfig's cluster");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Where kubectl finds one as well.
+fn has_kubeconfig() -> bool {
+    let home = std::env::home_dir().map(|home| home.join(".kube/config"));
+    std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty())
+        || home.is_some_and(|path| path.exists())
+}
+
+fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let asked = async { get(TcpStream::connect(admin).await?, &admin.to_string(), path).await };
     runtime()?.block_on(async { timeout(TIMEOUT, asked).await? }).with_context(|| {
         format!(
@@ -102,7 +128,7 @@ async fn ask_pod(agents: &Agents, pod: &AgentPod, path: &str) -> anyhow::Result<
     get(agents.dial(pod, ADMIN_PORT).await?, "localhost", path).await
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 

@@ -47,7 +47,8 @@ pub enum Command {
     Webhook(Box<WebhookArguments>),
     /// Say what would become of a connection, and why, from the objects of a cluster or a world directory alone.
     Explain(Box<ExplainArguments>),
-    /// Say whether this kernel has everything that `orlop node` needs, and what to do if not.
+    /// Say whether this kernel has everything that `orlop node` needs, or how a cluster stands before Orlop is
+    /// installed and after, and what to do if not.
     Check(CheckArguments),
     /// Rotate the embedded CA's root, or revoke certificates, while nodes run.
     #[command(subcommand)]
@@ -293,12 +294,13 @@ pub struct FlowsArguments {
     pub agents: AgentArguments,
 }
 
-/// Which agents are asked: the one on this machine, unless a cluster is named.
+/// Which agents are asked: the one on this machine, unless there is none or a cluster is named.
 #[derive(Args, Debug)]
 pub struct AgentArguments {
-    /// The admin API of an agent on this machine.
-    #[arg(long, value_name = "ADDRESS", default_value = ADMIN, conflicts_with_all = ["kube", "node", "kubeconfig"])]
-    pub admin: SocketAddr,
+    /// The admin API of an agent on this machine [default: 127.0.0.1:15000, and where nobody answers there, the agents of
+    /// the cluster that $KUBECONFIG or ~/.kube/config names].
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["kube", "node", "kubeconfig"])]
+    pub admin: Option<SocketAddr>,
     /// The agents of a Kubernetes cluster, through its API server: of the one that $KUBECONFIG or ~/.kube/config names.
     #[arg(long)]
     pub kube: bool,
@@ -314,6 +316,12 @@ pub struct AgentArguments {
 }
 
 impl AgentArguments {
+    /// All agents of a cluster.
+    pub fn of_all(kubeconfig: Option<PathBuf>, namespace: &str) -> Self {
+        let (kube, namespace) = (true, namespace.to_owned());
+        Self { admin: None, kube, node: None, kubeconfig, namespace }
+    }
+
     /// Whether it is a cluster's.
     pub fn of_cluster(&self) -> bool {
         self.kube || self.node.is_some() || self.kubeconfig.is_some()
@@ -464,6 +472,18 @@ pub enum LogFormat {
 
 #[derive(Args, Debug)]
 pub struct CheckArguments {
+    /// A cluster, instead of this machine: of the one that $KUBECONFIG or ~/.kube/config names.
+    #[arg(long, conflicts_with_all = ["bpffs", "cgroup", "pods_cgroup"])]
+    pub kube: bool,
+    /// The cluster that this names.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bpffs", "cgroup", "pods_cgroup"])]
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace that Orlop is installed in, or will be.
+    #[arg(long, short, default_value = "orlop-system")]
+    pub namespace: String,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
     /// Where maps and links would be pinned.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
     pub bpffs: PathBuf,
@@ -473,6 +493,13 @@ pub struct CheckArguments {
     /// The cgroup that every pod's is below [default: kubepods.slice or kubepods, if the hierarchy has one].
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
+}
+
+impl CheckArguments {
+    /// Whether it is about a cluster.
+    pub fn of_cluster(&self) -> bool {
+        self.kube || self.kubeconfig.is_some()
+    }
 }
 
 #[derive(Args, Debug)]

@@ -17,9 +17,9 @@ const PATH: &str = "/flows";
 /// Prints the flows of each node, the oldest first.
 pub fn run(arguments: &FlowsArguments) -> anyhow::Result<ExitCode> {
     let agents = &arguments.agents;
-    let (flows, complete) = match agents.of_cluster() {
-        false => (vec![ask_here(agents.admin, PATH)?], true),
-        true => {
+    let (flows, complete) = match ask_here(agents, PATH)? {
+        Some(flows) => (vec![flows], true),
+        None => {
             let (came, complete) = complain(ask_cluster(agents, Which::All, PATH)?);
             (came.into_iter().map(|(_, body)| body).collect(), complete)
         }

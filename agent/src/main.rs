@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::Controller(arguments) => controller::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Webhook(arguments) => webhook::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments),
-        Command::Check(arguments) => Ok(check::run(&arguments)),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Ca(command) => ca::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Flows(arguments) => flows::run(&arguments),
         Command::Status(arguments) => inspect::run(View::Status, &arguments),

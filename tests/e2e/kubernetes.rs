@@ -5,6 +5,7 @@
 mod api;
 mod boot_gate;
 mod chart;
+mod check;
 mod control_plane;
 mod controller;
 mod definitions;

@@ -41,7 +41,7 @@ pub enum AgentsError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     /// The pods can't be listed.
-    #[error("can't list the pods of namespace {namespace}: {problem}; you need the right to list them")]
+    #[error("can't list the pods of namespace {namespace}: {problem}")]
     List {
         /// Theirs.
         namespace: String,
@@ -49,10 +49,7 @@ pub enum AgentsError {
         problem: String,
     },
     /// No port can be forwarded.
-    #[error(
-        "can't reach port {port} of pod {namespace}/{pod}: {problem}; you need the rights to get and to create \
-         pods/portforward"
-    )]
+    #[error("can't reach port {port} of pod {namespace}/{pod}: {problem}")]
     Forward {
         /// The pod's.
         namespace: String,
@@ -80,8 +77,10 @@ impl Agents {
         let selected = ListParams::default().labels(SELECTOR);
         let pods = timeout(TIMEOUT, self.pods.list(&selected)).await;
         let pods = pods.map_err(|_| AgentsError::Late(TIMEOUT))?;
-        let refused =
-            |error| AgentsError::List { namespace: self.namespace.clone(), problem: problem(&error) };
+        let refused = |error| AgentsError::List {
+            namespace: self.namespace.clone(),
+            problem: problem(&error, "you need the right to list them"),
+        };
         Ok(one_a_node(pods.map_err(refused)?.items))
     }
 
@@ -94,16 +93,20 @@ impl Agents {
             namespace: self.namespace.clone(),
             pod: agent.name.clone(),
             port,
-            problem: problem(&error),
+            problem: problem(&error, "you need the rights to get and to create pods/portforward"),
         };
         // It was asked for this port alone.
         stream.map_err(refused)?.ok_or(AgentsError::Late(TIMEOUT))
     }
 }
 
-/// In one line.
-fn problem(error: &kube::Error) -> String {
+/// In one line, with what to do about it.
+fn problem(error: &kube::Error, rights: &str) -> String {
     match error {
+        kube::Error::Api(status) if status.code == 403 => format!("{}; {rights}", status.message),
+        kube::Error::Api(status) if status.code == 401 => {
+            format!("{}; the credentials of your kubeconfig are not accepted, or no longer", status.message)
+        }
         kube::Error::Api(status) => status.message.clone(),
         error => error.to_string(),
     }

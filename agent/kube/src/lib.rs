@@ -26,6 +26,8 @@ mod node;
 mod object;
 mod peer_authentication;
 mod pod;
+/// What a person can see of a cluster before Orlop is installed there, and after.
+pub mod preflight;
 mod probes;
 mod rate_limit;
 mod read;

@@ -1,31 +1,28 @@
-//! `orlop check`: whether this kernel and this machine have what `orlop node` needs.
+//! Whether this kernel and this machine have what `orlop node` needs.
 
-use std::{fmt::Write as _, fs, path::Path, process::ExitCode};
+use std::{fs, path::Path};
 
 use orlop_datapath::{DatapathError, Feature, features};
 
+use super::{Report, Row, State};
 use crate::cli::CheckArguments;
 
-/// Prints a table of everything that is needed; fails with 2 if anything is missing.
-pub fn run(arguments: &CheckArguments) -> ExitCode {
+pub(super) fn check(arguments: &CheckArguments) -> Report {
     let features = features(&arguments.bpffs, arguments.cgroup.as_deref());
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    println!("Linux {}", release.trim());
-    print!("{}", table(&features));
-    match missing(&features) {
-        None => {
-            println!("orlop node runs here: nothing of {} features is missing", features.len());
-            if let Some(note) = no_pods_cgroup(arguments.cgroup.as_deref(), arguments.pods_cgroup.as_deref())
-            {
-                println!("note: {note}");
-            }
-            ExitCode::SUCCESS
-        }
-        Some(missing) => {
-            println!("{missing}");
-            ExitCode::from(2)
-        }
-    }
+    let of = format!("Linux {}", release.trim());
+    let mut rows: Vec<_> = features.iter().map(row).collect();
+    let note = no_pods_cgroup(arguments.cgroup.as_deref(), arguments.pods_cgroup.as_deref());
+    let verdict = missing(&features).unwrap_or_else(|| {
+        let count = features.len();
+        rows.extend(note.map(|note| Row {
+            name: "cgroup of all pods".to_owned(),
+            state: State::Note,
+            detail: note,
+        }));
+        format!("orlop node runs here: nothing of {count} features is missing")
+    });
+    Report { of, rows, verdict }
 }
 
 /// What `orlop check` would say is missing, or `error` as it is if that is not the reason.
@@ -49,15 +46,10 @@ pub fn no_pods_cgroup(cgroup: Option<&Path>, pods_cgroup: Option<&Path>) -> Opti
     ))
 }
 
-fn table(features: &[Feature]) -> String {
-    let width = features.iter().map(|feature| feature.name.len()).max().unwrap_or_default();
-    let mut table = String::new();
-    for Feature { name, since, found } in features {
-        let mark = if found.is_ok() { "ok     " } else { "MISSING" };
-        let since = since.map(|since| format!("since Linux {since}")).unwrap_or_default();
-        let _ = writeln!(table, "{}", format!("  {mark}  {name:width$}  {since}").trim_end());
-    }
-    table
+fn row(Feature { name, since, found }: &Feature) -> Row {
+    let state = if found.is_ok() { State::Ok } else { State::Missing };
+    let detail = since.map(|since| format!("since Linux {since}")).unwrap_or_default();
+    Row { name: name.clone(), state, detail }
 }
 
 /// A line for each missing feature, with what to do.
@@ -89,12 +81,6 @@ mod tests {
                 found: Err("Invalid argument: run Linux 5.15 or newer".into()),
             },
         ]
-    }
-
-    #[test]
-    fn the_table_has_a_row_for_each_feature() {
-        let wanted = "  ok       bpf(2)\n  MISSING  map type sockhash  since Linux 4.18\n";
-        assert_eq!(table(&features()), wanted);
     }
 
     #[test]

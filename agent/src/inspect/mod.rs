@@ -42,8 +42,8 @@ impl View {
 /// Prints one view of the agent on this machine, or of a cluster's.
 pub fn run(view: View, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
     let agents = &arguments.agents;
-    if !agents.of_cluster() {
-        let dump = parse(&ask_here(agents.admin, PATH)?)?;
+    if let Some(answer) = ask_here(agents, PATH)? {
+        let dump = parse(&answer)?;
         print(arguments.output, &views::data(view, &dump), &views::table(view, &dump))?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -83,6 +83,25 @@ pub fn people_ask_the_agents(cluster: &Cluster) {
     assert!(said(&person, &["policies", "-o", "yaml"]).contains("policies:"));
     assert!(said(&person, &["flows"]).contains("\"dst_workload\":\"shop/server\""));
 
+    for view in ["status", "workloads", "services", "policies", "certs"] {
+        for output in ["table", "wide", "json", "yaml"] {
+            assert!(!said(&person, &[view, "--node", &nodes[0], "-o", output]).is_empty());
+        }
+    }
+    // Who has no agent on the machine means the cluster of the kubeconfig.
+    let mut plain = Command::new(binary().unwrap());
+    let output = plain.args(["certs", "-o", "wide"]).env("KUBECONFIG", &person).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // An administrator sees how it stands.
+    let checked = orlop(&cluster.kubernetes.plane.kubeconfig(), &["check", "-o", "json"]);
+    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(checked["verdict"], "Orlop is installed and ready", "{checked:#}");
+    for node in &nodes {
+        let is_ok = |one: &Value| one["name"] == format!("agent of {node}") && one["state"] == "ok";
+        assert!(checked["checks"].as_array().unwrap().iter().any(is_ok), "{checked:#}");
+    }
+
     let absent = orlop(&person, &["status", "--node", "n9"]);
     let why = String::from_utf8_lossy(&absent.stderr).into_owned();
     assert!(!absent.status.success() && why.contains(&nodes.join(", ")), "{why}");

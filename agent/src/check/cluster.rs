@@ -1,0 +1,258 @@
+//! How a cluster stands: before Orlop is installed, whether it can be; after, whether its parts are ready.
+
+use std::collections::HashMap;
+
+use orlop_kube::preflight::{Asks, IstioPod, Pods, Preflight, Unknown};
+use serde_json::Value;
+
+use super::{Report, Row, State};
+use crate::{
+    agents::{Which, ask_cluster, runtime},
+    cli::{AgentArguments, CheckArguments},
+};
+
+/// The oldest minor version of Kubernetes 1 that is tried.
+const OLDEST: u32 = 30;
+/// What the chart makes: group, resource, and whether it is in Orlop's namespace.
+const MADE: [(&str, &str, bool); 11] = [
+    ("", "namespaces", false),
+    ("apiextensions.k8s.io", "customresourcedefinitions", false),
+    ("rbac.authorization.k8s.io", "clusterroles", false),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
+    ("rbac.authorization.k8s.io", "roles", true),
+    ("rbac.authorization.k8s.io", "rolebindings", true),
+    ("", "serviceaccounts", true),
+    ("", "services", true),
+    ("", "secrets", true),
+    ("apps", "daemonsets", true),
+    ("apps", "deployments", true),
+];
+
+pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
+    let mut rows = Vec::new();
+    let runtime = runtime()?;
+    let preflight = runtime.block_on(Preflight::of(arguments.kubeconfig.as_deref(), &arguments.namespace))?;
+    // Nothing else is worth asking without it.
+    let (version, minor) = runtime.block_on(preflight.version())?;
+    rows.push(of_version(&version, minor));
+    let agents = runtime.block_on(preflight.agents());
+    let installed = matches!(agents, Ok(Some(_)));
+    match agents {
+        Ok(Some(agents)) => {
+            rows.push(ready("agents", agents, "kubectl describe pods -l app.kubernetes.io/name=orlop-node"));
+            match runtime.block_on(preflight.controllers()) {
+                Ok(Some(controllers)) => {
+                    let how = "kubectl describe pods -l app.kubernetes.io/name=orlop-controller";
+                    rows.push(ready("controller", controllers, how));
+                }
+                Ok(None) => {}
+                Err(error) => rows.push(unknown("controller", &error)),
+            }
+            let nodes = runtime.block_on(preflight.nodes());
+            rows.extend(of_agents(arguments, nodes));
+        }
+        Ok(None) => {
+            for (group, resource, namespaced) in MADE {
+                let may = runtime.block_on(preflight.may_create(group, resource, namespaced));
+                rows.push(of_right(resource, may));
+            }
+        }
+        Err(error) => rows.push(unknown("agents", &error)),
+    }
+    let found = runtime.block_on(async { (preflight.istio().await, preflight.namespaces().await) });
+    rows.extend(of_istio(found));
+    let is_missing = rows.iter().any(|row| row.state == State::Missing);
+    let verdict = match (installed, is_missing) {
+        (false, false) => {
+            "Orlop can be installed here; `orlop check` on a node says whether its kernel will do"
+        }
+        (false, true) => "Orlop can't be installed here as it is: see what is MISSING",
+        (true, false) => "Orlop is installed and ready",
+        (true, true) => "Orlop is installed, and not all of it works: see what is MISSING",
+    };
+    Ok(Report { of: format!("Kubernetes {version}"), rows, verdict: verdict.to_owned() })
+}
+
+fn row(name: impl Into<String>, state: State, detail: impl Into<String>) -> Row {
+    Row { name: name.into(), state, detail: detail.into() }
+}
+
+fn unknown(name: &str, error: &Unknown) -> Row {
+    match error {
+        Unknown::Forbidden(said) => {
+            row(name, State::Note, format!("not known: {said}; ask somebody who may see it"))
+        }
+        Unknown::Failed(said) => row(name, State::Missing, format!("not known: {said}")),
+    }
+}
+
+fn of_version(version: &str, minor: Option<u32>) -> Row {
+    match minor {
+        Some(minor) if minor < OLDEST => {
+            let detail = format!("{version} is older than 1.{OLDEST}, before which nothing was tried");
+            row("Kubernetes API", State::Note, detail)
+        }
+        _ => row("Kubernetes API", State::Ok, version),
+    }
+}
+
+fn of_right(resource: &str, may: Result<bool, Unknown>) -> Row {
+    let name = format!("right to create {resource}");
+    match may {
+        Ok(true) => row(name, State::Ok, ""),
+        Ok(false) => {
+            let detail = "you have none; have somebody with the role cluster-admin install the chart";
+            row(name, State::Missing, detail)
+        }
+        Err(error) => unknown(&name, &error),
+    }
+}
+
+fn ready(name: &str, pods: Pods, how: &str) -> Row {
+    let detail = format!("{} of {} ready", pods.ready, pods.wanted);
+    if pods.ready < pods.wanted {
+        return row(name, State::Missing, format!("{detail}: `{how}` says why not"));
+    }
+    row(name, State::Ok, detail)
+}
+
+/// A row for each node: whether its agent answers, of what version it is, and how its certificates stand.
+fn of_agents(arguments: &CheckArguments, nodes: Result<Vec<String>, Unknown>) -> Vec<Row> {
+    let asked = AgentArguments::of_all(arguments.kubeconfig.clone(), &arguments.namespace);
+    let answers = match ask_cluster(&asked, Which::All, "/config_dump") {
+        Ok(answers) => answers,
+        Err(error) => return vec![row("agents' answers", State::Missing, format!("{error:#}"))],
+    };
+    let mut rows = Vec::new();
+    let mut known: HashMap<String, Row> = HashMap::new();
+    for answer in answers {
+        let name = format!("agent of {}", answer.node);
+        let found = match answer.body.and_then(|body| Ok(serde_json::from_slice::<Value>(&body)?)) {
+            Ok(dump) => of_dump(name, &dump, env!("CARGO_PKG_VERSION")),
+            Err(error) => row(name, State::Missing, format!("it does not answer: {error:#}")),
+        };
+        known.insert(answer.node, found);
+    }
+    match nodes {
+        Ok(nodes) => {
+            for node in nodes {
+                let none = || {
+                    let detail = "there is none: pods of this node are not in the mesh; see taints, and `node.nodeSelector` and \
+                                  `node.tolerations` of the chart";
+                    row(format!("agent of {node}"), State::Missing, detail)
+                };
+                rows.push(known.remove(&node).unwrap_or_else(none));
+            }
+        }
+        Err(error) => rows.push(unknown("nodes without an agent", &error)),
+    }
+    let mut left: Vec<_> = known.into_values().collect();
+    left.sort_by(|a, b| a.name.cmp(&b.name));
+    rows.extend(left);
+    rows
+}
+
+fn of_dump(name: String, dump: &Value, own_version: &str) -> Row {
+    let version = dump["version"].as_str().unwrap_or("of another make");
+    let count = |of: &Value| of.as_object().map_or(0, serde_json::Map::len);
+    let (enrolled, refused) = (count(&dump["enrolled"]), count(&dump["not_enrolled"]));
+    let certificates: Vec<&Value> = dump["certificates"].as_array().into_iter().flatten().collect();
+    let spoilt = certificates.iter().find(|one| one["state"] != "valid");
+    let detail = format!("version {version}, {enrolled} pods, {} certificates", certificates.len());
+    if let Some(spoilt) = spoilt {
+        let said = |key: &str| spoilt[key].as_str().unwrap_or_default().to_owned();
+        let detail =
+            format!("{detail}; that of {} is {}: {}", said("identity"), said("state"), said("last_error"));
+        return row(name, State::Missing, detail);
+    }
+    if refused > 0 {
+        let detail = format!("{detail}; {refused} pods are not enrolled: see `orlop status`");
+        return row(name, State::Missing, detail);
+    }
+    if version != own_version {
+        return row(name, State::Note, format!("{detail}; this orlop is of version {own_version}"));
+    }
+    row(name, State::Ok, detail)
+}
+
+/// What of Istio would be in the way.
+fn of_istio((pods, asks): (Result<Vec<IstioPod>, Unknown>, Result<Vec<Asks>, Unknown>)) -> Vec<Row> {
+    let (pods, asks) = match (pods, asks) {
+        (Ok(pods), Ok(asks)) => (pods, asks),
+        (Err(error), _) | (_, Err(error)) => return vec![unknown("Istio", &error)],
+    };
+    if pods.is_empty() {
+        return vec![row("Istio", State::Ok, "none is installed")];
+    }
+    let found: Vec<_> = pods.iter().map(|pod| format!("{} in {}", pod.app, pod.namespace)).collect();
+    let mut rows = vec![row("Istio", State::Note, format!("there is {}", found.join(", ")))];
+    let ambient = pods.iter().any(|pod| pod.app == "ztunnel");
+    for Asks { namespace, sidecars, ambient: asks_for_ambient, orlop } in asks {
+        let name = format!("namespace {namespace}");
+        if sidecars && (orlop || asks_for_ambient) {
+            let detail = "asks for Istio's sidecars and for Orlop: take one of the labels off";
+            rows.push(row(name, State::Missing, detail));
+        } else if ambient && asks_for_ambient {
+            let detail = "istio.io/dataplane-mode=ambient is for ztunnel and for Orlop: use orlop.dev/mesh=enabled for Orlop, and \
+                          orlop.dev/mesh=disabled for what stays with ztunnel";
+            rows.push(row(name, State::Missing, detail));
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn states(rows: &[Row]) -> Vec<(&str, State)> {
+        rows.iter().map(|row| (row.name.as_str(), row.state)).collect()
+    }
+
+    #[test]
+    fn a_namespace_that_both_meshes_would_take_is_told() {
+        let pod = |app: &str| IstioPod { app: app.into(), namespace: "istio-system".into() };
+        let asks = |namespace: &str, sidecars, ambient, orlop| Asks {
+            namespace: namespace.into(),
+            sidecars,
+            ambient,
+            orlop,
+        };
+        let all = || {
+            vec![
+                asks("both", true, false, true),
+                asks("old", true, false, false),
+                asks("ours", false, false, true),
+                asks("ambient", false, true, false),
+            ]
+        };
+        assert_eq!(states(&of_istio((Ok(Vec::new()), Ok(all())))), [("Istio", State::Ok)]);
+        let sidecars = of_istio((Ok(vec![pod("istiod")]), Ok(all())));
+        assert_eq!(states(&sidecars), [("Istio", State::Note), ("namespace both", State::Missing)]);
+        let ambient = of_istio((Ok(vec![pod("istiod"), pod("ztunnel")]), Ok(all())));
+        assert_eq!(states(&ambient)[2], ("namespace ambient", State::Missing));
+        let forbidden = of_istio((Err(Unknown::Forbidden("no".into())), Ok(all())));
+        assert_eq!(states(&forbidden), [("Istio", State::Note)]);
+    }
+
+    #[test]
+    fn an_agent_is_as_good_as_its_certificates() {
+        let dump = |state: &str| {
+            json!({
+                "version": "1", "enrolled": {"shop/web": {}}, "not_enrolled": {},
+                "certificates": [{"identity": "spiffe://x", "state": state, "last_error": "away"}],
+            })
+        };
+        assert_eq!(of_dump("a".into(), &dump("valid"), "1").state, State::Ok);
+        assert_eq!(of_dump("a".into(), &dump("valid"), "2").state, State::Note);
+        let spoilt = of_dump("a".into(), &dump("pending"), "1");
+        assert!(spoilt.state == State::Missing && spoilt.detail.contains("away"), "{}", spoilt.detail);
+        let mut refused = dump("valid");
+        refused["not_enrolled"] = json!({"shop/late": "no network namespace"});
+        assert_eq!(of_dump("a".into(), &refused, "1").state, State::Missing);
+        // Of another version, or no agent at all.
+        assert_eq!(of_dump("a".into(), &Value::Null, "1").state, State::Note);
+    }
+}
