@@ -14,6 +14,7 @@ mod limits;
 mod origination;
 mod policy;
 mod resilience;
+mod rolling;
 mod routes;
 pub mod scripted;
 mod speaks;
@@ -42,6 +43,8 @@ const LABEL: &str = "istio.io/use-waypoint";
 pub struct Stage {
     pub waypoint: Waypoint,
     pub gate: Pod,
+    /// Of `shop/gate`.
+    pub gate_vip: Vec<IpAddr>,
     /// Of `shop/web`.
     pub vip: Vec<IpAddr>,
     pub mesh: Mesh,
@@ -59,11 +62,12 @@ impl Stage {
         let gate = mesh.nodes[1].pod(NAMESPACE, "gate", gate).unwrap();
         let world = mesh.testbed.world();
         let spec = ServiceSpec::new(NAMESPACE, "gate", HBONE_PORT, TargetPort::Number(HBONE_PORT));
-        world.service(&spec.cluster_ips(mesh.testbed.vip()).endpoints([&gate])).unwrap();
+        let gate_vip = mesh.testbed.vip();
+        world.service(&spec.cluster_ips(gate_vip.clone()).endpoints([&gate])).unwrap();
         let vip = mesh.testbed.vip();
         world.service(&web(&vip).endpoints([&mesh.server])).unwrap();
         let waypoint = Waypoint::start(&gate, args).unwrap();
-        let stage = Self { waypoint, gate, vip, mesh };
+        let stage = Self { waypoint, gate, gate_vip, vip, mesh };
         stage.settle();
         stage
     }

@@ -1,11 +1,16 @@
 //! A pod's own connections: whom it dialled, where that is, and the way there.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use orlop_model::{Choice, Reason, Workload};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 
 use crate::{
     admission::while_trusted,
@@ -102,18 +107,68 @@ async fn connect(
     destination: Option<SocketAddr>,
     record: &mut Record,
 ) -> Result<(Way, InFlightGuard), Refusal> {
-    let upstream = resolve(worker, pod, client, destination, record)?;
-    let way = match &upstream.tunnel {
-        None => {
-            let server = tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?;
-            Way::Plain(server, movable)
-        }
-        Some(key) => {
-            drop(movable);
-            Way::Tunnel(open_stream(worker, pod, client.peer, &upstream, key, record).await?)
-        }
+    let destination = match destination {
+        Some(destination) => (destination, Choice::Open),
+        None => original_destination(worker, pod, client)?,
     };
-    Ok((way, upstream.in_flight))
+    let upstream = resolve(worker, pod, client, destination, record)?;
+    if upstream.tunnel.is_none() {
+        let server = tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?;
+        return Ok((Way::Plain(server, movable), upstream.in_flight));
+    }
+    drop(movable);
+    let (stream, in_flight) = tunnelled(worker, pod, client, destination, upstream, record).await?;
+    Ok((Way::Tunnel(stream), in_flight))
+}
+
+/// For so long a waypoint that can't be reached may be another's to stand in for, or come back: as when it is started anew.
+/// Nothing of the client's has been sent.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between the first two attempts, and then twice as long each time.
+const PAUSE: Duration = Duration::from_millis(20);
+/// So often another waypoint is drawn than those that were tried.
+const DRAWS: usize = 8;
+
+/// A stream through the tunnel that the way leads through.
+async fn tunnelled(
+    worker: &Rc<Worker>,
+    pod: &Pod,
+    client: &Accepted,
+    destination: (SocketAddr, Choice),
+    mut upstream: Upstream,
+    record: &mut Record,
+) -> Result<(Stream, InFlightGuard), Refusal> {
+    let start = Instant::now();
+    let (mut tried, mut pause) = (Vec::new(), PAUSE);
+    loop {
+        let Some(key) = &upstream.tunnel else { return Err(Reason::NoHealthyEndpoint.into()) };
+        let refusal = match open_stream(worker, pod, client.peer, &upstream, key, record).await {
+            Ok(stream) => return Ok((stream, upstream.in_flight)),
+            Err(refusal) => refusal,
+        };
+        let is_away =
+            matches!(refusal.reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TunnelClosed);
+        if !upstream.by_waypoint || !is_away || start.elapsed() > PATIENCE {
+            return Err(refusal);
+        }
+        tried.push(key.address);
+        let mut again = || resolve(worker, pod, client, destination, record).ok();
+        let mut next = again();
+        for _ in 0..DRAWS {
+            let is_tried =
+                |next: &Upstream| next.tunnel.as_ref().is_none_or(|key| tried.contains(&key.address));
+            if !next.as_ref().is_some_and(is_tried) {
+                break;
+            }
+            next = again();
+        }
+        let Some(next) = next.filter(|next| next.by_waypoint) else { return Err(refusal) };
+        if next.tunnel.as_ref().is_some_and(|key| tried.contains(&key.address)) {
+            sleep(pause).await;
+            pause *= 2;
+        }
+        upstream = next;
+    }
 }
 
 /// The proxies at both ends have let a connection through. If both are this one, the next needs neither.
@@ -131,6 +186,8 @@ struct Upstream {
     address: SocketAddr,
     /// The tunnel to take, `None` for a plain connection.
     tunnel: Option<Key>,
+    /// Whether that is to a waypoint.
+    by_waypoint: bool,
     in_flight: InFlightGuard,
 }
 
@@ -138,15 +195,11 @@ fn resolve(
     worker: &Worker,
     pod: &Pod,
     client: &Accepted,
-    destination: Option<SocketAddr>,
+    (destination, choice): (SocketAddr, Choice),
     record: &mut Record,
 ) -> Result<Upstream, Refusal> {
     let shared = &worker.shared;
     let netns = pod.netns().cookie();
-    let (destination, choice) = match destination {
-        Some(destination) => (destination, Choice::Open),
-        None => original_destination(worker, pod, client)?,
-    };
     record.destination.address = Some(destination);
     record.dialled = Some(destination);
 
@@ -168,9 +221,10 @@ fn resolve(
         address,
     });
     let in_flight = shared.in_flight.enter(route.endpoint());
+    let by_waypoint = route.waypoint.is_some();
     // Of a waypoint's other side nothing is known here.
     record.destination.workload = route.waypoint.map(|hop| hop.workload).or(route.workload);
-    Ok(Upstream { source: Arc::clone(source), address: route.upstream, tunnel, in_flight })
+    Ok(Upstream { source: Arc::clone(source), address: route.upstream, tunnel, by_waypoint, in_flight })
 }
 
 /// A stream whose other end is connected to the server.

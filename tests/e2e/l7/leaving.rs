@@ -17,10 +17,14 @@ fn a_kept_connection_ends_with_its_next_answer() {
     let mut stream = stage.connect();
     let get = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
+    let mut idle = stage.connect();
+    assert_eq!(request(&mut idle, get).unwrap().status, 200);
     stage.waypoint.terminate().unwrap();
-    // An idle one is closed at once.
+    // Whoever asks meanwhile is answered.
+    let answer = request(&mut stream, get).unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert!(stage.waypoint.wait(TIMEOUT).unwrap().success());
-    assert!(request(&mut stream, get).is_err());
+    assert!([stream, idle].iter_mut().all(|stream| request(stream, get).is_err()));
 }
 
 #[test]

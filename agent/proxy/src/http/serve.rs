@@ -1,8 +1,8 @@
 //! HTTP/1.1 and HTTP/2 with a client, and how long it may take over what it says.
 
-use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
+use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use http::Request;
+use http::{HeaderValue, Request, header::CONNECTION};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -24,6 +24,8 @@ use crate::{refusal::Refusal, shared::Phase};
 
 /// What of a stranger's connection is buffered of HTTP/1, either way.
 const MAX_BUFFER: usize = 64 << 10;
+/// For so long a kept connection of HTTP/1 that has no request waits for one once the process is leaving.
+const LINGER: Duration = Duration::from_secs(2);
 /// What of one request may be on its way to a waypoint.
 const SHARED_WINDOW: u32 = 256 << 10;
 
@@ -34,7 +36,14 @@ pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
     io.pace = Some(Arc::clone(&session.pace));
     let service = service_fn(|request: Request<Incoming>| {
         let (session, activity) = (Rc::clone(session), Rc::clone(&activity));
-        async move { Ok::<_, Infallible>(exchange::serve(&session, request, activity).await) }
+        async move {
+            let mut answer = exchange::serve(&session, request, activity).await;
+            if session.local.worker.shared.phase.borrow().is_leaving() && !answer.status().is_informational()
+            {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut builder = http1::Builder::new();
     if session.is_from_outside() {
@@ -54,7 +63,8 @@ pub(super) async fn http1(session: &Rc<Session>, mut io: Io) {
     let mut phase = session.local.worker.shared.phase.subscribe();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = phase.wait_for(Phase::is_leaving) => {
+        // The next answer says that it is the last: a client that is just asking would be cut off otherwise.
+        _ = async { drop(phase.wait_for(Phase::is_leaving).await); sleep(LINGER).await } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
