@@ -12,7 +12,7 @@ use orlop_model::world::routing::{
     Balancer, DestinationRule, ProxyVersion, RetryBudget, ServerTls, Subset, TrafficPolicy,
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::balancer::BalancerObject;
 use self::outlier::OutlierObject;
@@ -154,7 +154,10 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
         created: object.metadata.creation_timestamp.map(|time| time.0.as_second()),
         host: any_host(&spec.host, || "spec.host".into())?,
         exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
-        selector: selector::convert_at(spec.workload_selector, &"spec.workloadSelector".into())?,
+        selector: spec
+            .workload_selector
+            .map(|of| selector::convert_at(Some(of), &at_selector()))
+            .transpose()?,
         policy,
         subsets,
         unread: unread.fields,
@@ -162,7 +165,12 @@ pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
     })
 }
 
-/// In place of one that can't be understood and was never good: if it wants TLS, nothing goes there in clear.
+fn at_selector() -> FieldPath {
+    "spec.workloadSelector".into()
+}
+
+/// In place of one that can't be understood and was never good: if it wants TLS, nothing goes there in clear of those that
+/// it is for. What can't be read of whom it selects may be anybody of its namespace.
 pub(crate) fn stand_in(name: &NamespacedName, spec: &Value) -> Option<DestinationRule> {
     let policies = once(spec).chain(spec["subsets"].as_array().into_iter().flatten());
     let policies = policies.map(|of| &of["trafficPolicy"]);
@@ -175,7 +183,16 @@ pub(crate) fn stand_in(name: &NamespacedName, spec: &Value) -> Option<Destinatio
     let host = any_host(spec["host"].as_str()?, || "spec.host".into()).ok()?;
     let why = "tls: the DestinationRule can't be understood".to_owned();
     let policy = TrafficPolicy { tls: Some(ServerTls::Unavailable(why)), ..TrafficPolicy::default() };
-    wanted.then(|| DestinationRule { name: name.clone(), host, policy, ..DestinationRule::default() })
+    let selector = spec.get("workloadSelector").filter(|selector| !selector.is_null()).map(|selector| {
+        let labels = json!({"matchLabels": selector.get("matchLabels")});
+        let labels =
+            serde_json::from_value(labels).ok().map(|of| selector::convert_at(Some(of), &at_selector()));
+        labels.and_then(Result::ok).unwrap_or_default()
+    });
+    let named = serde_json::from_value(spec["exportTo"].clone()).unwrap_or_default();
+    let exports = exports(named, &name.namespace).unwrap_or_default();
+    let name = name.clone();
+    wanted.then(|| DestinationRule { name, host, exports, selector, policy, ..DestinationRule::default() })
 }
 
 /// What is noticed on the way.

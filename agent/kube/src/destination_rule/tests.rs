@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use orlop_model::world::Labels;
 use orlop_model::world::routing::{HashOn, HashTable, Keepalive, Roots, ServerCheck, Warmup};
 use serde_json::json;
 
@@ -24,7 +25,7 @@ fn everything_the_waypoint_reads_is_carried_over() {
     }))
     .unwrap();
     assert_eq!((rule.host.as_str(), &rule.unread), ("reviews", &Vec::new()));
-    assert_eq!(rule.selector, [("app".to_owned(), "shop".to_owned())].into());
+    assert_eq!(rule.selector, Some([("app".to_owned(), "shop".to_owned())].into()));
     assert_eq!(rule.policy.balancer, Some(Balancer::RoundRobin));
     let outlier = rule.policy.outlier.unwrap();
     assert_eq!((outlier.server_errors, outlier.max_percent), (3, 50));
@@ -126,6 +127,25 @@ fn one_that_cannot_be_understood_and_wants_tls_refuses() {
         }
     }
     assert_eq!(stand_in(&name, &json!({"trafficPolicy": {"tls": {"mode": "SIMPLE"}}})), None);
+}
+
+#[test]
+fn what_stands_in_for_a_rule_is_for_nobody_else_than_the_rule() {
+    let name = NamespacedName::new("shop", "a");
+    let selector = |selector: Value| {
+        let tls = json!({"tls": {"mode": "SIMPLE"}});
+        let spec =
+            json!({"host": "web", "trafficPolicy": tls, "workloadSelector": selector, "exportTo": ["."]});
+        let rule = stand_in(&name, &spec).unwrap();
+        assert!(rule.exports.include("shop") && !rule.exports.include("other"));
+        rule.selector
+    };
+    let app: Labels = [("app".to_owned(), "x".to_owned())].into();
+    assert_eq!(selector(Value::Null), None);
+    assert_eq!(selector(json!({"matchLabels": {"app": "x"}, "matchExpressions": []})), Some(app));
+    for odd in [json!({"labels": {"app": "x"}}), json!({"matchLabels": {"app": 1}}), json!("x")] {
+        assert_eq!(selector(odd.clone()), Some(Labels::default()), "{odd}");
+    }
 }
 
 #[test]

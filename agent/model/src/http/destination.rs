@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::by_service::ByService;
 use super::compile::{Specificity, full_host, specificity};
 use super::rule::Cluster;
-use super::traffic::{MAX_POLICIES, MAX_SELECTORS, Policy, SubsetPolicy, any_secures, policies_of};
+use super::traffic::{
+    MAX_POLICIES, MAX_SELECTORS, Policy, SubsetPolicy, any_secures, first_policy, policies_of, tls_of_unknown,
+};
 use crate::compile::Settings;
 use crate::endpoints::is_special;
 use crate::name::NamespacedName;
@@ -259,27 +261,36 @@ impl OfHost {
         left: &mut usize,
     ) -> Self {
         let refused = |level: &str, why| Some(Arc::new(Policy::refused(format!("{namespace} {level}"), why)));
-        let needed = policies_of(&rules, named);
+        rules.sort_by_key(|rule| (rule.created, &rule.name));
+        let (selecting, all): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.selector.is_some());
+        let why = "a DestinationRule's workloadSelector: the labels of the client are not known";
+        let unknown = tls_of_unknown(&selecting, &all, why);
+        let unknown = unknown.map(|tls| Arc::new(Policy::secured(format!("{namespace} ?"), tls)));
+        let mut by_selector: Vec<(&Labels, Vec<&DestinationRule>)> = Vec::new();
+        let mut beyond = Vec::new();
+        for rule in selecting {
+            let Some(own) = &rule.selector else { continue };
+            let has_room = by_selector.len() < MAX_SELECTORS;
+            match by_selector.iter_mut().find(|(selector, _)| *selector == own) {
+                Some((_, same)) => same.push(rule),
+                None if has_room => by_selector.push((own, vec![rule])),
+                None => beyond.push(rule),
+            }
+        }
+        for (_, selected) in &mut by_selector {
+            // Of these clients too what is for all counts where nothing else is said.
+            if first_policy(selected).is_none() {
+                selected.extend(&all);
+            }
+        }
+        let needed = by_selector.iter().map(|(_, rules)| &rules[..]).chain([&all[..]]);
+        let needed: usize = needed.map(|rules| policies_of(rules, named)).sum();
         if needed > *left {
             let why = "the namespace has more DestinationRules than is sensible";
             let all = if any_secures(&rules) { refused("!", why) } else { None };
             return Self { all, ..Self::default() };
         }
         *left -= needed;
-        rules.sort_by_key(|rule| (rule.created, &rule.name));
-        let (all, selecting): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.selector.is_empty());
-        let why = "a DestinationRule's workloadSelector: the labels of the client are not known";
-        let unknown = if any_secures(&selecting) { refused("?", why) } else { None };
-        let mut by_selector: Vec<(&Labels, Vec<&DestinationRule>)> = Vec::new();
-        let mut beyond = Vec::new();
-        for rule in selecting {
-            let has_room = by_selector.len() < MAX_SELECTORS;
-            match by_selector.iter_mut().find(|(selector, _)| **selector == rule.selector) {
-                Some((_, same)) => same.push(rule),
-                None if has_room => by_selector.push((&rule.selector, vec![rule])),
-                None => beyond.push(rule),
-            }
-        }
         let selected = by_selector.into_iter().map(|(selector, rules)| {
             let level = format!("{namespace} {}", shown(selector));
             (selector.clone(), Arc::new(Policy::new(level, &rules, named)))
@@ -300,7 +311,11 @@ impl OfHost {
     fn policy(&self, selecting: Selecting<'_>) -> Option<&Arc<Policy>> {
         let own = match selecting {
             Selecting::Never => None,
-            Selecting::Unknown => self.unknown.as_ref(),
+            Selecting::Unknown => match self.selected.first() {
+                // Whoever it is, it is for them.
+                Some((selector, policy)) if selector.is_empty() => Some(policy),
+                _ => self.unknown.as_ref(),
+            },
             Selecting::By(labels) => {
                 let selects = |selector: &Labels| selector.iter().all(|(k, v)| labels.get(k) == Some(v));
                 let selected = self.selected.iter().find(|(selector, _)| selects(selector));

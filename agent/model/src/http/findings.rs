@@ -1,6 +1,6 @@
 //! What the authors of routes should know, whatever waypoint those are for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::compile::{full_host, meshed, missing, specificity};
@@ -124,29 +124,49 @@ struct Survey<'a> {
     settings: &'a Settings,
     snapshot: &'a Snapshot,
     /// DestinationRules by their host, in full.
-    rules: HashMap<String, Vec<&'a DestinationRule>>,
+    rules: HashMap<String, OfNamespaces<'a>>,
     /// Those of several hosts.
-    wide: Vec<&'a DestinationRule>,
+    wide: OfNamespaces<'a>,
+    /// What is known already of services.
+    known: HashMap<*const Service, OfService<'a>>,
     delegates: BTreeSet<&'a NamespacedName>,
     found: Vec<Finding>,
 }
 
+/// DestinationRules by their namespace.
+type OfNamespaces<'a> = BTreeMap<&'a str, Vec<&'a DestinationRule>>;
+
+/// What DestinationRules say of a service, which many of them may be for.
+#[derive(Default)]
+struct OfService<'a> {
+    /// The subsets that clients of some namespace find.
+    subsets: Option<BTreeSet<&'a str>>,
+    /// The rule that clients go by who have none of their own namespace's, if it asks for TLS.
+    secured: Option<Option<&'a DestinationRule>>,
+    /// The rule that clients of a namespace go by.
+    first: BTreeMap<&'a str, Option<&'a DestinationRule>>,
+}
+
 impl<'a> Survey<'a> {
     fn new(world: &'a World, settings: &'a Settings, snapshot: &'a Snapshot) -> Self {
-        let mut rules: HashMap<_, Vec<_>> = HashMap::new();
-        let mut wide = Vec::new();
+        let mut rules: HashMap<_, OfNamespaces<'_>> = HashMap::new();
+        let mut wide = OfNamespaces::new();
         for rule in world.destination_rules.values().map(|rule| &**rule) {
-            if rule.host.starts_with('*') {
-                wide.push(rule);
+            let namespace = &*rule.name.namespace;
+            let of_host = if rule.host.starts_with('*') {
+                &mut wide
             } else {
-                rules.entry(full_host(&rule.host, &rule.name.namespace, settings)).or_default().push(rule);
-            }
+                rules.entry(full_host(&rule.host, namespace, settings)).or_default()
+            };
+            of_host.entry(namespace).or_default().push(rule);
         }
         let delegates = world.virtual_services.values().flat_map(|of| &of.http).filter_map(|rule| {
             let RuleAction::Delegate(name) = &rule.action else { return None };
             Some(name)
         });
-        Self { world, settings, snapshot, rules, wide, delegates: delegates.collect(), found: Vec::new() }
+        let delegates = delegates.collect();
+        let (known, found) = (HashMap::new(), Vec::new());
+        Self { world, settings, snapshot, rules, wide, known, delegates, found }
     }
 
     fn tell(&mut self, of: (&'static str, &NamespacedName), reason: FindingReason, message: String) {
@@ -178,8 +198,8 @@ impl<'a> Survey<'a> {
         } else if !is_meshed && has_any {
             let names = of.gateways.join(", ");
             let message = format!(
-                "is for gateways alone ({names}), of which Orlop has none; name mesh among them to have it enforced \
-                 by waypoints"
+                "is for Istio's Gateways alone ({names}), which are not read: attach an HTTPRoute to a Gateway of class \
+                 orlop, or name mesh among them to have waypoints go by it"
             );
             self.tell(me, FindingReason::NoGateway, message);
         } else if is_meshed {
@@ -273,22 +293,33 @@ impl<'a> Survey<'a> {
     }
 
     /// Whether clients of some namespace find it.
-    fn has_subset(&self, service: &Service, subset: &str) -> bool {
-        let candidates = self.rules.get(&service.hostname).into_iter().flatten().chain(&self.wide).copied();
-        let at = |namespace: &str| {
-            let of_level = candidates.clone().filter(|rule| rule.name.namespace == namespace);
-            most_specific(of_level, service, self.settings)
-        };
-        let defines = |rules: &[&DestinationRule]| {
-            rules.iter().flat_map(|rule| &rule.subsets).any(|of| of.name == subset)
-        };
-        let own = at(&service.name.namespace);
-        let common = if own.is_empty() { at(&self.settings.root_namespace) } else { own };
-        let namespaces: BTreeSet<_> = candidates.clone().map(|rule| rule.name.namespace.as_str()).collect();
+    fn has_subset(&mut self, service: &Service, subset: &str) -> bool {
+        if let Some(known) = self.known.get(&std::ptr::from_ref(service)).and_then(|of| of.subsets.as_ref()) {
+            return known.contains(subset);
+        }
+        let of_host = self.rules.get(&service.hostname).into_iter().flat_map(BTreeMap::keys);
+        let namespaces: BTreeSet<_> = of_host.chain(self.wide.keys()).copied().collect();
         // The root's own clients are not those that it is for.
         let levels = [service.name.namespace.as_str(), &self.settings.root_namespace];
-        let mut others = namespaces.into_iter().filter(|of| !levels.iter().any(|level| level == of));
-        defines(&common) || others.any(|namespace| defines(&at(namespace)))
+        let others = namespaces.into_iter().filter(|of| !levels.contains(of));
+        let rules = others.flat_map(|namespace| self.at(namespace, service)).chain(self.common(service));
+        let subsets = rules.flat_map(|rule| &rule.subsets).map(|of| of.name.as_str()).collect();
+        self.known.entry(service).or_default().subsets.insert(subsets).contains(subset)
+    }
+
+    /// The rules of a namespace that are for a service, the oldest first.
+    fn at(&self, namespace: &str, service: &Service) -> Vec<&'a DestinationRule> {
+        let of_host = self.rules.get(&service.hostname).and_then(|of| of.get(namespace));
+        let rules = of_host.into_iter().chain(self.wide.get(namespace)).flatten().copied();
+        let mut rules = most_specific(rules, service, self.settings);
+        rules.sort_by_key(|rule| (rule.created, &rule.name));
+        rules
+    }
+
+    /// Those for clients who have none of their own namespace's.
+    fn common(&self, service: &Service) -> Vec<&'a DestinationRule> {
+        let own = self.at(&service.name.namespace, service);
+        if own.is_empty() { self.at(&self.settings.root_namespace, service) } else { own }
     }
 
     fn delegate(&mut self, of: &VirtualService, number: usize, name: &NamespacedName) {
@@ -329,7 +360,7 @@ impl<'a> Survey<'a> {
         }
     }
 
-    fn destination_rule(&mut self, of: &DestinationRule) {
+    fn destination_rule(&mut self, of: &'a DestinationRule) {
         let me = ("DestinationRule", &of.name);
         self.host(me, &of.host, |waypoint| of.exports.include(waypoint));
         let services = self.services(&of.host, &of.name.namespace);
@@ -343,24 +374,14 @@ impl<'a> Survey<'a> {
     }
 
     /// Tells of a rule for its own namespace's clients alone that has them go without the TLS that all others have.
-    fn hides_tls(&mut self, of: &DestinationRule, services: &[&Arc<Service>]) {
+    fn hides_tls(&mut self, of: &'a DestinationRule, services: &[&Arc<Service>]) {
         let [service] = services else { return };
         let own = &of.name.namespace;
         if *own == service.name.namespace || *own == self.settings.root_namespace || of.policy.tls.is_some() {
             return;
         }
-        let candidates = self.rules.get(&service.hostname).into_iter().flatten().chain(&self.wide).copied();
-        let at = |namespace: &str| {
-            let of_level = candidates.clone().filter(|rule| rule.name.namespace == namespace);
-            let mut rules = most_specific(of_level, service, self.settings);
-            rules.sort_by_key(|rule| (rule.created, &rule.name));
-            rules
-        };
-        let [mine, owners, roots] =
-            [own.as_str(), &service.name.namespace, &self.settings.root_namespace].map(at);
-        let common = first_policy(if owners.is_empty() { &roots } else { &owners });
-        let Some(common) = common.filter(|common| secures(&common.policy)) else { return };
-        if first_policy(&mine).or(mine.first().copied()).is_some_and(|first| std::ptr::eq(first, of)) {
+        let Some(common) = self.secured(service) else { return };
+        if self.first(own, service).is_some_and(|first| std::ptr::eq(first, of)) {
             let message = format!(
                 "clients of its namespace go by it alone, so that the tls of {} is not in force for them: write it \
                  here too",
@@ -368,6 +389,27 @@ impl<'a> Survey<'a> {
             );
             self.found.push(hidden(of, FindingReason::Merged, message));
         }
+    }
+
+    /// The rule that all go by who have none of their own namespace's, if it asks for TLS.
+    fn secured(&mut self, service: &Service) -> Option<&'a DestinationRule> {
+        if let Some(known) = self.known.get(&std::ptr::from_ref(service)).and_then(|of| of.secured) {
+            return known;
+        }
+        let found = first_policy(&self.common(service)).filter(|common| secures(&common.policy));
+        *self.known.entry(service).or_default().secured.insert(found)
+    }
+
+    /// The rule that clients of this namespace go by.
+    fn first(&mut self, namespace: &'a str, service: &Service) -> Option<&'a DestinationRule> {
+        let known = self.known.get(&std::ptr::from_ref(service));
+        if let Some(known) = known.and_then(|of| of.first.get(namespace)) {
+            return *known;
+        }
+        let mine = self.at(namespace, service);
+        let found = first_policy(&mine).or(mine.first().copied());
+        self.known.entry(service).or_default().first.insert(namespace, found);
+        found
     }
 
     /// Whether there are endpoints, and none of the subset's.

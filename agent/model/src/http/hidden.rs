@@ -15,7 +15,7 @@ pub(super) fn hidden_tls(world: &World, settings: &Settings) -> Vec<Finding> {
     let mut found = Vec::new();
     for rule in world.destination_rules.values() {
         let host = full_host(&rule.host, &rule.name.namespace, settings);
-        let selector: Vec<_> = rule.selector.iter().collect();
+        let selector = rule.selector.as_ref().map(|labels| labels.iter().collect::<Vec<_>>());
         by_host.entry((&rule.name.namespace, host, selector)).or_default().push(rule);
         let bare = rule.policy.ports.iter().filter(|(_, of_port)| of_port.tls.is_none());
         for (port, _) in bare.filter(|_| rule.policy.is_secured()) {
@@ -26,9 +26,28 @@ pub(super) fn hidden_tls(world: &World, settings: &Settings) -> Vec<Finding> {
             found.push(hidden(rule, FindingReason::FieldsNotEnforced, message));
         }
     }
-    for mut rules in by_host.into_values() {
+    for rules in by_host.values_mut() {
         rules.sort_by_key(|rule| (rule.created, &rule.name));
-        let Some(first) = first_policy(&rules) else { continue };
+    }
+    // By namespace and host, what is for all clients and asks for TLS.
+    let mut for_all = BTreeMap::new();
+    for ((namespace, host, selector), rules) in &by_host {
+        let secured = first_policy(rules).filter(|first| selector.is_none() && secures(&first.policy));
+        for_all.extend(secured.map(|first| ((*namespace, host), first)));
+    }
+    for ((namespace, host, selector), rules) in &by_host {
+        let Some(first) = first_policy(rules) else { continue };
+        if selector.is_some()
+            && first.policy.tls.is_none()
+            && let Some(common) = for_all.get(&(*namespace, host))
+        {
+            let message = format!(
+                "clients that it selects go by it alone, so that the tls of {} is not in force for them: write it here \
+                 too",
+                common.name
+            );
+            found.push(hidden(first, FindingReason::Merged, message));
+        }
         let others = rules.iter().filter(|rule| !std::ptr::eq(**rule, first));
         for rule in others.filter(|rule| secures(&rule.policy)) {
             let message = format!(

@@ -59,27 +59,48 @@ impl Policy {
 
     /// Lets nothing pass.
     pub fn refused(level: String, why: &str) -> Self {
-        let tls = Some(ServerTls::Unavailable(why.to_owned()));
-        let policy = TrafficPolicy { tls, ..TrafficPolicy::default() };
+        Self::secured(level, ServerTls::Unavailable(why.to_owned()))
+    }
+
+    /// Lets nothing pass but by this.
+    pub fn secured(level: String, tls: ServerTls) -> Self {
+        let policy = TrafficPolicy { tls: Some(tls), ..TrafficPolicy::default() };
         Self { level, whole: Levels::new(&policy, None), subsets: HashMap::new() }
     }
 }
 
-/// How many policies rules make at most.
+/// How many policies [`Policy::new`] makes of rules at most.
 pub(super) fn policies_of(rules: &[&DestinationRule], named: &HashSet<&str>) -> usize {
     let ports = |policy: &TrafficPolicy| policy.ports.len() + 1;
-    let of = |rule: &&DestinationRule| {
-        let subsets = rule.subsets.iter().filter(|subset| named.contains(subset.name.as_str()));
-        let whole = ports(&rule.policy);
-        whole + subsets.map(|subset| whole + ports(&subset.policy)).sum::<usize>()
-    };
-    rules.iter().map(of).sum()
+    let whole = first_policy(rules).map_or(1, |rule| ports(&rule.policy));
+    let subsets = rules.iter().flat_map(|rule| &rule.subsets).take(MAX_SUBSETS);
+    let subsets = subsets.filter(|subset| named.contains(subset.name.as_str()));
+    whole + subsets.map(|subset| whole + ports(&subset.policy)).sum::<usize>()
 }
 
 /// Whether some of the rules ask for TLS, be it of a subset or at a port.
 pub(super) fn any_secures(rules: &[&DestinationRule]) -> bool {
+    tls_asked(rules).next().is_some()
+}
+
+/// What clients are held to of whom nobody knows which of the rules with a selector are for them: nothing where none of
+/// these asks for TLS, and the mesh's own where that is all that any rule asks for.
+pub(super) fn tls_of_unknown(
+    selecting: &[&DestinationRule],
+    all: &[&DestinationRule],
+    why: &str,
+) -> Option<ServerTls> {
+    tls_asked(selecting).next()?;
+    let only_mesh = tls_asked(selecting).chain(tls_asked(all)).all(|tls| *tls == ServerTls::Mesh);
+    Some(if only_mesh { ServerTls::Mesh } else { ServerTls::Unavailable(why.to_owned()) })
+}
+
+/// The TLS that rules ask for, be it of a subset or at a port.
+fn tls_asked<'r>(rules: &[&'r DestinationRule]) -> impl Iterator<Item = &'r ServerTls> {
     let subsets = rules.iter().flat_map(|rule| &rule.subsets).map(|subset| &subset.policy);
-    rules.iter().map(|rule| &rule.policy).chain(subsets).any(secures)
+    let policies = rules.iter().map(|rule| &rule.policy).chain(subsets);
+    let levels = policies.flat_map(|policy| policy.ports.iter().map(|(_, of_port)| of_port).chain([policy]));
+    levels.filter(|policy| policy.is_secured()).filter_map(|policy| policy.tls.as_ref())
 }
 
 /// Of several rules for one host, the oldest first, the one whose policy counts.

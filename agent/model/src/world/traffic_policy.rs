@@ -17,8 +17,9 @@ pub struct DestinationRule {
     pub host: String,
     /// `spec.exportTo`
     pub exports: Exports,
-    /// `spec.workloadSelector`: the clients that it is for, of its own namespace; empty is all, of any.
-    pub selector: Labels,
+    /// `spec.workloadSelector`: the clients that it is for, of its own namespace, all of which an empty one selects.
+    /// Without any it is for all clients, of any.
+    pub selector: Option<Labels>,
     /// `spec.trafficPolicy`
     pub policy: TrafficPolicy,
     /// `spec.subsets`

@@ -9,7 +9,7 @@ use orlop_model::world::routing::{
 use orlop_model::world::{Labels, ServiceEntry, ServicePort};
 use orlop_model::{NamespacedName, Reason, Snapshot, World};
 
-use crate::support::{add, add_destination, client, compiled, get, routes, selected, world};
+use crate::support::{add, add_destination, client, compiled, get, routes, selected, settings, world};
 
 fn destination(namespace: &str, name: &str, host: &str) -> DestinationRule {
     let name = NamespacedName::new(namespace, name);
@@ -180,7 +180,7 @@ fn a_rule_for_some_clients_is_for_those_of_its_namespace_alone() {
     let mut world = world();
     let plain = DestinationRule {
         created: Some(1),
-        selector: [("version".to_owned(), "v1".to_owned())].into(),
+        selector: Some([("version".to_owned(), "v1".to_owned())].into()),
         policy: secured(ServerTls::Disable),
         ..destination("shop", "plain", "web")
     };
@@ -197,12 +197,66 @@ fn a_rule_for_some_clients_is_for_those_of_its_namespace_alone() {
     let of_others = target(&compiled(&world), None, 80, "far").unwrap().1.unwrap();
     assert_eq!(of_others.tls, Some(ServerTls::Mesh));
     // Where the selected are those to be secured, nobody goes in clear of whom that is not known.
-    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Mesh), ..plain });
-    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Disable), ..all });
-    assert_eq!(tls_of(&world, Some("v1")), Some(ServerTls::Mesh));
+    add_destination(&mut world, DestinationRule { policy: secured(other_tls()), ..plain.clone() });
+    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Disable), ..all.clone() });
+    assert_eq!(tls_of(&world, Some("v1")), Some(other_tls()));
     assert_eq!(tls_of(&world, Some("v2")), Some(ServerTls::Disable));
-    assert!(matches!(tls_of(&world, None), Some(ServerTls::Unavailable(_))));
-    assert!(matches!(tls_of(&world, Some("gone")), Some(ServerTls::Unavailable(_))));
+    let is_refused = |world: &World, pod: Option<&str>| match tls_of(world, pod) {
+        Some(ServerTls::Unavailable(why)) => why.contains("workloadSelector"),
+        _ => false,
+    };
+    assert!(is_refused(&world, None) && is_refused(&world, Some("gone")));
+    // The mesh's own TLS is to be had for anybody, if nobody asks for more.
+    add_destination(&mut world, DestinationRule { policy: secured(ServerTls::Mesh), ..plain });
+    assert_eq!(
+        [tls_of(&world, Some("v2")), tls_of(&world, None)],
+        [Some(ServerTls::Disable), Some(ServerTls::Mesh)]
+    );
+    add_destination(&mut world, DestinationRule { policy: secured(other_tls()), ..all });
+    assert!(is_refused(&world, None));
+}
+
+#[test]
+fn a_selector_without_labels_is_for_all_clients_of_its_namespace_and_nobody_else() {
+    let mut world = world();
+    let own = DestinationRule {
+        selector: Some(Labels::default()),
+        policy: secured(ServerTls::Disable),
+        ..destination("shop", "own", "web")
+    };
+    add_destination(&mut world, own);
+    for pod in [Some("v1"), Some("gone"), None] {
+        assert_eq!(tls_of(&world, pod), Some(ServerTls::Disable), "{pod:?}");
+    }
+    assert!(target(&compiled(&world), None, 80, "far").unwrap().1.is_none());
+}
+
+#[test]
+fn clients_of_a_rule_without_a_policy_go_by_that_for_all() {
+    let mut world = world();
+    let all = DestinationRule { policy: secured(ServerTls::Mesh), ..destination("shop", "all", "web") };
+    let some = DestinationRule {
+        selector: Some([("version".to_owned(), "v1".to_owned())].into()),
+        ..destination("shop", "some", "web")
+    };
+    add_destination(&mut world, all);
+    add_destination(&mut world, some.clone());
+    assert_eq!(tls_of(&world, Some("v1")), Some(ServerTls::Mesh));
+    let told = |world: &World| {
+        let found = compiled(world).findings_of_all(world, &settings());
+        found
+            .iter()
+            .any(|of| *of.name.name == *"some" && of.message.contains("the tls of shop/all is not in force"))
+    };
+    assert!(!told(&world));
+    let other = DestinationRule { policy: balanced(Balancer::Random), ..some };
+    add_destination(&mut world, other);
+    assert!(tls_of(&world, Some("v1")).is_none() && told(&world));
+}
+
+/// None of the mesh's.
+fn other_tls() -> ServerTls {
+    ServerTls::Unavailable("x".to_owned())
 }
 
 #[test]
@@ -211,7 +265,7 @@ fn a_namespace_can_not_have_more_selectors_and_policies_than_is_sensible() {
     for number in 0..=MAX_SELECTORS {
         let rule = DestinationRule {
             created: Some(number as i64),
-            selector: [("app".to_owned(), number.to_string())].into(),
+            selector: Some([("app".to_owned(), number.to_string())].into()),
             policy: secured(ServerTls::Mesh),
             ..destination("shop", &format!("r{number}"), "web")
         };
@@ -229,7 +283,7 @@ fn a_namespace_can_not_have_more_selectors_and_policies_than_is_sensible() {
         add_destination(&mut world, DestinationRule { policy, ..rule });
     }
     assert_eq!(tls_of(&world, Some("v1")), None);
-    let own = DestinationRule { policy: secured(ServerTls::Mesh), ..destination("shop", "own", "web") };
+    let own = DestinationRule { policy: secured(ServerTls::Mesh), ..destination("shop", "z", "web") };
     add_destination(&mut world, own);
     assert!(matches!(tls_of(&world, Some("v1")), Some(ServerTls::Unavailable(_))));
 }
