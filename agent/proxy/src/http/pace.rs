@@ -16,8 +16,8 @@ const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
-/// What may come of a head, after what came at first, before it counts as a request.
-const FREE: usize = 8 << 10;
+/// What may come of a head before it counts as a request.
+const FREE: usize = 16 << 10;
 
 /// Told of all that is read of a connection.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ struct State {
     is_asked: bool,
     /// Of HTTP/2.
     frames: Option<Frames>,
-    /// How much of the head came after what came at first.
-    more: usize,
+    /// How much of a head that has not ended there is.
+    held: usize,
     /// Of a client from outside the mesh.
     budget: Option<Budget>,
     /// As what a large head counts.
@@ -61,8 +61,8 @@ impl Pace {
     }
 
     fn new(frames: Option<Frames>, budget: Option<Budget>) -> Self {
-        let (begun, is_asked, more, room, is_refused) = (None, false, 0, None, false);
-        Self(Mutex::new(State { begun, is_asked, frames, more, budget, room, is_refused }))
+        let (begun, is_asked, held, room, is_refused) = (None, false, 0, None, false);
+        Self(Mutex::new(State { begun, is_asked, frames, held, budget, room, is_refused }))
     }
 
     /// These came. False if so much of a head did that it would have to count as a request, for which there is no room.
@@ -70,13 +70,12 @@ impl Pace {
         let mut state = self.state();
         let is_asked = state.is_asked;
         let is_amid = state.frames.as_mut().map_or(!is_asked, |frames| frames.read(bytes));
-        if !is_amid {
-            state.forget();
-        } else if state.begun.is_none() {
-            state.begun = Some(Instant::now());
-        } else {
-            state.more += bytes.len();
+        if is_amid {
+            state.begun.get_or_insert_with(Instant::now);
+            state.held = state.frames.as_ref().map_or(state.held + bytes.len(), |frames| frames.held);
             state.count();
+        } else {
+            state.forget();
         }
         !state.is_refused
     }
@@ -112,14 +111,16 @@ impl Pace {
 impl State {
     /// No head is coming.
     fn forget(&mut self) {
-        (self.begun, self.more, self.room) = (None, 0, None);
+        (self.begun, self.held, self.room) = (None, 0, None);
     }
 
     /// A head that has become large counts as long as it is coming.
     fn count(&mut self) {
-        let Some(budget) = self.budget.as_ref().filter(|_| self.more > FREE && self.room.is_none()) else {
+        if self.held <= FREE {
+            self.room = None;
             return;
-        };
+        }
+        let Some(budget) = self.budget.as_ref().filter(|_| self.room.is_none()) else { return };
         match budget.requests.enter(budget.client, budget.limit) {
             room @ Room::Given { .. } => self.room = Some(room),
             Room::Refused { .. } | Room::Abused => self.is_refused = true,
@@ -139,6 +140,8 @@ struct Frames {
     is_part: bool,
     /// Whether more of it is to come in other frames.
     goes_on: bool,
+    /// How much there is of a head that has not ended.
+    held: usize,
 }
 
 impl Frames {
@@ -148,8 +151,14 @@ impl Frames {
             let passed = self.left.min(bytes.len());
             self.left -= passed;
             bytes = &bytes[passed..];
+            if self.is_part {
+                self.held += passed;
+            }
             if self.left > 0 {
                 break;
+            }
+            if !self.goes_on {
+                self.held = 0;
             }
             let taken = (FRAME_HEAD - self.known).min(bytes.len());
             self.head[self.known..self.known + taken].copy_from_slice(&bytes[..taken]);
@@ -229,15 +238,41 @@ mod tests {
         let pace = || Pace::of_http1(Some(Budget { requests: Arc::clone(&requests), client, limit: 2 }));
         let (one, other) = (pace(), pace());
         let part = [b'x'; FREE];
-        assert!(one.read(&part) && one.read(&part) && requests.count() == 0);
+        assert!(one.read(&part) && requests.count() == 0);
         assert!(one.read(b"x") && one.read(&part) && requests.count() == 1);
         // It has its half.
-        assert!(other.read(&part) && other.read(&part) && !other.read(b"x") && other.is_refused());
+        assert!(other.read(&part) && !other.read(b"x") && other.is_refused());
         one.asked();
         assert_eq!((requests.count(), one.is_refused()), (0, false));
         let third = pace();
-        assert!(third.read(&part) && third.read(&part) && third.read(b"x") && requests.count() == 1);
+        assert!(third.read(&part) && third.read(b"x") && requests.count() == 1);
         drop(third);
+        assert_eq!(requests.count(), 0);
+    }
+
+    #[test]
+    fn of_http2_each_head_counts_by_itself_and_bodies_do_not() {
+        let requests = Arc::<Requests>::default();
+        let client = "192.0.2.1".parse().unwrap();
+        let budget = Budget { requests: Arc::clone(&requests), client, limit: 2 };
+        let pace = Pace::of_http2(Some(budget));
+        assert!(pace.read(&[b'x'; PREFACE]));
+        // However many short ones come, and wherever one ends what is read at once.
+        let short: Vec<u8> = (0..1000).flat_map(|_| frame(200, HEADERS, END_HEADERS)).collect();
+        for bytes in short.chunks(1000) {
+            assert!(pace.read(bytes) && requests.count() == 0);
+        }
+        let body: Vec<u8> = (0..1000).flat_map(|_| frame(200, 0, 0)).collect();
+        for bytes in body.chunks(1003) {
+            assert!(pace.read(bytes) && requests.count() == 0);
+        }
+        assert!(pace.read(&frame(200, HEADERS, 0)));
+        let more = frame(200, CONTINUATION, 0);
+        for _ in 0..=FREE / 200 {
+            assert!(pace.read(&more));
+        }
+        assert_eq!(requests.count(), 1);
+        assert!(pace.read(&frame(5, CONTINUATION, END_HEADERS)));
         assert_eq!(requests.count(), 0);
     }
 }
