@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use orlop_model::world::gateway::Gateway;
-use orlop_model::world::gateway_api::{ReferenceGrant, Route, RouteKind};
+use orlop_model::world::gateway_api::{BackendTls, ReferenceGrant, Route, RouteKind};
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
@@ -46,6 +46,7 @@ pub(crate) enum Kind {
     TlsRoute,
     TcpRoute,
     ReferenceGrant,
+    BackendTls,
 }
 
 impl Kind {
@@ -62,7 +63,7 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint or a gateway reads besides.
-    const OF_WAYPOINTS: [Self; 12] = [
+    const OF_WAYPOINTS: [Self; 13] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
@@ -75,6 +76,7 @@ impl Kind {
         Self::TlsRoute,
         Self::TcpRoute,
         Self::ReferenceGrant,
+        Self::BackendTls,
     ];
 
     /// The kind that is called this.
@@ -105,6 +107,7 @@ impl Kind {
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::BackendTls => "BackendTLSPolicy",
         }
     }
 
@@ -136,14 +139,16 @@ impl Kind {
             | Self::RequestAuthentication
             | Self::RateLimit
             | Self::ExtensionProvider
-            | Self::Telemetry => true,
+            | Self::Telemetry
+            | Self::BackendTls => true,
             kind => kind.is_route(),
         }
     }
 
     #[cfg(test)]
     pub fn all_with_conditions() -> Vec<Self> {
-        Kinds::OfWaypoints.all().filter(|kind| kind.has_conditions() && !kind.is_route()).collect()
+        let is_one = |kind: &Self| kind.has_conditions() && !kind.is_route() && *kind != Self::BackendTls;
+        Kinds::OfWaypoints.all().filter(is_one).collect()
     }
 
     /// Group and versions in which it is read, the best first.
@@ -162,6 +167,7 @@ impl Kind {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            Self::BackendTls => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"],
             Self::TlsRoute => &[
                 "gateway.networking.k8s.io/v1",
                 "gateway.networking.k8s.io/v1alpha3",
@@ -242,6 +248,9 @@ impl Kind {
                 let grant = gateway_api::reference_grant::convert(typed(object)?)?;
                 Ok(Object::ReferenceGrant(Arc::new(grant)))
             }
+            Self::BackendTls => {
+                Ok(Object::BackendTls(Arc::new(gateway_api::backend_tls::convert(typed(object)?)?)))
+            }
         }
     }
 }
@@ -298,6 +307,7 @@ pub(crate) enum Key {
     TlsRoute(NamespacedName),
     TcpRoute(NamespacedName),
     ReferenceGrant(NamespacedName),
+    BackendTls(NamespacedName),
 }
 
 impl Key {
@@ -326,6 +336,7 @@ impl Key {
             Kind::TlsRoute => Self::TlsRoute(namespaced()),
             Kind::TcpRoute => Self::TcpRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
+            Kind::BackendTls => Self::BackendTls(namespaced()),
         }
     }
 
@@ -351,7 +362,8 @@ impl Key {
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
             | Self::TcpRoute(name)
-            | Self::ReferenceGrant(name) => Some(name),
+            | Self::ReferenceGrant(name)
+            | Self::BackendTls(name) => Some(name),
         }
     }
 
@@ -379,6 +391,7 @@ impl Key {
             Self::TlsRoute(name) => world.tls_routes.contains_key(name),
             Self::TcpRoute(name) => world.tcp_routes.contains_key(name),
             Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
+            Self::BackendTls(name) => world.backend_tls.contains_key(name),
         }
     }
 
@@ -406,6 +419,7 @@ impl Key {
             Self::TlsRoute(name) => world.tls_routes.remove(name).is_some(),
             Self::TcpRoute(name) => world.tcp_routes.remove(name).is_some(),
             Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
+            Self::BackendTls(name) => world.backend_tls.remove(name).is_some(),
         }
     }
 
@@ -432,6 +446,7 @@ impl Key {
             Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::BackendTls(_) => Kind::BackendTls,
         }
     }
 }
@@ -459,7 +474,8 @@ impl fmt::Display for Key {
             | Self::GrpcRoute(name)
             | Self::TlsRoute(name)
             | Self::TcpRoute(name)
-            | Self::ReferenceGrant(name) => write!(f, "{kind} {name}"),
+            | Self::ReferenceGrant(name)
+            | Self::BackendTls(name) => write!(f, "{kind} {name}"),
         }
     }
 }
@@ -486,6 +502,7 @@ pub(crate) enum Object {
     /// Of any kind of route.
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
+    BackendTls(Arc<BackendTls>),
 }
 
 impl Object {
@@ -514,6 +531,7 @@ impl Object {
                 RouteKind::Tcp => Key::TcpRoute(of.name.clone()),
             },
             Self::ReferenceGrant(of) => Key::ReferenceGrant(of.name.clone()),
+            Self::BackendTls(of) => Key::BackendTls(of.name.clone()),
         }
     }
 
@@ -544,6 +562,7 @@ impl Object {
             Self::Telemetry(of) => drop(world.telemetries.insert(of.name.clone(), of)),
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
+            Self::BackendTls(of) => drop(world.backend_tls.insert(of.name.clone(), of)),
         }
     }
 
@@ -568,6 +587,7 @@ impl Object {
             Self::Telemetry(new) => world.telemetries.get(&new.name) == Some(new),
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
+            Self::BackendTls(new) => world.backend_tls.get(&new.name) == Some(new),
         };
         if !same {
             self.put(world);

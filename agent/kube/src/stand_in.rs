@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::destination_rule;
 use crate::field::NotNull;
+use crate::gateway_api::backend_tls;
 use crate::object::{Key, Object};
 use crate::target::{self, TargetObject};
 
@@ -52,6 +53,7 @@ pub(crate) fn stand_in(key: &Key, text: &str) -> Option<Object> {
         Key::DestinationRule(name) => {
             destination_rule::stand_in(name, &spec).map(|rule| Object::DestinationRule(Arc::new(rule)))
         }
+        Key::BackendTls(name) => Some(Object::BackendTls(Arc::new(backend_tls::stand_in(name, &spec)))),
         _ => None,
     }
 }

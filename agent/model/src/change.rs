@@ -117,6 +117,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         tls_routes: _,
         tcp_routes: _,
         reference_grants: _,
+        backend_tls: _,
     } = now;
     then.as_of != *as_of
         || then.service_entries != *service_entries

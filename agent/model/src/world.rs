@@ -30,7 +30,7 @@ use crate::text::Text;
 pub use expression::{Attribute, Attributes, Expression, ExpressionError, Value};
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway::Gateway;
-use gateway_api::{ReferenceGrant, Route, RouteKind};
+use gateway_api::{BackendTls, ReferenceGrant, Route, RouteKind};
 pub use labels::Labels;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};
@@ -108,6 +108,9 @@ pub struct World {
     /// ReferenceGrants by name.
     #[serde(skip)]
     pub reference_grants: Map<NamespacedName, ReferenceGrant>,
+    /// BackendTLSPolicies by name.
+    #[serde(skip)]
+    pub backend_tls: Map<NamespacedName, BackendTls>,
 }
 
 impl World {

@@ -131,6 +131,7 @@ impl Kubernetes {
             ("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
             ("gateway.networking.k8s.io", "GRPCRoute", "grpcroutes"),
             ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),
+            ("gateway.networking.k8s.io", "BackendTLSPolicy", "backendtlspolicies"),
         ] {
             self.define(group, kind, plural, &json!({"status": {}}), &anything());
         }

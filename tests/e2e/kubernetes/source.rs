@@ -97,6 +97,13 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "to": [{"group": "", "kind": "Service"}],
         },
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "BackendTLSPolicy", "metadata": metadata("web"),
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "web", "sectionName": "http"}],
+            "validation": {"hostname": "web.example", "wellKnownCACertificates": "System"},
+        },
+    }));
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {
@@ -139,6 +146,7 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (gateway_api(&namespace, "httproutes"), "HTTPRoute", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "grpcroutes"), "GRPCRoute", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "referencegrants"), "ReferenceGrant", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "backendtlspolicies"), "BackendTLSPolicy", "gateway.networking.k8s.io/v1"),
         (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
     ] {
         let mut list = kubernetes.wait(kubernetes.get(&path));
@@ -220,6 +228,7 @@ fn only(world: &mut World, namespace: &str) {
     world.tcp_routes.retain(|name, _| name.namespace == namespace);
     world.grpc_routes.retain(|name, _| name.namespace == namespace);
     world.reference_grants.retain(|name, _| name.namespace == namespace);
+    world.backend_tls.retain(|name, _| name.namespace == namespace);
 }
 
 fn settings() -> Settings {

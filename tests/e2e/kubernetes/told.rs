@@ -12,6 +12,7 @@ use super::replica::{LONG, Replica};
 
 const GROUP: &str = "gateway.networking.k8s.io";
 const OURS: &str = "orlop.dev/waypoint-controller";
+const POLICIES: &str = "backendtlspolicies";
 
 struct Stage {
     kubernetes: Kubernetes,
@@ -47,7 +48,8 @@ impl Stage {
     fn parents(&self, plural: &str, name: &str) -> Vec<Value> {
         let path = format!("/apis/{GROUP}/v1/namespaces/{}/{plural}/{name}", self.namespace);
         let object = self.kubernetes.wait(self.kubernetes.get(&path));
-        let parents = object["status"]["parents"].as_array().cloned().unwrap_or_default();
+        let list = if plural == POLICIES { "ancestors" } else { "parents" };
+        let parents = object["status"][list].as_array().cloned().unwrap_or_default();
         let generation = &object["metadata"]["generation"];
         let is_current = |entry: &Value| {
             let conditions = entry["conditions"].as_array().into_iter().flatten();
@@ -65,7 +67,8 @@ impl Stage {
             found = self.parents(plural, name);
             found.retain(|entry| entry["controllerName"] == OURS);
             let told = found.iter().map(|entry| {
-                let name = entry["parentRef"]["name"].as_str().unwrap_or_default();
+                let of = if plural == POLICIES { "ancestorRef" } else { "parentRef" };
+                let name = entry[of]["name"].as_str().unwrap_or_default();
                 (name, reason(entry, "Accepted"), reason(entry, "ResolvedRefs"))
             });
             told.eq(wanted.iter().copied())
@@ -168,6 +171,37 @@ fn a_route_that_can_not_be_understood_says_so() {
     stage.await_event("GRPCRoute", "odd", "UnsupportedValue", "spec.rules[0].matches[0]");
     stage.route("GRPCRoute", "odd", &json!([service("web")]), &leads_to("web"));
     stage.await_parents("grpcroutes", "odd", &[("web", "Accepted", "ResolvedRefs")]);
+}
+
+#[test]
+fn a_backend_tls_policy_says_of_each_service_whether_it_is_in_force() {
+    let stage = Stage::new("backends");
+    stage.service("web");
+    let policy = |name: &str, services: &[&str], validation: &Value| {
+        let targets: Vec<_> = services.iter().map(|name| service(name)).collect();
+        let spec = json!({"targetRefs": targets, "validation": validation});
+        stage.apply(&format!("{GROUP}/v1"), "BackendTLSPolicy", name, &spec);
+    };
+    let public = json!({"hostname": "web.example", "wellKnownCACertificates": "System"});
+    let refs = json!([{"group": "", "kind": "ConfigMap", "name": "ca"}]);
+    let unread = json!({"hostname": "web.example", "caCertificateRefs": refs});
+
+    policy("a", &["web", "later"], &public);
+    let good = ("web", "Accepted", "ResolvedRefs");
+    stage.await_parents(POLICIES, "a", &[good, ("later", "TargetNotFound", "ResolvedRefs")]);
+    stage.service("later");
+    stage.await_parents(POLICIES, "a", &[good, ("later", "Accepted", "ResolvedRefs")]);
+
+    // Of the same age the name decides; elsewhere the older one counts.
+    policy("b", &["web"], &public);
+    stage.await_parents(POLICIES, "b", &[("web", "Conflicted", "ResolvedRefs")]);
+
+    policy("a", &["later"], &unread);
+    stage.await_parents(POLICIES, "b", &[good]);
+    stage.await_parents(POLICIES, "a", &[("later", "NoValidCACertificate", "InvalidCACertificateRef")]);
+    stage.await_event("BackendTLSPolicy", "a", "NoValidCACertificate", "caCertificateRefs");
+    policy("a", &["later"], &json!({"hostname": "web.example", "ca": 7}));
+    stage.await_parents(POLICIES, "a", &[("later", "Invalid", "NotAccepted")]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use orlop_tests::{Pod, PodSpec};
@@ -75,8 +76,45 @@ fn what_cannot_be_had_is_refused_and_not_sent_in_clear() {
     versions.stage.record(|record| record["reason"] == "tls_unavailable" && record["flags"] == "UF");
 }
 
-/// Answers each request with the name that it was asked for by, until the process ends.
-fn serve_tls(pod: &Pod) {
+#[test]
+fn a_backend_tls_policy_lets_nothing_go_in_clear() {
+    let versions = Versions::new();
+    let [plain, secured] = &versions.pods;
+    let _server = plain.serve_http(80).unwrap();
+    let asked = serve_tls(secured);
+    let stage = &versions.stage;
+    let world = stage.mesh.testbed.world();
+    let put = |validation: &str| {
+        let policy = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  targetRefs: [{{group: '', kind: Service, name: web}}]\n  validation: {{{validation}}}\n"
+        );
+        stage.change(|| world.write("backend.yaml", &policy).unwrap());
+    };
+    let refused = |path: &str, reason: &str| {
+        assert_eq!(stage.get(path).status, 503, "{path}");
+        stage.record(|record| record["path"] == path && record["reason"] == reason);
+    };
+    // Nothing that a DestinationRule says undoes it.
+    secure(&versions, "mode: DISABLE");
+    lead_to(&versions, plain);
+    assert_eq!(stage.get("/").status, 200);
+    put("hostname: shop.example, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
+    refused("/unavailable", "tls_unavailable");
+    put("hostname: shop.example, wellKnownCACertificates: System");
+    assert_eq!(stage.get("/plain").status, 503);
+    lead_to(&versions, secured);
+    // No public authority has signed its certificate.
+    refused("/untrusted", "untrusted_certificate");
+    assert_eq!(asked.recv().unwrap(), "shop.example");
+    stage.change(|| world.remove("backend.yaml").unwrap());
+    lead_to(&versions, plain);
+    assert_eq!(stage.get("/").status, 200);
+}
+
+/// Answers each request with the name that it was asked for by, until the process ends. Gives the names by which
+/// connections asked for it and did not believe it.
+fn serve_tls(pod: &Pod) -> Receiver<String> {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["shop.example".to_owned()]).unwrap().self_signed(&key).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -84,9 +122,11 @@ fn serve_tls(pod: &Pod) {
     let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
     let config = Arc::new(config.with_single_cert(vec![certificate.der().clone()], key).unwrap());
     let listener = pod.listen(false, 80).unwrap();
+    let (asked, names) = channel();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let asked = asked.clone();
             thread::spawn(move || {
                 let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
                 let mut line = String::new();
@@ -100,7 +140,12 @@ fn serve_tls(pod: &Pod) {
                     }
                     line.clear();
                 }
+                let connection = &stream.get_ref().conn;
+                if connection.is_handshaking() {
+                    let _ = asked.send(connection.server_name().unwrap_or_default().to_owned());
+                }
             });
         }
     });
+    names
 }

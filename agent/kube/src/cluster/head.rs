@@ -21,18 +21,18 @@ pub(crate) struct Head {
     /// Whether the API server knows who owns each condition, and not only who owns the whole list. That is up to
     /// the kind's definition (`x-kubernetes-list-type`).
     pub each_owned: bool,
-    /// Of a route, what it is for, and what is said of it there.
+    /// Of a route or BackendTLSPolicy, what it is for, and what is said of it there.
     pub parents: Parents,
     /// Why the object can't be understood.
     pub refused: Option<FieldError>,
 }
 
-/// Of a route (`gateway.networking.k8s.io`).
+/// Of a route or BackendTLSPolicy (`gateway.networking.k8s.io`).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Parents {
-    /// `spec.parentRefs`
+    /// `spec.parentRefs`, or `spec.targetRefs`
     pub refs: Vec<Value>,
-    /// `status.parents`, of all controllers.
+    /// `status.parents`, or `status.ancestors`, of all controllers.
     pub told: Vec<Value>,
 }
 
@@ -40,9 +40,9 @@ impl Head {
     /// Reads as much as can be read.
     pub fn read(text: &str, api_version: &'static str, refused: Option<FieldError>) -> Self {
         let Object { metadata, spec, status } = serde_json::from_str(text).unwrap_or_default();
-        let is_route = api_version.starts_with(GATEWAY_API);
-        let spec = spec.filter(|_| is_route).and_then(|of| serde_json::from_str(of.get()).ok());
-        let Spec { parent_refs } = spec.unwrap_or_default();
+        let has_parents = api_version.starts_with(GATEWAY_API);
+        let spec = spec.filter(|_| has_parents).and_then(|of| serde_json::from_str(of.get()).ok());
+        let Spec { parent_refs, target_refs } = spec.unwrap_or_default();
         let status: Status = status.and_then(|of| serde_json::from_str(of.get()).ok()).unwrap_or_default();
         let owned = |field: &Managed| {
             let fields = field.fields.as_ref().map_or("", |fields| fields.get());
@@ -62,8 +62,8 @@ impl Head {
             each_owned: conditions.is_empty() || metadata.managed_fields.iter().any(owned),
             conditions,
             parents: Parents {
-                refs: parent_refs.unwrap_or_default(),
-                told: status.parents.filter(|_| is_route).unwrap_or_default(),
+                refs: parent_refs.or(target_refs).unwrap_or_default(),
+                told: status.parents.or(status.ancestors).filter(|_| has_parents).unwrap_or_default(),
             },
             refused,
         }
@@ -107,6 +107,7 @@ struct Managed {
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     parent_refs: Option<Vec<Value>>,
+    target_refs: Option<Vec<Value>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -114,6 +115,7 @@ struct Spec {
 struct Status {
     conditions: Option<Vec<Value>>,
     parents: Option<Vec<Value>>,
+    ancestors: Option<Vec<Value>>,
 }
 
 #[cfg(test)]
@@ -155,6 +157,11 @@ mod tests {
         assert_eq!(route.refs, [json!({"name": "web"})]);
         assert_eq!(route.told, [json!({"controllerName": "example.com/other"})]);
         assert_eq!(head(&object).parents, Parents::default());
+        let object = json!({
+            "spec": {"targetRefs": [{"name": "web"}]}, "status": {"ancestors": [{"controllerName": "o"}]},
+        });
+        let policy = Head::read(&object.to_string(), "gateway.networking.k8s.io/v1", None).parents;
+        assert_eq!((policy.refs.len(), policy.told), (1, vec![json!({"controllerName": "o"})]));
     }
 
     #[test]

@@ -299,6 +299,7 @@ mod tests {
             "tlsroutes",
             "tcproutes",
             "referencegrants",
+            "backendtlspolicies",
         ];
         assert_eq!(plurals, wanted);
         assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));

@@ -11,8 +11,13 @@ use super::objects::Objects;
 use crate::object::{Key, Kind, Object, Source};
 use crate::stand_in::stand_in;
 
-const POLICIES: [Kind; 4] =
-    [Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::RequestAuthentication, Kind::RateLimit];
+const POLICIES: [Kind; 5] = [
+    Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
+    Kind::RateLimit,
+    Kind::BackendTls,
+];
 /// Where a policy is that names no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -92,6 +97,7 @@ fn of_text(text: &str, path: &Path, in_force: &Objects) -> Vec<Object> {
                 kind == Kind::RequestAuthentication && of.name.namespace == namespace
             }
             Object::RateLimit(of) => kind == Kind::RateLimit && of.name.namespace == namespace,
+            Object::BackendTls(of) => kind == Kind::BackendTls && of.name.namespace == namespace,
             _ => false,
         })
     };

@@ -19,6 +19,7 @@ use crate::object::typed;
 use crate::read::Metadata;
 use crate::virtual_service::header_name;
 
+pub(crate) mod backend_tls;
 mod filters;
 pub(crate) mod gateway;
 pub(crate) mod grpc_route;

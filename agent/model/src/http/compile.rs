@@ -59,6 +59,7 @@ impl Snapshot {
         }
         findings.extend(unread(world));
         findings.extend(hidden_tls(world, settings));
+        findings.extend(self.backend_findings(world));
         let attaching = Attaching { world, snapshot: &self, waypoint: Some(waypoint), grants };
         let attached = attaching.all(&tables, &mut findings);
         let of_streams = || streams.values().flat_map(HashMap::values);

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::backend_tls::BackendPolicies;
 use super::by_service::ByService;
 use super::compile::{Specificity, full_host, specificity};
 use super::rule::Cluster;
@@ -15,13 +16,14 @@ use crate::policy::shown;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
-use crate::world::routing::{DestinationRule, TrafficPolicy};
+use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
 use crate::world::{Labels, World};
 
 /// What DestinationRules say of services.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Destinations {
     root: String,
+    backends: BackendPolicies,
     /// By the namespace of the rules.
     namespaces: HashMap<String, OfNamespace>,
     /// Of services that routes lead to subsets of.
@@ -87,6 +89,8 @@ pub struct Target<'t> {
     pub level: &'t str,
     /// What DestinationRules say; `None` where there is none.
     pub policy: Option<&'t Arc<TrafficPolicy>>,
+    /// By what connections to it are secured: as a BackendTLSPolicy says, or else a DestinationRule.
+    pub tls: Option<&'t ServerTls>,
 }
 
 impl Target<'_> {
@@ -144,8 +148,8 @@ impl Destinations {
             let left = left.entry(namespace).or_insert(MAX_POLICIES);
             hosts.insert(host, OfHost::new(namespace, rules, &named, left));
         }
-        let mut found =
-            Self { root: settings.root_namespace.clone(), namespaces, subsets: ByService::default() };
+        let (root, backends) = (settings.root_namespace.clone(), BackendPolicies::new(world));
+        let mut found = Self { root, backends, namespaces, subsets: ByService::default() };
         let mut by_service: HashMap<*const Service, (&Arc<Service>, HashSet<&str>)> = HashMap::new();
         for (service, subset) in led_to {
             let entry = by_service.entry(Arc::as_ptr(service)).or_insert_with(|| (service, HashSet::new()));
@@ -223,13 +227,10 @@ impl Destinations {
         };
         let index =
             ports.binary_search_by_key(&port, |of| of.number).map_err(|_| Reason::NoSuchDestination)?;
-        Ok(Target {
-            service,
-            port: &ports[index],
-            subset,
-            level,
-            policy: levels.map(|levels| levels.at(port)),
-        })
+        let policy = levels.map(|levels| levels.at(port));
+        let port = &ports[index];
+        let tls = self.backends.of(service, port).or_else(|| policy.and_then(|policy| policy.tls.as_ref()));
+        Ok(Target { service, port, subset, level, policy, tls })
     }
 
     /// Whether what goes to a port that the service does not list is to be secured, which only what its ports say could

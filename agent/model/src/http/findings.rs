@@ -37,6 +37,7 @@ impl Snapshot {
         let mut found = survey.found;
         found.extend(unread(world));
         found.extend(hidden_tls(world, settings));
+        found.extend(self.backend_findings(world));
         let services = || self.services().chain(self.service_entries());
         found.extend(survey_routes(world, self));
         found.extend(limit_findings(world, settings, services()));

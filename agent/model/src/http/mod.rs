@@ -4,6 +4,7 @@
 mod attached;
 mod authentication;
 mod authorize;
+mod backend_tls;
 mod bucket;
 mod by_service;
 mod callee;
@@ -33,6 +34,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use crate::policy::ToAsk;
+pub use backend_tls::{TargetProblem, backend_problems};
 pub use bucket::Bucket;
 pub(crate) use callee::Callees;
 pub use callee::{Asker, is_foreign};

@@ -1,10 +1,11 @@
 //! Routes of the Gateway API (`gateway.networking.k8s.io`) as services of the mesh and gateways have them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::routing::{
-    Cors, HeaderChanges, HttpMatch, Percent, Redirect, RegexError, Retries, Rewrite, StringMatch,
+    Cors, HeaderChanges, HttpMatch, Percent, Redirect, RegexError, Retries, Rewrite, ServerCheck, StringMatch,
 };
 use super::stream::HostPattern;
 use crate::name::NamespacedName;
@@ -226,6 +227,57 @@ impl fmt::Display for BackendRef {
             group => write!(f, "{kind}.{group} {name}")?,
         }
         port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+/// A BackendTLSPolicy: by what the connections to Services are secured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.creationTimestamp`: of several for the same the oldest counts.
+    pub created: Option<i64>,
+    /// `spec.targetRefs` that are Services.
+    pub targets: Vec<BackendTarget>,
+    /// Whether it may be for any Service of its namespace, since nobody can read which.
+    pub anything: bool,
+    /// `spec.validation`, or why nothing can be sent.
+    pub check: Result<Arc<ServerCheck>, BackendProblem>,
+    /// Fields that are there and mean nothing.
+    pub unread: Vec<String>,
+}
+
+/// A Service of the policy's namespace, or a port of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackendTarget {
+    /// `name`
+    pub service: String,
+    /// `sectionName`, the port's name; `None` is all ports that no other one names.
+    pub port: Option<String>,
+}
+
+impl fmt::Display for BackendTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(port) = &self.port {
+            write!(f, "port {port} of ")?;
+        }
+        write!(f, "Service {}", self.service)
+    }
+}
+
+/// Why a BackendTLSPolicy lets nothing be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendProblem {
+    /// The certificates that `caCertificateRefs` name can't be had.
+    NoCertificates(String),
+    /// It can't be done, or nobody understands it.
+    Invalid(String),
+}
+
+impl fmt::Display for BackendProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::NoCertificates(why) | Self::Invalid(why)) = self;
+        f.write_str(why)
     }
 }
 

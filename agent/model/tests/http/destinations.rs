@@ -1,7 +1,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use orlop_model::http::{Client, Cluster, MAX_SELECTORS, MAX_SUBSETS};
+use orlop_model::http::{Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, TargetProblem, backend_problems};
+use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
 use orlop_model::world::routing::{
     Balancer, ConnectionPool, Destination, DestinationRule, HttpRule, Outlier, RuleAction, ServerTls, Subset,
     TrafficPolicy, WeightedDestination,
@@ -305,6 +306,57 @@ fn what_is_to_be_secured_goes_to_no_port_that_is_not_listed() {
     let of_port = TrafficPolicy { ports: vec![(80, secured(ServerTls::Mesh))], ..TrafficPolicy::default() };
     add_destination(&mut world, DestinationRule { policy: of_port, ..destination("shop", "r", "web") });
     assert_eq!(passes(&world), Err(Reason::NoServicePort));
+}
+
+#[test]
+fn a_backend_tls_policy_is_undone_by_nothing() {
+    let mut world = world();
+    let policy = |name: &str, created, targets: &[(&str, Option<&str>)], why: &str| BackendTls {
+        name: NamespacedName::new("shop", name),
+        created: Some(created),
+        targets: targets
+            .iter()
+            .map(|(name, port)| BackendTarget { service: (*name).to_owned(), port: port.map(str::to_owned) })
+            .collect(),
+        anything: false,
+        check: Err(BackendProblem::Invalid(why.to_owned())),
+        unread: Vec::new(),
+    };
+    let tls = |world: &World, port| {
+        let snapshot = compiled(world);
+        let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+        match snapshot.routes().target_of(service, port, &client("far")).unwrap().tls {
+            Some(ServerTls::Unavailable(why)) => why.rsplit(": ").next().unwrap_or_default().to_owned(),
+            other => format!("{other:?}"),
+        }
+    };
+    let plain = |namespace: &str| DestinationRule {
+        policy: secured(ServerTls::Disable),
+        ..destination(namespace, "plain", "web.shop.svc.cluster.local")
+    };
+    add_destination(&mut world, plain("far"));
+    add_destination(&mut world, plain("shop"));
+    assert_eq!(tls(&world, 80), "Some(Disable)");
+    for of in [
+        policy("c", 3, &[("web", None)], "younger"),
+        policy("b", 2, &[("web", None)], "all"),
+        policy("a", 4, &[("web", Some("p81")), ("none", None)], "port"),
+    ] {
+        world.backend_tls.insert(of.name.clone(), of);
+    }
+    assert_eq!((tls(&world, 80), tls(&world, 81)), ("all".to_owned(), "port".to_owned()));
+    let problems = backend_problems(&world);
+    let of =
+        |name| problems.get(&NamespacedName::new("shop", name)).map(|of| of.values().collect::<Vec<_>>());
+    let conflict = TargetProblem::Conflicted(NamespacedName::new("shop", "b"));
+    assert_eq!((of("b"), of("c")), (None, Some(vec![&conflict])));
+    let missing = TargetProblem::NotFound("there is no such Service".to_owned());
+    assert_eq!(of("a"), Some(vec![&missing]));
+    // Nobody knows what for.
+    world.backend_tls = Default::default();
+    let of = BackendTls { anything: true, ..policy("d", 1, &[], "anything") };
+    world.backend_tls.insert(of.name.clone(), of);
+    assert_eq!(tls(&world, 80), "anything");
 }
 
 #[test]

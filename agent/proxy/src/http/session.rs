@@ -455,7 +455,7 @@ impl Session {
         Ok(transport)
     }
 
-    /// By what a connection to an endpoint is secured beyond its tunnel, as the destination's policy says. What can't be
+    /// By what a connection to an endpoint is secured beyond its tunnel, as the destination's policies say. What can't be
     /// had is refused: nothing goes there less secure than it is to.
     pub(super) fn tls(
         &self,
@@ -464,8 +464,7 @@ impl Session {
         authority: Option<&str>,
     ) -> Result<Option<Rc<Tls>>, Refusal> {
         let unavailable = |detail: &str| Err(Refusal::new(Reason::TlsUnavailable, detail));
-        let Some((target, tls)) = target.and_then(|target| Some((target, target.policy?.tls.as_ref()?)))
-        else {
+        let Some((target, tls)) = target.and_then(|target| Some((target, target.tls?))) else {
             return Ok(None);
         };
         let check = match tls {

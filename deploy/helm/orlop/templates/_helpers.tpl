@@ -41,7 +41,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [serviceentries, workloadentries, virtualservices, destinationrules]
   verbs: [list, watch]
 - apiGroups: [gateway.networking.k8s.io]
-  resources: [gateways, httproutes, grpcroutes, tlsroutes, tcproutes, referencegrants]
+  resources: [gateways, httproutes, grpcroutes, tlsroutes, tcproutes, referencegrants, backendtlspolicies]
   verbs: [list, watch]
 - apiGroups: [orlop.dev]
   resources: [ratelimits, extensionproviders]

@@ -175,7 +175,7 @@ impl Attempts {
             "metadata": {"name": name.name, "namespace": name.namespace, "uid": head.uid},
             "status": status,
         });
-        if kind.is_route() || !head.each_owned {
+        if kind.is_route() || kind == Kind::BackendTls || !head.each_owned {
             // What others say is written again with ours: it must be what they say now.
             object["metadata"]["resourceVersion"] = head.resource_version.as_str().into();
         }

@@ -78,6 +78,10 @@ pub(super) fn meanwhile(kind: Kind) -> &'static str {
             "until it is mended, agents that had read it before go on with what it said then, and to all others it \
              denies everything where it applies"
         }
+        Kind::BackendTls => {
+            "until it is mended, those that had read it before go on with what it said then, and all others send \
+             nothing where it applies"
+        }
         Kind::PeerAuthentication => {
             "until it is mended, agents that had read it before go on with what it said then, and to all others it \
              is STRICT where it applies"
@@ -195,7 +199,8 @@ pub(super) fn refusals<'s>(
         let of_parents = parents.iter().filter_map(|parent| parent["conditions"].as_array()).flatten();
         before.iter().chain(of_parents).any(|before| is_same(before, condition))
     };
-    let entries = status["parents"].as_array().into_iter().flatten();
+    let lists = ["parents", "ancestors"].into_iter().filter_map(|list| status[list].as_array());
+    let entries = lists.flatten();
     let own = entries.filter(|entry| entry["controllerName"] == CONTROLLER).flat_map(of);
     let mut found: Vec<_> =
         of(status).chain(own).filter(|of| refuses(of) && !was_said(of)).filter_map(parts).collect();

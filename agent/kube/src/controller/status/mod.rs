@@ -1,5 +1,6 @@
 //! What the authors of policies and routes are told, in the conditions of these objects.
 
+mod ancestors;
 mod attempts;
 mod conditions;
 mod routes;
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use kube::Client;
 use orlop_model::gateway::{Attachments, NotAttached};
-use orlop_model::world::gateway_api::RouteKind;
+use orlop_model::http::{TargetProblem, backend_problems};
+use orlop_model::world::gateway_api::{BackendTarget, RouteKind};
 use orlop_model::{Finding, Hosts, NamespacedName, Settings, Snapshot, World, compile_after};
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
@@ -23,6 +25,7 @@ use super::waypoints::OwnGateways;
 use super::{CustomKinds, Events};
 use crate::cluster::{Head, Seen};
 use crate::object::{Key, Kind, Kinds};
+use ancestors::Policy;
 use attempts::Attempts;
 use conditions::{At, conditions, to_write};
 use routes::Told;
@@ -127,6 +130,8 @@ pub(crate) struct Judgement {
     /// Entries of `parentRefs` that are Gateways of ours and to which the route is not attached, counted among those that
     /// are Gateways.
     not_attached: HashMap<(Key, usize), NotAttached>,
+    /// Of BackendTLSPolicies, the targets for which they are not in force.
+    backends: HashMap<NamespacedName, HashMap<BackendTarget, TargetProblem>>,
 }
 
 impl Judgement {
@@ -159,13 +164,18 @@ impl Judgement {
             }
         }
         let (revision, snapshot) = (Some(seen.revision), Some(snapshot));
-        Self { revision, snapshot, findings, own, attached, not_attached }
+        let backends = backend_problems(world);
+        Self { revision, snapshot, findings, own, attached, not_attached, backends }
     }
 
     /// What a status must be made, `None` if it is that.
     fn status(&self, world: &World, key: &Key, head: &Head, at: At<'_>) -> Option<Value> {
         let findings: Vec<_> = self.findings.get(key).into_iter().flatten().collect();
         let kind = key.kind();
+        if let Key::BackendTls(name) = key {
+            let ancestors = self.policy(world, name, head, &findings).to_write(at);
+            return ancestors.map(|ancestors| json!({ "ancestors": ancestors }));
+        }
         if kind.route().is_none() {
             let wanted = conditions(kind, head.refused.as_ref(), &findings);
             let written = to_write(&head.conditions, &wanted, at.generation, !head.each_owned, at.now);
@@ -183,6 +193,18 @@ impl Judgement {
     /// Whether it is of this state.
     pub(crate) fn is_of(&self, seen: &Seen, own: &OwnGateways) -> bool {
         self.revision == Some(seen.revision) && self.own == *own
+    }
+
+    /// What a BackendTLSPolicy says.
+    fn policy<'a>(
+        &'a self,
+        world: &'a World,
+        name: &'a NamespacedName,
+        head: &'a Head,
+        findings: &'a [&'a Finding],
+    ) -> Policy<'a> {
+        let policy = world.backend_tls.get(name).map(|policy| &**policy);
+        Policy { namespace: &name.namespace, head, policy, findings, problems: self.backends.get(name) }
     }
 
     /// What a route says; of another kind nothing.

@@ -33,34 +33,12 @@ impl Told<'_> {
     /// What `status.parents` has to be set to, or `None` where what is there says it already. What others say there
     /// is kept, since the list has one owner as a whole.
     pub fn to_write(&self, at: At<'_>) -> Option<Vec<Value>> {
-        let told = &self.head.parents.told;
-        let (own, others): (Vec<_>, Vec<_>) =
-            told.iter().partition(|entry| CONTROLLERS.iter().any(|own| entry["controllerName"] == *own));
-        let wanted = self.parents();
-        let mut differs = own.len() != wanted.len();
-        let entries: Vec<_> = wanted
-            .into_iter()
-            .map(|(parent, controller, wanted)| {
-                let before = own.iter().find(|entry| {
-                    entry["controllerName"] == controller
-                        && is_same(&entry["parentRef"], &parent, self.namespace)
-                });
-                let found =
-                    before.and_then(|entry| entry["conditions"].as_array()).map_or(&[][..], Vec::as_slice);
-                match (before, to_write(found, &wanted, at.generation, false, at.now)) {
-                    (Some(before), None) => (*before).clone(),
-                    (_, conditions) => {
-                        differs = true;
-                        json!({"parentRef": parent, "controllerName": controller, "conditions": conditions})
-                    }
-                }
-            })
-            .collect();
-        differs.then(|| others.into_iter().cloned().chain(entries).collect())
+        let list = List { told: &self.head.parents.told, field: "parentRef", room: usize::MAX };
+        list.to_write(self.parents(), self.namespace, at)
     }
 
     /// The parents that are of our concern, each once, and what is to be said there.
-    pub fn parents(&self) -> Vec<(Value, &'static str, [Condition; 2])> {
+    pub fn parents(&self) -> Vec<Said> {
         let mut found: Vec<(Value, _, _)> = Vec::new();
         let mut gateways = 0..;
         for entry in &self.head.parents.refs {
@@ -135,6 +113,47 @@ impl Told<'_> {
     }
 }
 
+/// Something that an object is for, by which controller of ours it is, and what is to be said there.
+pub(super) type Said = (Value, &'static str, [Condition; 2]);
+
+/// A list of what is said of an object for each of the things that it is for.
+pub(super) struct List<'a> {
+    /// As it is, by all controllers.
+    pub told: &'a [Value],
+    /// What names the thing in each.
+    pub field: &'a str,
+    /// How many there may be.
+    pub room: usize,
+}
+
+impl List<'_> {
+    /// What it has to be set to, or `None` where what is there says it already.
+    pub fn to_write(&self, mut wanted: Vec<Said>, namespace: &str, at: At<'_>) -> Option<Vec<Value>> {
+        let is_own = |entry: &&Value| CONTROLLERS.iter().any(|own| entry["controllerName"] == *own);
+        let (own, others): (Vec<_>, Vec<_>) = self.told.iter().partition(is_own);
+        wanted.truncate(self.room.saturating_sub(others.len()));
+        let mut differs = own.len() != wanted.len();
+        let entries: Vec<_> = wanted
+            .into_iter()
+            .map(|(of, controller, wanted)| {
+                let before = own.iter().find(|entry| {
+                    entry["controllerName"] == controller && is_same(&entry[self.field], &of, namespace)
+                });
+                let found =
+                    before.and_then(|entry| entry["conditions"].as_array()).map_or(&[][..], Vec::as_slice);
+                match (before, to_write(found, &wanted, at.generation, false, at.now)) {
+                    (Some(before), None) => (*before).clone(),
+                    (_, conditions) => {
+                        differs = true;
+                        json!({self.field: of, "controllerName": controller, "conditions": conditions})
+                    }
+                }
+            })
+            .collect();
+        differs.then(|| others.into_iter().cloned().chain(entries).collect())
+    }
+}
+
 /// As the Gateway API calls it.
 fn standard(reason: FindingReason) -> &'static str {
     match reason {
@@ -166,7 +185,7 @@ fn named(entry: &Value) -> Value {
 }
 
 /// Whether they name the same, given what is meant where nothing is said.
-fn is_same(one: &Value, other: &Value, namespace: &str) -> bool {
+pub(super) fn is_same(one: &Value, other: &Value, namespace: &str) -> bool {
     FIELDS.iter().all(|field| {
         let default = match *field {
             "group" => GROUP,

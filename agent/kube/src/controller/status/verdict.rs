@@ -58,7 +58,13 @@ impl Judgement {
         match &head.refused {
             // What holds until it is mended does not, as it is not stored.
             Some(error) => verdict.errors.push(part(&error.to_string())),
-            None => conditions(key.kind(), None, &findings).iter().for_each(|of| verdict.add(of)),
+            None => match key {
+                Key::BackendTls(name) => {
+                    let said = self.policy(world, name, head, &findings).ancestors();
+                    said.iter().flat_map(|(.., conditions)| conditions).for_each(|of| verdict.add(of));
+                }
+                _ => conditions(key.kind(), None, &findings).iter().for_each(|of| verdict.add(of)),
+            },
         }
         verdict
     }

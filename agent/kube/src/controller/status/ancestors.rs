@@ -1,0 +1,116 @@
+//! What a BackendTLSPolicy says of each Service that it is for (`status.ancestors`). Nothing in here asks or tells
+//! anybody.
+
+use std::collections::HashMap;
+
+use orlop_model::http::TargetProblem;
+use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
+use orlop_model::{Concern, Finding};
+use serde_json::{Value, json};
+
+use super::conditions::{At, Condition, condition, meanwhile, message, part};
+use super::routes::{List, Said, is_same};
+use crate::cluster::Head;
+use crate::controller::CONTROLLER;
+use crate::gateway_api::backend_tls;
+use crate::object::Kind;
+
+/// How many there may be, as the Gateway API defines it.
+const MAX_ANCESTORS: usize = 16;
+
+/// A BackendTLSPolicy, and what is known of what it names.
+pub(super) struct Policy<'a> {
+    pub namespace: &'a str,
+    pub head: &'a Head,
+    /// As it was understood last.
+    pub policy: Option<&'a BackendTls>,
+    pub findings: &'a [&'a Finding],
+    /// The targets for which it is not in force.
+    pub problems: Option<&'a HashMap<BackendTarget, TargetProblem>>,
+}
+
+impl Policy<'_> {
+    /// What `status.ancestors` has to be set to, or `None` where what is there says it already. What others say there
+    /// is kept, since the list has one owner as a whole.
+    pub fn to_write(&self, at: At<'_>) -> Option<Vec<Value>> {
+        let list = List { told: &self.head.parents.told, field: "ancestorRef", room: MAX_ANCESTORS };
+        list.to_write(self.ancestors(), self.namespace, at)
+    }
+
+    /// The Services that it is for, each once, and what is to be said there.
+    pub fn ancestors(&self) -> Vec<Said> {
+        let mut found: Vec<Said> = Vec::new();
+        for target in self.head.parents.refs.iter().filter_map(backend_tls::target) {
+            let mut ancestor = json!({"group": "", "kind": "Service", "name": target.service});
+            if let Some(port) = &target.port {
+                ancestor["sectionName"] = port.as_str().into();
+            }
+            if found.len() == MAX_ANCESTORS {
+                break;
+            }
+            if !found.iter().any(|(other, ..)| is_same(other, &ancestor, self.namespace)) {
+                found.push((ancestor, CONTROLLER, self.conditions(&target)));
+            }
+        }
+        found
+    }
+
+    fn conditions(&self, target: &BackendTarget) -> [Condition; 2] {
+        if let Some(error) = &self.head.refused {
+            let message = format!("{}; {}", part(&error.to_string()), meanwhile(Kind::BackendTls));
+            let unknown = "what it says could not be read".to_owned();
+            return [
+                condition("Accepted", "False", "Invalid", message),
+                condition("ResolvedRefs", "Unknown", "NotAccepted", unknown),
+            ];
+        }
+        let problem = self.policy.and_then(|policy| policy.check.as_ref().err());
+        let refused = |why: &str| format!("{}; what would go there is refused with 503", part(why));
+        let resolved = match problem {
+            Some(BackendProblem::NoCertificates(why)) => {
+                condition("ResolvedRefs", "False", "InvalidCACertificateRef", part(why))
+            }
+            _ => condition("ResolvedRefs", "True", "ResolvedRefs", String::new()),
+        };
+        let (reason, message) = match (self.problems.and_then(|of| of.get(target)), problem) {
+            (Some(TargetProblem::NotFound(why)), _) => ("TargetNotFound", part(why)),
+            (Some(TargetProblem::Conflicted(oldest)), _) => {
+                ("Conflicted", format!("{oldest} is for the same, and counts since it is older"))
+            }
+            (None, Some(BackendProblem::NoCertificates(why))) => ("NoValidCACertificate", refused(why)),
+            (None, Some(BackendProblem::Invalid(why))) => ("Invalid", refused(why)),
+            (None, None) => {
+                let remarks = self.findings.iter().filter(|of| of.reason.concern() != Concern::References);
+                let remarks: Vec<_> = remarks.map(|finding| finding.message.as_str()).collect();
+                return [condition("Accepted", "True", "Accepted", message(remarks.into_iter())), resolved];
+            }
+        };
+        [condition("Accepted", "False", reason, message), resolved]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Parents;
+
+    #[test]
+    fn there_are_no_more_than_there_is_room_for_and_what_others_say_stays() {
+        let service = |name: usize| json!({"group": "", "kind": "Service", "name": format!("s{name}")});
+        let others: Vec<_> =
+            (0..14).map(|n| json!({"controllerName": "example.com/other", "n": n})).collect();
+        let mut parents = Parents { refs: (0..4).map(service).collect(), told: others.clone() };
+        let at = At { generation: Some(3), now: "2026-01-02T03:04:05Z" };
+        let write = |parents: &Parents| {
+            let head = Head { generation: Some(3), parents: parents.clone(), ..Head::default() };
+            let policy =
+                Policy { namespace: "shop", head: &head, policy: None, findings: &[], problems: None };
+            policy.to_write(at)
+        };
+        let written = write(&parents).unwrap();
+        assert_eq!((written.len(), &written[..14]), (MAX_ANCESTORS, &others[..]));
+        assert_eq!(written[14]["ancestorRef"], service(0));
+        parents.told = written;
+        assert_eq!(write(&parents), None);
+    }
+}
