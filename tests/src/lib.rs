@@ -50,7 +50,7 @@ pub use control_plane::{ControlPlane, DetachedControlPlane, start_detached, stop
 pub use control_plane::{build as build_control_plane, control_plane_binary};
 pub use deploy_tools::DeployTools;
 pub use greed::{Greed, call_times, call_times_while, raise_descriptors};
-pub use image::{ARCHITECTURE, EPOCH, Image, Layout};
+pub use image::{EPOCH, Image, Layout};
 pub use kube_node::{BUSYBOX, KubeNode, can_run_nodes};
 pub use kubelet::{CgroupDriver, ContainerRuntime, PodCgroups};
 pub use load::{Iperf3, Iperf3Server, Requests, WrkOptions, h2load, iperf3, wrk};

@@ -17,7 +17,11 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// The kernel caps it at net.core.somaxconn.
@@ -234,4 +238,22 @@ fn within<T>(netns: BorrowedFd<'_>, call: impl FnOnce() -> io::Result<T>) -> io:
         process::abort();
     }
     result
+}
+/// The same socket once more.
+pub(crate) fn twin(tcp: &TcpStream) -> io::Result<OwnedFd> {
+    tcp.as_fd().try_clone_to_owned()
+}
+
+/// Reads what the peer of a connection still says that was ended here, until it has ended it too, or for a second. Who closes a
+/// socket in which something is unread resets the connection, and takes from the peer what that has not read.
+pub(crate) async fn read_out(twin: io::Result<OwnedFd>) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let read = async {
+        let mut tcp = TcpStream::from_std(std::net::TcpStream::from(twin?))?;
+        let mut buffer = [0; 4096];
+        while tcp.read(&mut buffer).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // It is over anyhow.
+    let _ = timeout(PATIENCE, read).await;
 }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 pub use layout::{Descriptor, Layout};
 pub use tar::archive;
 
-/// What all images are for.
-pub const ARCHITECTURE: &str = "amd64";
+/// What tests' images are for: the machine that they run on.
+const HERE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
 /// When all of it was made.
 pub const EPOCH: &str = "1970-01-01T00:00:00Z";
@@ -20,6 +20,8 @@ pub const EPOCH: &str = "1970-01-01T00:00:00Z";
 /// An image of one layer.
 #[derive(Debug)]
 pub struct Image {
+    /// What it is for, such as `amd64`.
+    pub architecture: &'static str,
     /// Of its manifest.
     pub manifest: Descriptor,
     /// Of its one layer.
@@ -33,6 +35,7 @@ impl Image {
     /// `labels` what it is.
     pub fn write(
         layout: &Layout,
+        architecture: &'static str,
         files: &[(&str, u32, &[u8])],
         config: &Value,
         labels: &Value,
@@ -41,7 +44,7 @@ impl Image {
         let config = layout.json(
             "application/vnd.oci.image.config.v1+json",
             &json!({
-                "architecture": ARCHITECTURE,
+                "architecture": architecture,
                 "os": "linux",
                 "created": EPOCH,
                 "config": config,
@@ -60,19 +63,22 @@ impl Image {
                 "annotations": labels,
             }),
         )?;
-        Ok(Self { manifest, layer, size })
+        Ok(Self { architecture, manifest, layer, size })
     }
 
-    /// Adds an index of it, with one entry for each architecture, and gives what names it `tag` in the layout.
-    pub fn named(&self, layout: &Layout, tag: &str) -> Result<Value> {
-        let mut platform = self.manifest.json();
-        platform["platform"] = json!({"architecture": ARCHITECTURE, "os": "linux"});
+    /// Adds an index of images, one for each architecture, and gives what names it `tag` in the layout.
+    pub fn named(images: &[Self], layout: &Layout, tag: &str) -> Result<Value> {
+        let platforms = images.iter().map(|image| {
+            let mut platform = image.manifest.json();
+            platform["platform"] = json!({"architecture": image.architecture, "os": "linux"});
+            platform
+        });
         let index = layout.json(
             "application/vnd.oci.image.index.v1+json",
             &json!({
                 "schemaVersion": 2,
                 "mediaType": "application/vnd.oci.image.index.v1+json",
-                "manifests": [platform],
+                "manifests": platforms.collect::<Vec<_>>(),
             }),
         )?;
         let mut named = index.json();
@@ -83,7 +89,7 @@ impl Image {
     /// Makes a layout with one image in it, which is called `tag` there.
     pub fn write_alone(out: &Path, tag: &str, files: &[(&str, u32, &[u8])], config: &Value) -> Result<()> {
         let layout = Layout::create(out)?;
-        let image = Self::write(&layout, files, config, &json!({}))?;
-        layout.finish(&[image.named(&layout, tag)?])
+        let image = Self::write(&layout, HERE, files, config, &json!({}))?;
+        layout.finish(&[Self::named(&[image], &layout, tag)?])
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use orlop_tests::{ARCHITECTURE, Image, Layout};
-use serde_json::json;
+use orlop_tests::{Image, Layout};
+use serde_json::{Value, json};
 
 use crate::{cargo, root};
 
@@ -17,9 +17,9 @@ pub(crate) struct Args {
     /// Where to write the OCI layout [default: image in cargo's target directory].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// A static `orlop` that was built before.
+    /// A static `orlop` that was built before; several are for one architecture each.
     #[arg(long, value_name = "FILE")]
-    binary: Option<PathBuf>,
+    binary: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -27,28 +27,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => cargo::target_dir()?.join("image"),
     };
-    let binary = match &args.binary {
-        Some(binary) => binary.clone(),
-        None => build()?,
-    };
-    let binary = fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
-    check_static(&binary)?;
-    let size = write(&out, &binary)?;
-    println!(
-        "{}: {} of {ARCHITECTURE}, {:.1} MB (at most {} MB)",
-        out.display(),
-        env!("CARGO_PKG_VERSION"),
-        size as f64 / 1e6,
-        MOST / 1_000_000
-    );
-    if size > MOST {
-        bail!("the image is too large");
+    let paths = if args.binary.is_empty() { vec![build()?] } else { args.binary.clone() };
+    let mut binaries: Vec<(&'static str, Vec<u8>)> = Vec::new();
+    for path in paths {
+        let binary = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let architecture = check_static(&binary).with_context(|| path.display().to_string())?;
+        if binaries.iter().any(|(other, _)| *other == architecture) {
+            bail!("{}: there is another binary for {architecture}", path.display());
+        }
+        binaries.push((architecture, binary));
+    }
+    for (architecture, size) in write(&out, &binaries)? {
+        println!(
+            "{}: {} of {architecture}, {:.1} MB (at most {} MB)",
+            out.display(),
+            env!("CARGO_PKG_VERSION"),
+            size as f64 / 1e6,
+            MOST / 1_000_000
+        );
+        if size > MOST {
+            bail!("the image is too large");
+        }
     }
     Ok(())
 }
 
-/// Writes the image and its SBOM, and says how many bytes whoever pulls it gets.
-fn write(out: &Path, binary: &[u8]) -> Result<usize> {
+/// Writes an image for each architecture, each with its SBOM, and says how many bytes whoever pulls it gets.
+fn write(out: &Path, binaries: &[(&'static str, Vec<u8>)]) -> Result<Vec<(&'static str, usize)>> {
     let layout = Layout::create(out)?;
     let version = env!("CARGO_PKG_VERSION");
     let labels = json!({
@@ -59,7 +64,21 @@ fn write(out: &Path, binary: &[u8]) -> Result<usize> {
     });
     let config =
         json!({"Entrypoint": ["/orlop"], "User": "65532:65532", "WorkingDir": "/", "Labels": labels});
-    let image = Image::write(&layout, &[("orlop", 0o755, binary)], &config, &labels)?;
+    let (mut images, mut named, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    for (architecture, binary) in binaries {
+        let files = [("orlop", 0o755, &binary[..])];
+        let image = Image::write(&layout, architecture, &files, &config, &labels)?;
+        named.push(sbom_of(&layout, &image)?);
+        sizes.push((*architecture, image.size));
+        images.push(image);
+    }
+    named.insert(0, Image::named(&images, &layout, version)?);
+    layout.finish(&named)?;
+    Ok(sizes)
+}
+
+/// What the image is made of, as registries find it.
+fn sbom_of(layout: &Layout, image: &Image) -> Result<Value> {
     let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&image.layer.digest)?)?;
     let empty = layout.blob("application/vnd.oci.empty.v1+json", b"{}")?;
     let sbom = layout.json(
@@ -75,8 +94,7 @@ fn write(out: &Path, binary: &[u8]) -> Result<usize> {
     )?;
     let mut sbom = sbom.json();
     sbom["artifactType"] = json!(sbom::MEDIA_TYPE);
-    layout.finish(&[image.named(&layout, version)?, sbom])?;
-    Ok(image.size)
+    Ok(sbom)
 }
 
 /// Builds the binary apart from all others: with no path of this machine in it, it is the same everywhere.
@@ -109,8 +127,8 @@ fn build() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release/orlop"))
 }
 
-/// In an image with nothing else in it there is nobody to load it.
-fn check_static(binary: &[u8]) -> Result<()> {
+/// In an image with nothing else in it there is nobody to load it. Gives what it is for.
+fn check_static(binary: &[u8]) -> Result<&'static str> {
     // ELF-64: program headers begin at `e_phoff`, of `e_phentsize` bytes each; type 3 names an interpreter.
     let number = |at: usize, bytes: usize| -> Option<usize> {
         let found = binary.get(at..at + bytes)?;
@@ -123,7 +141,12 @@ fn check_static(binary: &[u8]) -> Result<()> {
     if (0..count).any(|n| number(first + n * size, 4) == Some(3)) {
         bail!("the binary asks for a dynamic loader: build it with `-C target-feature=+crt-static`");
     }
-    Ok(())
+    // `e_machine`
+    match number(18, 2) {
+        Some(62) => Ok("amd64"),
+        Some(183) => Ok("arm64"),
+        _ => bail!("this is neither for x86-64 nor for arm64"),
+    }
 }
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -146,7 +169,7 @@ mod tests {
     fn the_same_binary_makes_the_same_image() {
         let dir = std::env::temp_dir().join(format!("orlop-image-{}", std::process::id()));
         let index = || {
-            write(&dir, b"binary").unwrap();
+            write(&dir, &[("amd64", b"binary".to_vec()), ("arm64", b"another".to_vec())]).unwrap();
             let index = fs::read_to_string(dir.join("index.json")).unwrap();
             fs::remove_dir_all(&dir).unwrap();
             index

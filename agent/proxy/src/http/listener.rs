@@ -71,6 +71,7 @@ async fn serve_tunnel(local: Rc<Local>, accepted: Accepted) {
         return refuse(Reason::ConnectionLimit.into());
     };
     let _ = accepted.tcp.set_nodelay(true);
+    let twin = socket::twin(&accepted.tcp);
     let shake_hands = incoming::shake_hands(shared, accepted, &local.own.workload.identity);
     let (connection, peer) = match local.worker.handshakes.bounded(shake_hands).await {
         Ok(established) => established,
@@ -95,4 +96,8 @@ async fn serve_tunnel(local: Rc<Local>, accepted: Accepted) {
     };
     incoming::serve_streams(shared, connection, &peer, start, refuse).await;
     gauge.dec();
+    // The process ends as soon as all tunnels have: nobody is to lose an answer by that.
+    if shared.phase.borrow().is_leaving() {
+        socket::read_out(twin).await;
+    }
 }
