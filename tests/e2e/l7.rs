@@ -11,6 +11,7 @@ pub mod h2c;
 mod hostile;
 mod leaving;
 mod limits;
+mod localities;
 mod origination;
 mod policy;
 mod resilience;

@@ -1,4 +1,5 @@
 mod balancer;
+mod locality;
 mod outlier;
 mod pool;
 mod tls;
@@ -241,15 +242,16 @@ fn policy(of: PolicyObject, path: &FieldPath, unread: &mut Unread) -> Result<Tra
         ports.push((number, policy(of, &path, unread)?));
     }
     let balancing = of.load_balancer.map(|of| of.convert(&path.clone().key("loadBalancer"), unread));
-    let (balancer, warmup) = balancing.transpose()?.unzip();
+    let balancing = balancing.transpose()?.unwrap_or_default();
     let outlier = of.outlier_detection.map(|of| of.convert(&path.clone().key("outlierDetection")));
     let pool = of.connection_pool.map(|of| of.convert(&path.clone().key("connectionPool")));
     let tls = of.tls.map(|of| of.convert(&path.clone().key("tls")));
     let budget = of.retry_budget.map(|of| of.convert(&path.clone().key("retryBudget"), unread));
     let proxy = of.proxy_protocol.map(|of| of.convert(&path.clone().key("proxyProtocol")));
     Ok(TrafficPolicy {
-        balancer,
-        warmup: warmup.flatten(),
+        balancer: balancing.balancer,
+        warmup: balancing.warmup,
+        locality: balancing.locality,
         outlier: outlier.transpose()?,
         pool: pool.transpose()?,
         tls: tls.transpose()?,

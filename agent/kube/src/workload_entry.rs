@@ -86,8 +86,9 @@ fn backend_address(text: &str, path: FieldPath) -> Result<BackendAddress, FieldE
 
 /// `REGION/ZONE/SUBZONE`, of which the last ones may be missing.
 fn locality(text: &str) -> Locality {
-    let mut parts = text.split('/').map(|part| (!part.is_empty()).then(|| part.to_owned()));
-    Locality { region: parts.next().flatten(), zone: parts.next().flatten() }
+    let mut parts = text.split('/').map(|part| (!part.is_empty()).then(|| part.into()));
+    let mut next = || parts.next().flatten();
+    Locality { region: next(), zone: next(), subzone: next() }
 }
 
 #[cfg(test)]
@@ -108,7 +109,8 @@ mod tests {
         assert_eq!(backend.address, BackendAddress::Ip("192.0.2.1".parse().unwrap()));
         assert_eq!((backend.ports["http"], backend.service_account.as_str()), (8080, "vm"));
         assert_eq!(backend.labels, [("app", "vm"), ("of", "object")].into());
-        assert_eq!(backend.locality, Locality { region: Some("eu".into()), zone: Some("eu-1a".into()) });
+        let [region, zone, subzone] = ["eu", "eu-1a", "rack"].map(|part| Some(part.into()));
+        assert_eq!(backend.locality, Locality { region, zone, subzone });
     }
 
     #[test]

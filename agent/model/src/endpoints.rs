@@ -110,12 +110,14 @@ impl<'a> Endpoints<'a> {
         };
         let reached = self.workloads.at(ip).or(workload);
         let node = endpoint.node.as_deref().or(workload.map(|workload| workload.node.as_str()));
+        let (proximity, locality) = self.neighbourhood.of_pod(node, endpoint.zone.as_ref());
         Some(Endpoint {
             address: SocketAddr::new(ip, port),
             workload: reached.cloned(),
             ready: always || (endpoint.ready && !endpoint.terminating),
             draining: endpoint.serving && endpoint.terminating,
-            proximity: self.neighbourhood.of_pod(node, endpoint.zone.as_deref()),
+            proximity,
+            locality,
             weight: NonZeroU32::MIN,
         })
     }
@@ -140,13 +142,15 @@ impl<'a> Endpoints<'a> {
         for (_, pod) in pods.filter(|(_, pod)| selects(selector, &pod.labels)) {
             let Some(number) = target_port(port, pod) else { continue };
             let Some(workload) = self.workloads.pods.get(&pod.name) else { continue };
+            let (proximity, locality) = self.neighbourhood.of_pod(pod.node.as_deref(), None);
             for &ip in workload.addresses.iter().filter(|&&ip| self.owner_of(&pod.name, ip).is_some()) {
                 found.push(Endpoint {
                     address: SocketAddr::new(ip, number),
                     workload: Some(self.workloads.at(ip).unwrap_or(workload).clone()),
                     ready: always || (pod.ready && !pod.terminating),
                     draining: pod.ready && pod.terminating,
-                    proximity: self.neighbourhood.of_pod(pod.node.as_deref(), None),
+                    proximity,
+                    locality: locality.clone(),
                     weight: NonZeroU32::MIN,
                 });
             }
@@ -178,12 +182,12 @@ impl<'a> Endpoints<'a> {
         address: SocketAddr,
         workload: Option<Arc<Workload>>,
     ) -> Endpoint {
-        let proximity = self.neighbourhood.of_backend(&backend.locality);
+        let (proximity, locality) = self.neighbourhood.of_backend(&backend.locality);
         let weight = backend.weight.unwrap_or(NonZeroU32::MIN);
         // What is in another network is behind a gateway that nobody has named.
         let network = backend.network.as_ref().zip(self.settings.network.as_ref());
         let ready = network.is_none_or(|(there, here)| there == here);
-        Endpoint { address, workload, ready, draining: false, proximity, weight }
+        Endpoint { address, workload, ready, draining: false, proximity, locality, weight }
     }
 }
 

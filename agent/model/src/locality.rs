@@ -3,20 +3,18 @@ use crate::service::Proximity;
 use crate::text::Text;
 use crate::world::{Locality, Node, World};
 
-const REGION: &str = "topology.kubernetes.io/region";
-const ZONE: &str = "topology.kubernetes.io/zone";
+/// The label of a node's region.
+pub(crate) const REGION: &str = "topology.kubernetes.io/region";
+/// The label of a node's zone.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
+/// The label of a node's subzone, which is Istio's.
+pub(crate) const SUBZONE: &str = "topology.istio.io/subzone";
 
-/// Tells how near endpoints are, seen from one node.
+/// Tells where endpoints are and how near, seen from one node.
 pub(crate) struct Neighbourhood<'a> {
     world: &'a World,
     node: &'a str,
-    here: Place<'a>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Place<'a> {
-    region: Option<&'a str>,
-    zone: Option<&'a str>,
+    here: Locality,
 }
 
 impl<'a> Neighbourhood<'a> {
@@ -26,44 +24,46 @@ impl<'a> Neighbourhood<'a> {
     }
 
     /// Of an endpoint on this node, as far as known; `zone` is what its EndpointSlice says.
-    pub fn of_pod(&self, node: Option<&str>, zone: Option<&str>) -> Proximity {
+    pub fn of_pod(&self, node: Option<&str>, zone: Option<&Text>) -> (Proximity, Locality) {
         match node.filter(|node| !node.is_empty()) {
-            Some(node) if node == self.node => Proximity::Node,
+            Some(node) if node == self.node => (Proximity::Node, self.here.clone()),
             Some(node) => {
                 let of_node = of_node(self.world, node);
-                self.of(Place { zone: zone.or(of_node.zone), ..of_node })
+                self.of(Locality { zone: zone.cloned().or(of_node.zone), ..of_node })
             }
-            None => self.of(Place { region: None, zone }),
+            None => self.of(Locality { zone: zone.cloned(), ..Locality::default() }),
         }
     }
 
     /// Of a backend that is on no node.
-    pub fn of_backend(&self, locality: &Locality) -> Proximity {
-        self.of(Place { region: locality.region.as_deref(), zone: locality.zone.as_deref() })
+    pub fn of_backend(&self, locality: &Locality) -> (Proximity, Locality) {
+        self.of(locality.clone())
     }
 
-    fn of(&self, there: Place<'_>) -> Proximity {
-        let here = self.here;
+    fn of(&self, there: Locality) -> (Proximity, Locality) {
+        let here = &self.here;
         let same_region = here.region.is_some() && here.region == there.region;
         // Two regions can have zones of one name; where only one side says its region, the zone's name decides.
         let other_region = here.region.is_some() && there.region.is_some() && !same_region;
-        if here.zone.is_some() && here.zone == there.zone && !other_region {
+        let proximity = if here.zone.is_some() && here.zone == there.zone && !other_region {
             Proximity::Zone
         } else if same_region {
             Proximity::Region
         } else {
             Proximity::Elsewhere
-        }
+        };
+        (proximity, there)
     }
 }
 
-fn of_node<'a>(world: &'a World, name: &str) -> Place<'a> {
+/// Where a node of this name is.
+pub(crate) fn of_node(world: &World, name: &str) -> Locality {
     place(world.nodes.get(name).map(|node| &**node))
 }
 
 /// Where a node is; nowhere, if there is none.
-pub(crate) fn place(node: Option<&Node>) -> Place<'_> {
-    let Some(node) = node else { return Place::default() };
-    let label = |key| node.labels.get(key).map(Text::as_str).filter(|value| !value.is_empty());
-    Place { region: label(REGION), zone: label(ZONE) }
+pub(crate) fn place(node: Option<&Node>) -> Locality {
+    let Some(node) = node else { return Locality::default() };
+    let label = |key| node.labels.get(key).filter(|value| !value.is_empty()).cloned();
+    Locality { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE) }
 }

@@ -11,7 +11,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::snapshot::Workload;
 use crate::world::security::IpBlock;
-use crate::world::{Distribution, Exports, Resolution};
+use crate::world::{Distribution, Exports, Locality, Resolution};
 
 /// A Kubernetes Service, or a host of a ServiceEntry, with its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -111,6 +111,9 @@ pub struct Endpoint {
     pub draining: bool,
     /// How near it is to this node.
     pub proximity: Proximity,
+    /// Where it is.
+    #[serde(skip)]
+    pub locality: Locality,
     /// What share of the connections it gets, against the others'.
     pub weight: NonZeroU32,
 }
@@ -200,7 +203,8 @@ impl Endpoint {
     /// What is reached as it was dialled.
     pub fn at(address: SocketAddr, workload: Option<Arc<Workload>>) -> Self {
         let (proximity, weight) = (Proximity::Elsewhere, NonZeroU32::MIN);
-        Self { address, workload, ready: true, draining: false, proximity, weight }
+        let locality = Locality::default();
+        Self { address, workload, ready: true, draining: false, proximity, locality, weight }
     }
 
     fn condition(&self, wanted: Preference) -> Condition {

@@ -162,9 +162,12 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locality {
     /// Label `topology.kubernetes.io/region`; `None` where nobody says.
-    pub region: Option<String>,
+    pub region: Option<Text>,
     /// Label `topology.kubernetes.io/zone`; `None` where nobody says.
-    pub zone: Option<String>,
+    pub zone: Option<Text>,
+    /// Label `topology.istio.io/subzone`; `None` where nobody says.
+    #[serde(default)]
+    pub subzone: Option<Text>,
 }
 
 /// A `v1` Pod.

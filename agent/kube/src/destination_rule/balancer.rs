@@ -1,11 +1,14 @@
 //! `loadBalancer`
 
-use orlop_model::world::routing::{Balancer, HashOn, HashTable, Warmup};
+use std::sync::Arc;
+
+use orlop_model::world::routing::{Balancer, HashOn, HashTable, LocalityBalancing, Warmup};
 use serde::Deserialize;
 
+use super::locality::LocalityObject;
 use super::{Unread, thousandths};
 use crate::duration::{duration, positive};
-use crate::field::{FieldError, FieldPath, Ignored};
+use crate::field::{FieldError, FieldPath};
 use crate::read::Metadata;
 
 /// A balancer of a DestinationRule that Istio has no name for.
@@ -22,8 +25,9 @@ pub(super) struct BalancerObject {
     simple: Option<String>,
     /// The same server for what is the same in requests. Not together with simple.
     consistent_hash: Option<HashObject>,
-    /// Has no effect here.
-    locality_lb_setting: Option<Ignored>,
+    /// In which region, zone and subzone the next server is.
+    #[cfg_attr(test, schemars(with = "Option<crate::field::Ignored>"))]
+    locality_lb_setting: Option<LocalityObject>,
     /// The older form of warmup: its duration.
     warmup_duration_secs: Option<String>,
     /// Has a server that is new get more and more, until it has its share.
@@ -102,6 +106,14 @@ struct AttributeObject {
     value: Option<String>,
 }
 
+/// What is made of it.
+#[derive(Default)]
+pub(super) struct Balancing {
+    pub balancer: Option<Balancer>,
+    pub warmup: Option<Warmup>,
+    pub locality: Option<Arc<LocalityBalancing>>,
+}
+
 /// The balancer that an annotation names, in place of LEAST_REQUEST.
 pub(super) fn default_of(metadata: &Metadata) -> Result<Option<Balancer>, FieldError> {
     let named = metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION));
@@ -119,12 +131,8 @@ pub(super) fn default_of(metadata: &Metadata) -> Result<Option<Balancer>, FieldE
 }
 
 impl BalancerObject {
-    pub(super) fn convert(
-        self,
-        path: &FieldPath,
-        unread: &mut Unread,
-    ) -> Result<(Balancer, Option<Warmup>), FieldError> {
-        unread.note("loadBalancer.localityLbSetting", self.locality_lb_setting.is_some());
+    pub(super) fn convert(self, path: &FieldPath, unread: &mut Unread) -> Result<Balancing, FieldError> {
+        let locality = self.locality_lb_setting.map(|of| of.convert(&path.clone().key("localityLbSetting")));
         let balancer = match (self.simple.as_deref(), self.consistent_hash) {
             (Some(_), Some(_)) => {
                 return Err(FieldError::new(path.clone(), "has simple and consistentHash; keep one"));
@@ -153,7 +161,11 @@ impl BalancerObject {
         // As in Envoy: what is random or alike has no weights.
         let warms = matches!(balancer, Balancer::LeastRequest | Balancer::RoundRobin | Balancer::PeakEwma);
         unread.note("loadBalancer.warmup with this balancer", warmup.is_some() && !warms);
-        Ok((balancer, warmup.filter(|_| warms)))
+        Ok(Balancing {
+            balancer: Some(balancer),
+            warmup: warmup.filter(|_| warms),
+            locality: locality.transpose()?.map(Arc::new),
+        })
     }
 }
 

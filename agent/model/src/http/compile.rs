@@ -17,6 +17,7 @@ use super::table::Table;
 use super::told::Telling;
 use crate::compile::Settings;
 use crate::gateway::Attachments;
+use crate::locality::of_node;
 use crate::name::NamespacedName;
 use crate::policy::{
     Finding, FindingReason, Severity, limit_findings, provider_findings, telemetry_findings, token_findings,
@@ -67,6 +68,7 @@ impl Snapshot {
         let clusters = clusters.chain(of_streams().flat_map(|table| table.clusters()));
         let destinations = Destinations::new(world, settings, &waypoint.namespace, clusters);
         let labels = destinations.asks_for_labels()
+            || destinations.compares_labels()
             || tables.values().any(|table| table.asks_for_labels())
             || of_streams().any(|table| table.asks_for_labels());
         let labels =
@@ -90,6 +92,8 @@ impl Snapshot {
             telling: Telling::new(world, &own),
             labels: labels.unwrap_or_default(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+            node: settings.node.clone(),
+            locality: of_node(world, &settings.node),
         });
         self.route_findings = findings;
         self.findings = OnceLock::new();
@@ -106,21 +110,26 @@ impl Snapshot {
             Ingress::new(&attaching, &attachments, &mut findings)
         });
         findings.extend(hidden_tls(world, settings));
+        findings.extend(self.backend_findings(world));
         let own = Own::gateway(world, settings, gateway);
         let policies = RequestPolicies::new(world, settings, &own, std::iter::empty());
         let clusters = ingress.iter().flat_map(Ingress::clusters);
         let destinations = Destinations::new(world, settings, &gateway.name.namespace, clusters);
-        let labels = world.pods.get(&gateway.pod).map(|pod| (pod.name.clone(), pod.labels.clone()));
+        let is_wanted = |name: &NamespacedName| *name == gateway.pod || destinations.compares_labels();
+        let pods = world.pods.values().filter(|pod| is_wanted(&pod.name));
+        let labels = pods.map(|pod| (pod.name.clone(), pod.labels.clone())).collect();
         findings.extend(policies.findings(world, &own));
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
             ingress,
             destinations,
             policies,
-            labels: labels.into_iter().collect(),
+            labels,
             callees: Callees::new(world, settings),
             telling: Telling::new(world, &own),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+            node: settings.node.clone(),
+            locality: of_node(world, &settings.node),
             ..Routes::default()
         });
         self.route_findings = findings;

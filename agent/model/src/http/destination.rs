@@ -186,6 +186,12 @@ impl Destinations {
         hosts.into_iter().any(|of| !of.selected.is_empty())
     }
 
+    /// Whether some rule compares the labels of pods.
+    pub fn compares_labels(&self) -> bool {
+        let hosts = self.namespaces.values().flat_map(|of| of.hosts.values().chain(of.wildcards.values()));
+        hosts.flat_map(OfHost::policies).any(|policy| policy.compares_labels())
+    }
+
     /// Level by level: the client's namespace, the service's, the root's. The first that has any for the service and the
     /// client counts, and of its hosts the most specific; levels don't merge.
     fn policy(

@@ -12,6 +12,7 @@ mod compile;
 mod destination;
 mod findings;
 mod gateway_api;
+mod groups;
 mod hashed;
 mod hidden;
 mod index;
@@ -40,6 +41,7 @@ pub(crate) use callee::Callees;
 pub use callee::{Asker, is_foreign};
 pub use destination::{Client, Target};
 pub use gateway_api::Grants;
+pub use groups::{Groups, Whereabouts};
 pub use hashed::Hashed;
 pub use ingress::ListenerId;
 pub use limit::{Counted, Limit};
@@ -60,9 +62,9 @@ use crate::behind::{Behind, Entrance};
 use crate::identity::Identity;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
-use crate::service::{Service, ServiceKind};
+use crate::service::{Endpoint, Service, ServiceKind};
 use crate::world::stream::Sni;
-use crate::world::{ExtensionProvider, Labels, RemoteKeys};
+use crate::world::{ExtensionProvider, Labels, Locality, RemoteKeys};
 use attached::Attached;
 use authorize::RequestPolicies;
 use by_service::ByService;
@@ -139,6 +141,8 @@ pub struct Routes {
     labels: HashMap<NamespacedName, Labels>,
     /// Of the node that the waypoint is on.
     node_addresses: Vec<IpAddr>,
+    node: String,
+    locality: Locality,
 }
 
 impl Routes {
@@ -361,6 +365,17 @@ impl Routes {
     /// The addresses of the node that the waypoint is on.
     pub fn node_addresses(&self) -> &[IpAddr] {
         &self.node_addresses
+    }
+
+    /// Where the waypoint or gateway is whose workload has this name.
+    pub fn here<'a>(&'a self, own: &NamespacedName) -> Whereabouts<'a> {
+        Whereabouts { locality: &self.locality, node: &self.node, labels: self.labels.get(own) }
+    }
+
+    /// Where an endpoint is.
+    pub fn whereabouts<'a>(&'a self, endpoint: &'a Endpoint) -> Whereabouts<'a> {
+        let labels = endpoint.workload.as_ref().and_then(|workload| self.labels.get(&workload.name));
+        Whereabouts::of(endpoint, labels)
     }
 
     /// Where a rule's destination is for this client: its endpoints, and how they are to be treated.

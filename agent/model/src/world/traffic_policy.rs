@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Exports, Labels};
 use crate::name::NamespacedName;
+use crate::text::Text;
 
 /// A DestinationRule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct TrafficPolicy {
     pub balancer: Option<Balancer>,
     /// `loadBalancer.warmup`: it counts where its balancer does.
     pub warmup: Option<Warmup>,
+    /// `loadBalancer.localityLbSetting`
+    pub locality: Option<Arc<LocalityBalancing>>,
     /// `outlierDetection`
     pub outlier: Option<Outlier>,
     /// `connectionPool`
@@ -149,6 +152,38 @@ impl Warmup {
         grown.max(f64::from(self.minimum_percent) / 100.0)
     }
 }
+
+/// `localityLbSetting`: which localities requests go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalityBalancing {
+    /// `enabled`; without it all endpoints are alike.
+    pub enabled: bool,
+    /// `distribute`; with it nothing else counts.
+    pub distribute: Vec<Distribute>,
+    /// `failover`: of regions, by which each is followed first.
+    pub failover: Vec<(String, String)>,
+    /// `failoverPriority`: labels, with the value that is wanted, which is the client's own if there is none.
+    pub priority: Vec<(String, Option<String>)>,
+}
+
+impl LocalityBalancing {
+    /// What holds where nothing is said.
+    pub const DEFAULT: Self =
+        Self { enabled: true, distribute: Vec::new(), failover: Vec::new(), priority: Vec::new() };
+}
+
+/// An entry of `distribute`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distribute {
+    /// `from`: where clients are that it is for.
+    pub from: LocalityPattern,
+    /// `to`: what percentage of their requests goes where.
+    pub to: Vec<(LocalityPattern, u32)>,
+}
+
+/// Region, zone and subzone; `None` is any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalityPattern(pub [Option<Text>; 3]);
 
 /// `outlierDetection`
 #[derive(Clone, Debug, PartialEq, Eq)]

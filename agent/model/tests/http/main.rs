@@ -8,6 +8,7 @@ mod findings;
 mod gateway;
 mod gateway_api;
 mod limits;
+mod localities;
 mod policies;
 mod reference;
 mod semantics;

@@ -3,24 +3,27 @@
 use std::{
     cell::Cell,
     collections::HashMap,
+    iter::once,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use orlop_model::{
-    Endpoint, Reason,
-    http::{Hashed, Target},
-    world::routing::{Balancer, HashTable, Warmup},
+    Endpoint, NamespacedName, Reason,
+    http::{Groups, Hashed, Routes, Target},
+    world::routing::{Balancer, HashTable, LocalityBalancing, Warmup},
 };
 
 use super::hosts::ClusterState;
 use crate::shared::InFlight;
 
+/// What numbers have between them that are spread evenly: 2^64 divided by the golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Endpoints that are drawn, before any that fits is taken.
 const DRAWN: usize = 32;
 
@@ -46,7 +49,7 @@ impl Default for Even {
 
 impl Even {
     pub(super) fn next(&self) -> u64 {
-        let next = self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let next = self.0.get().wrapping_add(GOLDEN);
         self.0.set(next);
         next
     }
@@ -65,6 +68,10 @@ pub(super) struct Choosing<'a> {
     pub(super) now: u64,
     /// Of the snapshot.
     pub(super) generation: u64,
+    /// Those of the snapshot.
+    pub(super) routes: &'a Routes,
+    /// The workload that this is.
+    pub(super) own: &'a NamespacedName,
 }
 
 /// What is made of a cluster's endpoints, and made again when these change.
@@ -72,6 +79,10 @@ pub(super) struct Choosing<'a> {
 pub(super) struct Memory {
     /// For round robin.
     turn: AtomicUsize,
+    /// For the shares of localities.
+    spread: AtomicU64,
+    /// By locality, if that matters: IPv4, and IPv6. With the last snapshot whose endpoints they are of.
+    groups: [ArcSwapOption<(u64, Option<Arc<Groups>>)>; 2],
     /// IPv4, and IPv6.
     tables: [Table; 2],
     warming: Mutex<Warming>,
@@ -105,9 +116,64 @@ impl<'a> Choosing<'a> {
         let anyone = !asked || outliers.is_empty() || self.panics(all);
         let is_well = |endpoint: &Endpoint| anyone || !outliers.is_ejected(endpoint.address, self.now);
         let is_new = |endpoint: &Endpoint| !tried.contains(&endpoint.address);
-        let fresh = self.pick(all, |endpoint| is_new(endpoint) && is_well(endpoint));
-        let found = fresh.or_else(|| if tried.is_empty() { None } else { self.pick(all, is_well) });
+        let order = match self.groups(all) {
+            None => None,
+            Some(groups) => {
+                let first = self.group(all, &groups, anyone).ok_or(Reason::NoHealthyEndpoint)?;
+                Some((groups, first))
+            }
+        };
+        let pick = |fits: &dyn Fn(&Endpoint) -> bool| match &order {
+            None => self.pick(Among { all, members: None }, fits),
+            Some((groups, first)) => {
+                let others = (0..groups.members().len()).filter(|group| group != first);
+                let mut groups = once(*first).chain(others).filter_map(|group| groups.members().get(group));
+                groups.find_map(|members| self.pick(Among { all, members: Some(members) }, fits))
+            }
+        };
+        let fresh = pick(&|endpoint| is_new(endpoint) && is_well(endpoint));
+        let found = fresh.or_else(|| if tried.is_empty() { None } else { pick(&is_well) });
         found.ok_or(Reason::NoHealthyEndpoint)
+    }
+
+    /// The endpoints by locality, if that matters.
+    fn groups(&self, all: &[Endpoint]) -> Option<Arc<Groups>> {
+        let policy = self.target.policy?;
+        let fails_over = policy.outlier.is_some();
+        let setting = match &policy.locality {
+            Some(setting) => setting,
+            None if fails_over => &LocalityBalancing::DEFAULT,
+            None => return None,
+        };
+        let place = &self.cluster.memory.groups[usize::from(all.first()?.address.is_ipv6())];
+        if let Some((generation, groups)) = place.load().as_deref()
+            && *generation == self.generation
+        {
+            return groups.clone();
+        }
+        let here = self.routes.here(self.own);
+        let endpoints = all.iter().map(|endpoint| self.routes.whereabouts(endpoint));
+        let groups = Groups::new(setting, fails_over, here, endpoints).map(Arc::new);
+        // An older snapshot's are for the requests that still go by it.
+        if place.load().as_deref().is_none_or(|(made, _)| *made < self.generation) {
+            place.store(Some(Arc::new((self.generation, groups.clone()))));
+        }
+        groups
+    }
+
+    /// Which of them has this request. What is alike has the same.
+    fn group(&self, all: &[Endpoint], groups: &Groups, anyone: bool) -> Option<usize> {
+        let spread = &self.cluster.memory.spread;
+        let draw = match self.hash {
+            // The same number says which of a group's endpoints it is.
+            Some(hash) => hash.wrapping_mul(GOLDEN).rotate_left(32),
+            None => spread.fetch_add(GOLDEN, Ordering::Relaxed),
+        };
+        if anyone {
+            return groups.pick(|_| 0, draw);
+        }
+        let is_of = |host, group| place_of(all, host).is_some_and(|at| groups.group_of(at) == Some(group));
+        groups.pick(|group| self.cluster.outliers.ejected(self.now, |host| is_of(host, group)), draw)
     }
 
     /// How many there are to choose from.
@@ -125,19 +191,26 @@ impl<'a> Choosing<'a> {
             && too_many(self.cluster.outliers.ejected(self.now, |host| at(all, host).is_some()))
     }
 
-    fn pick(&self, all: &'a [Endpoint], fits: impl Fn(&Endpoint) -> bool) -> Option<&'a Endpoint> {
+    fn pick(&self, among: Among<'a, '_>, fits: impl Fn(&Endpoint) -> bool) -> Option<&'a Endpoint> {
+        let Among { all, .. } = among;
+        if among.len() == 0 {
+            return None;
+        }
         let policy = self.target.policy;
         let warmup = policy.and_then(|policy| policy.warmup.as_ref());
-        let random = || self.draw(all, warmup, &fits, || fastrand::usize(..all.len()));
+        let random = || self.draw(among, warmup, &fits, || fastrand::usize(..among.len()));
         match policy.and_then(|policy| policy.balancer.as_ref()) {
             Some(Balancer::Random) => random(),
             Some(Balancer::RoundRobin) => {
                 let turn = &self.cluster.memory.turn;
-                self.draw(all, warmup, &fits, || turn.fetch_add(1, Ordering::Relaxed) % all.len())
+                self.draw(among, warmup, &fits, || turn.fetch_add(1, Ordering::Relaxed) % among.len())
             }
             Some(Balancer::Hash(_, table)) if self.hash.is_some() => {
                 let found = self.hashed(all, *table).and_then(|hashed| {
-                    let found = hashed.find(self.hash?, |address| at(all, address).is_some_and(&fits));
+                    let found = hashed.find(self.hash?, |address| {
+                        let at = place_of(all, address).filter(|at| among.has(*at));
+                        at.and_then(|at| all.get(at)).is_some_and(&fits)
+                    });
                     at(all, found?)
                 });
                 // The table may be of other endpoints than the request's snapshot has.
@@ -160,15 +233,15 @@ impl<'a> Choosing<'a> {
     /// The first that fits of those that are drawn. One that is new is taken as often only as it is warm.
     fn draw(
         &self,
-        all: &'a [Endpoint],
+        among: Among<'a, '_>,
         warmup: Option<&Warmup>,
         fits: impl Fn(&Endpoint) -> bool,
         next: impl Fn() -> usize,
     ) -> Option<&'a Endpoint> {
-        let warming = warmup.map(|warmup| (warmup, self.warming(all)));
+        let warming = warmup.map(|warmup| (warmup, self.warming(among.all)));
         let mut last = None;
         for _ in 0..DRAWN {
-            let Some(endpoint) = all.get(next()) else { continue };
+            let Some(endpoint) = among.get(next()) else { continue };
             if !fits(endpoint) {
                 continue;
             }
@@ -179,8 +252,9 @@ impl<'a> Choosing<'a> {
             }
         }
         last.or_else(|| {
-            let (before, after) = all.split_at(next() % all.len());
-            after.iter().chain(before).find(|endpoint| fits(endpoint))
+            let first = next();
+            let rest = (0..among.len()).map(|nth| (first + nth) % among.len());
+            rest.filter_map(|nth| among.get(nth)).find(|endpoint| fits(endpoint))
         })
     }
 
@@ -233,10 +307,40 @@ impl<'a> Choosing<'a> {
     }
 }
 
-/// The endpoint at this address; they are sorted by address, as those that are eligible are.
+/// Endpoints to choose from: all, or those at these places.
+#[derive(Clone, Copy)]
+struct Among<'a, 'm> {
+    all: &'a [Endpoint],
+    members: Option<&'m [usize]>,
+}
+
+impl<'a> Among<'a, '_> {
+    fn len(&self) -> usize {
+        self.members.map_or(self.all.len(), <[usize]>::len)
+    }
+
+    fn get(&self, nth: usize) -> Option<&'a Endpoint> {
+        let place = match self.members {
+            Some(members) => *members.get(nth)?,
+            None => nth,
+        };
+        self.all.get(place)
+    }
+
+    /// Whether the one at this place is among them. They are sorted.
+    fn has(&self, place: usize) -> bool {
+        self.members.is_none_or(|members| members.binary_search(&place).is_ok())
+    }
+}
+
+/// The endpoint at this address.
 fn at(all: &[Endpoint], address: SocketAddr) -> Option<&Endpoint> {
-    let index = all.binary_search_by_key(&address, |endpoint| endpoint.address).ok()?;
-    all.get(index)
+    all.get(place_of(all, address)?)
+}
+
+/// Where it is among them: they are sorted by address, as those that are eligible are.
+fn place_of(all: &[Endpoint], address: SocketAddr) -> Option<usize> {
+    all.binary_search_by_key(&address, |endpoint| endpoint.address).ok()
 }
 
 #[cfg(test)]

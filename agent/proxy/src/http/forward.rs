@@ -515,7 +515,7 @@ pub(super) fn endpoint(
 /// What choosing one depends on.
 pub(super) fn choosing<'a>(
     session: &'a Session,
-    snapshot: &Snapshot,
+    snapshot: &'a Snapshot,
     target: Target<'a>,
     cluster: &'a ClusterState,
     hash: Option<u64>,
@@ -529,6 +529,8 @@ pub(super) fn choosing<'a>(
         dialled: dialled(session).unwrap_or(any),
         now: session.local.own.hosts.now(),
         generation: snapshot.generation(),
+        routes: snapshot.routes(),
+        own: &session.local.own.workload.name,
     }
 }
 

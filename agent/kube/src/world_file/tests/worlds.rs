@@ -180,14 +180,15 @@ fn service_entry() -> impl Strategy<Value = ServiceEntry> {
 
 fn backend() -> impl Strategy<Value = Backend> {
     let address = prop_oneof![address().prop_map(BackendAddress::Ip), name().prop_map(BackendAddress::Host)];
-    let locality = (option::of(name()), option::of(name()));
+    let part = || option::of(name().prop_map(|name| name.as_str().into()));
+    let locality = (part(), part(), part());
     let rest = (name(), option::of(any::<NonZeroU32>()), option::of(text()));
     (address, btree_map(text(), 1..=u16::MAX, 0..3), labels(), locality, rest).prop_map(
-        |(address, ports, labels, (region, zone), (service_account, weight, network))| Backend {
+        |(address, ports, labels, (region, zone, subzone), (service_account, weight, network))| Backend {
             address,
             ports,
             labels,
-            locality: Locality { region, zone },
+            locality: Locality { region, zone, subzone },
             service_account,
             weight,
             network,

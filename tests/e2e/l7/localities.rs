@@ -1,0 +1,120 @@
+//! Where requests go by region and zone, as a DestinationRule's `localityLbSetting` has it.
+
+use std::collections::BTreeMap;
+
+use orlop_tests::PodSpec;
+use orlop_tests::traffic::request;
+
+use super::Stage;
+use super::scripted::Scripted;
+use crate::mesh::{NAMESPACE, await_value};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+
+/// The waypoint and `near` are in `eu/a`, `far` is in `us/b`.
+struct Places {
+    stage: Stage,
+    near: Scripted,
+    far: Scripted,
+}
+
+impl Places {
+    fn new(status: impl Fn() -> u16 + Send + Sync + 'static) -> Self {
+        let stage = Stage::new();
+        let pod = |node: usize, name: &str| {
+            let spec = PodSpec::new().service_account(name);
+            stage.mesh.nodes[node].pod(NAMESPACE, name, spec).unwrap()
+        };
+        let (near, far) = (pod(1, "near"), pod(0, "far"));
+        stage.mesh.server_agent().wait_enrolled([&stage.mesh.server, &near]).unwrap();
+        stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &far]).unwrap();
+        let node = |node: usize, region: &str, zone: &str| {
+            format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n  labels: {{topology.kubernetes.io/region: {region}, \
+                 topology.kubernetes.io/zone: {zone}}}\n---\n",
+                stage.mesh.nodes[node].name()
+            )
+        };
+        stage.change(|| {
+            let world = stage.mesh.testbed.world();
+            world.write("nodes.yaml", &(node(0, "us", "b") + &node(1, "eu", "a"))).unwrap();
+            world.service(&super::web(&stage.vip).endpoints([&near, &far])).unwrap();
+        });
+        let near = Scripted::start(&near, move |_| super::scripted::Reply::Answer(status(), String::new()));
+        let far = Scripted::status(&far, 200);
+        Self { stage, near, far }
+    }
+
+    fn treat(&self, policy: &str) {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  host: web\n  trafficPolicy: {{{policy}}}\n"
+        );
+        self.stage.change(|| self.stage.mesh.testbed.world().write("rule.yaml", &rule).unwrap());
+    }
+
+    /// How many of so many requests each gets, and their answers.
+    fn ask(&self, count: usize) -> ([usize; 2], BTreeMap<u16, usize>) {
+        let before = [self.near.count(), self.far.count()];
+        let mut stream = self.stage.connect();
+        let mut statuses = BTreeMap::new();
+        for _ in 0..count {
+            *statuses.entry(request(&mut stream, GET).unwrap().status).or_default() += 1;
+        }
+        ([self.near.count() - before[0], self.far.count() - before[1]], statuses)
+    }
+}
+
+#[test]
+fn requests_are_distributed_by_locality() {
+    let places = Places::new(|| 200);
+    let distribute = |to: &str| {
+        places.treat(&format!(
+            "loadBalancer: {{localityLbSetting: {{distribute: [{{from: eu/*, to: {{{to}}}}}]}}}}"
+        ));
+    };
+    distribute("eu/a/*: 80, us: 20");
+    let ([near, far], _) = places.ask(200);
+    assert!((158..=162).contains(&near) && near + far == 200, "{near} {far}");
+    distribute("us: 100");
+    assert_eq!(places.ask(20).0, [0, 20]);
+    // Nobody is there.
+    distribute("asia: 100");
+    assert_eq!(places.ask(2).1, [(503, 2)].into());
+    // What is for others does not matter.
+    places.treat("loadBalancer: {localityLbSetting: {distribute: [{from: us, to: {us: 100}}]}}");
+    assert!(places.ask(100).0.iter().all(|count| *count > 0));
+}
+
+#[test]
+fn what_is_near_comes_first_until_it_fails() {
+    static FAILS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    let fails = || FAILS.load(std::sync::atomic::Ordering::SeqCst);
+    let places = Places::new(move || if fails() { 503 } else { 200 });
+    // Without outliers nothing fails over, and all are alike.
+    places.treat("loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}]}}");
+    assert!(places.ask(100).0.iter().all(|count| *count > 0));
+    let outlier = "outlierDetection: {consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 1s, \
+                   maxEjectionPercent: 100}";
+    let setting = |setting: &str| {
+        places.treat(&format!("{outlier}, loadBalancer: {{localityLbSetting: {{{setting}}}}}"));
+    };
+    setting("enabled: false");
+    assert!(places.ask(100).0.iter().all(|count| *count > 0));
+    for priority in
+        ["", "failover: [{from: eu, to: us}]", "failoverPriority: [topology.kubernetes.io/region]"]
+    {
+        setting(priority);
+        assert_eq!(places.ask(20).0, [20, 0], "{priority}");
+    }
+    // The other one's, by a value that is written.
+    setting("failoverPriority: [\"topology.kubernetes.io/zone=b\"]");
+    assert_eq!(places.ask(20).0, [0, 20]);
+    setting("");
+    FAILS.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (_, statuses) = places.ask(20);
+    assert_eq!(statuses, [(200, 19), (503, 1)].into());
+    // It comes back.
+    FAILS.store(false, std::sync::atomic::Ordering::SeqCst);
+    await_value([5, 0], || places.ask(5).0);
+}
