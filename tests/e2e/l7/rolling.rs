@@ -55,7 +55,7 @@ impl Drop for Stop<'_> {
 fn start(mesh: &Mesh, name: &str) -> (Pod, Waypoint) {
     let spec = PodSpec::new().service_account("gate").opt_out();
     let pod = mesh.nodes[1].pod(NAMESPACE, name, spec).unwrap();
-    let waypoint = Waypoint::start(&pod, &[]).unwrap();
+    let waypoint = Waypoint::named(&pod, "gate", &[]).unwrap();
     (pod, waypoint)
 }
 
