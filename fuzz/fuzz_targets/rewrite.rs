@@ -1,7 +1,7 @@
 //! What a rule makes of a request's head: what goes on is a head that means one thing.
 #![no_main]
 
-#[path = "shared/rules.rs"]
+#[path = "../shared/rules.rs"]
 mod rules;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -15,6 +15,7 @@ fuzz_target!(|input: &str| {
     let Some(service) = asked.snapshot.service(&NamespacedName::new("shop", "web")) else { return };
     let request = asked.request();
     let Ok(Some(selected)) = asked.snapshot.routes().select(service, &request) else { return };
+    assert!(asked.rules.iter().any(|rule| rule.name == selected.rule.name));
     let mut headers = HeaderMap::new();
     for (name, value) in &asked.headers.0 {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value)) {

@@ -1,7 +1,7 @@
 //! Which of the rules of a VirtualService a request follows, by the index and by looking at each in its turn.
 #![no_main]
 
-#[path = "shared/rules.rs"]
+#[path = "../shared/rules.rs"]
 mod rules;
 
 use libfuzzer_sys::fuzz_target;
