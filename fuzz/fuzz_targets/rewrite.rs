@@ -4,6 +4,7 @@
 #[path = "../shared/rules.rs"]
 mod rules;
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use orlop_model::NamespacedName;
@@ -24,6 +25,8 @@ fuzz_target!(|input: &str| {
     }
     let (host, path) = (asked.host, asked.path.to_string());
     let path = asked.query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    // As it is read from a request: without a fragment.
+    let Ok(read) = path.parse::<PathAndQuery>() else { return };
     let made = orlop_proxy::fuzzing::rewrite(selected, (host, &path), &mut headers);
     let Some((host, path)) = made else { return };
     assert!(
@@ -32,6 +35,7 @@ fuzz_target!(|input: &str| {
     );
     let (bare, query) = path.split_once('?').map_or((&*path, None), |(bare, query)| (bare, Some(query)));
     assert_eq!(normalised(bare).as_deref(), Ok(bare), "policies were asked about another");
-    assert_eq!(query, asked.query, "no rule changes that");
+    let (query, asked) = (query.unwrap_or_default(), read.query().unwrap_or_default());
+    assert!(query.ends_with(asked), "rules only put something before it: {query:?} of {asked:?}");
     assert!(!headers.contains_key("host"), "it is in the path's place");
 });

@@ -126,6 +126,8 @@ async fn connect(
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between the first two attempts, and then twice as long each time.
 const PAUSE: Duration = Duration::from_millis(20);
+/// At most so many attempts are made.
+const ATTEMPTS: usize = 12;
 /// So often another waypoint is drawn than those that were tried.
 const DRAWS: usize = 8;
 
@@ -148,10 +150,10 @@ async fn tunnelled(
         };
         let is_away =
             matches!(refusal.reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TunnelClosed);
-        if !upstream.by_waypoint || !is_away || start.elapsed() > PATIENCE {
+        tried.push(key.address);
+        if !upstream.by_waypoint || !is_away || tried.len() >= ATTEMPTS {
             return Err(refusal);
         }
-        tried.push(key.address);
         let mut again = || resolve(worker, pod, client, destination, record).ok();
         let mut next = again();
         for _ in 0..DRAWS {
@@ -164,6 +166,10 @@ async fn tunnelled(
         }
         let Some(next) = next.filter(|next| next.by_waypoint) else { return Err(refusal) };
         if next.tunnel.as_ref().is_some_and(|key| tried.contains(&key.address)) {
+            // One that was not tried yet is tried, however long another one took.
+            if start.elapsed() > PATIENCE {
+                return Err(refusal);
+            }
             sleep(pause).await;
             pause *= 2;
         }

@@ -11,6 +11,7 @@ use orlop_model::{
     world::routing::{HeaderChange, HeaderChanges, PathChange, Redirect, RedirectPort, Rewrite},
 };
 
+use super::headers::is_unfit;
 use crate::refusal::Refusal;
 
 const AUTHORITY: &str = ":authority";
@@ -40,13 +41,21 @@ pub(super) fn rewritten(
         (None, None, None) => None,
     };
     if let Some(path) = path {
+        // A rule may write a query; what would be a fragment is none of a request's.
+        let end = path.find(['?', '#']).unwrap_or(path.len());
+        let own = path[end..].strip_prefix('?').and_then(|query| query.split('#').next());
+        let query = match (own, destined.path.query()) {
+            (Some(own), Some(query)) => Some(format!("{own}&{query}")),
+            (own, query) => own.or(query).map(str::to_owned),
+        };
+        let path = path[..end].to_owned();
         // What the client wrote was normal; that it isn't any more must not lead elsewhere than policies were asked.
         if path.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err(Refusal::new(Reason::BadRequest, format!("a rule makes of it {path:?}")));
         }
         let path = if path.starts_with('/') || path == "*" { path } else { format!("/{path}") };
         let normal = normalised(&path).map_err(|error| unfit(&path, error))?;
-        destined.path = with_query(&normal, destined.path.query())?;
+        destined.path = with_query(&normal, query.as_deref())?;
     }
     if let Some(authority) = &rewrite.authority {
         destined.authority = authority.parse().map_err(|error| unfit(authority, error))?;
@@ -101,14 +110,17 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
     if change.is_empty() {
         return;
     }
-    // Kubernetes objects are checked when they are read: what is no header there would be skipped here.
+    // Kubernetes objects are checked when they are read: what is no header there would be skipped here. So is what says
+    // where a message ends, and all else that is this hop's alone.
     let pair = |(name, value): &(String, String)| {
-        let name = HeaderName::try_from(name).ok().filter(|name| *name != HOST)?;
+        let name = HeaderName::try_from(name).ok().filter(|name| !is_unfit(name))?;
         Some((name, HeaderValue::from_str(value).ok()?))
     };
     // Envoy's order: what is taken out may come back otherwise.
-    for name in &change.remove {
-        headers.remove(name);
+    for name in change.remove.iter().filter_map(|name| HeaderName::try_from(name).ok()) {
+        if !is_unfit(&name) {
+            headers.remove(name);
+        }
     }
     for (name, value) in change.set.iter().filter_map(pair) {
         headers.insert(name, value);
@@ -225,6 +237,12 @@ mod tests {
             let found = rewritten(Some(&rewrite(uri)), prefix, destined(path)).map(|of| of.path.to_string());
             assert_eq!(found.ok().as_deref(), Some(wanted), "{path}");
         }
+        // Nothing that a rule writes leads above.
+        for uri in ["/a/..?x", "/..#x", "/../y"] {
+            assert!(rewritten(Some(&rewrite(uri)), None, destined("/a?q")).is_err(), "{uri}");
+        }
+        let found = rewritten(Some(&rewrite("/new?a=1")), None, destined("/old?b=2")).ok();
+        assert_eq!(found.map(|of| of.path.to_string()).as_deref(), Some("/new?a=1&b=2"));
         let regex = Some(("/v(\\d+)/(.*)".parse().unwrap(), r"/\2/v\1".to_owned()));
         let rewrite = Rewrite { regex, authority: Some("other".to_owned()), ..Rewrite::default() };
         let found = rewritten(Some(&rewrite), None, destined("/v2/users?a=b")).ok().unwrap();
