@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_TYPE, COOKIE, HOST, SET_COOKIE},
+    header::{CONTENT_TYPE, HOST, SET_COOKIE},
     request,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -83,9 +83,8 @@ async fn handle(
         edge::admit(session, record)?;
     }
     session.local.worker.shared.limits.memory()?;
-    // Of HTTP/1 they are counted as they are read. Cookies may come one by one (RFC 9113, section 8.2.3), and are joined.
-    let cookies = request.headers().get_all(COOKIE).iter().count();
-    if request.headers().len() - cookies.saturating_sub(1) > session.local.own.limits.max_headers {
+    // Of HTTP/1 they are counted as they are read.
+    if headers::count(request.headers()) > session.local.own.limits.max_headers {
         return Err(bad("more headers than may be"));
     }
     let authority = headers::authority(&request);

@@ -15,6 +15,12 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const WEBSOCKET: &str = "websocket";
 
+/// How many headers there are. Cookies may come one by one (RFC 9113, section 8.2.3), and are joined: they are one.
+pub(super) fn count(headers: &HeaderMap) -> usize {
+    let cookies = headers.get_all(COOKIE).iter().count();
+    headers.len() - cookies.saturating_sub(1)
+}
+
 /// Whether a body is messages of gRPC.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -154,6 +160,17 @@ fn names(headers: &HeaderMap, of: HeaderName) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cookies_that_come_one_by_one_are_one_header() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(count(&headers), 0);
+        for value in ["a=1", "b=2", "c=3"] {
+            headers.append(COOKIE, HeaderValue::from_static(value));
+            headers.append("x-a", HeaderValue::from_static(value));
+        }
+        assert_eq!(count(&headers), 4);
+    }
 
     fn request(version: Version, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
         let mut request = Request::builder().version(version).uri(uri);

@@ -218,6 +218,8 @@ pub fn exercise(
 
 #[cfg(test)]
 mod tests {
+    use http::header::CONTENT_LENGTH;
+
     use super::*;
 
     fn destined(path: &str) -> Destined {
@@ -293,6 +295,24 @@ mod tests {
         assert_eq!((headers["a"].to_str().unwrap(), headers.get_all("b").iter().count()), ("1", 2));
         assert!(!headers.contains_key("c"));
         assert_eq!(destined.authority.as_str(), "new");
+    }
+
+    #[test]
+    fn no_rule_says_where_a_message_ends() {
+        let of = |name: &str| (name.to_owned(), "5".to_owned());
+        let unfit = ["content-length", "Transfer-Encoding", "connection", "content_length", "host"];
+        let change = HeaderChange {
+            set: [&unfit[..], &["x-set"]].concat().into_iter().map(of).collect(),
+            add: unfit.map(of).into(),
+            remove: vec!["content-length".to_owned(), "x-set".to_owned()],
+        };
+        let changes = HeaderChanges { request: HeaderChange::default(), response: change };
+        let mut headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("11"))]);
+        change_response(&[&changes], &mut headers);
+        assert_eq!(
+            (headers.len(), &headers[CONTENT_LENGTH], &headers["x-set"]),
+            (2, &"11".parse().unwrap(), &"5".parse().unwrap())
+        );
     }
 
     #[test]
