@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::told::METRICS;
+use super::told::{METRICS, OF_MESSAGES};
 use crate::{
     metrics::{Direction, End, Labels, labels},
     retold::{Retold, Tagged},
@@ -141,8 +141,9 @@ impl RequestMetrics {
             };
         };
         let mut retold = Retold::new(told, &key.tags, key.service.0.as_deref());
-        let [requests, duration, sent, received, messages_sent, messages_received] =
-            METRICS.map(|metric| retold.labels(metric, &labels, &self.tagged));
+        let mut of = |metric| retold.labels(metric, &labels, &self.tagged);
+        let [requests, duration, sent, received] = METRICS.map(&mut of);
+        let messages = key.grpc.then(|| OF_MESSAGES.map(&mut of));
         if retold.folded {
             self.folded.inc();
         }
@@ -158,9 +159,9 @@ impl RequestMetrics {
             duration: histogram(&self.duration, duration),
             sent: histogram(&self.sent, sent),
             received: histogram(&self.received, received),
-            messages: key.grpc.then(|| MessageSeries {
-                sent: counter(&self.request_messages, messages_sent),
-                received: counter(&self.response_messages, messages_received),
+            messages: messages.map(|[sent, received]| MessageSeries {
+                sent: counter(&self.request_messages, sent),
+                received: counter(&self.response_messages, received),
             }),
         }
     }

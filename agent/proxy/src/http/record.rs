@@ -285,7 +285,11 @@ impl Drop for RequestRecord {
         if logged && tracing::enabled!(target: "access", tracing::Level::INFO) {
             self.log(duration);
         }
-        let tags = ended.map(|ended| told::tags(&ended.telling.told, &told::METRICS, &ended));
+        let tags = ended.map(|ended| {
+            let of_messages: &[_] = if self.grpc { &told::OF_MESSAGES } else { &[] };
+            let of = |metrics: &[_]| told::tags(&ended.telling.told, metrics, &ended);
+            [of(&told::METRICS), of(of_messages)].concat()
+        });
         self.trace();
         let session = &self.session;
         if let Some(refusal) = &self.outcome {

@@ -12,14 +12,10 @@ use orlop_model::{
 use super::trace::shortened;
 
 /// The metrics of requests, in the order in which their tags are.
-pub(super) const METRICS: [Metric; 6] = [
-    Metric::Requests,
-    Metric::Duration,
-    Metric::RequestSize,
-    Metric::ResponseSize,
-    Metric::RequestMessages,
-    Metric::ResponseMessages,
-];
+pub(super) const METRICS: [Metric; 4] =
+    [Metric::Requests, Metric::Duration, Metric::RequestSize, Metric::ResponseSize];
+/// Those that gRPC has besides, whose tags come after.
+pub(super) const OF_MESSAGES: [Metric; 2] = [Metric::RequestMessages, Metric::ResponseMessages];
 /// How much of a text a metric is told apart by.
 const MAX_TAG: usize = 64;
 /// How much of a text an expression sees, in bytes: what it costs to ask it is a client's to choose otherwise.
