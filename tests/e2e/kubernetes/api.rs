@@ -49,6 +49,15 @@ impl Deref for Plane {
     }
 }
 
+/// Writes a file in one step: a process that was started with it may be reading it.
+fn put(path: &Path, content: &str) {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let new = path.with_added_extension(format!("new-{number}"));
+    fs::write(&new, content).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
 impl Kubernetes {
     /// The one that all tests share.
     pub fn shared() -> Self {
@@ -203,7 +212,7 @@ impl Kubernetes {
     pub fn kubeconfig(&self, directory: &Path, namespace: &str, account: &str, address: &str) -> PathBuf {
         fs::create_dir_all(directory).unwrap();
         let authority = directory.join("cluster-ca.crt");
-        fs::write(&authority, self.plane.authority().unwrap()).unwrap();
+        put(&authority, &self.plane.authority().unwrap());
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": account}}],
@@ -213,7 +222,7 @@ impl Kubernetes {
             "users": [{"name": account, "user": {"token": self.token(namespace, account)}}],
         });
         let path = directory.join(format!("{account}.kubeconfig"));
-        fs::write(&path, config.to_string()).unwrap();
+        put(&path, &config.to_string());
         path
     }
 
