@@ -1,6 +1,7 @@
 //! The same loads with no mesh, with Orlop and with the ztunnel that `$ZTUNNEL` names, in turn, so that a noisy
 //! machine is noisy for all. Only the ratios travel to other machines.
 
+mod changes;
 mod chart;
 mod envoy;
 mod fairness;
@@ -40,6 +41,8 @@ enum Bench {
     Fairness(fairness::Options),
     /// Worlds of up to 100,000 workloads: what a change, the agent's memory and a decision cost.
     Scale(scale::Options),
+    /// How long until a changed route or endpoint has effect through a waypoint before up to 1,000 services.
+    Changes(changes::Options),
     /// Draw the figures that are on record.
     Charts,
     /// Requests that are read and routed between two pods, by a waypoint and by Envoy.
@@ -58,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Bench::Samenode(options)) => samenode::run(options),
         Some(Bench::Fairness(options)) => fairness::run(options),
         Some(Bench::Scale(options)) => scale::run(options),
+        Some(Bench::Changes(options)) => changes::run(options),
         Some(Bench::Charts) => record::draw_all(),
         Some(Bench::Waypoint(options)) => waypoint::run(options),
     }

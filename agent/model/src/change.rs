@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::compile::{Services, Settings, waypoints, workload};
+use crate::compile::{Services, Settings, workload};
 use crate::dns::ServiceHosts;
 use crate::endpoints::{Endpoints, selects};
 use crate::hosts::Hosts;
@@ -85,9 +85,10 @@ pub(crate) fn after(
     put_services(&mut snapshot, hosts, settings, &affected);
     let is_other = put_policies(&mut snapshot, previous, settings);
     put_local(&mut snapshot, previous, settings, &pods, is_other);
-    if !snapshot.used_waypoints.is_empty() {
-        snapshot.waypoints = Arc::new(waypoints(&snapshot));
-    }
+    let names = affected.iter().chain(pods.iter().map(|(name, ..)| *name));
+    let mut waypoints = snapshot.waypoints.clone();
+    waypoints.look_again(&snapshot, names.map(|name| &name.namespace).collect());
+    snapshot.waypoints = waypoints;
     Some(snapshot)
 }
 

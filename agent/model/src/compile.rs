@@ -106,18 +106,7 @@ fn whole(
         policies: Arc::new(prepared),
         ..Snapshot::default()
     };
-    Snapshot { waypoints: Arc::new(waypoints(&snapshot)), ..snapshot }
-}
-
-/// Which workloads of the snapshot have waypoints.
-pub(crate) fn waypoints(snapshot: &Snapshot) -> Waypoints {
-    let Snapshot { world, workloads, used_waypoints, .. } = snapshot;
-    let labels = |workload: &Arc<Workload>| Some(&world.pods.get(&workload.name)?.labels);
-    let labelled = workloads.pods.values().filter_map(|of| Some((of, labels(of)?)));
-    let labels = |workload: &Arc<Workload>| Some(&world.workload_entries.get(&workload.name)?.backend.labels);
-    let registered = workloads.entries.values().filter_map(|of| Some((of, labels(of)?)));
-    let services = snapshot.services.values().chain(snapshot.service_entries.iter());
-    Waypoints::new(world, used_waypoints, services, labelled.chain(registered))
+    Snapshot { waypoints: Waypoints::new(&snapshot), ..snapshot }
 }
 
 /// The pods that live, by name.

@@ -41,7 +41,7 @@ pub struct Snapshot {
     pub(crate) zone: Zone,
     /// The names that labels give waypoints.
     pub(crate) used_waypoints: Arc<BTreeSet<NamespacedName>>,
-    pub(crate) waypoints: Arc<Waypoints>,
+    pub(crate) waypoints: Waypoints,
     pub(crate) local: Arc<Local>,
     pub(crate) policies: Arc<Prepared>,
     pub(crate) routes: Arc<Routes>,

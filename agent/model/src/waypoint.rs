@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::admit::{Judgement, Refused};
 use crate::identity::Identity;
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::ports::HBONE_PORT;
 use crate::reason::Reason;
@@ -11,6 +12,7 @@ use crate::route::{Balance, pick};
 use crate::service::{Service, ServiceKind, ServicePort};
 use crate::snapshot::{Snapshot, Workload, WorkloadKind};
 use crate::text::Text;
+use crate::workloads::{Workloads, in_namespace};
 use crate::world::{Labels, World};
 
 /// Label of namespaces, services and workloads: the name of a Gateway, or `none`.
@@ -28,12 +30,12 @@ pub(crate) fn class_of_service<'w>(world: &'w World, name: &NamespacedName) -> O
     world.services.get(name).and_then(|service| service.labels.get(CLASS)).map(Text::as_str)
 }
 
-/// Which waypoints stand before workloads.
+/// Which waypoints stand before workloads: by namespace, since nothing of another one has a say on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Waypoints {
-    of_pods: HashMap<NamespacedName, Required>,
-    of_entries: HashMap<NamespacedName, Required>,
-}
+pub(crate) struct Waypoints(Map<Text, OfNamespace>);
+
+/// Of the workloads of a namespace, by kind and name, those that have some.
+type OfNamespace = HashMap<(WorkloadKind, Text), Required>;
 
 /// Waypoints are named by their Service, which has the Gateway's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,52 +142,74 @@ impl Snapshot {
 }
 
 impl Waypoints {
-    /// Finds the waypoints of workloads. What is itself behind a waypoint's Service has none.
-    pub fn new<'w>(
-        world: &World,
-        used: &BTreeSet<NamespacedName>,
-        services: impl Iterator<Item = &'w Arc<Service>> + Clone,
-        workloads: impl Iterator<Item = (&'w Arc<Workload>, &'w Labels)>,
-    ) -> Self {
-        if used.is_empty() {
-            return Self::default();
-        }
-        let mut served: HashMap<(WorkloadKind, &NamespacedName), BTreeSet<NamespacedName>> = HashMap::new();
-        let mut waypoints = HashSet::new();
-        for service in services {
-            let is_waypoint = service.kind == ServiceKind::Service && used.contains(&service.name);
-            for workload in service.ports.iter().flat_map(|port| own_workloads(service, port)) {
-                let key = (workload.kind, &workload.name);
-                served.entry(key).or_default().extend(service.waypoint.clone());
-                if is_waypoint {
-                    waypoints.insert(key);
-                }
-            }
-        }
+    /// Those of all workloads of a snapshot.
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let Workloads { pods, entries, .. } = &snapshot.workloads;
         let mut found = Self::default();
-        for (workload, labels) in workloads {
-            let key = (workload.kind, &workload.name);
-            let of_services = served.remove(&key);
-            if !waypoints.contains(&key)
-                && let Some(required) = required(world, &workload.name.namespace, labels, of_services)
-            {
-                let of_kind = match workload.kind {
-                    WorkloadKind::Pod => &mut found.of_pods,
-                    WorkloadKind::WorkloadEntry => &mut found.of_entries,
-                };
-                of_kind.insert(workload.name.clone(), required);
-            }
-        }
+        found.look_again(snapshot, pods.keys().chain(entries.keys()).map(|name| &name.namespace).collect());
         found
     }
 
-    fn of(&self, workload: &Workload) -> Option<&Required> {
-        let of_kind = match workload.kind {
-            WorkloadKind::Pod => &self.of_pods,
-            WorkloadKind::WorkloadEntry => &self.of_entries,
-        };
-        of_kind.get(&workload.name)
+    /// Takes over what the workloads of these namespaces have in a later snapshot.
+    pub fn look_again(&mut self, snapshot: &Snapshot, namespaces: BTreeSet<&Text>) {
+        if snapshot.used_waypoints.is_empty() {
+            return;
+        }
+        let mut entries: HashMap<&Text, Vec<&Arc<Service>>> = HashMap::new();
+        for of in snapshot.service_entries.iter() {
+            entries.entry(&of.name.namespace).or_default().push(of);
+        }
+        for namespace in namespaces {
+            let entries = entries.get(namespace).into_iter().flatten().copied();
+            let found = of_namespace(snapshot, namespace, entries);
+            match found.is_empty() {
+                true => drop(self.0.remove(namespace)),
+                false => drop(self.0.insert(namespace.clone(), found)),
+            }
+        }
     }
+
+    fn of(&self, workload: &Workload) -> Option<&Required> {
+        let name: &NamespacedName = &workload.name;
+        self.0.get(&name.namespace)?.get(&(workload.kind, name.name.clone()))
+    }
+}
+
+/// `entries` are the namespace's ServiceEntries. What is itself behind a waypoint's Service has no waypoint.
+fn of_namespace<'s>(
+    snapshot: &'s Snapshot,
+    namespace: &'s Text,
+    entries: impl Iterator<Item = &'s Arc<Service>>,
+) -> OfNamespace {
+    let Snapshot { world, workloads, used_waypoints, .. } = snapshot;
+    let mut served: HashMap<_, BTreeSet<NamespacedName>> = HashMap::new();
+    let mut waypoints = HashSet::new();
+    for service in in_namespace(&snapshot.services, namespace).map(|(_, service)| service).chain(entries) {
+        let is_waypoint = service.kind == ServiceKind::Service && used_waypoints.contains(&service.name);
+        for workload in service.ports.iter().flat_map(|port| own_workloads(service, port)) {
+            let key = (workload.kind, &workload.name.name);
+            served.entry(key).or_default().extend(service.waypoint.clone());
+            if is_waypoint {
+                waypoints.insert(key);
+            }
+        }
+    }
+    let pods = in_namespace(&workloads.pods, namespace);
+    let pods = pods.filter_map(|(name, of)| Some((of, &world.pods.get(name)?.labels)));
+    let registered = in_namespace(&workloads.entries, namespace);
+    let registered =
+        registered.filter_map(|(name, of)| Some((of, &world.workload_entries.get(name)?.backend.labels)));
+    let mut found = OfNamespace::new();
+    for (workload, labels) in pods.chain(registered) {
+        let name = &workload.name.name;
+        let of_services = served.remove(&(workload.kind, name));
+        if !waypoints.contains(&(workload.kind, name))
+            && let Some(required) = required(world, namespace, labels, of_services)
+        {
+            found.insert((workload.kind, name.clone()), required);
+        }
+    }
+    found
 }
 
 /// The endpoints of a service that its namespace has a say on. Whatever addresses it lists, another namespace's workloads

@@ -1,7 +1,7 @@
 //! What the size of the world costs: the same agent in worlds of more and more services, each with ten endpoints on
 //! other nodes, and one service of its own node whose endpoint changes.
 
-mod large;
+pub(super) mod large;
 mod model;
 
 use std::fmt::Write as _;
@@ -63,7 +63,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// Starts an agent in a world of this size, and changes an endpoint now and then.
 fn measure(program: &Path, services: usize, changes: usize) -> Result<Vec<Figure>> {
     let testbed = Testbed::new()?;
-    large::fill(testbed.world(), services)?;
+    large::fill(testbed.world(), services, &[("orlop.dev/mesh", "enabled")])?;
     testbed.world().enrolled_namespace("mesh")?;
     let node = testbed.node("n1")?;
     let client = node.pod("mesh", "client", PodSpec::new())?;
@@ -124,13 +124,13 @@ fn wait_until_at(client: &Pod, service: std::net::SocketAddr, pod: &Pod) -> Resu
     }
 }
 
-fn figure(services: usize, what: &str, quantity: &str, value: f64, unit: Unit) -> Figure {
+pub(super) fn figure(services: usize, what: &str, quantity: &str, value: f64, unit: Unit) -> Figure {
     let case = format!("{} workloads", services * large::ENDPOINTS);
     Figure { what: what.to_owned(), case, quantity: quantity.to_owned(), value, unit, ratio: None }
 }
 
 /// The ratio of each figure is to that of the smaller world before.
-fn with_growth(worlds: Vec<Vec<Figure>>) -> Vec<Figure> {
+pub(super) fn with_growth(worlds: Vec<Vec<Figure>>) -> Vec<Figure> {
     let mut all: Vec<Figure> = Vec::new();
     for world in worlds {
         for mut figure in world {
@@ -144,7 +144,7 @@ fn with_growth(worlds: Vec<Vec<Figure>>) -> Vec<Figure> {
 }
 
 /// A row for what was measured, and a column for each world, with the growth from the one before.
-fn table(figures: &[Figure]) -> String {
+pub(super) fn table(figures: &[Figure]) -> String {
     let mut cases: Vec<&str> = figures.iter().map(|figure| figure.case.as_str()).collect();
     cases.dedup();
     let mut text = format!("\n{:26}", "");

@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::Routes;
 use super::authorize::RequestPolicies;
+use super::by_host::ByHost;
 use super::by_service::ByService;
 use super::callee::Callees;
 use super::destination::Destinations;
@@ -45,7 +46,7 @@ impl Snapshot {
     ) -> Self {
         let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
         let all = self.services.values().chain(self.service_entries.iter());
-        let compiler = Compiler { world, settings, snapshot: &self, waypoint };
+        let compiler = Compiler::new(world, settings, &self, waypoint);
         let mut findings = Vec::new();
         let mut tables: ByService<Arc<Table>> = ByService::default();
         let mut streams: ByService<StreamPorts> = ByService::default();
@@ -67,12 +68,6 @@ impl Snapshot {
         let clusters = tables.values().flat_map(|table| table.clusters());
         let clusters = clusters.chain(of_streams().flat_map(|table| table.clusters()));
         let destinations = Destinations::new(world, settings, &waypoint.namespace, clusters);
-        let labels = destinations.asks_for_labels()
-            || destinations.compares_labels()
-            || tables.values().any(|table| table.asks_for_labels())
-            || of_streams().any(|table| table.asks_for_labels());
-        let labels =
-            labels.then(|| world.pods.values().map(|pod| (pod.name.clone(), pod.labels.clone())).collect());
         let own = Own::waypoint(world, settings, waypoint);
         let policies = RequestPolicies::new(world, settings, &own, all.clone());
         findings.extend(policies.findings(world, &own));
@@ -90,7 +85,7 @@ impl Snapshot {
             policies,
             callees: Callees::new(world, settings),
             telling: Telling::new(world, &own),
-            labels: labels.unwrap_or_default(),
+            pods: world.pods.clone(),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
             node: settings.node.clone(),
             locality: of_node(world, &settings.node),
@@ -115,16 +110,13 @@ impl Snapshot {
         let policies = RequestPolicies::new(world, settings, &own, std::iter::empty());
         let clusters = ingress.iter().flat_map(Ingress::clusters);
         let destinations = Destinations::new(world, settings, &gateway.name.namespace, clusters);
-        let is_wanted = |name: &NamespacedName| *name == gateway.pod || destinations.compares_labels();
-        let pods = world.pods.values().filter(|pod| is_wanted(&pod.name));
-        let labels = pods.map(|pod| (pod.name.clone(), pod.labels.clone())).collect();
         findings.extend(policies.findings(world, &own));
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
             ingress,
             destinations,
             policies,
-            labels,
+            pods: world.pods.clone(),
             callees: Callees::new(world, settings),
             telling: Telling::new(world, &own),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
@@ -148,9 +140,33 @@ pub(super) struct Compiler<'a> {
     settings: &'a Settings,
     snapshot: &'a Snapshot,
     pub waypoint: &'a NamespacedName,
+    /// Those that the waypoint's namespace may see, the oldest first.
+    virtual_services: ByHost<Vec<&'a VirtualService>>,
 }
 
-impl Compiler<'_> {
+impl<'a> Compiler<'a> {
+    fn new(
+        world: &'a World,
+        settings: &'a Settings,
+        snapshot: &'a Snapshot,
+        waypoint: &'a NamespacedName,
+    ) -> Self {
+        let all = world.virtual_services.values().map(|of| &**of);
+        let mut all: Vec<_> = all.filter(|of| of.exports.include(&waypoint.namespace)).collect();
+        all.sort_by_key(|of| (of.created, &of.name));
+        let mut virtual_services: ByHost<Vec<&VirtualService>> = ByHost::default();
+        for of in all {
+            // In Istio, too, * is for gateways alone: whoever wrote it would have what all others say to each other.
+            for host in of.hosts.iter().filter(|host| *host != "*") {
+                let same = virtual_services.entry(&full_host(host, &of.name.namespace, settings));
+                if same.last().is_none_or(|last| !std::ptr::eq(*last, of)) {
+                    same.push(of);
+                }
+            }
+        }
+        Self { world, settings, snapshot, waypoint, virtual_services }
+    }
+
     /// The rules for a service, of all VirtualServices of its most specific host, the oldest first.
     fn table(&self, service: &Service, findings: &mut Vec<Finding>) -> Option<Table> {
         let mut found = self.most_specific(service);
@@ -170,25 +186,8 @@ impl Compiler<'_> {
     }
 
     /// The VirtualServices of a service's most specific host, the oldest first.
-    pub fn most_specific(&self, service: &Service) -> Vec<&VirtualService> {
-        let mut best = (Specificity::default(), Vec::new());
-        let namespace = &self.waypoint.namespace;
-        for of in self.world.virtual_services.values().filter(|of| of.exports.include(namespace)) {
-            // In Istio, too, * is for gateways alone: whoever wrote it would have what all others say to each other.
-            let hosts = of.hosts.iter().filter(|host| *host != "*");
-            let hosts = hosts.map(|host| full_host(host, &of.name.namespace, self.settings));
-            let Some(found) = hosts.filter_map(|host| specificity(&host, &service.hostname)).max() else {
-                continue;
-            };
-            if best.1.is_empty() || found > best.0 {
-                best = (found, vec![&**of]);
-            } else if found == best.0 {
-                best.1.push(of);
-            }
-        }
-        let (_, mut found) = best;
-        found.sort_by_key(|of| (of.created, &of.name));
-        found
+    pub fn most_specific(&self, service: &Service) -> Vec<&'a VirtualService> {
+        self.virtual_services.of(&service.hostname).next().cloned().unwrap_or_default()
     }
 
     fn rules(&self, of: &VirtualService, findings: &mut Vec<Finding>) -> Vec<(Rule, Vec<Vec<HttpMatch>>)> {

@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::backend_tls::BackendPolicies;
+use super::by_host::ByHost;
 use super::by_service::ByService;
 use super::compile::{Specificity, full_host, specificity};
 use super::rule::Cluster;
@@ -11,21 +12,22 @@ use super::traffic::{
 };
 use crate::compile::Settings;
 use crate::endpoints::is_special;
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::policy::shown;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
-use crate::world::{Labels, World};
+use crate::world::{Labels, Pod, World};
 
 /// What DestinationRules say of services.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Destinations {
     root: String,
     backends: BackendPolicies,
-    /// By the namespace of the rules.
-    namespaces: HashMap<String, OfNamespace>,
+    /// Of each host by the namespace of the rules.
+    hosts: ByHost<HashMap<String, OfHost>>,
     /// Of services that routes lead to subsets of.
     subsets: ByService<SubsetPorts>,
 }
@@ -33,16 +35,7 @@ pub(super) struct Destinations {
 /// By the level and the name of a subset, a service's ports with the subset's endpoints alone.
 type SubsetPorts = HashMap<String, HashMap<String, Arc<Vec<ServicePort>>>>;
 
-/// What the DestinationRules of one namespace say.
-#[derive(Clone, Debug, Default)]
-struct OfNamespace {
-    /// By the host in full.
-    hosts: HashMap<String, OfHost>,
-    /// By what follows the `*`.
-    wildcards: HashMap<String, OfHost>,
-}
-
-/// What they say of one host.
+/// What the rules of one namespace say of one host.
 #[derive(Clone, Debug, Default)]
 struct OfHost {
     /// To the clients that a `workloadSelector` selects.
@@ -127,29 +120,24 @@ impl Destinations {
         waypoint: &str,
         clusters: impl Iterator<Item = &'w Cluster>,
     ) -> Self {
-        let mut by_host: BTreeMap<(&str, String, bool), Vec<&DestinationRule>> = BTreeMap::new();
+        let mut by_host: BTreeMap<(&str, String), Vec<&DestinationRule>> = BTreeMap::new();
         for rule in world.destination_rules.values().filter(|rule| rule.exports.include(waypoint)) {
             let host = full_host(&rule.host, &rule.name.namespace, settings);
-            let (host, is_wildcard) = match host.strip_prefix('*') {
-                Some(suffix) => (suffix.to_owned(), true),
-                None => (host, false),
-            };
-            by_host.entry((&rule.name.namespace, host, is_wildcard)).or_default().push(rule);
+            by_host.entry((&rule.name.namespace, host)).or_default().push(rule);
         }
         let led_to: Vec<_> = clusters
             .filter_map(|cluster| Some((cluster.service.as_ref().ok()?, cluster.subset.as_deref()?)))
             .collect();
         let named: HashSet<_> = led_to.iter().map(|(_, subset)| *subset).collect();
-        let mut namespaces: HashMap<String, OfNamespace> = HashMap::new();
+        let mut hosts: ByHost<HashMap<String, OfHost>> = ByHost::default();
         let mut left: HashMap<&str, usize> = HashMap::new();
-        for ((namespace, host, is_wildcard), rules) in by_host {
-            let of_namespace = namespaces.entry(namespace.to_owned()).or_default();
-            let hosts = if is_wildcard { &mut of_namespace.wildcards } else { &mut of_namespace.hosts };
+        for ((namespace, host), rules) in by_host {
             let left = left.entry(namespace).or_insert(MAX_POLICIES);
-            hosts.insert(host, OfHost::new(namespace, rules, &named, left));
+            let of = OfHost::new(namespace, rules, &named, left);
+            hosts.entry(&host).insert(namespace.to_owned(), of);
         }
         let (root, backends) = (settings.root_namespace.clone(), BackendPolicies::new(world));
-        let mut found = Self { root, backends, namespaces, subsets: ByService::default() };
+        let mut found = Self { root, backends, hosts, subsets: ByService::default() };
         let mut by_service: HashMap<*const Service, (&Arc<Service>, HashSet<&str>)> = HashMap::new();
         for (service, subset) in led_to {
             let entry = by_service.entry(Arc::as_ptr(service)).or_insert_with(|| (service, HashSet::new()));
@@ -163,7 +151,7 @@ impl Destinations {
     }
 
     fn subset_ports(&self, service: &Service, names: &HashSet<&str>, world: &World) -> SubsetPorts {
-        let policies = self.namespaces.values().flat_map(|of| of.hosts_of(&service.hostname));
+        let policies = self.hosts.of(&service.hostname).flat_map(HashMap::values);
         let mut found = SubsetPorts::new();
         let mut by_labels: BTreeMap<Vec<_>, Arc<Vec<ServicePort>>> = BTreeMap::new();
         for policy in policies.flat_map(OfHost::policies) {
@@ -180,35 +168,25 @@ impl Destinations {
         found
     }
 
-    /// Whether some rule asks for the client's labels.
-    pub fn asks_for_labels(&self) -> bool {
-        let hosts = self.namespaces.values().flat_map(|of| of.hosts.values().chain(of.wildcards.values()));
-        hosts.into_iter().any(|of| !of.selected.is_empty())
-    }
-
-    /// Whether some rule compares the labels of pods.
-    pub fn compares_labels(&self) -> bool {
-        let hosts = self.namespaces.values().flat_map(|of| of.hosts.values().chain(of.wildcards.values()));
-        hosts.flat_map(OfHost::policies).any(|policy| policy.compares_labels())
-    }
-
     /// Level by level: the client's namespace, the service's, the root's. The first that has any for the service and the
     /// client counts, and of its hosts the most specific; levels don't merge.
     fn policy(
         &self,
         service: &Service,
         client: &Client<'_>,
-        labels: &HashMap<NamespacedName, Labels>,
+        pods: &Map<NamespacedName, Pod>,
     ) -> Option<&Arc<Policy>> {
         let levels = [client.namespace, &service.name.namespace, &self.root];
         levels.into_iter().find_map(|namespace| {
             let selecting = match client.pod {
                 _ if namespace != client.namespace => Selecting::Never,
                 Some(pod) if pod.namespace != *namespace => Selecting::Never,
-                pod => pod.and_then(|pod| labels.get(pod)).map_or(Selecting::Unknown, Selecting::By),
+                pod => pod
+                    .and_then(|pod| pods.get(pod))
+                    .map_or(Selecting::Unknown, |pod| Selecting::By(&pod.labels)),
             };
-            let hosts = self.namespaces.get(namespace)?.hosts_of(&service.hostname);
-            hosts.into_iter().find_map(|of| of.policy(selecting))
+            let of_level = self.hosts.of(&service.hostname).filter_map(|of| of.get(namespace));
+            of_level.into_iter().find_map(|of| of.policy(selecting))
         })
     }
 
@@ -218,9 +196,9 @@ impl Destinations {
         subset: Option<&'t str>,
         port: u16,
         client: &Client<'_>,
-        labels: &HashMap<NamespacedName, Labels>,
+        pods: &Map<NamespacedName, Pod>,
     ) -> Result<Target<'t>, Reason> {
-        let policy = self.policy(service, client, labels);
+        let policy = self.policy(service, client, pods);
         let level = policy.map_or("", |policy| policy.level.as_str());
         let (ports, levels) = match (subset, policy) {
             (None, policy) => (&service.ports, policy.map(|policy| &policy.whole)),
@@ -245,17 +223,9 @@ impl Destinations {
         &self,
         service: &Service,
         client: &Client<'_>,
-        labels: &HashMap<NamespacedName, Labels>,
+        pods: &Map<NamespacedName, Pod>,
     ) -> bool {
-        self.policy(service, client, labels).is_some_and(|policy| policy.whole.secure())
-    }
-}
-
-impl OfNamespace {
-    /// What is said of this host, the most specific first.
-    fn hosts_of(&self, host: &str) -> impl Iterator<Item = &OfHost> {
-        let suffixes = host.match_indices('.').map(move |(at, _)| &host[at..]).chain([""]);
-        self.hosts.get(host).into_iter().chain(suffixes.filter_map(|suffix| self.wildcards.get(suffix)))
+        self.policy(service, client, pods).is_some_and(|policy| policy.whole.secure())
     }
 }
 

@@ -176,11 +176,6 @@ impl<'a> Whereabouts<'a> {
     }
 }
 
-/// Whether somebody has to know the labels of pods to tell.
-pub(super) fn asks_for_labels(setting: &LocalityBalancing) -> bool {
-    setting.priority.iter().any(|(label, _)| ![REGION, ZONE, SUBZONE, HOSTNAME].contains(&label.as_str()))
-}
-
 impl LocalityPattern {
     fn includes(&self, locality: &Locality) -> bool {
         let all = [&locality.region, &locality.zone, &locality.subzone];

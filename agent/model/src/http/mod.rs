@@ -6,6 +6,7 @@ mod authentication;
 mod authorize;
 mod backend_tls;
 mod bucket;
+mod by_host;
 mod by_service;
 mod callee;
 mod compile;
@@ -60,11 +61,12 @@ pub use traffic::{MAX_PORT_SETTINGS, MAX_SELECTORS, MAX_SUBSETS};
 use crate::admit::{Judgement, Refused};
 use crate::behind::{Behind, Entrance};
 use crate::identity::Identity;
+use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
 use crate::world::stream::Sni;
-use crate::world::{ExtensionProvider, Labels, Locality, RemoteKeys};
+use crate::world::{ExtensionProvider, Labels, Locality, Pod, RemoteKeys};
 use attached::Attached;
 use authorize::RequestPolicies;
 use by_service::ByService;
@@ -137,8 +139,8 @@ pub struct Routes {
     policies: RequestPolicies,
     callees: Callees,
     telling: Telling,
-    /// Of pods, where some rule asks for them.
-    labels: HashMap<NamespacedName, Labels>,
+    /// Those of the world, whose labels some rules ask for.
+    pods: Map<NamespacedName, Pod>,
     /// Of the node that the waypoint is on.
     node_addresses: Vec<IpAddr>,
     node: String,
@@ -155,7 +157,7 @@ impl Routes {
         let attached = attached.and_then(|of| of.table(request.source_namespace, request.port));
         let table = attached.or_else(|| self.tables.get(service));
         let Some(table) = table else { return Ok(None) };
-        let labels = request.source.and_then(|source| self.labels.get(source));
+        let labels = request.source.and_then(|source| self.labels_of(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
     }
 
@@ -168,7 +170,7 @@ impl Routes {
         stream: &Stream<'_>,
     ) -> Result<Option<&StreamRule>, Reason> {
         let Some(table) = self.stream_table(service, stream) else { return Ok(None) };
-        let labels = self.labels_of(stream);
+        let labels = stream.source.and_then(|source| self.labels_of(source));
         match table.select(stream, labels) {
             None if table.lets_pass(stream, labels) => Ok(None),
             found => found.map(Some).ok_or(Reason::NoRoute),
@@ -205,7 +207,7 @@ impl Routes {
             });
             targets.collect::<Vec<_>>()
         };
-        table.wants_sni(stream, self.labels_of(stream))
+        table.wants_sni(stream, stream.source.and_then(|source| self.labels_of(source)))
             || table
                 .rules()
                 .iter()
@@ -219,8 +221,8 @@ impl Routes {
         attached.or_else(|| self.streams.get(service)?.get(&stream.port))
     }
 
-    fn labels_of(&self, stream: &Stream<'_>) -> Option<&Labels> {
-        stream.source.and_then(|source| self.labels.get(source))
+    fn labels_of(&self, pod: &NamespacedName) -> Option<&Labels> {
+        self.pods.get(pod).map(|pod| &pod.labels)
     }
 
     /// Like [`authorize`](Self::authorize), for a connection in which no HTTP is read.
@@ -369,12 +371,12 @@ impl Routes {
 
     /// Where the waypoint or gateway is whose workload has this name.
     pub fn here<'a>(&'a self, own: &NamespacedName) -> Whereabouts<'a> {
-        Whereabouts { locality: &self.locality, node: &self.node, labels: self.labels.get(own) }
+        Whereabouts { locality: &self.locality, node: &self.node, labels: self.labels_of(own) }
     }
 
     /// Where an endpoint is.
     pub fn whereabouts<'a>(&'a self, endpoint: &'a Endpoint) -> Whereabouts<'a> {
-        let labels = endpoint.workload.as_ref().and_then(|workload| self.labels.get(&workload.name));
+        let labels = endpoint.workload.as_ref().and_then(|workload| self.labels_of(&workload.name));
         Whereabouts::of(endpoint, labels)
     }
 
@@ -387,7 +389,7 @@ impl Routes {
     ) -> Result<Target<'t>, Reason> {
         let service = cluster.service.as_ref().map_err(|reason| *reason)?;
         let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
-        self.destinations.target(service, cluster.subset.as_deref(), port, client, &self.labels)
+        self.destinations.target(service, cluster.subset.as_deref(), port, client, &self.pods)
     }
 
     /// Where a service itself is, without any rule.
@@ -397,13 +399,13 @@ impl Routes {
         port: u16,
         client: &Client<'_>,
     ) -> Result<Target<'t>, Reason> {
-        self.destinations.target(service, None, port, client, &self.labels)
+        self.destinations.target(service, None, port, client, &self.pods)
     }
 
     /// Whether a client may be passed on to a port that the service does not list, as ServiceEntries without endpoints
     /// of their own let it. Not if what goes to the service is to be secured.
     pub fn pass_unlisted(&self, service: &Service, client: &Client<'_>) -> Result<(), Reason> {
-        let secured = self.destinations.secures_all(service, client, &self.labels);
+        let secured = self.destinations.secures_all(service, client, &self.pods);
         if secured { Err(Reason::NoServicePort) } else { Ok(()) }
     }
 }

@@ -119,11 +119,6 @@ impl StreamTable {
         }
         false
     }
-
-    /// Whether some entry asks for the client's labels.
-    pub fn asks_for_labels(&self) -> bool {
-        self.entries.iter().any(|(_, of)| !of.source_labels.is_empty())
-    }
 }
 
 fn holds(of: &StreamMatch, stream: &Stream<'_>, labels: Option<&Labels>) -> bool {

@@ -79,11 +79,6 @@ impl Table {
             choices.into_iter().flatten().map(|choice| &choice.cluster).chain(mirrors)
         })
     }
-
-    /// Whether some entry asks for the client's labels.
-    pub fn asks_for_labels(&self) -> bool {
-        self.entries.iter().flat_map(|entry| &entry.matches).any(|of| !of.source_labels.is_empty())
-    }
 }
 
 #[cfg(test)]

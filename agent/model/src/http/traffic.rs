@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::groups::asks_for_labels;
 use crate::world::Labels;
 use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
 
@@ -56,13 +55,6 @@ impl Policy {
             });
         }
         Self { level, whole: Levels::new(whole, None), subsets }
-    }
-
-    /// Whether it compares the labels of pods.
-    pub fn compares_labels(&self) -> bool {
-        let subsets = self.subsets.values().map(|subset| &subset.levels);
-        let policies = subsets.chain([&self.whole]).flat_map(|of| of.ports.values().chain([&of.all]));
-        policies.filter_map(|policy| policy.locality.as_deref()).any(asks_for_labels)
     }
 
     /// Lets nothing pass.

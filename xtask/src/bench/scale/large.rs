@@ -11,10 +11,10 @@ const NEIGHBOURS: usize = 10;
 /// Workloads of one node.
 const ON_A_NODE: usize = 50;
 
-/// Fills a world with so many services, a file each, and what goes with them.
-pub(super) fn fill(world: &World, services: usize) -> Result<()> {
+/// Fills a world with so many services, a file each, in namespaces with these labels, and what goes with them.
+pub(crate) fn fill(world: &World, services: usize, labels: &[(&str, &str)]) -> Result<()> {
     for namespace in 0..services.div_ceil(NEIGHBOURS) {
-        world.enrolled_namespace(&format!("team-{namespace}"))?;
+        world.namespace(&format!("team-{namespace}"), labels)?;
         world.write(&format!("policy.{namespace}.yaml"), &policy(namespace))?;
     }
     let nodes: Vec<String> = (0..(services * ENDPOINTS).div_ceil(ON_A_NODE)).map(node).collect();
@@ -23,6 +23,11 @@ pub(super) fn fill(world: &World, services: usize) -> Result<()> {
         world.write(&format!("service.{service}.yaml"), &text_of(service))?;
     }
     Ok(())
+}
+
+/// The namespace of a service.
+pub(crate) fn namespace_of(service: usize) -> String {
+    format!("team-{}", service / NEIGHBOURS)
 }
 
 /// A service with its slice and its pods.
