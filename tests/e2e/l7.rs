@@ -1,5 +1,6 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
+mod away;
 mod caller;
 mod custom;
 mod custom_answers;

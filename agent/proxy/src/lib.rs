@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 mod affinity;
+mod away;
 pub mod by_kernel;
 mod carried;
 mod config;
@@ -30,6 +31,7 @@ mod pace;
 mod passthrough;
 mod pod;
 mod pool;
+mod pulse;
 mod record;
 mod refusal;
 mod retold;

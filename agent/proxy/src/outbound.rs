@@ -8,9 +8,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream, client::SendRequest};
+use h2::{RecvStream, SendStream};
 use orlop_model::{Choice, Reason, Workload};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 use crate::{
     admission::while_trusted,
@@ -111,7 +114,7 @@ async fn connect(
         Some(destination) => (destination, Choice::Open),
         None => original_destination(worker, pod, client)?,
     };
-    let upstream = resolve(worker, pod, client, destination, record)?;
+    let upstream = resolve_reachable(worker, pod, client, destination, record)?;
     if upstream.tunnel.is_none() {
         let server = tunnel::dial_end(&worker.shared, pod, upstream.address, None).await?;
         return Ok((Way::Plain(server, movable), upstream.in_flight));
@@ -124,11 +127,13 @@ async fn connect(
 /// For so long a waypoint that can't be reached may be another's to stand in for, or come back: as when it is started anew.
 /// Nothing of the client's has been sent.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between the first two attempts, and then twice as long each time.
+/// A tunnel to a waypoint that is not open by then is tried elsewhere: two attempts of TCP.
+const OPENING: Duration = Duration::from_secs(3);
+/// Between two attempts at one that was tried already, and then twice as long each time.
 const PAUSE: Duration = Duration::from_millis(20);
 /// At most so many attempts are made.
 const ATTEMPTS: usize = 12;
-/// So often another waypoint is drawn than those that were tried.
+/// So often another waypoint is drawn than those that could not be reached.
 const DRAWS: usize = 8;
 
 /// A stream through the tunnel that the way leads through.
@@ -141,32 +146,27 @@ async fn tunnelled(
     record: &mut Record,
 ) -> Result<(Stream, InFlightGuard), Refusal> {
     let start = Instant::now();
-    let (mut tried, mut pause) = (Vec::new(), PAUSE);
+    let (mut attempts, mut pause) = (0, PAUSE);
     loop {
         let Some(key) = &upstream.tunnel else { return Err(Reason::NoHealthyEndpoint.into()) };
         let refusal = match open_stream(worker, pod, client.peer, &upstream, key, record).await {
-            Ok(stream) => return Ok((stream, upstream.in_flight)),
+            Ok(stream) => {
+                worker.away.remove(key.address);
+                return Ok((stream, upstream.in_flight));
+            }
             Err(refusal) => refusal,
         };
+        attempts += 1;
         let is_away =
             matches!(refusal.reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TunnelClosed);
-        tried.push(key.address);
-        if !upstream.by_waypoint || !is_away || tried.len() >= ATTEMPTS {
+        if !upstream.by_waypoint || !is_away || attempts >= ATTEMPTS {
             return Err(refusal);
         }
-        let mut again = || resolve(worker, pod, client, destination, record).ok();
-        let mut next = again();
-        for _ in 0..DRAWS {
-            let is_tried =
-                |next: &Upstream| next.tunnel.as_ref().is_none_or(|key| tried.contains(&key.address));
-            if !next.as_ref().is_some_and(is_tried) {
-                break;
-            }
-            next = again();
-        }
+        worker.away.add(key.address);
+        let next = resolve_reachable(worker, pod, client, destination, record).ok();
         let Some(next) = next.filter(|next| next.by_waypoint) else { return Err(refusal) };
-        if next.tunnel.as_ref().is_some_and(|key| tried.contains(&key.address)) {
-            // One that was not tried yet is tried, however long another one took.
+        // One that was not tried yet is tried, however long another one took.
+        if next.is_away(worker) {
             if start.elapsed() > PATIENCE {
                 return Err(refusal);
             }
@@ -195,6 +195,31 @@ struct Upstream {
     /// Whether that is to a waypoint.
     by_waypoint: bool,
     in_flight: InFlightGuard,
+}
+
+impl Upstream {
+    /// Whether it leads through a waypoint that could not be reached a moment ago.
+    fn is_away(&self, worker: &Worker) -> bool {
+        self.by_waypoint && self.tunnel.as_ref().is_some_and(|key| worker.away.contains(key.address))
+    }
+}
+
+/// The way, and where it leads through a waypoint, through one that can be reached as far as anybody knows, if there is any.
+fn resolve_reachable(
+    worker: &Worker,
+    pod: &Pod,
+    client: &Accepted,
+    destination: (SocketAddr, Choice),
+    record: &mut Record,
+) -> Result<Upstream, Refusal> {
+    let mut found = resolve(worker, pod, client, destination, record)?;
+    for _ in 0..DRAWS {
+        if !found.is_away(worker) {
+            break;
+        }
+        found = resolve(worker, pod, client, destination, record)?;
+    }
+    Ok(found)
 }
 
 fn resolve(
@@ -250,10 +275,16 @@ async fn open_stream(
 ) -> Result<Stream, Refusal> {
     record.tunnel = Some(key.address);
     loop {
-        let mut slot = worker.pool.slot(key, async || tunnel::open(worker, pod, key).await).await?;
+        let opening = worker.pool.slot(key, async || tunnel::open(worker, pod, key).await);
+        let limit = if upstream.by_waypoint { OPENING } else { Duration::MAX };
+        let opened = timeout(limit, opening).await;
+        let in_time = opened.map_err(|_| {
+            Refusal::new(Reason::ConnectTimeout, format!("no tunnel to the waypoint {} in time", key.address))
+        });
+        let mut slot = in_time??;
         // The tunnel's handshake has shown it.
         record.destination.identity = Some(key.destination.clone());
-        match request(worker, client, upstream, &mut slot.send).await {
+        match request(worker, client, upstream, &mut slot).await {
             Ok((send, receive)) => return Ok(Stream { send, receive, slot }),
             // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
             Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
@@ -267,9 +298,9 @@ async fn request(
     worker: &Worker,
     client: SocketAddr,
     upstream: &Upstream,
-    tunnel: &mut SendRequest<Bytes>,
+    slot: &mut Slot,
 ) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
     let request = hbone::connect_request(&upstream.address.to_string(), &upstream.source, client)
         .ok_or_else(|| Refusal::internal("a name of the pod does not fit a header"))?;
-    tunnel::ask(&worker.shared, tunnel, request).await
+    tunnel::ask(&worker.shared, slot, request).await
 }

@@ -13,7 +13,7 @@ use h2::client::SendRequest;
 use orlop_model::Identity;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{refusal::Refusal, shown::Shown, tunnel::Opened};
+use crate::{pulse::Pulse, refusal::Refusal, shown::Shown, tunnel::Opened};
 
 /// Streams in one tunnel; for more, another tunnel is opened. Peers allow 100 by default.
 const MAX_STREAMS: usize = 100;
@@ -59,6 +59,7 @@ struct Tunnel {
 struct Usage {
     shown: Rc<Shown>,
     streams: Cell<usize>,
+    pulse: Rc<Pulse>,
     /// No more streams for it.
     retired: Cell<bool>,
     last: Cell<Instant>,
@@ -76,6 +77,11 @@ impl Slot {
     /// What the tunnel's other end has shown.
     pub(crate) fn shown(&self) -> &Shown {
         &self.usage.shown
+    }
+
+    /// Once nobody answers at the tunnel's other end.
+    pub(crate) async fn silence(&self) {
+        self.usage.pulse.silence().await;
     }
 
     /// The tunnel is of no use for new streams; those that it has may go on.
@@ -115,11 +121,14 @@ impl Pool {
         }
         attempts.number = lane.begun.get() + 1;
         lane.begun.set(attempts.number);
+        // Nobody is to take another attempt's for that of one which was given up.
+        attempts.failure = None;
         let opened = open().await;
         attempts.failure = opened.as_ref().err().cloned();
-        let Opened { send, shown } = opened?;
+        let Opened { send, shown, pulse } = opened?;
         let usage = Rc::new(Usage {
             shown,
+            pulse,
             streams: Cell::new(0),
             retired: Cell::new(false),
             last: Cell::new(Instant::now()),

@@ -19,8 +19,16 @@ use tokio::{
 };
 
 use crate::{
-    limits, metrics::Direction, pod::Pod, pool::Key, refusal::Refusal, shared::Shared, shown::Shown, socket,
-    tls, worker::Worker,
+    limits,
+    metrics::Direction,
+    pod::Pod,
+    pool::{Key, Slot},
+    pulse::Pulse,
+    refusal::Refusal,
+    shared::Shared,
+    shown::Shown,
+    socket, tls,
+    worker::Worker,
 };
 
 /// What one stream may have on the way. With [`CONNECTION_WINDOW`] as the sum of all streams', readers
@@ -43,6 +51,7 @@ pub(crate) struct Opened {
     pub(crate) send: SendRequest<Bytes>,
     /// What the other end has shown.
     pub(crate) shown: Rc<Shown>,
+    pub(crate) pulse: Rc<Pulse>,
 }
 
 /// Opens a tunnel for `key` from `pod`.
@@ -89,16 +98,17 @@ pub(crate) async fn open_over(
             .await
             .map_err(http)?;
         settled(&send, &mut connection).await.map_err(http)?;
-        Ok::<_, Refusal>((Opened { send, shown }, connection))
+        Ok::<_, Refusal>((Opened { send, shown, pulse: Rc::new(Pulse::new()) }, connection))
     };
-    let (opened, connection) =
+    let (opened, mut connection) =
         timeout(shared.config.handshake_timeout, handshake).await.map_err(|_| {
             Refusal::new(Reason::TlsTimeout, format!("no TLS handshake with {} in time", key.address))
         })??;
 
     let gauge = shared.metrics.tunnels(Direction::Outbound);
     gauge.inc();
-    let shown = Rc::clone(&opened.shown);
+    let (shown, pulse) = (Rc::clone(&opened.shown), Rc::clone(&opened.pulse));
+    let pings = connection.ping_pong();
     spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
@@ -106,6 +116,7 @@ pub(crate) async fn open_over(
             },
             // Without its connection, the tunnel's streams end, and nobody gets another one in it.
             _ = shown.fallen() => {}
+            () = pulse.watch(pings) => {}
         }
         gauge.dec();
     });
@@ -130,13 +141,19 @@ where
 /// Asks through a tunnel for what `request` names, and gives the stream to it.
 pub(crate) async fn ask(
     shared: &Shared,
-    tunnel: &mut SendRequest<Bytes>,
+    slot: &mut Slot,
     request: Request<()>,
 ) -> Result<(SendStream<Bytes>, RecvStream), Refusal> {
     let lost = |error: h2::Error| Refusal::new(Reason::TunnelClosed, error);
-    let (answer, send) = tunnel.send_request(request, false).map_err(lost)?;
-    let answer = timeout(shared.config.connect_timeout, answer)
-        .await
+    let (answer, send) = slot.send.send_request(request, false).map_err(lost)?;
+    let answer = tokio::select! {
+        answer = timeout(shared.config.connect_timeout, answer) => answer,
+        () = slot.silence() => {
+            slot.retire();
+            return Err(Refusal::new(Reason::TunnelClosed, "the tunnel's other end does not answer"));
+        }
+    };
+    let answer = answer
         .map_err(|_| Refusal::new(Reason::ConnectTimeout, "no answer to the CONNECT in time"))?
         .map_err(lost)?;
     match answer.status() {

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    admission::Docket, handshakes::Handshakes, pace::Waiting, pool::Pool, series::SeriesCache, shared::Shared,
+    admission::Docket, away::Away, handshakes::Handshakes, pace::Waiting, pool::Pool, series::SeriesCache, shared::Shared,
 };
 
 /// Something to do on a worker, in its runtime.
@@ -44,6 +44,7 @@ pub(crate) struct Worker {
     pub(crate) handshakes: Handshakes,
     pub(crate) series: SeriesCache,
     pub(crate) waiting: Waiting,
+    pub(crate) away: Away,
 }
 
 impl Worker {
@@ -130,6 +131,7 @@ fn spawn(
             handshakes: Handshakes::new(shared.config.max_handshakes),
             series: SeriesCache::default(),
             waiting: Waiting::of_this_thread(),
+            away: Away::default(),
             shared,
             crew,
         });

@@ -112,7 +112,7 @@ async fn open(
     loop {
         let mut slot = local.worker.pool.slot(&tunnel, open).await?;
         let request = connect_request(session, key)?;
-        match tunnel::ask(shared, &mut slot.send, request).await {
+        match tunnel::ask(shared, &mut slot, request).await {
             Ok((send, receive)) => return Ok((Io::stream(send, receive), Some(slot))),
             // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
             Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
