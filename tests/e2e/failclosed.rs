@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use orlop_tests::traffic::{HttpServer, echo};
+use orlop_tests::traffic::{HttpServer, ReadUninterrupted, echo};
 use orlop_tests::{Agent, AgentOptions, Frames, READY_PORT, wait_for};
 
 use crate::pair::{
@@ -271,7 +271,7 @@ fn download(mut stream: TcpStream) -> TcpStream {
 /// Reads until the stream ends one way or the other.
 fn read_on(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
-    while stream.read(&mut buffer)? > 0 {}
+    while stream.read_uninterrupted(&mut buffer)? > 0 {}
     Ok(())
 }
 

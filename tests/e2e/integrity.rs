@@ -2,13 +2,13 @@
 //!
 //! Each byte is compared with the one that was sent. `cargo xtask integrity` sends as many as one wants.
 
-use std::io::Read;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
+use orlop_tests::traffic::ReadUninterrupted;
 use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use crate::pair::{Pair, TIMEOUT};
@@ -117,7 +117,7 @@ fn both_ways_at_once(way: &Way, length: u64) {
         for (mut stream, others) in [(&client, 2), (&server, 1)] {
             scope.spawn(move || {
                 receive(stream, others, length).unwrap();
-                assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+                assert_eq!(stream.read_uninterrupted(&mut [0]).unwrap(), 0);
             });
         }
     });
@@ -142,7 +142,7 @@ fn a_reader_that_looks_first(way: &Way, length: u64) {
         loop {
             let seen = recv(server.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK).unwrap();
             pattern.clone().check(&buffer[..seen]);
-            let taken = (&server).read(&mut buffer[..(seen / 2 + 1).min(30_000)]).unwrap();
+            let taken = (&server).read_uninterrupted(&mut buffer[..(seen / 2 + 1).min(30_000)]).unwrap();
             if taken == 0 {
                 break;
             }

@@ -1,7 +1,7 @@
 //! Streams whose every byte is known, so that one that is lost, doubled or out of place is found, and
 //! sockets that are treated unkindly.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
+use orlop_tests::traffic::ReadUninterrupted;
 
 /// Not a power of two: no buffer or frame is a multiple of it.
 const PERIOD: usize = 1_048_573;
@@ -95,7 +96,7 @@ pub fn receive(mut stream: &TcpStream, seed: u8, length: u64) -> io::Result<()> 
     while pattern.position() < length {
         let left = usize::try_from(length - pattern.position()).unwrap_or(usize::MAX);
         let room = buffer.len().min(left);
-        let read = stream.read(&mut buffer[..room])?;
+        let read = stream.read_uninterrupted(&mut buffer[..room])?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -153,7 +154,7 @@ pub fn assert_turned_away(connected: io::Result<TcpStream>) {
 pub fn assert_reset(mut stream: &TcpStream) {
     let mut buffer = vec![0; 64 * 1024];
     let error = loop {
-        match stream.read(&mut buffer) {
+        match stream.read_uninterrupted(&mut buffer) {
             Ok(0) => panic!("the stream ended in good order"),
             Ok(_) => {}
             Err(error) => break error,

@@ -1,9 +1,9 @@
 //! Policies, as users write them: refused with an explanation, and cut when they change.
 
-use std::io::Read;
 use std::process::Command;
 
 use orlop_tests::PodSpec;
+use orlop_tests::traffic::ReadUninterrupted;
 
 use crate::pair::{Pair, TIMEOUT, apply, assert_refused, dial, ping, program, record, remove, wait_enrolled};
 use crate::pattern::assert_reset;
@@ -67,7 +67,7 @@ fn an_open_connection_is_cut_when_a_policy_forbids_it() {
 
     apply(&pair, "policy.yaml", &authorization_policy("no-buyers", NO_BUYERS));
     forbidden.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let end = forbidden.read(&mut [0; 1]);
+    let end = forbidden.read_uninterrupted(&mut [0; 1]);
     assert!(end.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset), "{end:?}");
     let cut = record(&pair.far, |record| record["result"] == "cut");
     assert_eq!(cut["reason"], "policy_denied");

@@ -1,11 +1,12 @@
 //! Open connections are judged again when the world changes: at once, all of them, and only those that are no
 //! longer allowed are cut.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use orlop_tests::traffic::ReadUninterrupted;
 use orlop_tests::{AgentOptions, Pod, PodSpec, Process, traffic, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,7 +71,7 @@ fn a_label_that_brings_a_pod_under_a_policy_cuts_its_connections() {
 
     pair.server.set_label("locked", Some("yes")).unwrap();
     for mut stream in &open {
-        let end = stream.read(&mut [0; 1]);
+        let end = stream.read_uninterrupted(&mut [0; 1]);
         assert!(end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
     }
     let cut = record(&pair.far, |record| record["result"] == "cut");

@@ -5,11 +5,11 @@ mod load;
 mod services;
 mod tricks;
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream};
 use std::time::{Duration, Instant};
 
-use orlop_tests::traffic::{EchoServer, echo};
+use orlop_tests::traffic::{EchoServer, ReadUninterrupted, echo};
 use orlop_tests::{AgentOptions, Pod, PodSpec, wait_for};
 use serde_json::Value;
 
@@ -196,7 +196,7 @@ fn what_policy_forbids_is_closed_and_refused() {
     apply(&set.pair, "policy.yaml", &authorization_policy(NO_NEIGHBOURS));
     for mut stream in open {
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let end = stream.read(&mut [0]);
+        let end = stream.read_uninterrupted(&mut [0]);
         assert!(end.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock), "{end:?}");
     }
     let cut = record(&set.pair.far, |record| record["path"] == "kernel" && record["result"] == "cut");
@@ -218,7 +218,7 @@ fn who_leaves_the_mesh_loses_its_connections() {
         let mut open = set.straight(set.server.addr());
         pod.opt_out().unwrap();
         wait_enrolled(&set.pair.far, pod, false);
-        let end = open.read(&mut [0]);
+        let end = open.read_uninterrupted(&mut [0]);
         assert!(end.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock), "{end:?}");
         pod.opt_in().unwrap();
         wait_enrolled(&set.pair.far, pod, true);

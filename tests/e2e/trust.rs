@@ -1,7 +1,7 @@
 //! Whom the mesh trusts while it runs: roots that come and go, and certificates that are revoked.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use h2::client::Builder;
 use orlop_identity::{CertificateAuthority, DEFAULT_LIFETIME, EmbeddedCa, Identities};
+use orlop_tests::traffic::ReadUninterrupted;
 use orlop_tests::{Agent, AgentOptions, PodSpec, wait_for};
 use rustls::ClientConfig;
 use serde_json::Value;
@@ -97,7 +98,7 @@ fn the_root_is_rotated_under_load_and_no_connection_fails() {
     renewed.iter().for_each(|stream| ping(stream, "still here?\n").unwrap());
     // These were opened with certificates of a root that is gone.
     for mut stream in &kept {
-        let end = stream.read(&mut [0; 1]);
+        let end = stream.read_uninterrupted(&mut [0; 1]);
         assert!(end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
     }
     let reasons = [&pair.near, &pair.far].map(|agent| record(agent, |record| record["result"] == "cut"));
@@ -113,7 +114,7 @@ fn what_a_revoked_client_has_open_is_cut_and_it_gets_another_certificate() {
 
     ca(&pair, "revoke", &[&revoked]);
     for mut stream in &open {
-        let end = stream.read(&mut [0; 1]);
+        let end = stream.read_uninterrupted(&mut [0; 1]);
         assert!(end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
     }
     let cut = record(&pair.far, |record| record["result"] == "cut");
@@ -130,7 +131,7 @@ fn what_leads_to_a_revoked_server_is_cut() {
     let server = pair.server.serve_echo(80).unwrap();
     let mut stream = dial(&pair.client, server.addr()).unwrap();
     ca(&pair, "revoke", &[&serial(&pair.far)]);
-    let end = stream.read(&mut [0; 1]);
+    let end = stream.read_uninterrupted(&mut [0; 1]);
     assert!(end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "{end:?}");
     let cut = record(&pair.near, |record| record["result"] == "cut");
     assert_eq!(cut["reason"], "revoked_certificate", "{cut}");

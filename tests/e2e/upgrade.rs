@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use orlop_tests::traffic::ReadUninterrupted;
 use orlop_tests::{AgentOptions, Pod, PodSpec, Process, wait_for};
 
 use crate::handover::Stranger;
@@ -213,7 +214,7 @@ fn passthrough_connections_move_whole_and_without_regard_to_the_timeout() {
                 thread.join().unwrap();
             }
             // One half has ended, and moves once more.
-            assert_eq!((&mut &*server).read(&mut [0]).unwrap(), 0);
+            assert_eq!((&mut &*server).read_uninterrupted(&mut [0]).unwrap(), 0);
             upgrades(near);
             ping_back(server, client);
         });

@@ -1,9 +1,10 @@
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use crate::traffic::ReadUninterrupted;
 use anyhow::{Context, Result};
 
 use crate::{Node, Pod};
@@ -148,7 +149,7 @@ fn relay(
 fn copy(mut from: &TcpStream, mut to: &TcpStream, bytes: &AtomicU64) -> io::Result<()> {
     let mut buffer = [0; 16 << 10];
     loop {
-        let length = from.read(&mut buffer)?;
+        let length = from.read_uninterrupted(&mut buffer)?;
         if length == 0 {
             return Ok(());
         }

@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use crate::{
-    admission::Docket, away::Away, handshakes::Handshakes, pace::Waiting, pool::Pool, series::SeriesCache, shared::Shared,
+    admission::Docket, away::Away, handshakes::Handshakes, pace::Waiting, pool::Pool, series::SeriesCache,
+    shared::Shared,
 };
 
 /// Something to do on a worker, in its runtime.

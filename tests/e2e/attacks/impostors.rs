@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use h2::server::Builder;
+use orlop_tests::traffic::ReadUninterrupted;
 use rustls::ServerConfig;
 
 use super::forge::{certificate, foreign, server, uri};
@@ -72,7 +73,7 @@ fn a_server_without_tls_gets_no_byte_of_the_application() {
 fn hear_and_answer(listener: &TcpListener, answer: &[u8]) -> Vec<u8> {
     let mut stream = accept(listener).unwrap();
     let mut said = vec![0; 16 * 1024];
-    let first = stream.read(&mut said).unwrap();
+    let first = stream.read_uninterrupted(&mut said).unwrap();
     said.truncate(first);
     std::io::Write::write_all(&mut stream, answer).unwrap();
     // It may hang up with a reset.

@@ -3,7 +3,7 @@
 use std::io::{BufReader, Read, Write};
 use std::time::Duration;
 
-use orlop_tests::traffic::request;
+use orlop_tests::traffic::{ReadUninterrupted, request};
 use orlop_tests::{Pod, PodSpec, wait_for};
 
 use super::Stage;
@@ -98,7 +98,8 @@ fn the_waypoints_limits_hold_at_the_edge() {
         let waiting = |error: &std::io::Error| {
             matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
         };
-        slow.read(&mut [0; 64]).is_err_and(|error| waiting(&error)) && slow.write_all(b"a: b\r\n").is_ok()
+        slow.read_uninterrupted(&mut [0; 64]).is_err_and(|error| waiting(&error))
+            && slow.write_all(b"a: b\r\n").is_ok()
     });
     assert!(dripped.count() < 1000, "it went on for ever");
     assert_eq!(server.count(), 0, "{:?}", server.asked());

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use orlop_tests::traffic::request;
+use orlop_tests::traffic::{ReadUninterrupted, request};
 use orlop_tests::{Pod, PodSpec};
 
 use super::Stage;
@@ -50,7 +50,7 @@ fn an_answer_that_stops_halfway_is_broken_off() {
     let listener = stage.mesh.server.listen(false, 80).unwrap();
     let server = std::thread::spawn(move || {
         let mut stream = listener.accept().unwrap().0;
-        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.read_uninterrupted(&mut [0; 1024]);
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
         // Until the gateway closes it.
         read_to_end(&mut stream);

@@ -1,12 +1,13 @@
 //! The webhook, asked by a real API server: what would be wrong with an object is said when it is applied.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use orlop_tests::traffic::ReadUninterrupted;
 use orlop_tests::{DeployTools, Process, binary, traffic, wait_for};
 use serde_json::{Value, json};
 
@@ -217,14 +218,7 @@ fn whoever_does_not_ask_for_a_review_keeps_no_connection() {
     assert!(wait_for(LONG, is_refused), "others are in the way: {}", log());
     for mut stranger in strangers {
         stranger.set_read_timeout(Some(LONG)).unwrap();
-        // A read with a timeout may be interrupted, and is not taken up again by itself (signal(7)).
-        let ended = loop {
-            match stranger.read(&mut [0; 1]) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                ended => break ended,
-            }
-        };
-        match ended {
+        match stranger.read_uninterrupted(&mut [0; 1]) {
             Ok(0) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             ended => panic!("{ended:?}: {}", log()),

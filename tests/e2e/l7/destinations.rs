@@ -1,13 +1,13 @@
 //! What a DestinationRule says of connections and of endpoints.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use orlop_tests::traffic::request;
+use orlop_tests::traffic::{ReadUninterrupted, request};
 
 use super::routes::Versions;
 use super::scripted::{Reply, Scripted};
@@ -197,13 +197,13 @@ fn a_connection_begins_by_telling_who_its_client_is_and_ends_with_that() {
         let mut text = String::new();
         let mut buffer = [0; 1024];
         while !text.ends_with("\r\n\r\n") {
-            let length = stream.read(&mut buffer).unwrap();
+            let length = stream.read_uninterrupted(&mut buffer).unwrap();
             text.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
         // Nobody else can have it.
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        let end = stream.read(&mut buffer);
+        let end = stream.read_uninterrupted(&mut buffer);
         assert!(end.as_ref().map_or_else(is_refusal, |length| *length == 0), "{end:?}");
         text
     });

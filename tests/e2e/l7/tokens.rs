@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use orlop_tests::traffic::{Response, request};
+use orlop_tests::traffic::{ReadUninterrupted, Response, request};
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData as _, SigningKey as _};
 use serde_json::{Value, json};
 
@@ -323,7 +323,7 @@ fn a_websocket_goes_on_with_the_token_that_it_began_with_until_rules_change() {
         stream.write_all(answer.as_bytes()).unwrap();
         // An echo, until it is cut.
         let mut buffer = [0; 64];
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        while let Ok(length @ 1..) = stream.read_uninterrupted(&mut buffer) {
             if stream.write_all(&buffer[..length]).is_err() {
                 return;
             }

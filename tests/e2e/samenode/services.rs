@@ -1,10 +1,9 @@
 //! Services of which endpoints are on the client's node: the kernel chooses, and goes straight where it may.
 
-use std::io::Read;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use orlop_tests::traffic::EchoServer;
+use orlop_tests::traffic::{EchoServer, ReadUninterrupted};
 use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use super::{NO_NEIGHBOURS, Neighbours, attacks::dial_from, authorization_policy, is_in_kernel};
@@ -120,7 +119,7 @@ fn ten_thousand_connections_spread_evenly_over_both_paths() {
             ping(&stream, "x")?;
             // One that is still ending would count, and most so where the way is long.
             stream.shutdown(Shutdown::Write)?;
-            stream.read(&mut [0]).map(drop)
+            stream.read_uninterrupted(&mut [0]).map(drop)
         })
     });
     made.unwrap().unwrap();

@@ -1,12 +1,12 @@
 //! Much at once: backpressure, readers that stop, and every byte in its place.
 
-use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
+use orlop_tests::traffic::ReadUninterrupted;
 
 use super::{PORT, connect, pair};
 use crate::mesh::{Mesh, tunnels};
@@ -43,7 +43,7 @@ fn assert_stops(from: &TcpStream, to: &TcpStream) {
         });
         receive(to, 7, taken + 8 * MIB).unwrap();
         let mut end = to;
-        assert_eq!(end.read(&mut [0]).unwrap(), 0);
+        assert_eq!(end.read_uninterrupted(&mut [0]).unwrap(), 0);
     });
 }
 
@@ -98,7 +98,7 @@ fn two_hundred_megabytes_each_way_at_once_arrive_as_they_were_sent() {
         for (mut stream, others) in [(&client, 11), (&server, 10)] {
             scope.spawn(move || {
                 receive(stream, others, length).unwrap();
-                assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+                assert_eq!(stream.read_uninterrupted(&mut [0]).unwrap(), 0);
             });
         }
     });
@@ -119,7 +119,7 @@ fn a_reader_that_looks_before_it_takes_gets_every_byte() {
         loop {
             let seen = recv(server.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK).unwrap();
             pattern.clone().check(&buffer[..seen]);
-            let taken = (&server).read(&mut buffer[..(seen / 2 + 1).min(30_000)]).unwrap();
+            let taken = (&server).read_uninterrupted(&mut buffer[..(seen / 2 + 1).min(30_000)]).unwrap();
             if taken == 0 {
                 break;
             }

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use super::{PORT, accept, connect, pair};
 use crate::mesh::{Mesh, TIMEOUT, failed, record};
 use crate::pattern::{assert_reset, assert_turned_away, receive, reset, send};
+use orlop_tests::traffic::ReadUninterrupted;
 
 const LENGTH: u64 = 3_000_000;
 
@@ -22,7 +23,7 @@ fn a_client_that_has_said_all_still_gets_the_answer() {
     send(&server, 1, LENGTH, &[10_000]).unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     receive(&client, 1, LENGTH).unwrap();
-    assert_eq!(from_client.read(&mut [0]).unwrap(), 0, "the answer ends in good order");
+    assert_eq!(from_client.read_uninterrupted(&mut [0]).unwrap(), 0, "the answer ends in good order");
     record(mesh.client_agent(), &[("result", "ok")]);
     record(mesh.server_agent(), &[("result", "ok")]);
 }
@@ -42,7 +43,7 @@ fn a_server_that_has_said_all_still_takes_what_comes() {
         receive(&server, 2, LENGTH).unwrap();
     });
     client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(from_server.read(&mut [0]).unwrap(), 0, "what comes ends in good order");
+    assert_eq!(from_server.read_uninterrupted(&mut [0]).unwrap(), 0, "what comes ends in good order");
     record(mesh.client_agent(), &[("result", "ok")]);
     record(mesh.server_agent(), &[("result", "ok")]);
 }
@@ -79,7 +80,7 @@ fn a_reset_reaches_a_side_that_has_said_all() {
         let (client, server) = connect(&mesh.client, &mesh.server, &listener);
         let (actor, other) = if by_client { (client, server) } else { (server, client) };
         other.shutdown(Shutdown::Write).unwrap();
-        assert_eq!((&actor).read(&mut [0]).unwrap(), 0);
+        assert_eq!((&actor).read_uninterrupted(&mut [0]).unwrap(), 0);
         reset(actor);
         assert_reset(&other);
     }
@@ -138,5 +139,5 @@ fn a_connection_that_says_nothing_ends_in_good_order() {
     let client = mesh.client.connect(mesh.server.addr6(PORT), TIMEOUT).unwrap();
     let server = accept(&listener).unwrap();
     drop(client);
-    assert_eq!((&server).read(&mut [0]).unwrap(), 0);
+    assert_eq!((&server).read_uninterrupted(&mut [0]).unwrap(), 0);
 }

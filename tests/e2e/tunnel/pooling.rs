@@ -1,9 +1,8 @@
 //! Which connections share a tunnel, and that nothing of them is left.
 
 use std::fs;
-use std::io::Read;
 
-use orlop_tests::traffic::echo;
+use orlop_tests::traffic::{ReadUninterrupted, echo};
 use orlop_tests::{Agent, Pod, PodSpec};
 
 use super::{PORT, at_once, connect};
@@ -120,7 +119,7 @@ fn connections_of_a_burst_share_the_tunnel_that_the_first_opens() {
     at_once(0..50_u32, |n| {
         let stream = mesh.client.connect(to, TIMEOUT).unwrap();
         assert_eq!(echo(&stream, &n.to_be_bytes()).unwrap(), n.to_be_bytes());
-        assert_eq!((&stream).read(&mut [0]).unwrap(), 0);
+        assert_eq!((&stream).read_uninterrupted(&mut [0]).unwrap(), 0);
     });
     assert_eq!(tunnels(mesh.client_agent(), "outbound"), 1.0);
 }

@@ -2,6 +2,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 
+use crate::traffic::ReadUninterrupted;
 use anyhow::Result;
 
 use super::server::Server;
@@ -56,7 +57,7 @@ fn echo_back(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let n = stream.read(&mut buffer)?;
+        let n = stream.read_uninterrupted(&mut buffer)?;
         if n == 0 {
             return stream.shutdown(Shutdown::Write);
         }
