@@ -9,7 +9,7 @@ use std::{
 
 use orlop_model::{Balance, Choice, NamespacedName, Service};
 
-use crate::shared::Shared;
+use crate::{away::Away, shared::Shared};
 
 /// So many are kept before those that are over are looked for.
 const FEW: usize = 1024;
@@ -51,6 +51,7 @@ impl Table {
 /// This moment, as load balancing sees it for one connection.
 pub(crate) struct Moment<'a> {
     shared: &'a Shared,
+    away: &'a Away,
     dialled: Dialled,
     asked: Option<Asked<'a>>,
 }
@@ -76,8 +77,8 @@ struct Asked<'a> {
 }
 
 impl<'a> Moment<'a> {
-    pub(crate) fn new(shared: &'a Shared, dialled: Dialled) -> Self {
-        Self { shared, dialled, asked: None }
+    pub(crate) fn new(shared: &'a Shared, away: &'a Away, dialled: Dialled) -> Self {
+        Self { shared, away, dialled, asked: None }
     }
 
     /// The connection goes to this endpoint.
@@ -96,7 +97,8 @@ impl Balance for Moment<'_> {
     }
 
     fn in_flight(&self, endpoint: SocketAddr) -> usize {
-        self.shared.in_flight.count(endpoint)
+        // One that can't be reached is chosen only where there is no other.
+        if self.away.contains(endpoint) { usize::MAX } else { self.shared.in_flight.count(endpoint) }
     }
 
     fn last(&mut self, service: &Arc<Service>, port: u16, timeout: Duration) -> Option<SocketAddr> {

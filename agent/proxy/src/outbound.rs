@@ -241,7 +241,8 @@ fn resolve(
 
     // The service is in the record also when none of its endpoints is.
     record.service = snapshot.service_to(&source.name.namespace, destination.ip()).cloned();
-    let mut moment = Moment::new(shared, Dialled { client: client.peer.ip(), netns, destination, choice });
+    let mut moment =
+        Moment::new(shared, &worker.away, Dialled { client: client.peer.ip(), netns, destination, choice });
     let route = snapshot.route(source, destination, &mut moment)?;
     moment.chosen(route.endpoint());
     record.destination.address = Some(route.upstream);
@@ -286,6 +287,8 @@ async fn open_stream(
         record.destination.identity = Some(key.destination.clone());
         match request(worker, client, upstream, &mut slot).await {
             Ok((send, receive)) => return Ok(Stream { send, receive, slot }),
+            // Another one may answer.
+            Err(refusal) if upstream.by_waypoint && slot.is_silent() => return Err(refusal),
             // Nothing of the client's has been sent: a tunnel that died unnoticed costs no connection.
             Err(refusal) if refusal.reason == Reason::TunnelClosed && slot.reused => slot.retire(),
             Err(refusal) => return Err(refusal),

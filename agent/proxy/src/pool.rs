@@ -84,6 +84,11 @@ impl Slot {
         self.usage.pulse.silence().await;
     }
 
+    /// Whether nobody does.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.usage.pulse.is_silent()
+    }
+
     /// The tunnel is of no use for new streams; those that it has may go on.
     pub(crate) fn retire(&self) {
         self.usage.retired.set(true);

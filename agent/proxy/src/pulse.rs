@@ -46,6 +46,11 @@ impl Pulse {
         std::future::pending().await
     }
 
+    /// Whether the other end has not answered.
+    pub(crate) fn is_silent(&self) -> bool {
+        *self.silent.borrow()
+    }
+
     /// Once the other end has not answered, neither the stream that is being waited for nor a ping.
     pub(crate) async fn silence(&self) {
         sleep(DOUBT).await;
