@@ -3,6 +3,7 @@
 //! All tests of a run share one, so each keeps to namespaces of its own.
 
 mod api;
+mod authority;
 mod boot_gate;
 mod chart;
 mod check;

@@ -4,15 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use orlop_model::Identity;
 use rustls::ServerConfig;
-use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::tls::ALPN_H2;
-use crate::verify::Role;
-use crate::workload::CertificateRequest;
 use crate::{CertificateAuthority, IdentityError, Issuing, Signer, Trust, provider};
 
 /// An authority in this process, whose root somebody else keeps and replaces.
@@ -24,13 +21,13 @@ pub struct GivenCa {
 impl GivenCa {
     /// Signs with `signer`, for peers with `trust`. That the one leads to the other is tried.
     pub fn new(signer: Signer, trust: Trust) -> Result<Self, IdentityError> {
-        leads_to(&signer, &trust)?;
+        signer.leads_to(&trust)?;
         Ok(Self { signer: RwLock::new(Arc::new(signer)), trust: watch::Sender::new(Arc::new(trust)) })
     }
 
     /// Signs with another one from now on. After an error, everything stays as it was.
     pub fn replace(&self, signer: Signer, trust: Trust) -> Result<(), IdentityError> {
-        leads_to(&signer, &trust)?;
+        signer.leads_to(&trust)?;
         *self.signer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(signer);
         self.trust.send_replace(Arc::new(trust));
         Ok(())
@@ -55,21 +52,6 @@ impl fmt::Debug for GivenCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GivenCa").field("signer", &self.signer()).finish_non_exhaustive()
     }
-}
-
-/// A key without its chain, or a bundle without the root, would be noticed by every peer and by nobody here.
-fn leads_to(signer: &Signer, trust: &Trust) -> Result<(), IdentityError> {
-    let now = SystemTime::now();
-    let trial = Identity::new(&signer.trust_domain, "orlop", "trial");
-    let request = CertificateRequest::new(&trial)?;
-    let issued = signer.sign(&trial, request.der(), Duration::from_secs(60), now)?.certificates;
-    let found = match issued.split_first() {
-        Some((leaf, chain)) => trust.verify(leaf, chain, Role::Server, UnixTime::now()),
-        None => Ok(()),
-    };
-    found.map_err(|error| IdentityError::Authority {
-        reason: format!("its certificate leads to none of the roots beside it ({error})"),
-    })
 }
 
 /// What a [`crate::CertificateService`] shows to its clients: a certificate of its own authority's, renewed in time.

@@ -11,13 +11,17 @@ use rcgen::{
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime,
+};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::leaf::{Leaf, hex};
-use crate::{IdentityError, IssuedChain, provider};
+use crate::verify::Role;
+use crate::workload::CertificateRequest;
+use crate::{IdentityError, IssuedChain, Trust, provider};
 
 /// An authority's certificate with its key: a root, or an intermediate of one.
 pub struct Signer {
@@ -137,6 +141,22 @@ impl Signer {
             return Err(IdentityError::RootNotYetValid { not_before: self.not_before.into() });
         }
         Ok(())
+    }
+
+    /// Whether peers with `trust` accept what it signs: tried, since a key without its chain, or a bundle without the
+    /// root, would be noticed by every one of them and by nobody here.
+    pub fn leads_to(&self, trust: &Trust) -> Result<(), IdentityError> {
+        let trial = Identity::new(&self.trust_domain, "orlop", "trial");
+        let request = CertificateRequest::new(&trial)?;
+        let (lifetime, now) = (Duration::from_secs(60), SystemTime::now());
+        let issued = self.sign(&trial, request.der(), lifetime, now)?.certificates;
+        let found = match issued.split_first() {
+            Some((leaf, chain)) => trust.verify(leaf, chain, Role::Server, UnixTime::now()),
+            None => Ok(()),
+        };
+        found.map_err(|error| IdentityError::Authority {
+            reason: format!("its certificate leads to none of the roots beside it ({error})"),
+        })
     }
 
     fn leaf(&self, lifetime: Duration, now: SystemTime) -> Result<CertificateParams, IdentityError> {

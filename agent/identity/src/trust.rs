@@ -14,7 +14,7 @@ use crate::bundle::trust_in;
 use crate::grpc::to_pem;
 use crate::leaf::{Leaf, revoked_serials};
 use crate::verify::Role;
-use crate::{IdentityError, provider};
+use crate::{IdentityError, Signer, provider};
 
 /// The roots that peers' chains may lead to, and the certificates that those have revoked.
 ///
@@ -67,6 +67,21 @@ impl Trust {
     /// Every root, that which signs first.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The same with the root first that `signer` leads to.
+    pub fn led_by(&self, signer: &Signer) -> Result<Self, IdentityError> {
+        let mut roots = self.roots.clone();
+        for at in 0..roots.len() {
+            let alone = Self::new(roots[at].clone(), [], self.lists.clone())?;
+            if signer.leads_to(&alone).is_ok() {
+                roots[..=at].rotate_right(1);
+                break;
+            }
+        }
+        let mut roots = roots.into_iter();
+        let first = roots.next().ok_or_else(|| IdentityError::Trust("there is no root".to_owned()))?;
+        Self::new(first, roots, self.lists.clone())
     }
 
     /// The root that signs: when it changes, certificates are renewed.

@@ -40,11 +40,11 @@ pub struct ControllerArguments {
     /// How long it may take until every node has a new bundle of roots: a new root signs nothing before.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub rotation_spread: Duration,
-    /// The Secret that the root is kept in; made on first use.
+    /// The Secret that what signs is kept in; made on first use.
     #[arg(long, value_name = "NAME", default_value = "orlop-ca")]
     pub secret: String,
     /// A Secret in Istio's layout (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem) or cert-manager's
-    /// (tls.crt, tls.key, ca.crt) that comes before it, if it is there.
+    /// (tls.crt, tls.key, ca.crt) that is taken up into it, if it is there.
     #[arg(long, value_name = "NAME", default_value = "cacerts")]
     pub plugged_in: String,
     /// The image that waypoints and gateways are made with, such as the controller's own. Without it none are made.

@@ -65,7 +65,8 @@ async fn serve(
         RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, Some(&arguments.plugged_in));
     let mut found = pin!(store.follow());
     let trust_domain = &arguments.names.trust_domain;
-    let (ca, _) = root::first(&store, found.as_mut(), trust_domain).await?;
+    let judge = root::Judge(trust_domain.clone());
+    let (ca, _) = root::first(&store, found.as_mut(), &judge).await?;
     let ca = Arc::new(ca);
 
     let pods = Arc::new(PlacedPods::new(client.clone()));
@@ -98,9 +99,10 @@ async fn serve(
         RotationTiming { spread: arguments.rotation_spread, lifetime: arguments.certificate_lifetime };
     let waypoints = arguments.waypoints();
     let lead = || {
-        let publisher = BundlePublisher::new(client.clone(), roots.subscribe());
-        let rotation = store.rotate(timing, || root::generate(trust_domain));
+        let (published, is_published) = watch::channel(String::new());
+        let publisher = BundlePublisher::new(client.clone(), roots.subscribe(), published);
         let (events, event_writer) = Events::new(client.clone(), &arguments.name);
+        let rotation = store.rotate(timing, &judge, is_published, events.clone());
         let (kinds, kind_watch) = CustomKinds::watch(client.clone());
         let provisioner = waypoints
             .clone()
@@ -121,7 +123,7 @@ async fn serve(
         () = pods.run() => {}
         () = follow_token_issuer(client.clone(), issuer) => {}
         () = tls.run() => {}
-        () = root::keep(&ca, found, trust_domain, drop) => {}
+        () = root::keep(&ca, found, &judge, drop) => {}
         () = announce(&ca, &roots) => {}
         () = election.run(lead) => {}
     }

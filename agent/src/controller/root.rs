@@ -1,26 +1,35 @@
 //! From what the Secret holds to what signs.
 
-use std::{pin::Pin, time::SystemTime};
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _};
 use orlop_identity::{GivenCa, IdentityError, Signer, Trust};
-use orlop_kube::controller::{RootFound, RootPair, RootSecret, RootStore};
+use orlop_kube::controller::{RootFound, RootJudge, RootPair, RootSecret, RootStore};
 use orlop_model::TrustDomain;
+use tokio::time::timeout;
 
 /// Waits for a root that can be used, and makes one if there is none. Gives what signs, and what was found.
 pub async fn first<S: Stream<Item = RootFound>>(
     store: &RootStore,
     mut found: Pin<&mut S>,
-    trust_domain: &TrustDomain,
+    judge: &Judge,
 ) -> anyhow::Result<(GivenCa, RootSecret)> {
-    let root = generate(trust_domain).context("cannot make a root")?;
-    store.ensure(move || root).await?;
+    store.ensure(judge).await?;
     loop {
-        let RootFound { secret, root } =
-            found.next().await.context("the Secret of the root is followed no more")?;
-        let used = usable(root, trust_domain)
-            .and_then(|(root, signer, trust)| Ok((GivenCa::new(signer, trust)?, root)));
+        let Ok(next) = timeout(LOOK, found.next()).await else {
+            // Somebody may have plugged in what can be used.
+            if let Err(error) = store.ensure(judge).await {
+                tracing::warn!(%error, "no certificates meanwhile");
+            }
+            continue;
+        };
+        let RootFound { secret, root } = next.context("the Secret of the root is followed no more")?;
+        let used =
+            judge.read(root).and_then(|(root, signer, trust)| Ok((GivenCa::new(signer, trust)?, root)));
         match used {
             Ok(used) => {
                 tracing::info!(secret, "signing");
@@ -35,12 +44,12 @@ pub async fn first<S: Stream<Item = RootFound>>(
 pub async fn keep<S: Stream<Item = RootFound>>(
     ca: &GivenCa,
     mut found: Pin<&mut S>,
-    trust_domain: &TrustDomain,
+    judge: &Judge,
     mut tell: impl FnMut(RootSecret),
 ) {
     while let Some(RootFound { secret, root }) = found.next().await {
-        let used = usable(root, trust_domain)
-            .and_then(|(root, signer, trust)| ca.replace(signer, trust).map(|()| root));
+        let used =
+            judge.read(root).and_then(|(root, signer, trust)| ca.replace(signer, trust).map(|()| root));
         match used {
             Ok(root) => {
                 tracing::info!(secret, "the root has changed");
@@ -51,26 +60,49 @@ pub async fn keep<S: Stream<Item = RootFound>>(
     }
 }
 
-/// A new root; `None` after an error, which is logged.
-pub fn generate(trust_domain: &TrustDomain) -> Option<RootPair> {
-    match Signer::generate(trust_domain, SystemTime::now()) {
-        Ok(root) => {
-            Some(RootPair { key: root.key.as_bytes().to_vec(), certificate: root.certificate.into_bytes() })
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot make a root");
-            None
-        }
+/// What can sign in a trust domain.
+pub struct Judge(pub TrustDomain);
+
+impl Judge {
+    fn read(&self, root: Result<RootSecret, String>) -> Result<(RootSecret, Signer, Trust), IdentityError> {
+        let root = root.map_err(|reason| IdentityError::Authority { reason })?;
+        let (signer, trust) = (self.signer(&root)?, Trust::from_pem(&root.roots)?);
+        Ok((root, signer, trust))
+    }
+
+    fn signer(&self, root: &RootSecret) -> Result<Signer, IdentityError> {
+        let RootSecret { key, certificate, chain, .. } = root;
+        Signer::from_pem(key, certificate, chain, &self.0, SystemTime::now())
     }
 }
 
-fn usable(
-    root: Result<RootSecret, String>,
-    trust_domain: &TrustDomain,
-) -> Result<(RootSecret, Signer, Trust), IdentityError> {
-    let root = root.map_err(|reason| IdentityError::Authority { reason })?;
-    let RootSecret { key, certificate, chain, roots } = &root;
-    let signer = Signer::from_pem(key, certificate, chain, trust_domain, SystemTime::now())?;
-    let trust = Trust::from_pem(roots)?;
-    Ok((root, signer, trust))
+impl RootJudge for Judge {
+    fn generate(&self) -> Option<RootPair> {
+        match Signer::generate(&self.0, SystemTime::now()) {
+            Ok(root) => Some(RootPair {
+                key: root.key.as_bytes().to_vec(),
+                certificate: root.certificate.into_bytes(),
+            }),
+            Err(error) => {
+                tracing::error!(%error, "cannot make a root");
+                None
+            }
+        }
+    }
+
+    fn usable(&self, root: &RootSecret) -> Result<RootSecret, String> {
+        let said = |error: IdentityError| error.to_string();
+        let (signer, trust) = (self.signer(root).map_err(said)?, Trust::from_pem(&root.roots).map_err(said)?);
+        signer.leads_to(&trust).map_err(said)?;
+        let roots = trust.led_by(&signer).map_err(said)?;
+        Ok(RootSecret { roots: roots.to_pem().into_bytes(), ..root.clone() })
+    }
+
+    fn leads_to(&self, root: &RootSecret, roots: &str) -> bool {
+        let trust = Trust::from_pem(roots.as_bytes());
+        self.signer(root).and_then(|signer| signer.leads_to(&trust?)).is_ok()
+    }
 }
+
+/// How often it is looked whether there is something to sign with, as long as there is nothing.
+const LOOK: Duration = Duration::from_secs(5);

@@ -71,10 +71,10 @@ async fn serve(
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}; choose another with --listen", arguments.listen))?;
-    let trust_domain = &arguments.names.trust_domain;
     let store = RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, None);
     let mut found = pin!(store.follow());
-    let (ca, first) = root::first(&store, found.as_mut(), trust_domain).await?;
+    let judge = root::Judge(arguments.names.trust_domain.clone());
+    let (ca, first) = root::first(&store, found.as_mut(), &judge).await?;
     let (ca, endpoint) = (Arc::new(ca), watch::Sender::new(of_root(&first)));
     let tls = Arc::new(ServingTls::new(Arc::clone(&ca), arguments.serving_names())?);
 
@@ -91,7 +91,7 @@ async fn serve(
     tokio::select! {
         () = kind_watch => {}
         () = tls.run() => {}
-        () = root::keep(&ca, found, trust_domain, |root| drop(endpoint.send_replace(of_root(&root)))) => {}
+        () = root::keep(&ca, found, &judge, |root| drop(endpoint.send_replace(of_root(&root)))) => {}
         answered = answering => answered?,
     }
     anyhow::bail!("a part of the webhook has ended")

@@ -25,6 +25,7 @@ const KEY: &str = "root-cert.pem";
 pub struct BundlePublisher {
     client: Client,
     roots: watch::Receiver<String>,
+    published: watch::Sender<String>,
     /// Namespaces where somebody else owns [`ISTIO_BUNDLE`], told once.
     foreign: HashSet<String>,
 }
@@ -43,9 +44,9 @@ enum Seen {
 }
 
 impl BundlePublisher {
-    /// Publishes what `roots` says: nothing, as long as it is empty.
-    pub fn new(client: Client, roots: watch::Receiver<String>) -> Self {
-        Self { client, roots, foreign: HashSet::new() }
+    /// Publishes what `roots` says: nothing, as long as it is empty. What every namespace has, `published` says.
+    pub fn new(client: Client, roots: watch::Receiver<String>, published: watch::Sender<String>) -> Self {
+        Self { client, roots, published, foreign: HashSet::new() }
     }
 
     /// Writes what is missing or differs, for ever.
@@ -106,6 +107,9 @@ impl BundlePublisher {
                     complete = false;
                 }
             }
+        }
+        if complete {
+            self.published.send_replace(roots);
         }
         complete
     }

@@ -1,11 +1,9 @@
-//! What is in the Secret of the root, and how its rotation goes on: pure.
+//! What is in the Secret of the root: pure.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::Timestamp;
 
 /// A root that the controller made: its key and its certificate, PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,113 +27,135 @@ pub struct RootSecret {
     pub roots: Vec<u8>,
 }
 
-/// The next step of a rotation that is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RootStep {
-    /// Make the next root, which is trusted and signs nothing.
-    Begin,
-    /// Have it sign.
-    Switch,
-    /// Trust the previous one no more.
-    Finish,
-}
-
-/// How long the steps of a rotation are apart.
-#[derive(Clone, Copy, Debug)]
-pub struct RotationTiming {
-    /// Until every node has a new bundle of roots.
-    pub spread: Duration,
-    /// Until no certificate of the previous root is in use: the lifetime of a workload's.
-    pub lifetime: Duration,
+/// What only somebody can tell who reads certificates.
+pub trait RootJudge {
+    /// A new root; `None` after an error, which is logged.
+    fn generate(&self) -> Option<RootPair>;
+    /// The same with the root first that its certificate leads to, or why nothing can be signed with it.
+    fn usable(&self, root: &RootSecret) -> Result<RootSecret, String>;
+    /// Whether those who trust `roots` (PEM) accept what it signs.
+    fn leads_to(&self, root: &RootSecret, roots: &str) -> bool;
 }
 
 impl RootSecret {
-    /// Reads Istio's layout of `cacerts`, or cert-manager's of `kubernetes.io/tls`.
+    /// Reads Istio's layout of `cacerts`, or cert-manager's of `kubernetes.io/tls`; of the controller's own Secret also
+    /// what is trusted beside what signs.
     pub fn read(secret: &Secret) -> Result<Self, String> {
-        let none = BTreeMap::new();
-        let data = secret.data.as_ref().unwrap_or(&none);
-        let get = |name: &str| data.get(name).map(|bytes| bytes.0.clone()).filter(|bytes| !bytes.is_empty());
-        let need = |name: &str| get(name).ok_or_else(|| format!("{name} is missing"));
-        if !data.contains_key(CERTIFICATE) && data.contains_key("tls.crt") {
+        let signing = Self::signing(secret)?;
+        let next = Self::next(secret).map(|next| next.roots);
+        let roots = [Some(signing.roots.clone()), next, get(secret, PREVIOUS)];
+        Ok(Self { roots: lines(roots.into_iter().flatten()), ..signing })
+    }
+
+    /// What signs now, and its own roots alone.
+    pub(super) fn signing(secret: &Secret) -> Result<Self, String> {
+        let need = |name: &str| get(secret, name).ok_or_else(|| format!("{name} is missing"));
+        if get(secret, CURRENT.certificate).is_none() && get(secret, "tls.crt").is_some() {
             let chain = need("tls.crt")?;
-            return Ok(Self {
-                key: need("tls.key")?,
-                certificate: chain.clone(),
-                chain,
-                roots: need("ca.crt")?,
-            });
+            let (key, roots) = (need("tls.key")?, need("ca.crt")?);
+            return Ok(Self { key, certificate: chain.clone(), chain, roots });
         }
-        let certificate = need(CERTIFICATE)?;
-        let roots = [Some(need(ROOT)?), get(NEXT_CERTIFICATE), get(PREVIOUS_CERTIFICATE)];
-        let chain = get(CHAIN).unwrap_or_else(|| certificate.clone());
-        Ok(Self { key: need(KEY)?, certificate, chain, roots: lines(roots.into_iter().flatten()) })
+        let certificate = need(CURRENT.certificate)?;
+        let roots = need(CURRENT.roots)?;
+        let chain = get(secret, CURRENT.chain).unwrap_or_else(|| certificate.clone());
+        Ok(Self { key: need(CURRENT.key)?, certificate, chain, roots })
+    }
+
+    /// What is trusted already and does not sign yet.
+    pub(super) fn next(secret: &Secret) -> Option<Self> {
+        let (key, certificate) = (get(secret, NEXT.key)?, get(secret, NEXT.certificate)?);
+        let or_itself = |name: &str| get(secret, name).unwrap_or_else(|| certificate.clone());
+        let (chain, roots) = (or_itself(NEXT.chain), or_itself(NEXT.roots));
+        Some(Self { key, certificate, chain, roots })
+    }
+
+    /// Whether the same key signs with the same certificate.
+    pub(super) fn signs_as(&self, other: &Self) -> bool {
+        self.key.trim_ascii() == other.key.trim_ascii()
+            && certificates(&self.certificate) == certificates(&other.certificate)
+    }
+
+    /// Whether it says the same in other bytes.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        self.signs_as(other)
+            && certificates(&self.chain) == certificates(&other.chain)
+            && certificates(&self.roots) == certificates(&other.roots)
     }
 }
 
-/// A Secret with a new root in it.
-pub(super) fn make(secret: &mut Secret, root: &RootPair) {
+impl From<RootPair> for RootSecret {
+    fn from(RootPair { key, certificate }: RootPair) -> Self {
+        Self { key, chain: certificate.clone(), roots: certificate.clone(), certificate }
+    }
+}
+
+/// Has it sign from now on, in a Secret that has not signed before.
+pub(super) fn make(secret: &mut Secret, root: &RootSecret) {
     secret.type_ = Some(TYPE.to_owned());
+    put(secret, &CURRENT, root);
+}
+
+/// Has it sign from now on, instead of what signed and what was to sign next.
+pub(super) fn sign_with(secret: &mut Secret, root: &RootSecret) {
+    put(secret, &CURRENT, root);
+    remove_next(secret);
+}
+
+/// Has it be trusted from now on, and sign nothing.
+pub(super) fn put_next(secret: &mut Secret, root: &RootSecret) {
+    put(secret, &NEXT, root);
+}
+
+pub(super) fn remove_next(secret: &mut Secret) {
     let data = secret.data.get_or_insert_default();
-    data.insert(KEY.to_owned(), ByteString(root.key.clone()));
-    for name in [CERTIFICATE, ROOT, CHAIN] {
-        data.insert(name.to_owned(), ByteString(root.certificate.clone()));
+    for name in [NEXT.key, NEXT.certificate, NEXT.chain, NEXT.roots] {
+        data.remove(name);
     }
 }
 
-/// What is due at `now`. A rotation is asked for by changing the annotation `orlop.dev/rotate`.
-pub(super) fn due(secret: &Secret, now: Timestamp, timing: RotationTiming) -> Option<RootStep> {
-    let has = |name: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(name));
-    let since = |name: &str| {
-        // One that can't be read was just made: it is the safe side.
-        let at: Timestamp = annotation(secret, name)?.parse().ok()?;
-        Duration::try_from(now.duration_since(at)).ok()
-    };
-    if has(PREVIOUS_CERTIFICATE) {
-        return since(SWITCHED).filter(|since| *since >= timing.lifetime).map(|_| RootStep::Finish);
-    }
-    if has(NEXT_CERTIFICATE) {
-        return since(BEGUN).filter(|since| *since >= timing.spread).map(|_| RootStep::Switch);
-    }
-    let asked = annotation(secret, ROTATE);
-    (asked.is_some() && asked != annotation(secret, ROTATED)).then_some(RootStep::Begin)
+/// The roots of those that signed before.
+pub(super) fn previous(secret: &Secret) -> Vec<String> {
+    get(secret, PREVIOUS).map(|roots| certificates(&roots)).unwrap_or_default()
 }
 
-/// Takes a step that is due. `next` is for [`RootStep::Begin`].
-pub(super) fn step(secret: &mut Secret, step: RootStep, next: Option<&RootPair>, now: Timestamp) {
-    let asked = annotation(secret, ROTATE).map(str::to_owned);
+/// Has them be trusted still.
+pub(super) fn put_previous(secret: &mut Secret, roots: &[String]) {
     let data = secret.data.get_or_insert_default();
-    let annotations = secret.metadata.annotations.get_or_insert_default();
-    match step {
-        RootStep::Begin => {
-            let Some(next) = next else { return };
-            data.insert(NEXT_KEY.to_owned(), ByteString(next.key.clone()));
-            data.insert(NEXT_CERTIFICATE.to_owned(), ByteString(next.certificate.clone()));
-            annotations.insert(BEGUN.to_owned(), now.to_string());
-            annotations.insert(ROTATED.to_owned(), asked.unwrap_or_default());
-        }
-        RootStep::Switch => {
-            let (Some(key), Some(certificate)) = (data.remove(NEXT_KEY), data.remove(NEXT_CERTIFICATE))
-            else {
-                return;
-            };
-            if let Some(previous) = data.insert(CERTIFICATE.to_owned(), certificate.clone()) {
-                data.insert(PREVIOUS_CERTIFICATE.to_owned(), previous);
-            }
-            data.insert(KEY.to_owned(), key);
-            data.insert(ROOT.to_owned(), certificate.clone());
-            data.insert(CHAIN.to_owned(), certificate);
-            annotations.remove(BEGUN);
-            annotations.insert(SWITCHED.to_owned(), now.to_string());
-        }
-        RootStep::Finish => {
-            data.remove(PREVIOUS_CERTIFICATE);
-            annotations.remove(SWITCHED);
-        }
+    if roots.is_empty() {
+        data.remove(PREVIOUS);
+    } else {
+        data.insert(PREVIOUS.to_owned(), ByteString(roots.concat().into_bytes()));
     }
 }
 
-fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
-    secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+/// The certificates of a PEM text, each as it would be written by itself; what stands between them is left out.
+pub(super) fn certificates(pem: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(pem);
+    let parts = text.split(BEGIN).skip(1).filter_map(|part| part.split_once(END));
+    let mut found = Vec::new();
+    for (body, _) in parts {
+        let lines: Vec<_> = body.split_ascii_whitespace().collect();
+        let one = format!("{BEGIN}\n{}\n{END}\n", lines.join("\n"));
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
+fn put(secret: &mut Secret, names: &Names, root: &RootSecret) {
+    let data = secret.data.get_or_insert_default();
+    let RootSecret { key, certificate, chain, roots } = root;
+    for (name, value) in
+        [(names.key, key), (names.certificate, certificate), (names.chain, chain), (names.roots, roots)]
+    {
+        data.insert(name.to_owned(), ByteString(value.clone()));
+    }
+}
+
+fn get(secret: &Secret, name: &str) -> Option<Vec<u8>> {
+    let data: &BTreeMap<_, _> = secret.data.as_ref()?;
+    data.get(name).map(|bytes| bytes.0.clone()).filter(|bytes| !bytes.is_empty())
 }
 
 /// One after the other, each ending with a line break.
@@ -148,98 +168,54 @@ fn lines(parts: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     all
 }
 
-const TYPE: &str = "orlop.dev/ca-root";
-const KEY: &str = "ca-key.pem";
-const CERTIFICATE: &str = "ca-cert.pem";
-const CHAIN: &str = "cert-chain.pem";
-const ROOT: &str = "root-cert.pem";
-const NEXT_KEY: &str = "next-key.pem";
-const NEXT_CERTIFICATE: &str = "next-cert.pem";
-const PREVIOUS_CERTIFICATE: &str = "previous-cert.pem";
+/// What an authority's parts are called in a Secret.
+struct Names {
+    key: &'static str,
+    certificate: &'static str,
+    chain: &'static str,
+    roots: &'static str,
+}
 
-const ROTATE: &str = "orlop.dev/rotate";
-const ROTATED: &str = "orlop.dev/rotated";
-const BEGUN: &str = "orlop.dev/rotation-begun";
-const SWITCHED: &str = "orlop.dev/root-switched";
+/// Istio's layout.
+const CURRENT: Names =
+    Names { key: "ca-key.pem", certificate: "ca-cert.pem", chain: "cert-chain.pem", roots: "root-cert.pem" };
+const NEXT: Names = Names {
+    key: "next-key.pem",
+    certificate: "next-cert.pem",
+    chain: "next-chain.pem",
+    roots: "next-root.pem",
+};
+const PREVIOUS: &str = "previous-cert.pem";
+const TYPE: &str = "orlop.dev/ca-root";
+
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TIMING: RotationTiming =
-        RotationTiming { spread: Duration::from_secs(600), lifetime: Duration::from_secs(86_400) };
-
-    fn pair(name: &str) -> RootPair {
-        RootPair { key: format!("{name} key").into_bytes(), certificate: format!("{name} cert").into_bytes() }
-    }
-
-    fn secret() -> Secret {
-        let mut secret = Secret::default();
-        make(&mut secret, &pair("first"));
-        secret
-    }
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
-    }
-
-    fn roots(secret: &Secret) -> String {
-        String::from_utf8(RootSecret::read(secret).unwrap().roots).unwrap()
-    }
-
-    fn ask(secret: &mut Secret, word: &str) {
-        secret.metadata.annotations.get_or_insert_default().insert(ROTATE.to_owned(), word.to_owned());
-    }
-
-    #[test]
-    fn nothing_is_due_before_somebody_asks() {
-        assert_eq!(due(&secret(), at(0), TIMING), None);
-        assert_eq!(due(&secret(), at(1 << 30), TIMING), None);
-    }
-
-    #[test]
-    fn a_rotation_overlaps_both_roots() {
-        let mut secret = secret();
-        ask(&mut secret, "2026");
-        assert_eq!(due(&secret, at(0), TIMING), Some(RootStep::Begin));
-        step(&mut secret, RootStep::Begin, Some(&pair("second")), at(0));
-        assert_eq!(roots(&secret), "first cert\nsecond cert\n");
-        assert_eq!(RootSecret::read(&secret).unwrap().key, b"first key");
-
-        assert_eq!(due(&secret, at(599), TIMING), None);
-        assert_eq!(due(&secret, at(600), TIMING), Some(RootStep::Switch));
-        step(&mut secret, RootStep::Switch, None, at(600));
-        assert_eq!(roots(&secret), "second cert\nfirst cert\n");
-        assert_eq!(RootSecret::read(&secret).unwrap().key, b"second key");
-
-        assert_eq!(due(&secret, at(600 + 86_399), TIMING), None);
-        assert_eq!(due(&secret, at(600 + 86_400), TIMING), Some(RootStep::Finish));
-        step(&mut secret, RootStep::Finish, None, at(87_000));
-        assert_eq!(roots(&secret), "second cert\n");
-        // The same word asks for nothing further.
-        assert_eq!(due(&secret, at(1 << 30), TIMING), None);
-        ask(&mut secret, "2027");
-        assert_eq!(due(&secret, at(1 << 30), TIMING), Some(RootStep::Begin));
-    }
-
-    #[test]
-    fn a_time_that_cannot_be_read_ends_no_overlap() {
-        let mut secret = secret();
-        step(&mut secret, RootStep::Begin, Some(&pair("second")), at(0));
-        secret.metadata.annotations.as_mut().unwrap().insert(BEGUN.to_owned(), "yesterday".to_owned());
-        assert_eq!(due(&secret, at(1 << 30), TIMING), None);
-    }
 
     #[test]
     fn cert_managers_layout_is_read_too() {
         let data = [("tls.crt", "issuer\nroot"), ("tls.key", "key"), ("ca.crt", "root")];
         let data = data.map(|(name, value)| (name.to_owned(), ByteString(value.as_bytes().to_vec())));
         let found = RootSecret::read(&Secret { data: Some(data.into()), ..Secret::default() }).unwrap();
-        assert_eq!((found.key, found.roots), (b"key".to_vec(), b"root".to_vec()));
+        assert_eq!((found.key, found.roots), (b"key".to_vec(), b"root\n".to_vec()));
     }
 
     #[test]
     fn what_is_missing_is_named() {
         assert_eq!(RootSecret::read(&Secret::default()).err().unwrap(), "ca-cert.pem is missing");
+    }
+
+    #[test]
+    fn certificates_are_told_by_what_is_in_them_alone() {
+        let text =
+            format!("subject=one\n{BEGIN}\r\nAA\r\nBB\r\n{END}\n{BEGIN}\nCC\n{END}{BEGIN}\nAA\nBB\n{END}");
+        let of = |body: &str| format!("{BEGIN}\n{body}\n{END}\n");
+        assert_eq!(certificates(text.as_bytes()), [of("AA\nBB"), of("CC")]);
+        for odd in ["", "\u{fffd}", BEGIN, END] {
+            assert!(certificates(odd.as_bytes()).is_empty(), "{odd:?}");
+        }
     }
 }

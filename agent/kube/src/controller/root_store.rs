@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
-use std::future::ready;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
@@ -9,16 +9,24 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Error, ResourceExt as _};
+use tokio::sync::watch;
 
-use crate::controller::root_secret::{due, make, step};
-use crate::controller::{Backoff, CallError, RootPair, RootSecret, RootStep, RotationTiming};
+use crate::controller::events::Regarding;
+use crate::controller::root_rotation::{due, step, take_up};
+use crate::controller::root_secret::make;
+use crate::controller::{Backoff, CallError, Events, RootJudge, RootSecret, RootStep, RotationTiming};
 
-/// The Secrets that hold the root: one plugged in, or else the controller's own.
+/// The Secret that holds the root, and the one by which somebody plugs in another.
+///
+/// What signs is in the first alone, which every replica follows: what is plugged in gets there by the steps of a
+/// rotation. So what signed before stays until what replaces it may sign, whoever leads and whenever they start.
 pub struct RootStore {
     secrets: Api<Secret>,
     namespace: String,
     own: String,
     plugged_in: Option<String>,
+    /// Why what is plugged in is not taken up, as it was said last.
+    refused: Mutex<Option<String>>,
 }
 
 /// What a store holds.
@@ -31,40 +39,61 @@ pub struct RootFound {
 }
 
 impl RootStore {
-    /// The Secret `plugged_in` of `namespace`, which is never written, comes before `own`.
+    /// The Secret `own` of `namespace`. What is in `plugged_in`, which is never written, is taken up into it.
     pub fn new(client: Client, namespace: &str, own: &str, plugged_in: Option<&str>) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             own: own.to_owned(),
-            plugged_in: plugged_in.map(str::to_owned),
+            plugged_in: plugged_in.filter(|name| *name != own).map(str::to_owned),
+            refused: Mutex::default(),
         }
     }
 
-    /// Makes a root, unless there is one or another replica is faster. A Secret that is there and empty is filled.
-    pub async fn ensure(&self, new: impl FnOnce() -> RootPair) -> Result<(), CallError> {
-        if let Some(name) = &self.plugged_in
-            && self.get(name).await?.is_some()
-        {
-            return Ok(());
-        }
-        let metadata = ObjectMeta { name: Some(self.own.clone()), ..ObjectMeta::default() };
-        let (made, verb) = match self.get(&self.own).await? {
-            None => {
-                let mut secret = Secret { metadata, ..Secret::default() };
-                make(&mut secret, &new());
-                (self.secrets.create(&PostParams::default(), &secret).await, "create")
+    /// Has something in the Secret that can sign: what is there, what is plugged in, or else a new root, unless another
+    /// replica is faster. Where something is plugged in that can't be used, no other is made.
+    pub async fn ensure(&self, judge: &impl RootJudge) -> Result<(), CallError> {
+        let found = self.get(&self.own).await?;
+        let is_empty = |secret: &Secret| secret.data.as_ref().is_none_or(BTreeMap::is_empty);
+        let can_sign =
+            |secret: &Secret| RootSecret::read(secret).and_then(|root| judge.usable(&root)).is_ok();
+        let (secret, verb) = match found {
+            Some(secret) if can_sign(&secret) => return Ok(()),
+            Some(mut secret) if !is_empty(&secret) => {
+                let Some(plugged_in) = self.plugged_in().await? else { return Ok(()) };
+                if self.take_up(&mut secret, &plugged_in, judge, None).is_none() {
+                    return Ok(());
+                }
+                (secret, "mend")
             }
-            Some(mut secret) if secret.data.as_ref().is_none_or(BTreeMap::is_empty) => {
-                make(&mut secret, &new());
-                // With the version that was read: if anybody has filled it since, this is a conflict.
-                (self.secrets.replace(&self.own, &PostParams::default(), &secret).await, "fill")
+            found => {
+                let root = match self.plugged_in().await? {
+                    None => judge.generate().map(RootSecret::from),
+                    Some(plugged_in) => {
+                        let root = RootSecret::signing(&plugged_in).and_then(|root| judge.usable(&root));
+                        self.say(&plugged_in, root.as_ref().err(), None);
+                        root.ok()
+                    }
+                };
+                let Some(root) = root else { return Ok(()) };
+                let verb = if found.is_some() { "fill" } else { "create" };
+                let metadata = ObjectMeta { name: Some(self.own.clone()), ..ObjectMeta::default() };
+                let mut secret = found.unwrap_or_else(|| Secret { metadata, ..Secret::default() });
+                make(&mut secret, &root);
+                (secret, verb)
             }
-            Some(_) => return Ok(()),
         };
-        match made {
+        let written = match verb {
+            "create" => self.secrets.create(&PostParams::default(), &secret).await,
+            // With the version that was read: if anybody has changed it since, this is a conflict.
+            _ => self.secrets.replace(&self.own, &PostParams::default(), &secret).await,
+        };
+        match written {
             Ok(_) => {
-                tracing::info!(secret = self.own, "made a new root certificate");
+                tracing::info!(
+                    secret = self.own,
+                    "made a new root certificate, or took up what is plugged in"
+                );
                 Ok(())
             }
             Err(Error::Api(status)) if status.is_already_exists() || status.is_conflict() => Ok(()),
@@ -72,31 +101,13 @@ impl RootStore {
         }
     }
 
-    async fn get(&self, name: &str) -> Result<Option<Secret>, CallError> {
-        self.secrets.get_opt(name).await.map_err(CallError::new(self.action("read", name)))
-    }
-
-    /// What the store holds, whenever that has changed; without end.
+    /// What the Secret holds, whenever that has changed; without end.
     pub fn follow(&self) -> impl Stream<Item = RootFound> + use<> {
-        let own = follow_one(self.secrets.clone(), self.own.clone(), false);
-        let plugged_in = match &self.plugged_in {
-            Some(name) => follow_one(self.secrets.clone(), name.clone(), true),
-            None => Box::pin(stream::once(ready((true, None)))),
-        };
-        let both = stream::select(plugged_in, own);
-        let (own, plugged_in) = (self.own.clone(), self.plugged_in.clone().unwrap_or_default());
-        // `None` as long as that Secret has not been looked for.
-        let mut known: [Option<Option<Secret>>; 2] = [None, None];
+        let own = self.own.clone();
         let mut last = None;
-        both.filter_map(move |(is_plugged_in, secret)| {
-            known[usize::from(is_plugged_in)] = Some(secret);
-            let found = match &known {
-                [_, Some(Some(secret))] => Some((&plugged_in, secret)),
-                [Some(Some(secret)), Some(None)] => Some((&own, secret)),
-                _ => None,
-            };
-            let found = found
-                .map(|(name, secret)| RootFound { secret: name.clone(), root: RootSecret::read(secret) })
+        follow_one(self.secrets.clone(), own.clone()).filter_map(move |secret| {
+            let found = secret
+                .map(|secret| RootFound { secret: own.clone(), root: RootSecret::read(&secret) })
                 .filter(|found| last.as_ref() != Some(found));
             if found.is_some() {
                 last.clone_from(&found);
@@ -105,10 +116,18 @@ impl RootStore {
         })
     }
 
-    /// Takes the steps of rotations as they are due, for ever: for the replica that leads.
-    pub async fn rotate(&self, timing: RotationTiming, new: impl Fn() -> Option<RootPair>) {
+    /// Takes the steps of rotations as they are due, for ever: for the replica that leads. `published` says which roots
+    /// every namespace has.
+    pub async fn rotate(
+        &self,
+        timing: RotationTiming,
+        judge: &impl RootJudge,
+        published: watch::Receiver<String>,
+        events: Events,
+    ) {
         loop {
-            match self.rotate_once(timing, &new).await {
+            let roots = published.borrow().clone();
+            match self.rotate_once(timing, judge, &roots, &events).await {
                 Ok(Some(step)) => tracing::info!(secret = self.own, ?step, "rotation of the root"),
                 Ok(None) => tokio::time::sleep(LOOK).await,
                 Err(error) => {
@@ -122,23 +141,78 @@ impl RootStore {
     async fn rotate_once(
         &self,
         timing: RotationTiming,
-        new: &impl Fn() -> Option<RootPair>,
+        judge: &impl RootJudge,
+        published: &str,
+        events: &Events,
     ) -> Result<Option<RootStep>, CallError> {
-        let found = self.secrets.get_opt(&self.own).await;
-        let Some(mut secret) = found.map_err(CallError::new(self.action("read", &self.own)))? else {
-            return Ok(None);
-        };
-        let now = Timestamp::now();
-        let Some(next) = due(&secret, now, timing) else { return Ok(None) };
-        let pair = if next == RootStep::Begin { new() } else { None };
-        if next == RootStep::Begin && pair.is_none() {
-            return Ok(None);
+        let Some(mut secret) = self.get(&self.own).await? else { return Ok(None) };
+        let plugged_in = self.plugged_in().await?;
+        let mut taken = None;
+        if let Some(plugged_in) = &plugged_in {
+            taken = self.take_up(&mut secret, plugged_in, judge, Some(events));
         }
-        step(&mut secret, next, pair.as_ref(), now);
-        // With the version that was read: if anybody has changed it since, this is a conflict.
-        let replaced = self.secrets.replace(&self.own, &PostParams::default(), &secret).await;
-        replaced.map_err(CallError::new(self.action("rotate", &self.own)))?;
-        Ok(Some(next))
+        if taken.is_none() {
+            let now = Timestamp::now();
+            let next = due(&secret, now, timing, published, plugged_in.is_some());
+            taken = next.and_then(|next| step(&mut secret, next, judge, now));
+        }
+        if taken.is_some() {
+            // With the version that was read: if anybody has changed it since, this is a conflict.
+            let replaced = self.secrets.replace(&self.own, &PostParams::default(), &secret).await;
+            replaced.map_err(CallError::new(self.action("rotate", &self.own)))?;
+        }
+        Ok(taken)
+    }
+
+    /// Has the Secret go on to what is plugged in, if that can be used.
+    fn take_up(
+        &self,
+        secret: &mut Secret,
+        plugged_in: &Secret,
+        judge: &impl RootJudge,
+        events: Option<&Events>,
+    ) -> Option<RootStep> {
+        let wanted = RootSecret::signing(plugged_in);
+        let taken = wanted.and_then(|wanted| take_up(secret, &wanted, judge, Timestamp::now()));
+        self.say(plugged_in, taken.as_ref().err(), events);
+        taken.unwrap_or_default()
+    }
+
+    /// Tells once why what is plugged in can't be used, in the log and in an event of its Secret.
+    fn say(&self, plugged_in: &Secret, refused: Option<&String>, events: Option<&Events>) {
+        let mut said = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.as_ref() == refused {
+            return;
+        }
+        *said = refused.cloned();
+        let Some(reason) = refused else { return };
+        let name = plugged_in.name_any();
+        tracing::error!(
+            secret = name,
+            reason,
+            "what is plugged in is not taken up; what signed before, if anything did, goes on"
+        );
+        let Some(events) = events else { return };
+        let regarding = Regarding {
+            api_version: "v1".to_owned(),
+            kind: "Secret",
+            namespace: self.namespace.clone(),
+            name,
+            uid: plugged_in.uid().unwrap_or_default(),
+        };
+        let note = format!("{reason}; mend the Secret: what signed before goes on meanwhile");
+        events.warn(regarding, "TakeUp", "NotUsable", &note);
+    }
+
+    async fn plugged_in(&self) -> Result<Option<Secret>, CallError> {
+        match &self.plugged_in {
+            Some(name) => self.get(name).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<Secret>, CallError> {
+        self.secrets.get_opt(name).await.map_err(CallError::new(self.action("read", name)))
     }
 
     fn action(&self, verb: &str, name: &str) -> String {
@@ -147,11 +221,7 @@ impl RootStore {
 }
 
 /// The Secret of this name, or that there is none, whenever it changes.
-fn follow_one(
-    secrets: Api<Secret>,
-    name: String,
-    tag: bool,
-) -> Pin<Box<dyn Stream<Item = (bool, Option<Secret>)> + Send>> {
+fn follow_one(secrets: Api<Secret>, name: String) -> Pin<Box<dyn Stream<Item = Option<Secret>> + Send>> {
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let events = Box::pin(watcher(secrets, only));
     let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
@@ -181,7 +251,7 @@ fn follow_one(
                     Event::Apply(secret) => Some(secret),
                     Event::Delete(_) => None,
                 };
-                return Some(((tag, now), (events, backoff, None)));
+                return Some((now, (events, backoff, None)));
             }
         }
     }))
