@@ -4,11 +4,17 @@ use clap::Args as ClapArgs;
 use crate::{cargo, cluster, manifests, setup};
 
 /// What the names of all end-to-end tests begin with that need a control plane of Kubernetes, and of no others.
-const WITH_KUBERNETES: &str = "kubernetes::";
+const WITH_KUBERNETES: &[&str] = &["kubernetes::"];
 /// What the names of all begin with that need containerd as well, and of no others.
-const WITH_CONTAINERD: &str = "kubernetes::node::";
+const WITH_CONTAINERD: &[&str] = &["kubernetes::node::"];
 /// What the names of all hold that need helm and kubectl, and of no others.
-const WITH_HELM: &str = "chart::";
+const WITH_HELM: &[&str] = &[
+    "chart::",
+    "kubernetes::boot_gate::",
+    "kubernetes::node::",
+    "kubernetes::rights::",
+    "kubernetes::webhook::",
+];
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -28,9 +34,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ] {
         if let Err(error) = found {
             eprintln!("no {what} to test with, so these are skipped: {error:#}");
-            let list = ["test", "--package", "orlop-tests", "--test", "e2e", "--", tests, "--list"];
-            cargo::run(cargo::cargo()?.args(list))?;
-            skipped.extend(["--skip", tests]);
+            let list = ["test", "--package", "orlop-tests", "--test", "e2e", "--", "--list"];
+            cargo::run(cargo::cargo()?.args(list).args(tests))?;
+            skipped.extend(tests.iter().flat_map(|tests| ["--skip", tests]));
         }
     }
     sweep()?;
@@ -60,4 +66,37 @@ pub(crate) fn sweep() -> Result<()> {
         println!("removed, left behind by an earlier run: {removed}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    /// The Rust files below a directory, each with the name of its module.
+    fn modules(directory: &Path, name: &str, found: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                modules(&path, &format!("{name}{stem}::"), found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let own = if stem == "mod" { String::new() } else { format!("{stem}::") };
+                found.push((format!("{name}{own}"), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_uses_helm_or_kubectl_is_skipped_where_there_is_none() {
+        let mut found = Vec::new();
+        modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/e2e"), "", &mut found);
+        let uses = |text: &str| ["DeployTools", "webhook::Stage"].iter().any(|what| text.contains(what));
+        let using: Vec<_> = found.iter().filter(|(_, text)| uses(text)).map(|(name, _)| name).collect();
+        assert!(using.len() >= WITH_HELM.len(), "{using:?}");
+        for name in using {
+            assert!(WITH_HELM.iter().any(|prefix| name.contains(prefix)), "{name}");
+        }
+    }
 }
