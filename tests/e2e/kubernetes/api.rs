@@ -268,6 +268,15 @@ impl Kubernetes {
     }
 }
 
+/// Whether an API server answers whoever has this kubeconfig.
+pub fn serves(kubeconfig: &Path) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let namespaces = Api::<Namespace>::all(client(kubeconfig).await);
+        timeout(TIMEOUT, namespaces.get("default")).await.is_ok_and(|answer| answer.is_ok())
+    })
+}
+
 async fn client(kubeconfig: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();

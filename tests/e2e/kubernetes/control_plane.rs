@@ -1,9 +1,14 @@
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Api;
 use kube::api::ListParams;
+use orlop_tests::{Testbed, start_detached, stop_detached};
 use serde_json::json;
 
-use super::api::Kubernetes;
+use super::api::{Kubernetes, serves};
 
 #[test]
 fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
@@ -59,4 +64,34 @@ fn its_controllers_run() {
         while pods.list(&ListParams::default()).await.unwrap().items.is_empty() {}
         while maps.get_opt("kube-root-ca.crt").await.unwrap().is_none() {}
     });
+}
+
+/// What `cargo xtask cluster up` and `down` do.
+#[test]
+fn one_that_outlives_its_program_serves_and_leaves_nothing_when_it_is_ended() {
+    let testbed = Testbed::new().unwrap();
+    let directory = testbed.dir().join("cluster");
+    let plane = start_detached(&directory).unwrap();
+    assert!(serves(&plane.kubeconfig));
+    // It is nobody else's to start, and what runs goes on.
+    let again = start_detached(&directory).unwrap_err().to_string();
+    assert!(again.contains("cargo xtask cluster down"), "{again}");
+    assert!(serves(&plane.kubeconfig));
+
+    let kubeconfig = fs::read_to_string(&plane.kubeconfig).unwrap();
+    let server = kubeconfig.split_once("https://").unwrap().1;
+    let server = server.split(['"', '\n']).next().unwrap().to_owned();
+    assert!(TcpStream::connect(&server).is_ok(), "{server}");
+    let record = fs::read_to_string(directory.join("processes")).unwrap();
+    let processes: Vec<_> = record.lines().map(|line| line.split_once(' ').unwrap().0).collect();
+    assert_eq!(processes.len(), 3, "{record}");
+    assert!(stop_detached(&directory).unwrap());
+    assert!(!directory.exists());
+    for process in processes {
+        // One that nobody has waited for is still there, and is nothing any more.
+        let command_line = fs::read(Path::new("/proc").join(process).join("cmdline")).unwrap_or_default();
+        assert!(command_line.is_empty(), "{process} runs on");
+    }
+    assert!(TcpStream::connect(&server).is_err(), "{server} still answers");
+    assert!(!stop_detached(&directory).unwrap());
 }
