@@ -26,6 +26,7 @@ mod pattern;
 mod peer;
 mod policy;
 mod probes;
+mod readme;
 mod redirect;
 mod remote_ca;
 mod revocation;

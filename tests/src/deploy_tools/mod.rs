@@ -66,9 +66,22 @@ impl DeployTools {
     /// `helm`, of which no configuration or cache of this machine's counts.
     pub fn helm(&self) -> Command {
         let mut command = Command::new(self.directory.join("helm"));
+        self.own_state(&mut command);
+        command
+    }
+
+    fn own_state(&self, command: &mut Command) {
         command.env("HELM_CONFIG_HOME", &self.directory).env("HELM_CACHE_HOME", &self.directory);
         command.env("HELM_DATA_HOME", &self.directory).env_remove("HELM_PLUGINS").env_remove("KUBECONFIG");
         command.stdin(Stdio::null());
+    }
+
+    /// A line of shell, in which `helm` and `kubectl` are these.
+    pub fn shell(&self, line: &str) -> Command {
+        let mut command = Command::new("sh");
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.args(["-euc", line]).env("PATH", format!("{}:{path}", self.directory.display()));
+        self.own_state(&mut command);
         command
     }
 

@@ -2,6 +2,7 @@
 
 mod sbom;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,9 @@ pub(crate) struct Args {
     /// A static `orlop` that was built before; several are for one architecture each.
     #[arg(long, value_name = "FILE")]
     binary: Vec<PathBuf>,
+    /// Write it once more, and see that it is the same bit for bit.
+    #[arg(long)]
+    twice: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -49,7 +53,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             bail!("the image is too large");
         }
     }
+    if args.twice {
+        let again = out.with_extension("again");
+        write(&again, &binaries)?;
+        let same = contents(&out)? == contents(&again)?;
+        fs::remove_dir_all(&again).with_context(|| format!("removing {}", again.display()))?;
+        if !same {
+            bail!("written twice, the image is not the same");
+        }
+        println!("written twice, it is the same bit for bit");
+    }
     Ok(())
+}
+
+/// The files below a directory.
+fn contents(directory: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut below = vec![directory.to_owned()];
+    while let Some(next) = below.pop() {
+        for entry in fs::read_dir(&next).with_context(|| format!("reading {}", next.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                below.push(path);
+            } else {
+                let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+                found.insert(path.strip_prefix(directory)?.to_owned(), content);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Writes an image for each architecture, each with its SBOM, and says how many bytes whoever pulls it gets.

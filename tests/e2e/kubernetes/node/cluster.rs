@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 
 use crate::kubernetes::api::Kubernetes;
 use crate::kubernetes::install::SYSTEM;
+use crate::readme::{install_commands, root};
 
 /// For anything that kubelet does after a pause, on a machine that is busy with other things.
 pub const LONG: Duration = Duration::from_secs(120);
+/// Names the image of `cargo xtask image`, which is then what is installed.
+const IMAGE: &str = "ORLOP_IMAGE";
 /// What the image is called in values of the chart.
 const REPOSITORY: &str = "orlop.test/orlop";
 
@@ -30,7 +33,10 @@ impl Cluster {
         let nodes = ["n1", "n2"].map(|name| testbed.node(name).unwrap());
         let kubernetes = Kubernetes::on(&nodes[0]);
         let image = testbed.dir().join("orlop-image");
-        write_image(&image);
+        match std::env::var_os(IMAGE) {
+            Some(made) => drop(run(Command::new("cp").arg("-r").arg(made).arg(&image))),
+            None => write_image(&image),
+        }
         let (plane, layout) = (&kubernetes.plane, &image);
         let nodes = std::thread::scope(|scope| {
             let started = nodes.each_ref().map(|node| {
@@ -54,12 +60,25 @@ impl Cluster {
         run(helm.arg("--kubeconfig").arg(self.kubernetes.plane.kubeconfig()))
     }
 
-    /// Installs the chart as the README does, with more arguments.
+    /// Installs the chart by the README's very command, with more arguments.
     pub fn install(&self, args: &[&str]) {
-        let chart = crate::chart::deploy().join("helm/orlop");
-        let repository = format!("--set=image.repository={REPOSITORY}");
-        let install = ["install", "orlop", chart.to_str().unwrap(), "--create-namespace", &repository];
-        self.helm(&[&install[..], args].concat());
+        let [install, _] = install_commands();
+        assert!(install.contains("REPOSITORY") && install.contains(SYSTEM), "{install}");
+        self.type_in(&format!("{} {}", install.replace("REPOSITORY", REPOSITORY), args.join(" ")));
+    }
+
+    /// Takes a namespace into the mesh by the README's very command.
+    pub fn label(&self, namespace: &str) {
+        let [_, label] = install_commands();
+        assert!(label.contains("NAMESPACE"), "{label}");
+        self.type_in(&label.replace("NAMESPACE", namespace));
+    }
+
+    /// Runs a line as somebody would who is in the repository and has a kubeconfig.
+    #[track_caller]
+    fn type_in(&self, line: &str) {
+        let mut shell = self.tools.shell(line);
+        run(shell.env("KUBECONFIG", self.kubernetes.plane.kubeconfig()).current_dir(root()));
     }
 
     /// `kubectl`, which must do well. Gives what it printed.
