@@ -14,6 +14,7 @@ mod dump;
 mod enrolment;
 mod events;
 mod explain;
+mod figures;
 mod flows;
 mod handover;
 mod hosts;

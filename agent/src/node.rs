@@ -32,7 +32,7 @@ use crate::{
     check,
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
-    events,
+    events, figures,
     handover::{
         self, Coming, Door, Estate, HANDOVER, Leaving, Meeting, Predecessor, ServerSockets, Successor,
     },
@@ -95,6 +95,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     registry.register_collector(Box::new(admin::Refused(Arc::clone(&datapath))));
     let status = watch::Sender::new(Status::default());
     registry.register_collector(Box::new(last_world::Gauge(status.subscribe())));
+    registry.register_collector(Box::new(figures::Pods(status.subscribe())));
+    registry.register_collector(Box::new(figures::Certificates(identities.clone())));
     let counts = udp::Counts { datapath: Arc::clone(&datapath), status: status.subscribe() };
     registry.register_collector(Box::new(counts));
     if arguments.boot_gate {

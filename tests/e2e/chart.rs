@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use orlop_tests::DeployTools;
+use serde_json::{Value, json};
 
 /// What somebody may ask of the chart, beside what it is by itself.
 pub const VARIANTS: [&[&str]; 6] = [
@@ -59,6 +60,21 @@ fn agents_that_drain_for_longer_are_given_longer() {
 }
 
 #[test]
+fn the_controller_may_reach_the_api_server_where_it_is_said_to_listen() {
+    let tools = DeployTools::find().unwrap();
+    for (args, wanted) in
+        [(&[][..], json!([443, 6443])), (&["--set=networkPolicy.apiServerPorts={8443}"], json!([8443]))]
+    {
+        let rendered = tools.render(&deploy().join("helm/orlop"), args).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).unwrap();
+        let policy = objects.iter().find(|object| object["kind"] == "NetworkPolicy").unwrap();
+        let ports = policy["spec"]["egress"][0]["ports"].as_array().unwrap();
+        let ports: Vec<_> = ports.iter().map(|port| port["port"].clone()).collect();
+        assert_eq!(Value::from(ports), wanted);
+    }
+}
+
+#[test]
 fn plain_manifests_are_what_it_makes() {
     let made = DeployTools::find().unwrap().manifests(&deploy().join("helm/orlop")).unwrap();
     let there = fs::read_to_string(deploy().join("manifests/orlop.yaml")).unwrap();
@@ -76,6 +92,8 @@ fn values_that_mean_nothing_are_refused_by_name() {
         ("--set=ca.lifetime=soon", "/ca/lifetime"),
         ("--set=image.digest=latest", "/image/digest"),
         ("--set=mesh.trustDomain=a/b", "/mesh/trustDomain"),
+        ("--set=networkPolicy.apiServerPorts={}", "/networkPolicy/apiServerPorts"),
+        ("--set=networkPolicy.apiServerPorts={65536}", "/networkPolicy/apiServerPorts/0"),
         ("--set=node.bootGate.kubeletDir=var/lib/kubelet", "/node/bootGate/kubeletDir"),
     ] {
         let error = tools.render(&deploy().join("helm/orlop"), &[value]).unwrap_err().to_string();

@@ -9,6 +9,7 @@ mod chart;
 mod check;
 mod control_plane;
 mod controller;
+mod dashboards;
 mod definitions;
 mod enrolment;
 mod explain;

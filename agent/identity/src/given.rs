@@ -33,6 +33,11 @@ impl GivenCa {
         Ok(())
     }
 
+    /// Until when the certificate is valid that signs.
+    pub fn not_after(&self) -> SystemTime {
+        self.signer().not_after
+    }
+
     fn signer(&self) -> Arc<Signer> {
         self.signer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

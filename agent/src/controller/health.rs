@@ -1,6 +1,6 @@
-//! Whether a controller or a webhook is ready, for its probe.
+//! Whether a controller or a webhook is ready, for its probe, and its metrics.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use http_body_util::Full;
@@ -8,28 +8,31 @@ use hyper::{
     Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 
-/// `/healthz/ready` and `/healthz/live`.
+use crate::admin;
+
+/// `/healthz/ready`, `/healthz/live` and `/metrics`.
 pub struct Health(watch::Sender<bool>);
 
 impl Health {
-    pub async fn start(address: SocketAddr) -> anyhow::Result<Self> {
+    pub async fn start(address: SocketAddr, registry: Registry) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address}; choose another with --ready"))?;
         let ready = watch::Sender::new(false);
-        let readiness = ready.subscribe();
+        let (readiness, registry) = (ready.subscribe(), Arc::new(registry));
         tokio::spawn(async move {
             loop {
                 let Ok((tcp, _)) = listener.accept().await else {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 };
-                let readiness = readiness.clone();
+                let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
                 tokio::spawn(async move {
                     let answer = service_fn(move |request| {
-                        let response = answer(&request, *readiness.borrow());
+                        let response = answer(&request, *readiness.borrow(), &registry);
                         async { Ok::<_, Infallible>(response) }
                     });
                     // A client that breaks off has nobody to tell.
@@ -53,8 +56,9 @@ impl Health {
     }
 }
 
-fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, ready: bool, registry: &Registry) -> Response<Full<Bytes>> {
     let (status, body) = match (request.uri().path(), ready) {
+        ("/metrics", _) => return admin::metrics(registry),
         ("/healthz/live", _) => (StatusCode::OK, "alive\n"),
         ("/healthz/ready", true) => (StatusCode::OK, "ready\n"),
         ("/healthz/ready", false) => {
@@ -62,7 +66,5 @@ fn answer(request: &Request<Incoming>, ready: bool) -> Response<Full<Bytes>> {
         }
         _ => (StatusCode::NOT_FOUND, "not found\n"),
     };
-    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
-    *response.status_mut() = status;
-    response
+    admin::text(status, body)
 }

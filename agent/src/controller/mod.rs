@@ -5,7 +5,10 @@ pub mod health;
 mod offline;
 pub mod root;
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::Context as _;
 use futures_util::future::OptionFuture;
@@ -14,6 +17,7 @@ use orlop_kube::controller::{
     BundlePublisher, CustomKinds, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming,
     StatusWriter, WaypointProvisioner, connect, follow_token_issuer,
 };
+use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -22,8 +26,12 @@ use tokio::{
 
 use crate::{
     cli::ControllerArguments,
-    controller::{gate::NodeGate, health::Health, offline::OfflineReviewer},
-    logging,
+    controller::{
+        gate::{Asked, NodeGate},
+        health::Health,
+        offline::OfflineReviewer,
+    },
+    figures, logging,
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -39,11 +47,15 @@ pub fn run(arguments: ControllerArguments) -> anyhow::Result<()> {
 
 async fn controller(arguments: ControllerArguments) -> anyhow::Result<()> {
     let client = connect(arguments.kubeconfig.as_deref()).await?;
-    let health = Health::start(arguments.ready).await?;
+    let election = Arc::new(Election::new(client.clone(), &arguments.namespace, LEASE, &arguments.name));
+    let (ca, mut registry) = (Arc::new(OnceLock::new()), Registry::default());
+    let authority = figures::Authority { ca: Arc::clone(&ca), leads: election.leads() };
+    registry.register_collector(Box::new(authority));
+    let asked = Asked::register(&mut registry);
+    let health = Health::start(arguments.ready, registry).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let election = Arc::new(Election::new(client.clone(), &arguments.namespace, LEASE, &arguments.name));
-    let serve = serve(&arguments, client, &election, &health);
+    let serve = serve(&arguments, client, &election, &health, (&ca, asked));
     tokio::select! {
         served = serve => return served,
         _ = terminate.recv() => {}
@@ -60,6 +72,7 @@ async fn serve(
     client: orlop_kube::controller::Client,
     election: &Election,
     health: &Health,
+    (signing, asked): (&OnceLock<Arc<GivenCa>>, Asked),
 ) -> anyhow::Result<()> {
     let store =
         RootStore::new(client.clone(), &arguments.namespace, &arguments.secret, Some(&arguments.plugged_in));
@@ -68,6 +81,7 @@ async fn serve(
     let judge = root::Judge(trust_domain.clone());
     let (ca, _) = root::first(&store, found.as_mut(), &judge).await?;
     let ca = Arc::new(ca);
+    signing.get_or_init(|| Arc::clone(&ca));
 
     let pods = Arc::new(PlacedPods::new(client.clone()));
     let issuer = watch::Sender::new(None);
@@ -82,6 +96,7 @@ async fn serve(
         pods: Arc::clone(&pods),
         trust_domain: trust_domain.clone(),
         node_accounts: arguments.node_accounts.clone(),
+        asked,
     };
     let listener = TcpListener::bind(arguments.listen)
         .await

@@ -42,6 +42,7 @@ use crate::{
     cli::{GatewayArguments, ProxyArguments, WaypointArguments, WorldArguments},
     dump,
     enrolment::Status,
+    figures,
     handover::ServerSockets,
     hosts::Names,
     limits, logging, token_keys,
@@ -141,6 +142,7 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let metrics = Metrics::register(&mut registry);
     let requests = RequestMetrics::register(&mut registry);
     registry.register_collector(Box::new(token_keys::Fetches(keys.clone())));
+    registry.register_collector(Box::new(figures::Certificates(identities.clone())));
     let secrets = SecretStates::default();
     if matches!(role.listening, Listening::Ports(..)) {
         registry.register_collector(Box::new(secrets.clone()));

@@ -14,6 +14,7 @@ use orlop_kube::{
     admission::{Endpoint, EndpointKeeper, Validator, review_path},
     controller::{CustomKinds, RootSecret, RootStore, connect},
 };
+use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -42,7 +43,7 @@ pub fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
 }
 
 async fn webhook(arguments: WebhookArguments) -> anyhow::Result<()> {
-    let health = Health::start(arguments.ready).await?;
+    let health = Health::start(arguments.ready, Registry::default()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let leaving = watch::Sender::new(false);

@@ -20,7 +20,6 @@ use super::controller::certificate;
 use super::install::{SYSTEM, install, roots};
 use super::kubelet::Kubelet;
 use super::replica::{LONG, Replica};
-use crate::mesh::TIMEOUT;
 use crate::pair::dial;
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
