@@ -1,11 +1,14 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod away;
+mod bodies;
 mod caller;
 mod custom;
 mod custom_answers;
 mod custom_open;
 mod destinations;
+mod flags;
+pub mod framing;
 mod gateway_api;
 mod grpc;
 pub mod h2c;

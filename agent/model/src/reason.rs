@@ -102,6 +102,8 @@ reasons! {
     Draining = "draining",
     /// The request is no HTTP that could be passed on.
     BadRequest = "bad_request",
+    /// The request's body has more bytes than may be.
+    BodyTooLarge = "body_too_large",
     /// No rule for the host matches the request.
     NoRoute = "no_route",
     /// The request is for a host that is another listener's than the one it came by.

@@ -112,6 +112,9 @@ pub struct ProxyArguments {
     /// Size of a request's or an answer's head.
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
     pub max_header_size: u64,
+    /// Size of a request's body, which is passed on as it comes: past it, the request is broken off and refused.
+    #[arg(long, value_name = "SIZE", default_value = "1024GiB", value_parser = size)]
+    pub max_body_size: u64,
     /// Requests that a client may have open in one HTTP/2 connection.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_streams: u32,

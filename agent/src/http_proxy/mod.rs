@@ -335,6 +335,7 @@ fn config(
             header_timeout: arguments.header_timeout,
             max_headers: arguments.max_headers,
             max_header_size: usize::try_from(arguments.max_header_size).unwrap_or(usize::MAX),
+            max_body_size: arguments.max_body_size,
             max_streams: arguments.max_streams,
             client_idle_timeout: role.client_idle_timeout,
             stall_timeout: role.stall_timeout,

@@ -8,8 +8,8 @@ use orlop_tests::{Pod, PodSpec, wait_for};
 
 use super::Stage;
 use crate::hbone::within;
-use crate::l7::h2c;
 use crate::l7::scripted::{Reply, Scripted};
+use crate::l7::{framing, h2c};
 use crate::mesh::TIMEOUT;
 
 fn stage(args: &[&str]) -> (Stage, Scripted) {
@@ -122,6 +122,21 @@ fn what_is_in_a_body_is_no_request() {
     assert_eq!(stage.get("x", "/second").status, 200);
     let lines: Vec<_> = server.asked().into_iter().map(|asked| asked.line).collect();
     assert_eq!(lines, ["POST /first HTTP/1.1", "GET /second HTTP/1.1"]);
+}
+
+#[test]
+fn a_length_that_http2_does_not_keep_reaches_no_server_of_http1() {
+    let (stage, server) = stage(&[]);
+    framing::refuses_untrue_lengths(&stage.stranger, stage.address());
+    // What was broken off is nothing that the server takes for a request, nor for the beginning of the next one. One that
+    // says that it has no body may be there before it has one.
+    let (whole, rest): (Vec<_>, Vec<_>) = server.asked().into_iter().partition(|asked| asked.body == b"abc");
+    assert!(whole.iter().all(|asked| asked.line == "POST / HTTP/1.1"), "{whole:?}");
+    assert_eq!(whole.len(), 10);
+    assert!(
+        rest.iter().all(|asked| asked.body.is_empty() && asked.headers["content-length"] == "0"),
+        "{rest:?}"
+    );
 }
 
 #[test]

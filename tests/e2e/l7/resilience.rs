@@ -39,6 +39,35 @@ fn five_errors_in_a_row_eject_an_endpoint_and_it_comes_back() {
 }
 
 #[test]
+fn with_too_few_that_are_well_requests_go_to_all() {
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let bad = Scripted::status(&versions.pods[0], 500);
+    let _good = Scripted::status(&versions.pods[1], 200);
+    let put = |more: &str| {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  host: web\n  trafficPolicy:\n    loadBalancer: {{simple: ROUND_ROBIN}}\n    \
+             outlierDetection: {{consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 60s, maxEjectionPercent: 100{more}}}\n"
+        );
+        stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &rule).unwrap());
+    };
+    put("");
+    let mut stream = stage.connect();
+    while bad.count() == 0 {
+        request(&mut stream, GET).unwrap();
+    }
+    await_value(1.0, || stage.waypoint.metric("orlop_endpoints_ejected_total", &[]).unwrap());
+    let mut refused = || (0..40).filter(|_| request(&mut stream, GET).unwrap().status == 500).count();
+    assert_eq!(refused(), 0);
+    // One of two is half: less than this share, and not less than that.
+    put(", minHealthPercent: 60");
+    assert_eq!(refused(), 20);
+    put(", minHealthPercent: 50");
+    assert_eq!(refused(), 0);
+}
+
+#[test]
 fn a_mirror_that_is_slow_failing_or_down_is_never_noticed() {
     let versions = Versions::new();
     let stage = &versions.stage;

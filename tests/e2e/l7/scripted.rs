@@ -11,12 +11,13 @@ use std::thread::{self, JoinHandle};
 use nix::sys::socket::shutdown;
 use orlop_tests::Pod;
 
-/// What was asked: the request line, headers in lower case, and the body.
+/// What was asked: the request line, headers in lower case, the body and its trailers.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub line: String,
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
+    pub trailers: HashMap<String, String>,
 }
 
 /// What is done about it.
@@ -140,13 +141,12 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
-    let mut asked = Asked { line: line.trim_end().to_owned(), headers: HashMap::new(), body: Vec::new() };
-    loop {
-        line.clear();
-        reader.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        asked.headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-    }
+    let mut asked = Asked {
+        line: line.trim_end().to_owned(),
+        headers: fields(reader)?,
+        body: Vec::new(),
+        trailers: HashMap::new(),
+    };
     if asked.headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
         loop {
             line.clear();
@@ -154,16 +154,28 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
             let size = usize::from_str_radix(line.trim_end(), 16).unwrap_or(0);
             let start = asked.body.len();
             asked.body.resize(start + size, 0);
+            if size == 0 {
+                asked.trailers = fields(reader)?;
+                return Ok(Some(asked));
+            }
             reader.read_exact(&mut asked.body[start..])?;
             line.clear();
             reader.read_line(&mut line)?;
-            if size == 0 {
-                return Ok(Some(asked));
-            }
         }
     }
     let length = asked.headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     asked.body.resize(length, 0);
     reader.read_exact(&mut asked.body)?;
     Ok(Some(asked))
+}
+
+/// Headers or trailers, to the line that ends them.
+fn fields(reader: &mut BufReader<TcpStream>) -> std::io::Result<HashMap<String, String>> {
+    let mut fields = HashMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { return Ok(fields) };
+        fields.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
 }

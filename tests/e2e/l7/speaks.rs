@@ -269,7 +269,7 @@ fn an_endpoint_that_is_not_there_is_answered_with_503_and_the_connection_goes_on
     let answer = request(&mut stream, get).unwrap();
     assert_eq!(answer.status, 503);
     let record = stage.record(|record| record["code"] == 503);
-    assert_eq!((record["flags"].as_str(), record["reason"].as_str()), (Some("UF"), Some("peer_refused")));
+    assert_eq!((record["flags"].as_str(), record["reason"].as_str()), (Some("UF,URX"), Some("peer_refused")));
     let _server = stage.mesh.server.serve_http(80).unwrap();
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
     stage.change(|| stage.mesh.testbed.world().service(&super::web(&stage.vip)).unwrap());

@@ -1,5 +1,7 @@
 //! What a Telemetry has the waypoint tell of requests.
 
+use orlop_tests::traffic::request;
+
 use super::Stage;
 use super::scripted::Scripted;
 
@@ -40,4 +42,31 @@ fn metrics_have_the_tags_that_are_asked_for_and_the_log_what_its_filter_lets_in(
     assert_eq!(stage.get("/d").status, 200);
     stage.record(|record| record["path"] == "/d");
     assert!(stage.records().iter().all(|record| record["path"] != "/c"));
+}
+
+#[test]
+fn tags_that_are_too_many_count_as_unknown() {
+    let stage = Stage::new();
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    put(
+        &stage,
+        "  metrics:\n  - overrides:\n    - match: {metric: REQUEST_COUNT}\n      \
+         tagOverrides: {path: {value: request.url_path}}\n",
+    );
+    let folded = || stage.waypoint.metric("orlop_request_series_folded_total", &[]).unwrap();
+    let mut stream = stage.connect();
+    let mut ask = |number: usize| {
+        let head = format!("GET /{number} HTTP/1.1\r\nhost: web\r\n\r\n");
+        assert_eq!(request(&mut stream, &head).unwrap().status, 200);
+    };
+    (0..1000).for_each(&mut ask);
+    stage.await_count(&[], 1000.0);
+    assert_eq!((folded(), stage.counted(&["path=\"unknown\""])), (0.0, 0.0));
+    (1000..1100).for_each(&mut ask);
+    stage.await_count(&["path=\"unknown\""], 100.0);
+    assert_eq!((folded(), stage.counted(&["path=\"1050\""])), (100.0, 0.0));
+    // What was known before still is.
+    ask(7);
+    stage.await_count(&["path=\"/7\""], 2.0);
+    assert_eq!(stage.counted(&[]), 1101.0);
 }

@@ -17,7 +17,7 @@ use super::{
     call::Failed,
     record::RequestRecord,
     replay::{BodyError, broke_off},
-    upstream::Lease,
+    upstream::{Lease, flag_of},
 };
 use crate::refusal::Refusal;
 
@@ -124,6 +124,7 @@ impl Body for ResponseBody {
             }
             (Some(Err(error)), record) => {
                 if let Some(record) = record {
+                    record.flags.add(flag_of(error));
                     record.outcome = Some(Refusal::new(Reason::UpstreamReset, error));
                 }
             }

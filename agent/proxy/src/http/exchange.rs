@@ -4,11 +4,14 @@ use std::{rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_TYPE, HOST, SET_COOKIE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, SET_COOKIE, TRANSFER_ENCODING},
     request,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use hyper::{body::Incoming, upgrade};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade,
+};
 use orlop_model::{
     Behind, Endpoint, NamespacedName, Reason, Snapshot,
     http::{Action, Choice, Rule, Selected, Split, normalised},
@@ -25,7 +28,9 @@ use super::{
     authorize::{self, Seen, asked},
     authorizer::{self, Asking},
     body::{ResponseBody, grpc_status},
-    cors, edge, failure, forward, headers,
+    cors, edge, failure,
+    flags::Flag,
+    forward, headers,
     hello::Watch,
     io::Io,
     key::Key,
@@ -55,6 +60,7 @@ pub(super) async fn serve(
     match handled {
         Ok(Answer::Own(response)) => failure::own(response, record),
         Ok(Answer::Server(response, answered)) => respond(session, response, *answered, record),
+        Err(_) if record.is_too_large() => failure::answer(Reason::BodyTooLarge.into(), record),
         Err(refusal) => failure::answer(refusal, record),
     }
 }
@@ -87,6 +93,14 @@ async fn handle(
     if headers::count(request.headers()) > session.local.own.limits.max_headers {
         return Err(bad("more headers than may be"));
     }
+    if !headers::ends_clearly(request.headers()) {
+        // What follows on the connection may be anything.
+        record.extra = (request.version() != Version::HTTP_2).then(failure::and_close);
+        return Err(bad("more than one length, or another transfer coding than chunked alone"));
+    }
+    if request.body().size_hint().lower() > record.max_body() {
+        return Err(Reason::BodyTooLarge.into());
+    }
     let authority = headers::authority(&request);
     let authority = authority.ok_or_else(|| bad("no host, more than one, or none that could be"))?;
     record.authority = Some(authority.clone());
@@ -109,7 +123,8 @@ async fn handle(
     authenticate::apply(presented, &snapshot, &session.target, &mut parts.headers, &mut destined)?;
     // What is taken out of headers, or asked about, must not come after them.
     let trails = presented.is_none() && !snapshot.routes().has_providers();
-    let replay = Replay::new(body, parts.version == Version::HTTP_2, trails, Rc::clone(&record.sent));
+    let sent = (Rc::clone(&record.sent), record.max_body());
+    let replay = Replay::new(body, parts.version == Version::HTTP_2, trails, sent);
     let mut asking = Asking {
         target: &session.target,
         port: session.port(),
@@ -200,8 +215,8 @@ async fn act(
 ) -> Result<Answer, Refusal> {
     let rule = selected.rule;
     let Template { mut parts, destined, credentials, .. } = asked;
-    if let Some(response) = fault(session, rule).await {
-        record.injected = true;
+    if let Some(response) = fault(session, rule, record).await {
+        record.flags.add(Flag::FaultInjected);
         return match response {
             Abort::Http(status) => own(status, Vec::new()).map(Answer::Own),
             Abort::Grpc(status) => {
@@ -271,11 +286,12 @@ fn choose<'s>(session: &Session, split: &'s Split) -> Result<&'s Choice, Refusal
 }
 
 /// Waits if the rule wants that, and says how the request is to fail, if it is.
-async fn fault(session: &Session, rule: &Rule) -> Option<Abort> {
+async fn fault(session: &Session, rule: &Rule, record: &mut RequestRecord) -> Option<Abort> {
     let draws = &session.local.draws;
     if let Some((delay, percent)) = rule.fault.delay
         && percent.hits(draws.delay.next())
     {
+        record.flags.add(Flag::DelayInjected);
         sleep(delay).await;
     }
     rule.fault.abort.and_then(|(abort, percent)| percent.hits(draws.abort.next()).then_some(abort))
@@ -453,6 +469,11 @@ impl Template {
             parts.headers.insert(HOST, host(authority)?);
             parts.uri = Uri::from(path.clone());
             parts.version = Version::HTTP_11;
+            // Of GET and HEAD hyper would send no body that does not say its length.
+            let is_open = !body.is_end_stream() && body.size_hint().exact().is_none();
+            if is_open && !parts.headers.contains_key(CONTENT_LENGTH) {
+                parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
         }
         Ok(Request::from_parts(parts, body))
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE},
 };
 use orlop_model::Reason;
 
@@ -24,6 +24,11 @@ pub(super) struct Extra {
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// In place of the reason.
     pub(super) body: Option<Bytes>,
+}
+
+/// That the connection ends with the answer.
+pub(super) fn and_close() -> Box<Extra> {
+    Box::new(Extra { headers: vec![(CONNECTION, HeaderValue::from_static("close"))], ..Extra::default() })
 }
 
 /// Answers a request that went nowhere.
@@ -72,7 +77,7 @@ fn plain(
         // As GRPCRoute has it.
         Reason::InvalidRoute => UNAVAILABLE,
         // What is unavailable is tried again at once.
-        Reason::RateLimited => RESOURCE_EXHAUSTED,
+        Reason::RateLimited | Reason::BodyTooLarge => RESOURCE_EXHAUSTED,
         _ => grpc_status(status),
     };
     of_grpc(grpc, text, record)
@@ -103,6 +108,7 @@ fn status(reason: Reason) -> StatusCode {
         Reason::PolicyDenied | Reason::AuthorizerUnavailable => StatusCode::FORBIDDEN,
         Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
         Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -120,28 +126,5 @@ pub(super) fn grpc_status(status: StatusCode) -> u8 {
         404 => 12,
         429 | 502 | 503 | 504 => 14,
         _ => 2,
-    }
-}
-
-/// Envoy's response flag.
-pub(super) fn flag(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NoHealthyEndpoint => "UH",
-        Reason::UpstreamReset | Reason::TunnelClosed => "UC",
-        Reason::Reset => "DC",
-        Reason::BadRequest => "DPE",
-        Reason::NoRoute | Reason::Misdirected => "NR",
-        Reason::NoSuchDestination | Reason::InvalidRoute => "NC",
-        Reason::RequestTimeout => "UT",
-        Reason::Overflow => "UO",
-        Reason::FaultInjected => "FI",
-        Reason::PolicyDenied
-        | Reason::AuthorizerUnavailable
-        | Reason::InvalidToken
-        | Reason::TokenKeysUnavailable => "UAEX",
-        Reason::RateLimited => "RL",
-        Reason::RateLimitUnavailable => "RLSE",
-        Reason::Draining => "DC",
-        _ => "UF",
     }
 }

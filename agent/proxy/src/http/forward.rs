@@ -26,6 +26,7 @@ use super::{
     balance::Choosing,
     body::grpc_status,
     exchange::Template,
+    flags::Flag,
     hosts::ClusterState,
     key::Key,
     outlier::Outcome,
@@ -240,7 +241,8 @@ async fn attempts(
             plan.tell(session, cluster, endpoint.address, &result, began.elapsed());
         }
         plan.asked.set(None);
-        let again = attempt < plan.retries.attempts && plan.wants_again(&result) && replay.is_whole();
+        let wanted = plan.wants_again(&result);
+        let again = wanted && attempt < plan.retries.attempts && replay.is_whole();
         if again && let Some(cluster) = &cluster {
             let budget = plan.policy().and_then(|policy| policy.retry_budget);
             // The one before is over.
@@ -248,7 +250,15 @@ async fn attempts(
             retrying = cluster.retry(budget, pool.and_then(|pool| pool.max_retries));
         }
         if !again || retrying.is_none() {
-            let (response, mut lease) = result.map_err(|unanswered| unanswered.refusal)?;
+            // Another would have been one too many at once.
+            record.flags.add(again.then_some(Flag::UpstreamOverflow));
+            let may_help = result.as_ref().err().is_none_or(|failed| is_of_endpoint(&failed.refusal));
+            let used_up = wanted && may_help && attempt > 0 && attempt == plan.retries.attempts;
+            record.flags.add(used_up.then_some(Flag::UpstreamRetryLimitExceeded));
+            let (response, mut lease) = result.map_err(|unanswered| {
+                record.flags.add(unanswered.flag);
+                unanswered.refusal
+            })?;
             lease.counted = counted;
             return Ok((response, lease));
         }

@@ -3,7 +3,7 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Version,
     header::{
-        CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
         TRANSFER_ENCODING, UPGRADE,
     },
     uri::Authority,
@@ -19,6 +19,22 @@ const WEBSOCKET: &str = "websocket";
 pub(super) fn count(headers: &HeaderMap) -> usize {
     let cookies = headers.get_all(COOKIE).iter().count();
     headers.len() - cookies.saturating_sub(1)
+}
+
+/// Whether all see the same end of a message's body: its length is said once and plainly, or its one transfer coding is
+/// `chunked` (RFC 9112, section 6.3). What another coding has made of it nobody would know after this hop.
+pub(super) fn ends_clearly(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let plain = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    match (lengths.next(), codings.next()) {
+        (None, None) => true,
+        (Some(length), None) => plain(length) && lengths.next().is_none(),
+        (None, Some(coding)) => {
+            coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Whether a body is messages of gRPC.
@@ -84,7 +100,7 @@ pub(super) fn strip(headers: &mut HeaderMap) {
         let named: Vec<_> =
             names(headers, CONNECTION).filter_map(|name| HeaderName::try_from(name).ok()).collect();
         // Without it the message would have no end, or nobody it is for.
-        for name in named.iter().filter(|name| **name != HOST && **name != http::header::CONTENT_LENGTH) {
+        for name in named.iter().filter(|name| **name != HOST && **name != CONTENT_LENGTH) {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
@@ -198,6 +214,28 @@ mod tests {
             let hosts: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
             let found = authority(&request(version, uri, &hosts));
             assert_eq!(found.as_ref().map(Authority::as_str), wanted, "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_one_end() {
+        let both = [("content-length", "5"), ("transfer-encoding", "chunked")];
+        for (headers, clear) in [
+            (&[][..], true),
+            (&[("content-length", "5")], true),
+            (&[("transfer-encoding", " Chunked ")], true),
+            (&[("content-length", "5"), ("content-length", "5")], false),
+            (&[("content-length", "5, 5")], false),
+            (&[("content-length", "+5")], false),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "chunked, chunked")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "identity")], false),
+            (&[("transfer-encoding", "")], false),
+            (&both, false),
+        ] {
+            let request = request(Version::HTTP_11, "/", headers);
+            assert_eq!(ends_clearly(request.headers()), clear, "{headers:?}");
         }
     }
 

@@ -13,7 +13,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::told::{METRICS, OF_MESSAGES};
+use super::{
+    flags::Flags,
+    told::{METRICS, OF_MESSAGES},
+};
 use crate::{
     metrics::{Direction, End, Labels, labels},
     retold::{Retold, Tagged},
@@ -196,7 +199,7 @@ pub(super) struct RequestKey {
     pub(super) grpc: bool,
     pub(super) code: u16,
     pub(super) grpc_status: Option<u8>,
-    pub(super) flag: &'static str,
+    pub(super) flags: Flags,
     pub(super) told: Place<Told>,
     /// Of tags that Telemetries ask for.
     pub(super) tags: Vec<String>,
@@ -224,7 +227,7 @@ impl RequestKey {
             destination,
             service,
             protocol,
-            self.flag,
+            &self.flags.to_string(),
         );
         labels.push(("response_code".into(), self.code.to_string()));
         if let Some(status) = self.grpc_status {

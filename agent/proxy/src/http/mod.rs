@@ -21,6 +21,7 @@ mod dial;
 mod edge;
 mod exchange;
 mod failure;
+mod flags;
 mod forward;
 mod grpc;
 mod headers;
@@ -117,6 +118,8 @@ pub struct HttpLimits {
     pub max_headers: usize,
     /// The size of a head in bytes.
     pub max_header_size: usize,
+    /// The size of a request's body in bytes.
+    pub max_body_size: u64,
     /// Requests that a client may have open in one HTTP/2 connection.
     pub max_streams: u32,
     /// Connections to one server that wait for the next request, of one caller on one worker.
@@ -140,6 +143,7 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(15),
             max_headers: 100,
             max_header_size: 64 << 10,
+            max_body_size: 1 << 40,
             max_streams: 100,
             max_idle: 128,
             idle_timeout: Duration::from_secs(60),

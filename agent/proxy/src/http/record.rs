@@ -17,7 +17,8 @@ use super::{
     authorizer::Checked,
     clients::Room,
     exchange::GoesOn,
-    failure::{self, Extra},
+    failure::Extra,
+    flags::Flags,
     headers,
     key::Key,
     metrics::RequestKey,
@@ -49,8 +50,8 @@ pub(super) struct RequestRecord {
     pub(super) rule: Option<(Arc<NamespacedName>, String)>,
     /// How often it was sent.
     pub(super) attempts: u32,
-    /// Whether it was made to fail.
-    pub(super) injected: bool,
+    /// What is known of how it went, beside why it failed.
+    pub(super) flags: Flags,
     /// To be set by the answer.
     pub(super) cookie: Option<String>,
     /// What the client has sent of the request's body.
@@ -114,7 +115,7 @@ impl RequestRecord {
             service: session.service().cloned(),
             rule: None,
             attempts: 1,
-            injected: false,
+            flags: Flags::default(),
             cookie: None,
             sent,
             room: None,
@@ -136,6 +137,16 @@ impl RequestRecord {
 
     pub(super) fn age(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// How many bytes its body may have.
+    pub(super) fn max_body(&self) -> u64 {
+        self.session.local.own.limits.max_body_size
+    }
+
+    /// Whether more has come of its body.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.sent.bytes() > self.max_body()
     }
 
     /// Where an attempt went.
@@ -182,7 +193,7 @@ impl RequestRecord {
             bytes_sent = self.received.bytes(),
             waited_us = self.waited.map(|waited| waited.as_micros() as u64),
             duration_us = duration.as_micros() as u64,
-            flags = self.flag(),
+            flags = %self.flags(),
             reason,
             detail = detail.filter(|detail| !detail.is_empty()),
             policy = judgement.and_then(|judgement| judgement.policy.as_ref()).map(display),
@@ -211,7 +222,7 @@ impl RequestRecord {
             KeyValue::new("url.scheme", self.session.scheme),
             KeyValue::new("url.path", trace::shortened(self.path.path())),
             KeyValue::new("client.address", self.session.client.ip().to_string()),
-            KeyValue::new("response_flags", self.flag()),
+            KeyValue::new("response_flags", self.flags().to_string()),
         ];
         let caller = self.session.identity().map(ToString::to_string);
         about.extend(caller.map(|caller| KeyValue::new("source.principal", caller)));
@@ -258,12 +269,8 @@ impl RequestRecord {
         if is_gone && self.waited.is_none() { 0 } else { self.code.as_u16() }
     }
 
-    fn flag(&self) -> &'static str {
-        match &self.outcome {
-            _ if self.injected => "FI",
-            Some(refusal) => failure::flag(refusal.reason),
-            None => "-",
-        }
+    fn flags(&self) -> Flags {
+        self.outcome.as_ref().map_or(self.flags, |refusal| self.flags.with(refusal.reason))
     }
 }
 
@@ -275,6 +282,9 @@ impl Drop for RequestRecord {
         if self.activity.has_stalled() && self.outcome.is_some() {
             self.outcome =
                 Some(Refusal::new(Reason::RequestTimeout, "nothing of it was passed on for too long"));
+        }
+        if self.is_too_large() && self.outcome.is_some() && self.goes_on.is_none() {
+            self.outcome = Some(Reason::BodyTooLarge.into());
         }
         let duration = self.age();
         let ended = self.ended(duration);
@@ -311,7 +321,7 @@ impl Drop for RequestRecord {
             grpc: self.grpc,
             code: self.told_code(),
             grpc_status: self.grpc_status,
-            flag: self.flag(),
+            flags: self.flags(),
             told: Place(self.telling.as_ref().map(|telling| Arc::clone(&telling.told))),
             tags: tags.unwrap_or_default(),
         };

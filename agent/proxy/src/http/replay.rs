@@ -54,6 +54,8 @@ struct State {
     /// Only the last of the bodies that were made of it reads on.
     attempt: usize,
     sent: Rc<Passed>,
+    /// So many bytes may be sent.
+    most: u64,
     mirrors: Vec<Mirror>,
     told: Rc<Notify>,
 }
@@ -80,8 +82,8 @@ enum Kind {
 }
 
 impl Replay {
-    /// Counts in `sent` what the client has sent. Trailers go on where `trailers` says so, but for what nobody may write.
-    pub(super) fn new(body: Incoming, http2: bool, trailers: bool, sent: Rc<Passed>) -> Self {
+    /// Counts in `sent` what the client has sent, which may be so many bytes. Trailers go on where `trailers` says so, but for what nobody may write.
+    pub(super) fn new(body: Incoming, http2: bool, trailers: bool, (sent, most): (Rc<Passed>, u64)) -> Self {
         let ended = body.is_end_stream();
         let told = Rc::new(Notify::new());
         if ended {
@@ -99,6 +101,7 @@ impl Replay {
             ended: ended.then(Instant::now),
             attempt: 0,
             sent,
+            most,
             mirrors: Vec::new(),
             told: Rc::clone(&told),
         };
@@ -123,7 +126,8 @@ impl Replay {
 
     /// Whether all that has come so far is remembered.
     pub(super) fn is_whole(&self) -> bool {
-        self.state.borrow().length <= MAX_REPLAY
+        let state = self.state.borrow();
+        state.length <= MAX_REPLAY && state.sent.bytes() <= state.most
     }
 
     /// The beginning of the body, up to so many bytes, and whether that is all of it. Holds what has come for the first
@@ -189,6 +193,9 @@ impl RequestBody {
 impl State {
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
+        if self.sent.bytes() > self.most {
+            return Poll::Ready(Some(Err(BodyError::new("the body is larger than may be"))));
+        }
         let mut frame = match ready!(Pin::new(&mut *source).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
@@ -212,6 +219,10 @@ impl State {
         }
         if let Some(data) = frame.data_ref() {
             self.sent.pass(data);
+            if self.sent.bytes() > self.most {
+                self.mirrors.clear();
+                return Poll::Ready(Some(Err(BodyError::new("the body is larger than may be"))));
+            }
             self.length += data.len();
             if self.length <= MAX_REPLAY || self.holding {
                 self.frames.push(data.clone());

@@ -25,6 +25,8 @@ use super::{
     Local,
     connections::Place,
     dial::connect,
+    flags::Flag,
+    headers,
     hosts::{ClusterState, RequestGuard},
     key::Key,
     replay::RequestBody,
@@ -125,6 +127,8 @@ pub(super) struct Unanswered {
     pub(super) garbled: bool,
     /// It was the client that broke off.
     pub(super) by_client: bool,
+    /// What is known of how the server broke off.
+    pub(super) flag: Option<Flag>,
 }
 
 /// What one answer may have on the way. A connection has the sum of all, so that readers who stop can't stop the others.
@@ -445,13 +449,19 @@ impl Lease {
             Hold::Http1(None, _) => return Err(Refusal::internal("a connection was given back").into()),
             Hold::Http2(shared) => shared.sender.try_send_request(request).await,
         };
-        answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
+        let response = answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
             let request = error.take_message();
             let error = error.into_error();
             let (refused, garbled, by_client) = (is_refused(&error), is_garbled(&error), error.is_user());
-            let refusal = Refusal::new(Reason::UpstreamReset, described(&error));
-            Unanswered { refusal, request, connected: true, refused, garbled, by_client }
-        })
+            let (refusal, flag) = (Refusal::new(Reason::UpstreamReset, described(&error)), flag_of(&error));
+            Unanswered { refusal, request, connected: true, refused, garbled, by_client, flag }
+        })?;
+        if headers::ends_clearly(response.headers()) {
+            return Ok(response);
+        }
+        let refusal = Refusal::new(Reason::UpstreamReset, "an answer without one clear end");
+        let flag = Some(Flag::UpstreamProtocolError);
+        Err(Unanswered { connected: true, garbled: true, flag, ..refusal.into() })
     }
 
     /// How long it may be there and idle once it has left HTTP.
@@ -510,7 +520,15 @@ impl Drop for Lease {
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, request: None, connected: false, refused: false, garbled: false, by_client: false }
+        Self {
+            refusal,
+            request: None,
+            connected: false,
+            refused: false,
+            garbled: false,
+            by_client: false,
+            flag: None,
+        }
     }
 }
 
@@ -522,6 +540,14 @@ fn is_refused(error: &hyper::Error) -> bool {
 /// Whether it is our side that could not go on.
 fn is_garbled(error: &hyper::Error) -> bool {
     error.is_parse() || of_http2(error).is_some_and(h2::Error::is_library)
+}
+
+/// How the server broke off, if it did otherwise than by closing the connection.
+pub(super) fn flag_of(error: &hyper::Error) -> Option<Flag> {
+    if of_http2(error).is_some_and(|error| error.is_reset() && error.is_remote()) {
+        return Some(Flag::UpstreamRemoteReset);
+    }
+    is_garbled(error).then_some(Flag::UpstreamProtocolError)
 }
 
 fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
