@@ -1,3 +1,4 @@
+mod access_log;
 mod check;
 mod controller;
 mod http_proxy;
@@ -16,6 +17,7 @@ use orlop_identity::CaAddress;
 use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain};
 
 pub use self::{
+    access_log::AccessLogArguments,
     check::CheckArguments,
     controller::ControllerArguments,
     http_proxy::{GatewayArguments, ProxyArguments, TraceArguments, WaypointArguments},

@@ -16,6 +16,7 @@ mod hostile;
 mod leaving;
 mod limits;
 mod localities;
+mod logged;
 mod origination;
 mod policy;
 mod resilience;

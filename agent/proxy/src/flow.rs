@@ -11,6 +11,7 @@ use orlop_model::{DryRun, Identity, NamespacedName, Service, Workload};
 use serde::{Serialize, Serializer};
 use tracing::field::display;
 
+use crate::log_format::{Ended, LogFormat, Operator, Value};
 pub use crate::metrics::Direction;
 
 /// A connection that has ended. Serializes with the names that it has in the access log; what is not known is
@@ -155,21 +156,54 @@ impl Flow {
     }
 }
 
+impl Ended for Flow {
+    fn value(&self, operator: &Operator) -> Option<Value<'_>> {
+        let text = |text: String| Some(Value::Text(text.into()));
+        match operator {
+            Operator::StartTime => {
+                text(humantime::format_rfc3339_millis(self.time - self.duration).to_string())
+            }
+            Operator::Duration => Some(Value::Number(self.duration.as_millis() as u64)),
+            Operator::ResponseCode => Some(Value::Number(0)),
+            Operator::ResponseCodeDetails => Some(Value::Text(self.reason?.into())),
+            Operator::ConnectionTerminationDetails => Some(Value::Text(self.detail.as_deref()?.into())),
+            Operator::BytesReceived => Some(Value::Number(self.bytes_received)),
+            Operator::BytesSent => Some(Value::Number(self.bytes_sent)),
+            Operator::UpstreamHost => text(self.dst?.to_string()),
+            Operator::UpstreamCluster | Operator::UpstreamClusterRaw => {
+                text(self.dst_service.as_ref()?.hostname.to_string())
+            }
+            Operator::UpstreamPeer => text(self.dst_identity.as_ref()?.to_string()),
+            Operator::DownstreamLocalAddress => text(self.dialled?.to_string()),
+            Operator::DownstreamRemoteAddress => text(self.src?.to_string()),
+            Operator::DownstreamRemoteIp => text(self.src?.ip().to_string()),
+            Operator::DownstreamPeer => text(self.src_identity.as_ref()?.to_string()),
+            _ => None,
+        }
+    }
+}
+
 /// The last flows, as many as there is room for.
 #[derive(Debug)]
 pub(crate) struct Flows {
     capacity: usize,
     recent: Mutex<VecDeque<Arc<Flow>>>,
+    /// Of the access log, if it has one of its own.
+    format: Option<Arc<LogFormat>>,
 }
 
 impl Flows {
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, recent: Mutex::default() }
+    pub(crate) fn new(capacity: usize, format: Option<Arc<LogFormat>>) -> Self {
+        Self { capacity, recent: Mutex::default(), format }
     }
 
     /// Writes the flow to the access log and keeps it.
     pub(crate) fn tell(&self, flow: Flow) {
-        flow.log();
+        match &self.format {
+            Some(format) if tracing::enabled!(target: "access", tracing::Level::INFO) => format.write(&flow),
+            Some(_) => {}
+            None => flow.log(),
+        }
         self.keep(flow);
     }
 
@@ -241,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_oldest_make_room() {
-        let flows = Flows::new(2);
+        let flows = Flows::new(2, None);
         (0..5).for_each(|number| flows.tell(flow(number)));
         let left: Vec<_> = flows.recent().iter().map(|flow| flow.bytes_sent).collect();
         assert_eq!(left, [3, 4]);
@@ -249,7 +283,7 @@ mod tests {
 
     #[test]
     fn without_room_nothing_is_kept() {
-        let flows = Flows::new(0);
+        let flows = Flows::new(0, None);
         flows.tell(flow(1));
         assert!(flows.recent().is_empty());
     }

@@ -24,6 +24,7 @@ mod incoming;
 mod inherited;
 mod kernel;
 mod limits;
+mod log_format;
 mod meter;
 mod metrics;
 mod outbound;
@@ -69,9 +70,10 @@ pub use crate::{
     config::Config,
     dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
-    http::{HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics, Share},
+    http::{AccessLog, HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics, Share},
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
+    log_format::{LogFormat, LogFormatError},
     metrics::Metrics,
     passthrough::{Passthrough, PassthroughState},
     pod::Pod,
@@ -101,7 +103,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         let workers = config.workers;
         let shared = Arc::new(Shared {
-            flows: Flows::new(config.flow_buffer),
+            flows: Flows::new(config.flow_buffer, None),
             limits: Limits::new(&config),
             diallers: Default::default(),
             config,

@@ -4,7 +4,7 @@ use clap::Args;
 use orlop_kube::controller::{Resources, WaypointSettings};
 use orlop_model::NamespacedName;
 
-use super::{LogArguments, NameArguments, TraceArguments, duration};
+use super::{AccessLogArguments, LogArguments, NameArguments, TraceArguments, duration};
 
 #[derive(Args, Debug)]
 pub struct ControllerArguments {
@@ -59,6 +59,8 @@ pub struct ControllerArguments {
     #[command(flatten)]
     pub waypoint_traces: TraceArguments,
     #[command(flatten)]
+    pub waypoint_access_log: AccessLogArguments,
+    #[command(flatten)]
     pub names: NameArguments,
     #[command(flatten)]
     pub log: LogArguments,
@@ -80,6 +82,7 @@ impl ControllerArguments {
         let mut args = vec![format!("--ca-address=https://{authority}:{}", self.listen.port())];
         args.extend(self.names.to_args());
         args.extend(self.waypoint_traces.to_args());
+        args.extend(self.waypoint_access_log.to_args());
         Some(WaypointSettings {
             image,
             args,

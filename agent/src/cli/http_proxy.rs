@@ -10,7 +10,7 @@ use hyper::Uri;
 use orlop_model::NamespacedName;
 
 use super::{
-    ADMIN, AuthorityArguments, LogArguments, NameArguments, WorldArguments, dns_server, duration, loopback,
+    ADMIN, AccessLogArguments, AuthorityArguments, LogArguments, NameArguments, WorldArguments, dns_server, duration, loopback,
     size,
 };
 
@@ -132,6 +132,8 @@ pub struct ProxyArguments {
     #[command(flatten)]
     pub traces: TraceArguments,
     #[command(flatten)]
+    pub access_log: AccessLogArguments,
+    #[command(flatten)]
     pub log: LogArguments,
 }
 
@@ -164,7 +166,7 @@ fn collector(text: &str) -> Result<Uri, String> {
     }
 }
 
-fn percent(text: &str) -> Result<f64, String> {
+pub(super) fn percent(text: &str) -> Result<f64, String> {
     let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
     percent.ok_or_else(|| "want a number from 0 to 100".to_owned())
 }

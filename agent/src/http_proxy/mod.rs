@@ -349,6 +349,7 @@ fn config(
         keys,
         served: Arc::new(ServedCertificates::default()),
         tracer: None,
+        log: arguments.access_log.access_log(),
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) struct Draws {
     pub(super) delay: Even,
     pub(super) abort: Even,
     pub(super) mirror: Even,
+    pub(super) log: Even,
 }
 
 impl Default for Even {

@@ -116,6 +116,7 @@ async fn handle(
     headers::for_next_hop(parts.version, &mut parts.headers);
     if session.is_from_outside() {
         edge::introduce(session, &mut parts.headers);
+        record.asks_with(&parts.headers);
     }
     let mut destined = Destined { authority, path };
     let credentials = Credentials::of(session, &snapshot, &parts.headers, &destined);
@@ -504,6 +505,7 @@ fn respond(
         record.received = Passed::default();
     }
     headers::strip(&mut parts.headers);
+    record.is_answered_with(&parts.headers);
     record.checked.answer(&mut parts.headers);
     for (name, value) in record.to_client.drain(..) {
         parts.headers.append(name, value);

@@ -62,7 +62,7 @@ use std::{
 use arc_swap::ArcSwap;
 use opentelemetry_sdk::trace::SdkTracer;
 use orlop_identity::{Identities, ServedCertificates, jwt::KeySources, outsiders_config};
-use orlop_model::{Choice, NamespacedName, Snapshot, Workload};
+use orlop_model::{Choice, NamespacedName, Snapshot, Workload, world::routing::Percent};
 use tokio::{
     sync::watch,
     task::spawn_local,
@@ -83,6 +83,7 @@ use crate::{
     affinity::Affinity,
     flow::{Flow, Flows},
     limits::Limits,
+    log_format::LogFormat,
     shared::{InFlight, Live, Phase, Shared},
     worker::{Crew, Worker},
 };
@@ -104,6 +105,17 @@ pub struct HttpProxyConfig {
     pub served: Arc<ServedCertificates>,
     /// What makes spans of requests.
     pub tracer: Option<SdkTracer>,
+    /// What the access log is like.
+    pub log: AccessLog,
+}
+
+/// What the access log is like.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    /// How its lines are made, if not as all others of the log are.
+    pub format: Option<Arc<LogFormat>>,
+    /// How many of the requests have one.
+    pub sampling: Percent,
 }
 
 /// Limits and timeouts of HTTP, of clients and servers alike.
@@ -172,6 +184,7 @@ pub(crate) struct Own {
     pub(crate) keys: KeySources,
     pub(crate) served: Arc<ServedCertificates>,
     pub(crate) tracer: Option<SdkTracer>,
+    pub(crate) log: AccessLog,
     pub(crate) buckets: Buckets,
     pub(crate) clients: Arc<Clients>,
     pub(crate) requests: Arc<Requests>,
@@ -203,10 +216,10 @@ impl HttpProxy {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let HttpProxyConfig { name, workload, proxy, http, keys, served, tracer } = config;
+        let HttpProxyConfig { name, workload, proxy, http, keys, served, tracer, log } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
-            flows: Flows::new(proxy.flow_buffer),
+            flows: Flows::new(proxy.flow_buffer, log.format.clone()),
             limits: Limits::new(&proxy),
             diallers: Default::default(),
             config: proxy,
@@ -236,6 +249,7 @@ impl HttpProxy {
                 keys,
                 served,
                 tracer,
+                log,
                 buckets: Buckets::default(),
                 clients: Arc::default(),
                 requests: Arc::default(),

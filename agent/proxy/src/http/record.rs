@@ -1,5 +1,7 @@
 //! One record a request. Dropping it writes the access log and counts the request, so that no way out can forget to.
 
+mod logged;
+
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -7,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, uri::Authority};
 use opentelemetry::KeyValue;
 use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload, http::Limit};
 use tracing::field::display;
 
+use self::logged::{Line, LoggedHeaders};
 use super::{
     activity::Activity,
     authorizer::Checked,
@@ -72,6 +75,9 @@ pub(super) struct RequestRecord {
     pub(super) trace: Option<Trace>,
     /// What Telemetries want told of it.
     telling: Option<Box<Telling>>,
+    /// Those that the access log's format has.
+    request_headers: LoggedHeaders,
+    answer_headers: LoggedHeaders,
     /// What those said who were asked about it.
     pub(super) checked: Checked,
     /// What else the client is told with the server's answer.
@@ -99,7 +105,7 @@ impl RequestRecord {
         let trace =
             tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers(), sampling));
         let telling = told.map(|told| Box::new(Telling::new(told, request.headers())));
-        Self {
+        let mut record = Self {
             session: Rc::clone(session),
             started: Instant::now(),
             method: request.method().clone(),
@@ -126,12 +132,30 @@ impl RequestRecord {
             goes_on: None,
             trace,
             telling,
+            request_headers: LoggedHeaders::default(),
+            answer_headers: LoggedHeaders::default(),
             checked: Checked::default(),
             to_client: Vec::new(),
             counted: Vec::new(),
             extra: None,
             // Unless somebody says otherwise: the client is gone.
             outcome: Some(Reason::Reset.into()),
+        };
+        record.asks_with(request.headers());
+        record
+    }
+
+    /// These are the request's headers.
+    pub(super) fn asks_with(&mut self, headers: &HeaderMap) {
+        if let Some(format) = &self.session.local.own.log.format {
+            self.request_headers = LoggedHeaders::of(format.request_headers(), headers);
+        }
+    }
+
+    /// These are the answer's headers.
+    pub(super) fn is_answered_with(&mut self, headers: &HeaderMap) {
+        if let Some(format) = &self.session.local.own.log.format {
+            self.answer_headers = LoggedHeaders::of(format.response_headers(), headers);
         }
     }
 
@@ -292,8 +316,16 @@ impl Drop for RequestRecord {
             let logging = &ended.telling.told.logging;
             !logging.disabled && logging.filter.as_ref().is_none_or(|filter| filter.holds(ended))
         });
-        if logged && tracing::enabled!(target: "access", tracing::Level::INFO) {
-            self.log(duration);
+        let local = &self.session.local;
+        let log = &local.own.log;
+        if logged
+            && tracing::enabled!(target: "access", tracing::Level::INFO)
+            && log.sampling.hits(local.draws.log.next())
+        {
+            match &log.format {
+                Some(format) => format.write(&Line(self, duration)),
+                None => self.log(duration),
+            }
         }
         let tags = ended.map(|ended| {
             let of_messages: &[_] = if self.grpc { &told::OF_MESSAGES } else { &[] };

@@ -1,0 +1,107 @@
+//! Requests in the access log, where it has a format of its own.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, Version, uri::Authority};
+use orlop_model::Behind;
+
+use super::RequestRecord;
+use crate::{
+    http::{flags::Flag, trace::shortened},
+    log_format::{Ended, Operator, Said, Value},
+};
+
+/// What a line may tell of headers.
+#[derive(Default)]
+pub(super) struct LoggedHeaders(Vec<(HeaderName, String)>);
+
+impl LoggedHeaders {
+    pub(super) fn of<'a>(names: impl Iterator<Item = &'a HeaderName>, headers: &HeaderMap) -> Self {
+        let value = |name: &HeaderName| Some((name.clone(), shortened(headers.get(name)?.to_str().ok()?)));
+        Self(names.filter_map(value).collect())
+    }
+
+    fn get(&self, name: &HeaderName) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A request that has taken this long.
+pub(super) struct Line<'a>(pub(super) &'a RequestRecord, pub(super) Duration);
+
+impl Line<'_> {
+    fn said(&self, said: &Said) -> Option<Value<'_>> {
+        let Self(record, _) = self;
+        let text = match said {
+            Said::Method => record.method.as_str(),
+            Said::Path => record.path.path_and_query().map_or("/", |path| path.as_str()),
+            Said::Authority => record.authority.as_ref().map(Authority::as_str)?,
+            Said::Scheme => record.session.scheme,
+            Said::Header(name) => record.request_headers.get(name)?,
+        };
+        Some(Value::Text(text.into()))
+    }
+}
+
+impl Ended for Line<'_> {
+    fn value(&self, operator: &Operator) -> Option<Value<'_>> {
+        let Self(record, duration) = self;
+        let session = &record.session;
+        let text = |text: String| Some(Value::Text(text.into()));
+        let known = |text: &'static str| Some(Value::Text(text.into()));
+        let milliseconds = |time: Duration| Some(Value::Number(time.as_millis() as u64));
+        let detail = || record.outcome.as_ref().map(|refusal| refusal.detail.clone());
+        match operator {
+            Operator::StartTime => {
+                text(humantime::format_rfc3339_millis(SystemTime::now() - *duration).to_string())
+            }
+            Operator::Duration => milliseconds(*duration),
+            Operator::ResponseDuration => milliseconds(record.waited?),
+            Operator::Protocol => known(match record.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            }),
+            Operator::ResponseCode => Some(Value::Number(record.told_code().into())),
+            Operator::ResponseCodeDetails => known(match &record.outcome {
+                Some(refusal) => refusal.reason.as_str(),
+                None if record.waited.is_some() => "via_upstream",
+                None => "direct_response",
+            }),
+            Operator::ConnectionTerminationDetails => text(detail()?),
+            Operator::UpstreamTransportFailureReason => {
+                text(detail().filter(|_| record.flags().has(Flag::UpstreamConnectionFailure))?)
+            }
+            Operator::ResponseFlags => text(record.flags().to_string()),
+            Operator::BytesReceived => Some(Value::Number(record.sent.bytes())),
+            Operator::BytesSent => Some(Value::Number(record.received.bytes())),
+            Operator::GrpcStatus => Some(Value::Number(record.grpc_status?.into())),
+            Operator::UpstreamHost => text(record.upstream?.to_string()),
+            Operator::UpstreamCluster | Operator::UpstreamClusterRaw => {
+                text(record.service.as_ref()?.hostname.to_string())
+            }
+            Operator::UpstreamPeer => text(record.destination_identity.as_ref()?.to_string()),
+            Operator::Attempts => Some(Value::Number(record.attempts.into())),
+            Operator::DownstreamLocalAddress => text(match &session.target {
+                Behind::Service { dialled, .. } => (*dialled)?.to_string(),
+                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => address.to_string(),
+            }),
+            Operator::DownstreamRemoteAddress => text(session.client.to_string()),
+            Operator::DownstreamRemoteIp => text(session.client.ip().to_string()),
+            Operator::DownstreamPeer => text(session.identity()?.to_string()),
+            Operator::RouteName => {
+                let (resource, name) = record.rule.as_ref()?;
+                text(if name.is_empty() { resource.to_string() } else { name.clone() })
+            }
+            Operator::Request(said, other) => {
+                self.said(said).or_else(|| self.said(other.as_ref()?))
+            }
+            Operator::Response(name, other) => {
+                let found = record.answer_headers.get(name);
+                let found = found.or_else(|| record.answer_headers.get(other.as_ref()?));
+                Some(Value::Text(found?.into()))
+            }
+            Operator::UpstreamLocalAddress | Operator::RequestedServerName => None,
+        }
+    }
+}
