@@ -102,6 +102,7 @@ fn judge(
         port: dialled.port(),
         source: Some(&source.name),
         source_namespace: namespace,
+        claims: &[],
     };
     let address = source.addresses.iter().find(|ip| ip.is_ipv4() == dialled.is_ipv4());
     let address =
@@ -118,6 +119,8 @@ fn judge(
         .authorize(&target, Some(&source.identity), address, Some(&request), &shown, &passed)
         .map_err(told)?;
     let counted = routes.limits(&target, Some(&source.identity), address, &request, &shown).map_err(told)?;
+    let verified = routes.token_rules(&target).into_iter().filter_map(|rules| shown.verified(&rules).ok()?);
+    let request = Request { claims: &verified.collect::<Vec<_>>(), ..request };
     let selected = match &target {
         Behind::Service { service, .. } => routes.select(service, &request).map_err(refused)?,
         Behind::Workload { .. } | Behind::Gateway { .. } => None,

@@ -84,6 +84,7 @@ impl<'a> Asked<'a> {
             port: 80,
             source: None,
             source_namespace: "shop",
+            claims: &[],
         }
     }
 }

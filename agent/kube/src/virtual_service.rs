@@ -330,20 +330,62 @@ fn http_match(of: MatchObject, path: &FieldPath) -> Result<HttpMatch, FieldError
         });
         pairs.collect::<Result<Vec<_>, FieldError>>()
     };
+    let (claims, headers) = claimed(of.headers);
+    let (without_claims, without_headers) = claimed(of.without_headers);
+    let by_claim = |objects: BTreeMap<String, StringObject>, field: &str| {
+        let pairs = objects.into_iter().map(|(name, object)| {
+            let names = claim_names(&name).ok_or_else(|| {
+                let problem =
+                    "names no claim; write such as @request.auth.claims.sub or @request.auth.claims[a.b]";
+                FieldError::new(at(field).key(&name), problem)
+            })?;
+            Ok((names, object.convert(&at(field).key(&name), true)?))
+        });
+        pairs.collect::<Result<Vec<_>, FieldError>>()
+    };
     Ok(HttpMatch {
         uri: one(of.uri, "uri")?,
         ignore_uri_case: of.ignore_uri_case,
         scheme: one(of.scheme, "scheme")?,
         method: one(of.method, "method")?,
         authority: one(of.authority, "authority")?,
-        headers: by_name(of.headers, "headers", true)?,
-        without_headers: by_name(of.without_headers, "withoutHeaders", true)?,
+        headers: by_name(headers, "headers", true)?,
+        without_headers: by_name(without_headers, "withoutHeaders", true)?,
+        claims: by_claim(claims, "headers")?,
+        without_claims: by_claim(without_claims, "withoutHeaders")?,
         query: by_name(of.query_params, "queryParams", false)?,
         port: of.port.map(|number| port(number, || at("port"))).transpose()?,
         source_labels: of.source_labels.into_iter().collect(),
         source_namespace: of.source_namespace.filter(|namespace| !namespace.is_empty()),
         gateways: of.gateways,
     })
+}
+
+/// What no header can be called.
+const CLAIMS: &str = "@request.auth.claims";
+
+/// The entries that are for claims, and those that are for headers.
+fn claimed(
+    objects: BTreeMap<String, StringObject>,
+) -> (BTreeMap<String, StringObject>, BTreeMap<String, StringObject>) {
+    objects.into_iter().partition(|(name, _)| name.starts_with('@'))
+}
+
+/// The name of a claim, and of those within: each after a dot, or in brackets, where it may have dots itself.
+fn claim_names(text: &str) -> Option<Vec<String>> {
+    let mut rest = text.strip_prefix(CLAIMS)?;
+    let mut names = Vec::new();
+    while !rest.is_empty() {
+        let (name, after) = if let Some(bracketed) = rest.strip_prefix('[') {
+            bracketed.split_once(']')?
+        } else {
+            let dotted = rest.strip_prefix('.')?;
+            dotted.split_at(dotted.find(['.', '[']).unwrap_or(dotted.len()))
+        };
+        names.push(Some(name.to_owned()).filter(|name| !name.is_empty())?);
+        rest = after;
+    }
+    (!names.is_empty()).then_some(names)
 }
 
 impl StringObject {

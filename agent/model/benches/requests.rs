@@ -59,6 +59,7 @@ fn request(path: &str) -> Request<'_> {
         port: 80,
         source: None,
         source_namespace: "shop",
+        claims: &[],
     }
 }
 

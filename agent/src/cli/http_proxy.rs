@@ -10,8 +10,8 @@ use hyper::Uri;
 use orlop_model::NamespacedName;
 
 use super::{
-    ADMIN, AccessLogArguments, AuthorityArguments, LogArguments, NameArguments, WorldArguments, dns_server, duration, loopback,
-    size,
+    ADMIN, AccessLogArguments, AuthorityArguments, LogArguments, NameArguments, WorldArguments, dns_server,
+    duration, loopback, size,
 };
 
 #[derive(Args, Debug)]

@@ -3,8 +3,8 @@
 use orlop_tests::traffic::request;
 use serde_json::Value;
 
-use super::scripted::{Reply, Scripted};
 use super::Stage;
+use super::scripted::{Reply, Scripted};
 use crate::mesh::TIMEOUT;
 
 /// The lines of the log that begin so, without that.
@@ -31,7 +31,8 @@ fn a_text_tells_what_is_asked_of_requests() {
         \"%RESP(X-MINE)%\" %UPSTREAM_HOST% %UPSTREAM_CLUSTER% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% \
         %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_PEER_URI_SAN%\n";
     let stage = Stage::with(&["--access-log-format", format]);
-    let server = Scripted::start(&stage.mesh.server, |_| Reply::With(200, vec![("x-mine", "1")], "ok".to_owned()));
+    let server =
+        Scripted::start(&stage.mesh.server, |_| Reply::With(200, vec![("x-mine", "1")], "ok".to_owned()));
     let mut stream = stage.connect();
     let head = "POST /a?b=c HTTP/1.1\r\nhost: web\r\nuser-agent: me \"x\"\r\ncontent-length: 2\r\n\r\nhi";
     assert_eq!(request(&mut stream, head).unwrap().status, 200);
@@ -68,6 +69,9 @@ fn an_object_has_its_keys_and_as_many_requests_as_are_wanted() {
     let told: Vec<_> = told.filter(|line| line.get("marked").is_some()).collect();
     assert!((98..=102).contains(&told.len()), "{}", told.len());
     for line in &told {
-        assert_eq!((&line["status"], &line["agent"], &line["marked"]), (&200.into(), &"\"\\".into(), &Value::Null));
+        assert_eq!(
+            (&line["status"], &line["agent"], &line["marked"]),
+            (&200.into(), &"\"\\".into(), &Value::Null)
+        );
     }
 }

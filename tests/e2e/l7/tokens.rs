@@ -355,3 +355,47 @@ fn a_websocket_goes_on_with_the_token_that_it_began_with_until_rules_change() {
     let record = stage.record(|record| record["code"] == 101);
     assert_eq!((&record["reason"], &record["path"]), (&"invalid_token".into(), &"/chat".into()));
 }
+
+#[test]
+fn rules_go_by_claims_of_tokens_and_by_no_header() {
+    let stage = Stage::new();
+    let _server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));
+    let (issuer, stranger) = (Issuer::new("1"), Issuer::new("1"));
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks()}));
+    let to = |status: u16, field: &str, name: &str, wanted: &str| {
+        format!(
+            "- match: [{{{field}: {{\"@request.auth.claims{name}\": {wanted}}}}}]\n  directResponse: {{status: {status}}}\n"
+        )
+    };
+    let rules = [
+        to(201, "headers", ".sub", "{exact: bob}"),
+        to(202, "headers", ".team.name", "{prefix: bl}"),
+        to(203, "headers", "[groups.of][mine]", "{regex: \"a.*\"}"),
+        to(205, "headers", ".scope", "{exact: write}"),
+        to(206, "headers", ".admin", "{}"),
+        to(210, "withoutHeaders", ".sub", "{}"),
+        "- route: [{destination: {host: web}}]".to_owned(),
+    ];
+    let routes = super::routes::routes(&rules.concat());
+    stage.change(|| stage.mesh.testbed.world().write("routes.yaml", &routes).unwrap());
+    for (claims, wanted) in [
+        (json!({"sub": "bob"}), 201),
+        (json!({"sub": "bobby"}), 200),
+        (json!({"team": {"name": "blue"}}), 202),
+        (json!({"team.name": "blue"}), 200),
+        (json!({"groups.of": {"mine": ["b", "ab"]}}), 203),
+        (json!({"groups": {"of": {"mine": "ab"}}}), 200),
+        (json!({"scope": "read write"}), 205),
+        (json!({"scope": "read writer"}), 200),
+        (json!({"admin": true}), 206),
+        (json!({"admin": null}), 200),
+    ] {
+        assert_eq!(status(&stage, &issuer.token(claims.clone())), wanted, "{claims}");
+    }
+    // Without a token nothing is claimed, whatever a client writes.
+    assert_eq!(ask(&stage, "/", &[]).status, 210);
+    let named = ask(&stage, "/", &[("request.auth.claims.sub", "bob"), ("request-auth-claims-sub", "bob")]);
+    assert_eq!(named.status, 210);
+    assert_eq!(ask(&stage, "/", &[("@request.auth.claims.sub", "bob")]).status, 400);
+    assert_eq!(status(&stage, &stranger.token(json!({"sub": "bob"}))), 401);
+}

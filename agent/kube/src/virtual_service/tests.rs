@@ -141,6 +141,41 @@ fn service(spec: Value) -> Result<VirtualService, FieldError> {
 }
 
 #[test]
+fn claims_are_named_by_dots_and_brackets() {
+    let names = |text: &str| claim_names(text).map(|names| names.join("|"));
+    for (text, wanted) in [
+        ("@request.auth.claims.sub", Some("sub")),
+        ("@request.auth.claims.name.given", Some("name|given")),
+        ("@request.auth.claims[name][a.b/c]", Some("name|a.b/c")),
+        ("@request.auth.claims.name[a.b].c", Some("name|a.b|c")),
+        ("@request.auth.claims", None),
+        ("@request.auth.claims.", None),
+        ("@request.auth.claims..a", None),
+        ("@request.auth.claims[a", None),
+        ("@request.auth.claims[]", None),
+        ("@request.auth.claimsa", None),
+        ("@request.auth.principal", None),
+    ] {
+        assert_eq!(names(text).as_deref(), wanted, "{text}");
+    }
+    let of = |field: &str, name: &str| {
+        service(json!({
+            "hosts": ["web"],
+            "http": [{"match": [{field: {name: {"exact": "Bob"}, "X-A": {}}}], "directResponse": {"status": 200}}],
+        }))
+    };
+    let found = of("headers", "@request.auth.claims.Sub").unwrap();
+    let of_claim = (vec!["Sub".to_owned()], StringMatch::Exact("Bob".to_owned()));
+    assert_eq!(found.http[0].matches[0].claims, [of_claim.clone()]);
+    assert_eq!(found.http[0].matches[0].headers, [("x-a".to_owned(), StringMatch::Present)]);
+    let found = of("withoutHeaders", "@request.auth.claims.Sub").unwrap();
+    assert_eq!(found.http[0].matches[0].without_claims, [of_claim]);
+    assert!(found.http[0].matches[0].claims.is_empty());
+    let error = of("headers", "@request.auth.principal").unwrap_err().to_string();
+    assert!(error.contains("@request.auth.principal") && error.contains("names no claim"), "{error}");
+}
+
+#[test]
 fn an_odd_rule_of_streams_costs_no_other() {
     let spec = |gateways: Value, own: Value| {
         json!({

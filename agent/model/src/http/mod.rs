@@ -98,6 +98,8 @@ pub struct Request<'a> {
     pub source: Option<&'a NamespacedName>,
     /// The client's namespace.
     pub source_namespace: &'a str,
+    /// What tokens say that were verified.
+    pub claims: &'a [Arc<Claims>],
 }
 
 /// The headers of a request.

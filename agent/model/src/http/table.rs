@@ -138,6 +138,7 @@ mod tests {
                 port: 80,
                 source: None,
                 source_namespace: "shop",
+                claims: &[],
             };
             LOOKED_AT.set(0);
             assert_eq!(table.select(&request, None).unwrap().rule.name, "777");

@@ -99,6 +99,10 @@ pub struct HttpMatch {
     pub headers: Vec<(String, StringMatch)>,
     /// `withoutHeaders`, by names in lower case: none of these may hold.
     pub without_headers: Vec<(String, StringMatch)>,
+    /// `@request.auth.claims` in `headers`: claims, and claims within claims, of a token that was verified.
+    pub claims: Vec<(Vec<String>, StringMatch)>,
+    /// The same in `withoutHeaders`.
+    pub without_claims: Vec<(Vec<String>, StringMatch)>,
     /// `queryParams`
     pub query: Vec<(String, StringMatch)>,
     /// `port`: of the service.

@@ -35,6 +35,7 @@ pub fn get(path: &str) -> Request<'_> {
         port: 80,
         source: None,
         source_namespace: "shop",
+        claims: &[],
     }
 }
 

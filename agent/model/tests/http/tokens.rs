@@ -8,6 +8,7 @@ use std::time::Duration;
 use orlop_model::http::{
     Claim, Claims, Presented, Request, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
 };
+use orlop_model::world::routing::{HttpMatch, StringMatch};
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, Match, Pattern, Rule, Source, Target,
 };
@@ -15,7 +16,7 @@ use orlop_model::world::{JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthen
 use orlop_model::{Behind, Identity, Judgement, NamespacedName, Reason, Refused, World};
 use proptest::prelude::*;
 
-use crate::support::{Map, compiled, get, settings, world};
+use crate::support::{Map, add, compiled, get, routes, rule as http_rule, selected, settings, world};
 
 /// A token that says this of its bearer, or none, or one that is refused; and which rules it was asked by.
 struct Fake {
@@ -445,5 +446,56 @@ proptest! {
         let others = pairs.iter().filter(|(name, _)| name != "t" && name != "%74");
         let others: Vec<_> = others.map(|(name, value)| format!("{name}={value}")).collect();
         prop_assert_eq!(left.unwrap_or_default(), others.join("&"));
+    }
+}
+
+#[test]
+fn rules_match_what_verified_tokens_say() {
+    let rules = TokenRules { rules: vec![Arc::new(rule("a"))], unreadable: None };
+    let claims = |all: &[(&str, Claim)]| {
+        let all = all.iter().map(|(name, claim)| ((*name).to_owned(), claim.clone())).collect();
+        [Arc::new(Claims::new(all, &rules.rules[0], &rules))]
+    };
+    let inner = Claim::Object([("given".to_owned(), text("ann"))].into());
+    let all = claims(&[
+        ("sub", text("ann")),
+        ("name", inner),
+        ("groups", texts(&["a", "b"])),
+        ("scope", text("read write")),
+        ("age", Claim::Number("3".into())),
+    ]);
+    let exact = |text: &str| StringMatch::Exact(text.to_owned());
+    for (names, wanted, holds) in [
+        (&["sub"][..], exact("ann"), true),
+        (&["sub"], exact("an"), false),
+        (&["sub"], StringMatch::Prefix("an".into()), true),
+        (&["sub"], StringMatch::Regex("a.n".parse().unwrap()), true),
+        (&["name", "given"], exact("ann"), true),
+        (&["name.given"], exact("ann"), false),
+        (&["name"], StringMatch::Present, true),
+        (&["name"], exact("ann"), false),
+        (&["groups"], exact("b"), true),
+        (&["groups"], exact("a,b"), false),
+        (&["scope"], exact("write"), true),
+        (&["age"], exact("3"), false),
+        (&["age"], StringMatch::Present, true),
+        (&["none"], StringMatch::Present, false),
+    ] {
+        let of = vec![(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), wanted.clone())];
+        for (matches, is_wanted) in [
+            (HttpMatch { claims: of.clone(), ..HttpMatch::default() }, holds),
+            (HttpMatch { without_claims: of.clone(), ..HttpMatch::default() }, !holds),
+        ] {
+            let mut world = world();
+            add(&mut world, routes("r", [http_rule("r", [matches])]));
+            let request = Request { claims: &all, ..get("/") };
+            let found = selected(&compiled(&world), &request);
+            assert_eq!(found.is_ok(), is_wanted, "{names:?} {wanted:?}");
+        }
+        // Without a token nothing is claimed.
+        let mut world = world();
+        let matches = HttpMatch { claims: of, ..HttpMatch::default() };
+        add(&mut world, routes("r", [http_rule("r", [matches])]));
+        assert_eq!(selected(&compiled(&world), &get("/")), Err(Reason::NoRoute), "{names:?}");
     }
 }

@@ -44,6 +44,12 @@ impl Credentials {
         })
     }
 
+    /// What the tokens say that are believed for this.
+    pub(super) fn claims(&self, snapshot: &Snapshot, target: &Behind) -> Vec<Arc<Claims>> {
+        let all = snapshot.routes().token_rules(target);
+        all.iter().filter_map(|rules| Some(self.verify(rules).ok()??.0.claims)).collect()
+    }
+
     /// By each set of rules it is verified once.
     fn verify(&self, rules: &Arc<TokenRules>) -> Outcome {
         let same = |(of, _): &&(Arc<TokenRules>, Outcome)| Arc::ptr_eq(of, rules) || of == rules;

@@ -176,6 +176,7 @@ pub(super) fn asked<'a>(
         port: session.port(),
         source: session.source.as_ref().map(|source| &source.name),
         source_namespace: session.identity().map_or("", Identity::namespace),
+        claims: &[],
     }
 }
 

@@ -147,7 +147,7 @@ async fn handle(
         let passed = record.checked.providers.clone();
         record.goes_on = Some(Box::new(GoesOn { asked, passed, elsewhere: None, at: None }));
     }
-    let Some(selected) = select(session, &snapshot, &parts, &destined)? else {
+    let Some(selected) = select(session, &snapshot, &parts, &destined, presented)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
         let asked = Template { parts, destined, credentials, rule: None };
         let (response, answered) = send(session, plan, asked, replay, record).await?;
@@ -195,9 +195,12 @@ fn select<'s>(
     snapshot: &'s Snapshot,
     parts: &request::Parts,
     destined: &Destined,
+    credentials: Option<&Credentials>,
 ) -> Result<Option<Selected<'s>>, Refusal> {
     let headers = Seen(&parts.headers);
-    let asked = asked(session, parts, destined, &headers);
+    let claims = credentials.map(|of| of.claims(snapshot, &session.target)).unwrap_or_default();
+    let mut asked = asked(session, parts, destined, &headers);
+    asked.claims = &claims;
     if let Behind::Gateway { entrance, .. } = &session.target {
         return snapshot.routes().select_at_gateway(&asked, entrance).map(Some).map_err(Refusal::from);
     }

@@ -93,9 +93,7 @@ impl Ended for Line<'_> {
                 let (resource, name) = record.rule.as_ref()?;
                 text(if name.is_empty() { resource.to_string() } else { name.clone() })
             }
-            Operator::Request(said, other) => {
-                self.said(said).or_else(|| self.said(other.as_ref()?))
-            }
+            Operator::Request(said, other) => self.said(said).or_else(|| self.said(other.as_ref()?)),
             Operator::Response(name, other) => {
                 let found = record.answer_headers.get(name);
                 let found = found.or_else(|| record.answer_headers.get(other.as_ref()?));
