@@ -16,6 +16,7 @@ mod bundle;
 mod ca;
 mod clock;
 mod config_cache;
+mod credential;
 mod error;
 mod failure;
 mod given;
@@ -37,6 +38,7 @@ mod workload;
 
 pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain, Issuing, POLL};
 pub use clock::Clock;
+pub use credential::{ClientCredential, ClientCredentials};
 pub use error::IdentityError;
 pub use failure::{CertificateUnavailable, HandshakeFailure, classify, classify_io, require_h2};
 pub use given::{GivenCa, ServingTls};

@@ -4,16 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::{
+    ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 
 use crate::error::IdentityError;
+use crate::served::ServedCertificate;
 use crate::tls::provider;
 
 /// Whose signatures are believed.
@@ -28,11 +32,12 @@ pub enum OutsideRoots<'a> {
 }
 
 /// A configuration for connections to a server that has one of these names or, if there are none, that which it is
-/// connected to by. It shows no certificate of its own.
+/// connected to by. It shows this certificate, or none of its own.
 pub fn outside_config(
     roots: OutsideRoots<'_>,
     names: &[String],
     alpn: Option<&[u8]>,
+    shown: Option<&ServedCertificate>,
 ) -> Result<ClientConfig, IdentityError> {
     let unusable = |error: &dyn fmt::Display| IdentityError::Trust(error.to_string());
     let mut store = RootCertStore::empty();
@@ -51,15 +56,33 @@ pub fn outside_config(
     }
     let roots = (roots != OutsideRoots::Anybody).then_some(store);
     let verifier = Named { roots, names: names.to_vec(), provider: provider() };
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match shown {
+        Some(shown) => config.with_client_cert_resolver(Arc::new(Shown(shown.clone()))),
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
     // Each connection verifies anew whom it reached.
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// Shows one certificate to whoever asks for any.
+#[derive(Debug)]
+struct Shown(ServedCertificate);
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let key = self.0.key();
+        key.key.choose_scheme(schemes).map(|_| Arc::clone(key))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -161,7 +184,7 @@ mod tests {
     /// Whether a client that wants this takes the server for whom it meant.
     async fn takes(server: &Arc<ServerConfig>, roots: OutsideRoots<'_>, names: &[&str], asked: &str) -> bool {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let config = outside_config(roots, &names, None).unwrap();
+        let config = outside_config(roots, &names, None, None).unwrap();
         let (here, there) = tokio::io::duplex(1 << 16);
         let accept = TlsAcceptor::from(Arc::clone(server)).accept(there);
         let name = ServerName::try_from(asked.to_owned()).unwrap();
@@ -200,7 +223,7 @@ mod tests {
     #[test]
     fn roots_that_are_none_are_refused() {
         for text in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            assert!(outside_config(OutsideRoots::Only(text), &[], None).is_err(), "{text}");
+            assert!(outside_config(OutsideRoots::Only(text), &[], None, None).is_err(), "{text}");
         }
     }
 }

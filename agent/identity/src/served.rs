@@ -37,6 +37,11 @@ impl ServedCertificate {
         Ok(Self(Arc::new(key)))
     }
 
+    /// The certificate and its key, for clients that show it, too.
+    pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.0
+    }
+
     fn is_for(&self, host: &ServerName<'_>) -> bool {
         let leaf = self.0.end_entity_cert().and_then(ParsedCertificate::try_from);
         leaf.is_ok_and(|leaf| verify_server_name(&leaf, host).is_ok())

@@ -133,7 +133,8 @@ struct PortObject {
 pub(crate) fn convert(object: Object) -> Result<DestinationRule, FieldError> {
     let name = namespaced(&object.metadata)?;
     let spec = object.spec;
-    let mut unread = Unread { default: balancer::default_of(&object.metadata)?, ..Unread::default() };
+    let default = balancer::default_of(&object.metadata)?;
+    let mut unread = Unread { namespace: name.namespace.to_string(), default, ..Unread::default() };
     let of = spec.traffic_policy.unwrap_or_default();
     let mut policy = policy(of, &"spec.trafficPolicy".into(), &mut unread)?;
     policy.balancer = policy.balancer.or_else(|| unread.default.clone());
@@ -196,9 +197,11 @@ pub(crate) fn stand_in(name: &NamespacedName, spec: &Value) -> Option<Destinatio
     wanted.then(|| DestinationRule { name, host, exports, selector, policy, ..DestinationRule::default() })
 }
 
-/// What is noticed on the way.
+/// What is known, and what is noticed, on the way.
 #[derive(Default)]
 struct Unread {
+    /// Of the rule.
+    namespace: String,
     /// The balancer where LEAST_REQUEST would be, or nothing is said.
     default: Option<Balancer>,
     /// Fields that have no effect, each once.
@@ -245,7 +248,7 @@ fn policy(of: PolicyObject, path: &FieldPath, unread: &mut Unread) -> Result<Tra
     let balancing = balancing.transpose()?.unwrap_or_default();
     let outlier = of.outlier_detection.map(|of| of.convert(&path.clone().key("outlierDetection")));
     let pool = of.connection_pool.map(|of| of.convert(&path.clone().key("connectionPool")));
-    let tls = of.tls.map(|of| of.convert(&path.clone().key("tls")));
+    let tls = of.tls.map(|of| of.convert(&unread.namespace, &path.clone().key("tls")));
     let budget = of.retry_budget.map(|of| of.convert(&path.clone().key("retryBudget"), unread));
     let proxy = of.proxy_protocol.map(|of| of.convert(&path.clone().key("proxyProtocol")));
     Ok(TrafficPolicy {

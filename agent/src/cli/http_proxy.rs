@@ -91,6 +91,10 @@ pub struct ProxyArguments {
     /// Roots, as PEM, that servers of tokens' keys may have beside the public ones.
     #[arg(long, value_name = "FILE")]
     pub jwks_roots: Option<PathBuf>,
+    /// Where the Secrets are that DestinationRules of its namespace name by credentialName: NAMESPACE/NAME/ca.crt, tls.crt
+    /// and tls.key.
+    #[arg(long, value_name = "DIR", default_value = "/etc/orlop/credentials")]
+    pub credentials: PathBuf,
     /// How long open requests may go on after SIGTERM.
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,

@@ -127,7 +127,8 @@ async fn serve(
         if let Some(provisioner) = &provisioner {
             status = status.with_own(provisioner.own());
         }
-        let provisioner = provisioner.map(|of| of.with_attached(status.attached()));
+        let provisioner =
+            provisioner.map(|of| of.with_attached(status.attached()).with_credentials(status.credentials()));
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
             tokio::join!(publisher.run(), rotation, waypoints, status.run(), event_writer.run(), kind_watch);

@@ -1,6 +1,7 @@
 //! `orlop waypoint` and `orlop gateway`: world → snapshot → proxy of requests.
 
 mod certificates;
+mod credentials;
 mod ports;
 
 use std::{
@@ -50,6 +51,7 @@ use crate::{
     worlds::{RoutesOf, Worlds},
 };
 use certificates::{Certificates, SecretStates};
+use credentials::Credentials;
 use ports::Ports;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -135,6 +137,8 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
         arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
     let config = HttpProxyConfig { tracer, ..config(&arguments, &role, (descriptors, memory), keys.clone()) };
     let served = Arc::clone(&config.served);
+    let credentials = Credentials::new(arguments.credentials.clone(), Arc::clone(&config.credentials));
+    let credentials = Rc::new(RefCell::new(credentials));
     let identity = config.workload.identity.clone();
     identities.ensure(&identity)?;
 
@@ -197,8 +201,10 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
         Listeners::Ports(_, certificates) => Some(Rc::clone(certificates)),
         Listeners::Tunnels(_) => None,
     };
+    let held = Rc::clone(&credentials);
     let publish = Box::new(move |snapshot: Arc<Snapshot>| {
         // Before anybody asks for them.
+        held.borrow_mut().read(&snapshot);
         if let Some(certificates) = &certificates {
             certificates.borrow_mut().read(&snapshot);
         }
@@ -214,12 +220,13 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
         proxy.listen(listener)?;
     }
     loop {
-        let mut again = None;
+        credentials.borrow_mut().read(&published);
+        let mut again = credentials.borrow().again();
         if let Listeners::Ports(ports, certificates) = &mut listeners {
             let mut certificates = certificates.borrow_mut();
             certificates.read(&published);
             closed.send_replace(ports.open(&proxy, &arguments.name, &published));
-            again = ports.retry().or(certificates.again());
+            again = ports.retry().or(certificates.again()).or(again);
         }
         status.send_modify(|status| status.generation = published.generation());
         tokio::select! {
@@ -348,6 +355,7 @@ fn config(
         },
         keys,
         served: Arc::new(ServedCertificates::default()),
+        credentials: Arc::default(),
         tracer: None,
         log: arguments.access_log.access_log(),
     }

@@ -71,6 +71,33 @@ fn a_gateway_becomes_a_waypoint_and_takes_it_along() {
 }
 
 #[test]
+fn pods_have_the_secrets_that_destination_rules_of_their_namespace_name() {
+    let stage = Stage::new("named");
+    stage.kubernetes.define_istio();
+    stage.gateway("gate", &json!({}));
+    let other = stage.kubernetes.namespace("named-other", &[]);
+    let secrets = |deployment: &Value| {
+        let volumes = deployment.pointer("/spec/template/spec/volumes").and_then(Value::as_array);
+        let sources = volumes.into_iter().flatten().filter_map(|of| of["projected"]["sources"].as_array());
+        let names = sources.flatten().filter_map(|of| of["secret"]["name"].as_str());
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    stage.await_object("apps/v1", "Deployment", "gate", |deployment| secrets(deployment).is_empty());
+    for (namespace, secret) in [(&other, "theirs"), (&stage.namespace, "client")] {
+        stage.kubernetes.apply(&json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "outside", "namespace": namespace},
+            "spec": {"host": "a.example", "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": secret}}},
+        }));
+    }
+    let deployment = stage.await_object("apps/v1", "Deployment", "gate", |of| secrets(of) == ["client"]);
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert!(container["args"].as_array().unwrap().contains(&json!("--credentials=/etc/orlop/credentials")));
+    stage.delete("networking.istio.io/v1", "DestinationRule", "outside");
+    stage.await_object("apps/v1", "Deployment", "gate", |deployment| secrets(deployment).is_empty());
+}
+
+#[test]
 fn what_somebody_changes_or_deletes_of_a_waypoint_comes_back() {
     let stage = Stage::new("kept");
     stage.gateway("gate", &json!({}));

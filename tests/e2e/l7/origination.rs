@@ -6,11 +6,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use orlop_tests::{Pod, PodSpec};
-use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
 
 use super::routes::Versions;
-use crate::mesh::NAMESPACE;
+use crate::mesh::{NAMESPACE, TIMEOUT};
 
 /// Puts this `tls` in force for the service.
 fn secure(versions: &Versions, tls: &str) {
@@ -64,6 +66,8 @@ fn what_cannot_be_had_is_refused_and_not_sent_in_clear() {
         (inside, "mode: ISTIO_MUTUAL", 200),
         (inside, "mode: MUTUAL, clientCertificate: /etc/a, privateKey: /etc/b", 503),
         (inside, "mode: SIMPLE, credentialName: secret", 503),
+        (inside, "mode: MUTUAL, credentialName: secret", 503),
+        (inside, "mode: MUTUAL", 503),
         (inside, "mode: SIMPLE, caCertificates: /etc/certs/ca.pem", 503),
         (&outside, "mode: DISABLE", 200),
         (&outside, "mode: ISTIO_MUTUAL", 503),
@@ -110,6 +114,131 @@ fn a_backend_tls_policy_lets_nothing_go_in_clear() {
     stage.change(|| world.remove("backend.yaml").unwrap());
     lead_to(&versions, plain);
     assert_eq!(stage.get("/").status, 200);
+}
+
+#[test]
+fn a_secret_says_whom_to_believe_and_what_to_show() {
+    let dir = std::env::temp_dir().join(format!("orlop-credentials-{}", std::process::id()));
+    let path = dir.to_string_lossy().into_owned();
+    let versions = Versions::with(&["--credentials", &path]);
+    let stage = &versions.stage;
+    let outside = PodSpec::new().service_account("outside").opt_out();
+    let outside = stage.mesh.nodes[1].pod(NAMESPACE, "outside", outside).unwrap();
+    lead_to(&versions, &outside);
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    serve_mutual(&outside, &ours);
+    let put = |namespace: &str, name: &str, files: &[(&str, &str)]| {
+        let at = dir.join(namespace).join(name);
+        std::fs::create_dir_all(&at).unwrap();
+        files.iter().for_each(|(file, text)| std::fs::write(at.join(file), text).unwrap());
+    };
+    let (certificate, key) = ours.certificate("client.example");
+    put("shop", "good", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    put("shop", "only-root", &[("cacert", &ours.root)]);
+    put("shop", "no-root", &[("tls.crt", &certificate), ("tls.key", &key)]);
+    let (other, other_key) = theirs.certificate("client.example");
+    put("shop", "other", &[("ca.crt", &ours.root), ("tls.crt", &other), ("tls.key", &other_key)]);
+    put("shop", "no-trust", &[("ca.crt", &theirs.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    put("shop", "broken", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &other_key)]);
+    let tls = |mode: &str, name: &str| format!("mode: {mode}, sni: shop.example, credentialName: {name}");
+    for (path, mode, name, reason) in [
+        ("/good", "MUTUAL", "good", None),
+        // Nobody is shown what a rule does not want shown.
+        ("/simple", "SIMPLE", "good", Some("upstream_reset")),
+        ("/only-root", "MUTUAL", "only-root", Some("tls_unavailable")),
+        ("/no-root", "MUTUAL", "no-root", Some("tls_unavailable")),
+        ("/other", "MUTUAL", "other", Some("upstream_reset")),
+        ("/no-trust", "MUTUAL", "no-trust", Some("untrusted_certificate")),
+        ("/broken", "MUTUAL", "broken", Some("tls_unavailable")),
+        ("/missing", "MUTUAL", "missing", Some("tls_unavailable")),
+    ] {
+        secure(&versions, &tls(mode, name));
+        let answer = stage.get(path);
+        match reason {
+            None => assert_eq!((answer.status, answer.text().as_str()), (200, "client.example")),
+            Some(reason) => {
+                assert_eq!(answer.status, 503, "{path}");
+                let record = stage.record(|record| record["path"] == path);
+                let refused = record["reason"].as_str().unwrap();
+                // TLS 1.3 tells a client late that it is refused.
+                let late = ["upstream_reset", "tls_failed", "reset", "tunnel_closed"];
+                assert!(refused == reason || (reason == late[0] && late.contains(&refused)), "{record}");
+            }
+        }
+    }
+    // A Secret that comes later counts from then on, and one that goes does not.
+    put("shop", "missing", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/came").status == 200));
+    // Of another namespace's rules there is none to be had.
+    put("far", "good", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    let rule = format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: istio-system}}\n\
+         spec: {{host: web.shop.svc.cluster.local, trafficPolicy: {{tls: {{{}}}}}}}\n",
+        tls("MUTUAL", "good")
+    );
+    stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &rule).unwrap());
+    assert_eq!(stage.get("/far").status, 503);
+    stage.record(|record| record["path"] == "/far" && record["reason"] == "tls_unavailable");
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Who signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), root }
+    }
+
+    /// A certificate and its key.
+    fn certificate(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// Answers each request of those who show a certificate of this authority's with the name in it, until the process ends.
+fn serve_mutual(pod: &Pod, authority: &Authority) {
+    let provider = orlop_identity::provider();
+    let (certificate, key) = authority.certificate("shop.example");
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.root.as_bytes()).unwrap()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let config = rustls::ServerConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_client_cert_verifier(verifier.build().unwrap());
+    let config = Arc::new(config.with_single_cert(vec![certificate], key).unwrap());
+    let listener = pod.listen(false, 80).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            thread::spawn(move || {
+                let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
+                let mut line = String::new();
+                while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    if line == "\r\n" {
+                        let tls = stream.get_mut();
+                        let shown = tls.conn.peer_certificates().is_some_and(|shown| shown.len() == 1);
+                        let name = if shown { "client.example" } else { "nobody" };
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", name.len());
+                        tls.write_all((head + name).as_bytes()).unwrap();
+                        tls.flush().unwrap();
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
 }
 
 /// Answers each request with the name that it was asked for by, until the process ends. Gives the names by which

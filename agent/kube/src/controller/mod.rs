@@ -21,7 +21,7 @@ pub use placed::PlacedPods;
 pub use root_rotation::{RootStep, RotationTiming};
 pub use root_secret::{RootJudge, RootPair, RootSecret};
 pub use root_store::{RootFound, RootStore};
-pub use status::{AttachedRoutes, StatusWriter};
+pub use status::{AttachedRoutes, NamedCredentials, StatusWriter};
 pub(crate) use status::{Judgement, Verdict};
 pub use waypoints::{OwnGateways, Resources, WaypointProvisioner, WaypointSettings};
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use orlop_model::world::Labels;
-use orlop_model::world::routing::{HashOn, HashTable, Keepalive, Roots, ServerCheck, Warmup};
+use orlop_model::world::routing::{Credential, HashOn, HashTable, Keepalive, Roots, ServerCheck, Warmup};
 use serde_json::json;
 
 use super::*;
@@ -87,7 +87,7 @@ fn tls_is_as_it_is_written_or_refused() {
     assert_eq!(tls(json!({"mode": "ISTIO_MUTUAL"})).unwrap(), ServerTls::Mesh);
     let simple = |sni: Option<&str>, names: &[&str], roots| {
         let (sni, names) = (sni.map(str::to_owned), names.iter().map(|name| (*name).to_owned()).collect());
-        ServerTls::Simple(std::sync::Arc::new(ServerCheck { sni, names, roots }))
+        ServerTls::Simple(std::sync::Arc::new(ServerCheck { sni, names, roots, credential: None }))
     };
     assert_eq!(tls(json!({"mode": "SIMPLE"})).unwrap(), simple(None, &[], Roots::Public));
     let named = json!({"mode": "SIMPLE", "sni": "a.example", "subjectAltNames": ["b.example"]});
@@ -96,11 +96,26 @@ fn tls_is_as_it_is_written_or_refused() {
     assert_eq!(tls(anybody).unwrap(), simple(None, &[], Roots::Anybody));
     for of in [
         json!({"mode": "MUTUAL", "insecureSkipVerify": true}),
-        json!({"mode": "SIMPLE", "credentialName": "secret"}),
+        json!({"mode": "MUTUAL", "credentialName": "a", "clientCertificate": "/etc/a.pem"}),
         json!({"mode": "SIMPLE", "caCertificates": "/etc/ca.pem"}),
         json!({"mode": "SIMPLE", "caCrl": "/etc/crl.pem"}),
     ] {
         assert!(matches!(tls(of.clone()).unwrap(), ServerTls::Unavailable(_)), "{of}");
+    }
+    for (mode, skip, shown, roots) in [
+        ("SIMPLE", false, false, Roots::Credential),
+        ("MUTUAL", false, true, Roots::Credential),
+        ("MUTUAL", true, true, Roots::Anybody),
+    ] {
+        let found =
+            tls(json!({"mode": mode, "credentialName": "a.b-c", "insecureSkipVerify": skip})).unwrap();
+        let ServerTls::Simple(check) = found else { panic!("{found:?}") };
+        let secret = NamespacedName::new("shop", "a.b-c");
+        assert_eq!((&check.roots, &check.credential), (&roots, &Some(Credential { secret, shown })));
+    }
+    for name in ["../a", "a/b", "A", "a..b", "-a", "kubernetes://a", &"a".repeat(254)] {
+        let error = tls(json!({"mode": "SIMPLE", "credentialName": name})).unwrap_err();
+        assert_eq!(error.path.to_string(), "spec.trafficPolicy.tls.credentialName", "{name}");
     }
     assert_eq!(tls(json!({"mode": "MAYBE"})).unwrap_err().path.to_string(), "spec.trafficPolicy.tls.mode");
 }

@@ -113,7 +113,9 @@ impl ValidationObject {
             }
         });
         let names = names.collect::<Result<_, _>>()?;
-        Ok(self.roots(path).map(|roots| Arc::new(ServerCheck { sni: Some(sni), names, roots })))
+        Ok(self
+            .roots(path)
+            .map(|roots| Arc::new(ServerCheck { sni: Some(sni), names, roots, credential: None })))
     }
 
     /// Whose signatures are believed.
@@ -181,6 +183,7 @@ mod tests {
             sni: Some("web.example".into()),
             names: vec!["a.example".into(), "spiffe://a/b".into()],
             roots: Roots::Public,
+            credential: None,
         };
         assert_eq!(of.check, Ok(Arc::new(check)));
     }

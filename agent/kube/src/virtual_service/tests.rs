@@ -166,7 +166,7 @@ fn claims_are_named_by_dots_and_brackets() {
     };
     let found = of("headers", "@request.auth.claims.Sub").unwrap();
     let of_claim = (vec!["Sub".to_owned()], StringMatch::Exact("Bob".to_owned()));
-    assert_eq!(found.http[0].matches[0].claims, [of_claim.clone()]);
+    assert_eq!(found.http[0].matches[0].claims, std::slice::from_ref(&of_claim));
     assert_eq!(found.http[0].matches[0].headers, [("x-a".to_owned(), StringMatch::Present)]);
     let found = of("withoutHeaders", "@request.auth.claims.Sub").unwrap();
     assert_eq!(found.http[0].matches[0].without_claims, [of_claim]);

@@ -16,6 +16,7 @@ use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
 use super::stream::StreamPorts;
 use super::table::Table;
 use super::told::Telling;
+use super::traffic::credentials;
 use crate::compile::Settings;
 use crate::gateway::Attachments;
 use crate::locality::of_node;
@@ -34,6 +35,11 @@ use crate::world::routing::{
 const VIRTUAL_SERVICE: &str = "VirtualService";
 /// What stands for all sidecars and waypoints among gateways.
 const MESH: &str = "mesh";
+
+fn own_credentials(world: &World, namespace: &str) -> BTreeSet<NamespacedName> {
+    let own = credentials(world).remove(namespace).unwrap_or_default();
+    own.iter().map(|name| NamespacedName::new(namespace, name)).collect()
+}
 
 impl Snapshot {
     /// Makes ready the routes of the services behind this waypoint, as the world has them.
@@ -82,6 +88,7 @@ impl Snapshot {
             attached,
             ingress: None,
             destinations,
+            credentials: own_credentials(world, &waypoint.namespace),
             policies,
             callees: Callees::new(world, settings),
             telling: Telling::new(world, &own),
@@ -115,6 +122,7 @@ impl Snapshot {
         self.routes = Arc::new(Routes {
             ingress,
             destinations,
+            credentials: own_credentials(world, &gateway.name.namespace),
             policies,
             pods: world.pods.clone(),
             callees: Callees::new(world, settings),

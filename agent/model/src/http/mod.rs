@@ -56,7 +56,7 @@ pub use token::{
     Claim, Claims, NoTokens, Presented, TokenRefused, TokenRules, Tokens, without_cookie, without_parameter,
 };
 pub use told::{Told, ToldMetric};
-pub use traffic::{MAX_PORT_SETTINGS, MAX_SELECTORS, MAX_SUBSETS};
+pub use traffic::{MAX_CREDENTIALS, MAX_PORT_SETTINGS, MAX_SELECTORS, MAX_SUBSETS, credentials};
 
 use crate::admit::{Judgement, Refused};
 use crate::behind::{Behind, Entrance};
@@ -138,6 +138,8 @@ pub struct Routes {
     /// Of a gateway, if there is one.
     ingress: Option<Ingress>,
     destinations: Destinations,
+    /// Secrets that rules of its own namespace name.
+    credentials: BTreeSet<NamespacedName>,
     policies: RequestPolicies,
     callees: Callees,
     telling: Telling,
@@ -264,6 +266,11 @@ impl Routes {
     /// The listeners of the gateway that speak TLS, with the Secrets that their certificates are in.
     pub fn certificates(&self) -> impl Iterator<Item = (&ListenerId, &[NamespacedName])> {
         self.ingress.iter().flat_map(Ingress::certificates)
+    }
+
+    /// The Secrets that DestinationRules of its own namespace name by `credentialName`. Those of others are not to be had.
+    pub fn credentials(&self) -> &BTreeSet<NamespacedName> {
+        &self.credentials
     }
 
     /// The listener whose certificate a client is to be shown that names this host on this port of the gateway, in lower

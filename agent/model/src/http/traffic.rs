@@ -1,16 +1,18 @@
 //! What DestinationRules of one host say, made ready for each port and subset.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::world::Labels;
 use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
+use crate::world::{Labels, World};
 
 /// Subsets of a service that its rules have in all; there are none beyond.
 pub const MAX_SUBSETS: usize = 64;
 /// Ports of a service with settings of their own.
 pub const MAX_PORT_SETTINGS: usize = 64;
 
+/// Secrets that the DestinationRules of a namespace name.
+pub const MAX_CREDENTIALS: usize = 64;
 /// Different `workloadSelector`s of one namespace's rules for one host.
 pub const MAX_SELECTORS: usize = 16;
 /// Policies that one namespace's rules may make in all, of ports and subsets: a waypoint is not theirs alone.
@@ -101,6 +103,23 @@ fn tls_asked<'r>(rules: &[&'r DestinationRule]) -> impl Iterator<Item = &'r Serv
     let policies = rules.iter().map(|rule| &rule.policy).chain(subsets);
     let levels = policies.flat_map(|policy| policy.ports.iter().map(|(_, of_port)| of_port).chain([policy]));
     levels.filter(|policy| policy.is_secured()).filter_map(|policy| policy.tls.as_ref())
+}
+
+/// The Secrets that DestinationRules name by `credentialName`, by the namespace of both: those that the waypoints and
+/// gateways of it have. Of a namespace at most [`MAX_CREDENTIALS`].
+pub fn credentials(world: &World) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for tls in world.destination_rules.values().flat_map(|rule| tls_asked(&[&**rule]).collect::<Vec<_>>()) {
+        let ServerTls::Simple(check) = tls else { continue };
+        if let Some(of) = &check.credential {
+            let own = found.entry(of.secret.namespace.to_string()).or_default();
+            own.insert(of.secret.name.to_string());
+            if own.len() > MAX_CREDENTIALS {
+                own.pop_last();
+            }
+        }
+    }
+    found
 }
 
 /// Of several rules for one host, the oldest first, the one whose policy counts.

@@ -266,7 +266,7 @@ pub struct Keepalive {
 pub enum ServerTls {
     /// `DISABLE`: by nothing.
     Disable,
-    /// `SIMPLE`
+    /// `SIMPLE` and `MUTUAL`
     Simple(Arc<ServerCheck>),
     /// `ISTIO_MUTUAL`: by the mesh, so that none may be outside of it.
     Mesh,
@@ -283,6 +283,17 @@ pub struct ServerCheck {
     pub names: Vec<String>,
     /// Whose signatures are believed.
     pub roots: Roots,
+    /// `credentialName`
+    pub credential: Option<Credential>,
+}
+
+/// `credentialName`: what is in a Secret of the rule's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// The Secret.
+    pub secret: NamespacedName,
+    /// Whether its certificate is shown to the server: `MUTUAL`.
+    pub shown: bool,
 }
 
 /// Whose signatures are believed.
@@ -292,6 +303,8 @@ pub enum Roots {
     Public,
     /// Those of these certificates alone, as PEM.
     Only(Arc<str>),
+    /// Those of the credential's certificates alone.
+    Credential,
     /// Anybody's: `insecureSkipVerify`.
     Anybody,
 }

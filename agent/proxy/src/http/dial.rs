@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    Own,
     io::Io,
     key::{Key, Preface, Tls},
     session::Session,
@@ -48,7 +49,7 @@ pub(super) async fn connect(
             written.map_err(|reason| Refusal::new(reason, "the server took no PROXY header"))?;
         }
         match &key.tls {
-            Some(tls) => sealed(key, tls, io).await,
+            Some(tls) => sealed(&session.local.own, key, tls, io).await,
             None => Ok(io),
         }
     };
@@ -60,16 +61,31 @@ pub(super) async fn connect(
 }
 
 /// Speaks TLS with the server itself, which must be the one that the policy wants.
-async fn sealed(key: &Key, tls: &Tls, io: Io) -> Result<Io, Refusal> {
+async fn sealed(own: &Own, key: &Key, tls: &Tls, io: Io) -> Result<Io, Refusal> {
     const HTTP1: &[u8] = b"http/1.1";
     let alpn = if key.http2 { ALPN_H2 } else { HTTP1 };
+    let unavailable = |error: &dyn std::fmt::Display| Refusal::new(Reason::TlsUnavailable, error);
+    let lacks = |what: &str| {
+        let secret = tls.check.credential.as_ref().map(|of| of.secret.to_string()).unwrap_or_default();
+        unavailable(&format_args!("there is no {what} of the Secret {secret} here"))
+    };
+    let wanted = tls.check.credential.as_ref();
+    let held = wanted.and_then(|of| own.credentials.get(&of.secret));
     let roots = match &tls.check.roots {
         Roots::Public => OutsideRoots::Public,
         Roots::Only(text) => OutsideRoots::Only(text),
+        Roots::Credential => {
+            let roots = held.as_ref().and_then(|held| held.roots.as_deref());
+            OutsideRoots::Only(roots.ok_or_else(|| lacks("ca.crt"))?)
+        }
         Roots::Anybody => OutsideRoots::Anybody,
     };
-    let unavailable = |error: &dyn std::fmt::Display| Refusal::new(Reason::TlsUnavailable, error);
-    let config = outside_config(roots, &tls.check.names, tls.http.then_some(alpn));
+    let shown = held.as_ref().and_then(|held| held.shown.as_ref());
+    let shown = match wanted.is_some_and(|of| of.shown) {
+        true => Some(shown.ok_or_else(|| lacks("tls.crt with its tls.key"))?),
+        false => None,
+    };
+    let config = outside_config(roots, &tls.check.names, tls.http.then_some(alpn), shown);
     let config = config.map_err(|error| unavailable(&error))?;
     let name = ServerName::try_from(tls.name.clone());
     let name = name.map_err(|error| unavailable(&format!("{}: {error}", tls.name)))?;

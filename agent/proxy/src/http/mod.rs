@@ -61,7 +61,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use opentelemetry_sdk::trace::SdkTracer;
-use orlop_identity::{Identities, ServedCertificates, jwt::KeySources, outsiders_config};
+use orlop_identity::{ClientCredentials, Identities, ServedCertificates, jwt::KeySources, outsiders_config};
 use orlop_model::{Choice, NamespacedName, Snapshot, Workload, world::routing::Percent};
 use tokio::{
     sync::watch,
@@ -103,6 +103,8 @@ pub struct HttpProxyConfig {
     pub keys: KeySources,
     /// What clients from outside the mesh are shown.
     pub served: Arc<ServedCertificates>,
+    /// What servers outside of the mesh are known by and shown.
+    pub credentials: Arc<ClientCredentials>,
     /// What makes spans of requests.
     pub tracer: Option<SdkTracer>,
     /// What the access log is like.
@@ -183,6 +185,7 @@ pub(crate) struct Own {
     pub(crate) hosts: Hosts,
     pub(crate) keys: KeySources,
     pub(crate) served: Arc<ServedCertificates>,
+    pub(crate) credentials: Arc<ClientCredentials>,
     pub(crate) tracer: Option<SdkTracer>,
     pub(crate) log: AccessLog,
     pub(crate) buckets: Buckets,
@@ -216,7 +219,7 @@ impl HttpProxy {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let HttpProxyConfig { name, workload, proxy, http, keys, served, tracer, log } = config;
+        let HttpProxyConfig { name, workload, proxy, http, keys, served, credentials, tracer, log } = config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer, log.format.clone()),
@@ -248,6 +251,7 @@ impl HttpProxy {
                 hosts: Hosts::default(),
                 keys,
                 served,
+                credentials,
                 tracer,
                 log,
                 buckets: Buckets::default(),

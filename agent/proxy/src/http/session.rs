@@ -16,7 +16,7 @@ use orlop_model::{
     Balance, Behind, Declared, Endpoint, Entrance, Identity, Reason, Service, ServicePort, Snapshot,
     Transport, Workload, WorkloadKind,
     http::{Client, Stream, Target},
-    world::routing::ServerTls,
+    world::routing::{Credential, ServerTls},
 };
 use tokio::{
     sync::Notify,
@@ -474,6 +474,10 @@ impl Session {
             ServerTls::Unavailable(why) => return unavailable(why),
             ServerTls::Simple(check) => check,
         };
+        let is_own = |of: &Credential| of.secret.namespace == self.local.own.name.namespace;
+        if !check.credential.as_ref().is_none_or(is_own) {
+            return unavailable("credentialName: the Secret is of another namespace");
+        }
         // Of a wildcard's hosts each has its own name. Whatever else a client says is nobody's name there.
         let host = &target.service.hostname;
         let own = if host.starts_with('*') {

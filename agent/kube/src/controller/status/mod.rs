@@ -6,14 +6,14 @@ mod conditions;
 mod routes;
 mod verdict;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
 use orlop_model::gateway::{Attachments, NotAttached};
-use orlop_model::http::{TargetProblem, backend_problems};
+use orlop_model::http::{TargetProblem, backend_problems, credentials};
 use orlop_model::world::gateway_api::{BackendTarget, RouteKind};
 use orlop_model::{Finding, Hosts, NamespacedName, Settings, Snapshot, World, compile_after};
 use serde_json::{Value, json};
@@ -38,6 +38,9 @@ const PAUSES: u32 = 20;
 /// How many routes are attached to the listeners of Gateways that become gateways, by the listeners' names.
 pub type AttachedRoutes = BTreeMap<NamespacedName, BTreeMap<String, usize>>;
 
+/// The Secrets that DestinationRules name by `credentialName`, by their namespace.
+pub type NamedCredentials = BTreeMap<String, BTreeSet<String>>;
+
 /// Keeps the conditions of policies and routes as they should be, for the replica that leads.
 ///
 /// They are `orlop.dev/Accepted`, `orlop.dev/ResolvedRefs` and `orlop.dev/Programmed`: of a domain of our own, since
@@ -52,12 +55,14 @@ pub struct StatusWriter {
     events: Events,
     own: Option<channel::Receiver<OwnGateways>>,
     attached: channel::Sender<AttachedRoutes>,
+    credentials: channel::Sender<Option<NamedCredentials>>,
 }
 
 impl StatusWriter {
     /// With the settings that agents have, of no node. Tells of what is no longer accepted.
     pub fn new(client: Client, settings: Settings, kinds: CustomKinds, events: Events) -> Self {
-        Self { client, settings, kinds, events, own: None, attached: channel::Sender::default() }
+        let (attached, credentials) = Default::default();
+        Self { client, settings, kinds, events, own: None, attached, credentials }
     }
 
     /// Goes by what is known of Gateways, as well.
@@ -68,6 +73,11 @@ impl StatusWriter {
     /// Which routes are attached to Gateways of ours: now, and whenever it changes.
     pub fn attached(&self) -> channel::Receiver<AttachedRoutes> {
         self.attached.subscribe()
+    }
+
+    /// Which Secrets DestinationRules name, once that is known: now, and whenever it changes.
+    pub fn credentials(&self) -> channel::Receiver<Option<NamedCredentials>> {
+        self.credentials.subscribe()
     }
 
     /// Writes what differs, for ever.
@@ -92,6 +102,8 @@ impl StatusWriter {
                     std::mem::replace(told, judgement.attached.clone()) != judgement.attached
                 };
                 self.attached.send_if_modified(new);
+                let named = Some(credentials(&now.world));
+                self.credentials.send_if_modified(|told| std::mem::replace(told, named.clone()) != named);
             }
             let due = attempts.due(&now.heads, |key, head, at| judgement.status(&now.world, key, head, at));
             drop(now);

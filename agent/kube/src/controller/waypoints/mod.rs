@@ -30,7 +30,7 @@ use orlop_model::{NamespacedName, World};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::{AttachedRoutes, CustomKinds, Events};
+use super::{AttachedRoutes, CustomKinds, Events, NamedCredentials};
 use crate::cluster::{Definitions, describe};
 use class::Role;
 use objects::MANAGED_BY;
@@ -77,18 +77,25 @@ pub struct WaypointProvisioner {
     events: Events,
     own: watch::Sender<OwnGateways>,
     attached: watch::Receiver<AttachedRoutes>,
+    credentials: watch::Receiver<Option<NamedCredentials>>,
 }
 
 impl WaypointProvisioner {
     /// Makes them all with these settings, and tells of those that can't be made.
     pub fn new(client: Client, settings: WaypointSettings, kinds: CustomKinds, events: Events) -> Self {
-        let nothing = watch::Sender::default().subscribe();
-        Self { client, settings, kinds, events, own: watch::Sender::default(), attached: nothing }
+        let attached = watch::Sender::default().subscribe();
+        let credentials = watch::Sender::new(Some(NamedCredentials::new())).subscribe();
+        Self { client, settings, kinds, events, own: watch::Sender::default(), attached, credentials }
     }
 
     /// Tells in Gateways which routes are attached to them, by what somebody else finds.
     pub fn with_attached(self, attached: watch::Receiver<AttachedRoutes>) -> Self {
         Self { attached, ..self }
+    }
+
+    /// Gives pods the Secrets that DestinationRules of their namespaces name, by what somebody else finds.
+    pub fn with_credentials(self, credentials: watch::Receiver<Option<NamedCredentials>>) -> Self {
+        Self { credentials, ..self }
     }
 
     /// What is ours: now, and whenever it changes.
@@ -182,6 +189,7 @@ impl WaypointProvisioner {
             known: known.clone(),
             settings,
             attached: self.attached.clone(),
+            credentials: self.credentials.clone(),
             events,
             failures: Failures::default(),
         };
@@ -194,6 +202,7 @@ impl WaypointProvisioner {
             .owns(Api::<HorizontalPodAutoscaler>::all(client.clone()), made.clone())
             .reconcile_all_on(changes(classes_changed.subscribe()))
             .reconcile_all_on(changes(self.attached.clone()))
+            .reconcile_all_on(changes(self.credentials.clone()))
             .run(reconcile, |of, _, context| context.failures.again(&of), Arc::new(context))
             .for_each(async |done| {
                 report(&done);

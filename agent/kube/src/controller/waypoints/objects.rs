@@ -58,6 +58,8 @@ pub(super) struct Owner<'a> {
     pub infrastructure: &'a Infrastructure,
     /// Of a gateway, how clients come to it; `None` of a waypoint.
     pub entrances: Option<&'a Entrances>,
+    /// The Secrets of its namespace that DestinationRules of that name.
+    pub credentials: &'a BTreeSet<String>,
 }
 
 /// How clients come to a gateway.
@@ -80,6 +82,8 @@ const PRE_STOP_SECONDS: u32 = 5;
 const DRAIN_SECONDS: u32 = 25;
 /// The volume of a gateway's certificates.
 const CERTIFICATES: &str = "certificates";
+/// The volume of what servers outside of the mesh are known by and shown.
+const CREDENTIALS: &str = "credentials";
 /// And a moment to end in.
 const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
 
@@ -252,16 +256,20 @@ fn volumes(owner: Owner<'_>, settings: &WaypointSettings) -> Vec<Value> {
             },
         }]}}),
     ];
+    let source = |name: &String, keys: &[&str]| {
+        let items =
+            keys.iter().map(|key| json!({"key": key, "path": format!("{}/{name}/{key}", owner.namespace)}));
+        // Of one that is missing only those know who name it.
+        json!({"secret": {"name": name, "optional": true, "items": items.collect::<Vec<_>>()}})
+    };
     let certificates = owner.entrances.into_iter().flat_map(|entrances| &entrances.certificates);
-    let sources = certificates.map(|name| {
-        let items = ["tls.crt", "tls.key"]
-            .map(|key| json!({"key": key, "path": format!("{}/{name}/{key}", owner.namespace)}));
-        // Of one that is missing only its own listeners know.
-        json!({"secret": {"name": name, "optional": true, "items": items}})
-    });
-    let sources: Vec<_> = sources.collect();
-    if !sources.is_empty() {
-        volumes.push(json!({"name": CERTIFICATES, "projected": {"sources": sources}}));
+    let certificates: Vec<_> = certificates.map(|name| source(name, &["tls.crt", "tls.key"])).collect();
+    let credentials = owner.credentials.iter();
+    let credentials = credentials.map(|name| source(name, &["ca.crt", "cacert", "tls.crt", "tls.key"]));
+    for (name, sources) in [(CERTIFICATES, certificates), (CREDENTIALS, credentials.collect())] {
+        if !sources.is_empty() {
+            volumes.push(json!({"name": name, "projected": {"sources": sources}}));
+        }
     }
     volumes
 }
@@ -311,6 +319,11 @@ fn container(owner: Owner<'_>, settings: &WaypointSettings) -> Value {
         let path = "/etc/orlop/certificates";
         args.push(format!("--certificates={path}"));
         mounts.push(json!({"name": CERTIFICATES, "mountPath": path, "readOnly": true}));
+    }
+    if !owner.credentials.is_empty() {
+        let path = "/etc/orlop/credentials";
+        args.push(format!("--credentials={path}"));
+        mounts.push(json!({"name": CREDENTIALS, "mountPath": path, "readOnly": true}));
     }
     let probe = |path: &str, seconds: u32| json!({"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds});
     json!({
@@ -371,6 +384,7 @@ mod tests {
             class: "orlop-waypoint",
             infrastructure: &infrastructure,
             entrances: None,
+            credentials: &BTreeSet::new(),
         };
         let settings = WaypointSettings {
             image: "orlop:1".to_owned(),
@@ -421,6 +435,7 @@ mod tests {
             class: "corp",
             infrastructure: &infrastructure,
             entrances: Some(&entrances),
+            credentials: &BTreeSet::new(),
         };
         let settings = WaypointSettings {
             image: "orlop:1".to_owned(),
@@ -465,5 +480,17 @@ mod tests {
         let paths: Vec<_> = secret["items"].as_array().unwrap().iter().map(|item| &item["path"]).collect();
         assert_eq!(paths, ["edge/cert/tls.crt", "edge/cert/tls.key"]);
         assert_eq!(pod["containers"][0]["volumeMounts"][2]["name"], pod["volumes"][2]["name"]);
+        // So is what it shows servers, of a waypoint too.
+        let named = ["client".to_owned()].into();
+        let objects = Objects::of(Owner { entrances: None, credentials: &named, ..owner }, &settings);
+        let pod = &objects.deployment["spec"]["template"]["spec"];
+        let secret = &pod["volumes"][2]["projected"]["sources"][0]["secret"];
+        assert_eq!((&secret["name"], &secret["optional"]), (&json!("client"), &json!(true)));
+        let paths: Vec<_> = secret["items"].as_array().unwrap().iter().map(|item| &item["path"]).collect();
+        assert_eq!(
+            paths,
+            ["edge/client/ca.crt", "edge/client/cacert", "edge/client/tls.crt", "edge/client/tls.key"]
+        );
+        assert_eq!(pod["containers"][0]["volumeMounts"][2]["mountPath"], "/etc/orlop/credentials");
     }
 }

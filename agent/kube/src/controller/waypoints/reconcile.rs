@@ -22,7 +22,7 @@ use super::objects::{Entrances, Objects, Owner, WaypointSettings};
 use super::status::{Outcome, observe};
 use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
-use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER};
+use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER, NamedCredentials};
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -34,6 +34,8 @@ pub(super) struct Context {
     pub settings: WaypointSettings,
     /// Which routes are attached, of gateways.
     pub attached: watch::Receiver<AttachedRoutes>,
+    /// Which Secrets are named, once that is known.
+    pub credentials: watch::Receiver<Option<NamedCredentials>>,
     pub events: Events,
     pub failures: Failures,
 }
@@ -66,6 +68,10 @@ pub(super) async fn reconcile(
     // Whose it is is known once all classes are.
     if is_going || !context.known.listed().await || is_outdated(&gateway) {
         context.failures.none(&gateway);
+        return Ok(Action::await_change());
+    }
+    // Without them a pod would lose what it has.
+    if context.credentials.clone().wait_for(Option::is_some).await.is_err() {
         return Ok(Action::await_change());
     }
     let Some(role) = context.known.role(&gateway) else {
@@ -145,6 +151,8 @@ impl Context {
         entrances: Option<&Entrances>,
     ) -> Result<(Vec<Value>, Result<(), Fault>), Failure> {
         let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
+        let credentials = self.credentials.borrow().as_ref().and_then(|all| all.get(&namespace)).cloned();
+        let credentials = credentials.unwrap_or_default();
         let owner = Owner {
             namespace: &namespace,
             name: &name,
@@ -152,6 +160,7 @@ impl Context {
             class: &spec.gateway_class_name,
             infrastructure: &spec.infrastructure,
             entrances,
+            credentials: &credentials,
         };
         let objects = Objects::of(owner, &self.settings);
         self.apply::<ServiceAccount>(owner, &objects.service_account).await?;
