@@ -136,8 +136,9 @@ fn every_metric_and_label_of_the_dashboards_is_shown_by_somebody() {
     let _server = Scripted::start(&stage.mesh.server, reply);
     let call = "POST /shop.Web/Buy HTTP/1.1\r\nhost: web\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(request(&mut stage.connect(), call).unwrap().status, 200);
-    let client = &stage.mesh.client;
-    assert!(client.http_get(stage.mesh.server.addr(81), "/", TIMEOUT).is_err());
+    // Nobody listens there, and no waypoint stands before it.
+    let (client, server) = (&stage.mesh.client, &stage.mesh.server);
+    assert!(server.http_get(client.addr(81), "/", TIMEOUT).is_err());
     ask(client, Way::Connected, stage.vip[0], "web.shop.svc.cluster.local.", RecordType::A).unwrap();
 
     let queries = queries();
