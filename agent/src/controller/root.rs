@@ -97,11 +97,6 @@ impl RootJudge for Judge {
         let roots = trust.led_by(&signer).map_err(said)?;
         Ok(RootSecret { roots: roots.to_pem().into_bytes(), ..root.clone() })
     }
-
-    fn leads_to(&self, root: &RootSecret, roots: &str) -> bool {
-        let trust = Trust::from_pem(roots.as_bytes());
-        self.signer(root).and_then(|signer| signer.leads_to(&trust?)).is_ok()
-    }
 }
 
 /// How often it is looked whether there is something to sign with, as long as there is nothing.

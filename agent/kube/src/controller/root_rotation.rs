@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::controller::root_secret::{
-    certificates, previous, put_next, put_previous, remove_next, sign_with,
+    certificates, is_marked, mark, previous, put_next, put_previous, remove_next, sign_with,
 };
 use crate::controller::{RootJudge, RootSecret};
 
@@ -29,6 +29,8 @@ pub enum RootStep {
     TakeUpRoots,
     /// What was to sign next is not to any more.
     Withdraw,
+    /// It is written down that what is there is what signs.
+    Mark,
 }
 
 /// How long the steps of a rotation are apart.
@@ -103,6 +105,7 @@ pub(super) fn step(
             put_previous(secret, &[]);
             annotate(secret, SWITCHED, None);
         }
+        RootStep::Mark => mark(secret),
         // They depend on what is plugged in.
         RootStep::TakeUp | RootStep::TakeUpAtOnce | RootStep::TakeUpRoots | RootStep::Withdraw => {
             return None;
@@ -133,13 +136,21 @@ pub(super) fn take_up(
             RootStep::TakeUpAtOnce
         }
         Ok(signing) if wanted.is_alike(&signing) => {
-            if RootSecret::next(secret).is_none() {
+            if RootSecret::next(secret).is_some() {
+                withdraw(&mut changed);
+                RootStep::Withdraw
+            } else if !is_marked(secret) {
+                RootStep::Mark
+            } else {
                 return Ok(None);
             }
-            withdraw(&mut changed);
-            RootStep::Withdraw
         }
-        Ok(signing) if wanted.signs_as(&signing) => {
+        // Where nothing says that it signs, what is plugged in did, and everybody trusts that.
+        Ok(_) if !is_marked(secret) => {
+            switch(&mut changed, &wanted, now);
+            RootStep::TakeUpAtOnce
+        }
+        Ok(signing) if wanted.signs_as(&signing) && first(&wanted) == first(&signing) => {
             // What somebody takes out of the list without another key is to be out.
             let (listed, before) = (certificates(&wanted.roots), previous(secret));
             withdraw(&mut changed);
@@ -147,7 +158,7 @@ pub(super) fn take_up(
             put_previous(&mut changed, &without(before, &listed));
             RootStep::TakeUpRoots
         }
-        Ok(signing) if judge.leads_to(&wanted, &known_to_all(secret, &signing)) => {
+        Ok(signing) if is_known_to_all(first(&wanted), secret, &signing) => {
             switch(&mut changed, &wanted, now);
             RootStep::TakeUpAtOnce
         }
@@ -159,6 +170,7 @@ pub(super) fn take_up(
             RootStep::TakeUp
         }
     };
+    mark(&mut changed);
     let result = RootSecret::read(&changed)?;
     bounded(&result)?;
     judge.usable(&result)?;
@@ -177,10 +189,14 @@ fn bounded(root: &RootSecret) -> Result<(), String> {
     }
 }
 
-/// The root that signs, and those that did: a root that is only listed may have been so for a second.
-fn known_to_all(secret: &Secret, signing: &RootSecret) -> String {
-    let first = certificates(&signing.roots).into_iter().take(1);
-    first.chain(previous(secret)).collect()
+/// The root that its certificate leads to.
+fn first(root: &RootSecret) -> Option<String> {
+    certificates(&root.roots).into_iter().next()
+}
+
+/// Whether it signs, or did: a root that is only listed may have been so for a second.
+fn is_known_to_all(root: Option<String>, secret: &Secret, signing: &RootSecret) -> bool {
+    root == first(signing) || root.is_some_and(|root| previous(secret).contains(&root))
 }
 
 fn begin(secret: &mut Secret, next: &RootSecret) {

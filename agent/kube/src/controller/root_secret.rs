@@ -33,8 +33,6 @@ pub trait RootJudge {
     fn generate(&self) -> Option<RootPair>;
     /// The same with the root first that its certificate leads to, or why nothing can be signed with it.
     fn usable(&self, root: &RootSecret) -> Result<RootSecret, String>;
-    /// Whether those who trust `roots` (PEM) accept what it signs.
-    fn leads_to(&self, root: &RootSecret, roots: &str) -> bool;
 }
 
 impl RootSecret {
@@ -93,6 +91,17 @@ impl From<RootPair> for RootSecret {
 pub(super) fn make(secret: &mut Secret, root: &RootSecret) {
     secret.type_ = Some(TYPE.to_owned());
     put(secret, &CURRENT, root);
+    mark(secret);
+}
+
+/// Says that what is there is what signs, whatever is plugged in.
+pub(super) fn mark(secret: &mut Secret) {
+    secret.metadata.annotations.get_or_insert_default().insert(SIGNS.to_owned(), "true".to_owned());
+}
+
+/// Whether that is said: earlier versions left a root there unused where another was plugged in.
+pub(super) fn is_marked(secret: &Secret) -> bool {
+    secret.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(SIGNS))
 }
 
 /// Has it sign from now on, instead of what signed and what was to sign next.
@@ -186,6 +195,7 @@ const NEXT: Names = Names {
     roots: "next-root.pem",
 };
 const PREVIOUS: &str = "previous-cert.pem";
+const SIGNS: &str = "orlop.dev/signs";
 const TYPE: &str = "orlop.dev/ca-root";
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::controller::events::Regarding;
 use crate::controller::root_rotation::{due, step, take_up};
-use crate::controller::root_secret::make;
+use crate::controller::root_secret::{is_marked, make};
 use crate::controller::{Backoff, CallError, Events, RootJudge, RootSecret, RootStep, RotationTiming};
 
 /// The Secret that holds the root, and the one by which somebody plugs in another.
@@ -25,7 +25,7 @@ pub struct RootStore {
     namespace: String,
     own: String,
     plugged_in: Option<String>,
-    /// Why what is plugged in is not taken up, as it was said last.
+    /// Why what is plugged in is not taken up, as it was said last, but for numbers.
     refused: Mutex<Option<String>>,
 }
 
@@ -58,7 +58,7 @@ impl RootStore {
         let can_sign =
             |secret: &Secret| RootSecret::read(secret).and_then(|root| judge.usable(&root)).is_ok();
         let (secret, verb) = match found {
-            Some(secret) if can_sign(&secret) => return Ok(()),
+            Some(secret) if can_sign(&secret) && is_marked(&secret) => return Ok(()),
             Some(mut secret) if !is_empty(&secret) => {
                 let Some(plugged_in) = self.plugged_in().await? else { return Ok(()) };
                 if self.take_up(&mut secret, &plugged_in, judge, None).is_none() {
@@ -154,7 +154,8 @@ impl RootStore {
         if taken.is_none() {
             let now = Timestamp::now();
             let next = due(&secret, now, timing, published, plugged_in.is_some());
-            taken = next.and_then(|next| step(&mut secret, next, judge, now));
+            let unsaid = (plugged_in.is_none() && !is_marked(&secret)).then_some(RootStep::Mark);
+            taken = next.or(unsaid).and_then(|next| step(&mut secret, next, judge, now));
         }
         if taken.is_some() {
             // With the version that was read: if anybody has changed it since, this is a conflict.
@@ -181,10 +182,12 @@ impl RootStore {
     /// Tells once why what is plugged in can't be used, in the log and in an event of its Secret.
     fn say(&self, plugged_in: &Secret, refused: Option<&String>, events: Option<&Events>) {
         let mut said = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.as_ref() == refused {
+        // That another second has passed is nothing new.
+        let timeless = refused.map(|reason| reason.replace(|letter: char| letter.is_ascii_digit(), ""));
+        if *said == timeless {
             return;
         }
-        *said = refused.cloned();
+        *said = timeless;
         let Some(reason) = refused else { return };
         let name = plugged_in.name_any();
         tracing::error!(

@@ -24,10 +24,6 @@ impl RootJudge for Letters {
         roots[..=first].rotate_right(1);
         Ok(RootSecret { roots: roots.concat().into_bytes(), ..root.clone() })
     }
-
-    fn leads_to(&self, root: &RootSecret, roots: &str) -> bool {
-        certificates(roots.as_bytes()).iter().any(|one| signs(one, root))
-    }
 }
 
 fn signs(root: &str, what: &RootSecret) -> bool {
@@ -238,6 +234,36 @@ fn what_went_bad_while_it_waited_does_not_sign() {
     takes(&mut secret, RootStep::Published, 0);
     assert_eq!(step(&mut secret, RootStep::Switch, &Letters, at(600)), Some(RootStep::Withdraw));
     is(&secret, "A", &["A"]);
+}
+
+#[test]
+fn the_same_key_below_another_root_waits_until_all_know_that() {
+    // Signed crosswise: by its own root, and by another.
+    let mut secret = secret(&authority("A1", &["A"]));
+    assert_eq!(plug(&mut secret, &authority("A1", &["A2"]), 0), Ok(Some(RootStep::TakeUp)));
+    is(&secret, "A1", &["A", "A2"]);
+    takes(&mut secret, RootStep::Published, 0);
+    assert_eq!(next_due(&secret, 599), None);
+    takes(&mut secret, RootStep::Switch, 600);
+    is(&secret, "A1", &["A2", "A"]);
+}
+
+#[test]
+fn what_is_plugged_in_signs_at_once_where_an_earlier_version_had_it_sign() {
+    let mut stale = secret(&authority("A", &["A"]));
+    stale.metadata.annotations = None;
+    let mut unused = stale.clone();
+    assert_eq!(plug(&mut stale, &authority("B", &["B"]), 0), Ok(Some(RootStep::TakeUpAtOnce)));
+    is(&stale, "B", &["B", "A"]);
+    assert_eq!(
+        plug(&mut stale, &authority("C", &["C"]), 1),
+        Ok(Some(RootStep::TakeUp)),
+        "from then on it waits"
+    );
+    // Where nothing is plugged in, what is there signs, and that is written down.
+    assert_eq!(step(&mut unused, RootStep::Mark, &Letters, at(0)), Some(RootStep::Mark));
+    assert_eq!(plug(&mut unused, &authority("B", &["B"]), 1), Ok(Some(RootStep::TakeUp)));
+    is(&unused, "A", &["A", "B"]);
 }
 
 #[test]
