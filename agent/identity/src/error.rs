@@ -5,6 +5,11 @@ use orlop_model::{Identity, TrustDomain};
 use thiserror::Error;
 use time::OffsetDateTime;
 
+/// Said of a private key instead of what its parser says, which is what it has read: that would be in logs.
+pub(crate) const NO_KEY: &str = "it is no private key in PEM";
+/// The same of what may be one in the wrong place.
+pub(crate) const NO_CERTIFICATE: &str = "it is no certificate in PEM";
+
 /// Why the authority, a certificate or a configuration can't be had.
 #[derive(Debug, Error)]
 pub enum IdentityError {

@@ -21,6 +21,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::error::NO_KEY;
 use crate::leaf::{Leaf, revoked_serials};
 use crate::signer::{self_signed_root, signed_revocations};
 use crate::{IdentityError, Signer, Trust};
@@ -336,8 +337,7 @@ impl Files {
             return Err(IdentityError::KeyExposed { path: path.to_owned(), mode });
         }
         let unusable = |reason: String| self.unusable(path, "ECDSA P-256 key (PKCS#8)", reason);
-        let mut der =
-            PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let mut der = PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| unusable(NO_KEY.to_owned()))?;
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
         der.zeroize();
         key.map(Zeroizing::new).map_err(|error| unusable(error.to_string()))

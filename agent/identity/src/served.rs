@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::error::IdentityError;
+use crate::error::{IdentityError, NO_CERTIFICATE, NO_KEY};
 use crate::tls::{ALPN_H2, provider};
 
 /// HTTP/1.1, as TLS names it.
@@ -27,12 +27,12 @@ impl ServedCertificate {
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
         let unusable = |error: &dyn fmt::Display| IdentityError::Served(error.to_string());
         let chain = CertificateDer::pem_slice_iter(certificates).collect::<Result<Vec<_>, _>>();
-        let chain = chain.map_err(|error| unusable(&format_args!("tls.crt: {error}")))?;
+        let chain = chain.map_err(|_| unusable(&format_args!("tls.crt: {NO_CERTIFICATE}")))?;
         if chain.is_empty() {
             return Err(unusable(&"tls.crt: there is no certificate in it"));
         }
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| unusable(&format_args!("tls.key: {error}")))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|_| unusable(&format_args!("tls.key: {NO_KEY}")))?;
         let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| unusable(&error))?;
         Ok(Self(Arc::new(key)))
     }
@@ -125,6 +125,37 @@ mod tests {
         let connect = TlsConnector::from(Arc::new(client)).connect(name, here);
         let (connected, _) = tokio::join!(connect, accept);
         connected.is_ok()
+    }
+
+    #[test]
+    fn what_is_said_of_a_key_shows_nothing_of_it() {
+        let (certificate, key) = pair("a.example");
+        let whole = key.replace('\n', "");
+        let spoilt = [
+            whole.clone(),
+            key.replace('\n', "\\n"),
+            key.replace("-----BEGIN PRIVATE KEY-----", "----BEGIN PRIVATE KEY----"),
+            key.replace("-----END PRIVATE KEY-----", "-----END KEY-----"),
+            format!("-----BEGIN {whole}\n"),
+        ];
+        let domain = "cluster.local".parse().unwrap();
+        let signer = |key: &[u8], certificate: &[u8]| {
+            crate::Signer::from_pem(key, certificate, b"", &domain, std::time::SystemTime::now())
+        };
+        let part = |text: &str| format!("{:?}", &text.as_bytes()[40..44]).replace(['[', ']'], "");
+        let (clear, bytes) = (&key[40..60], part(&key));
+        for wrong in &spoilt {
+            let said = [
+                ServedCertificate::from_pem(certificate.as_bytes(), wrong.as_bytes()).map(drop),
+                ServedCertificate::from_pem(wrong.as_bytes(), key.as_bytes()).map(drop),
+                signer(wrong.as_bytes(), certificate.as_bytes()).map(drop),
+                signer(key.as_bytes(), wrong.as_bytes()).map(drop),
+            ];
+            for said in said {
+                let said = said.unwrap_err().to_string();
+                assert!(!said.contains(clear) && !said.contains(&bytes) && said.len() < 200, "{said}");
+            }
+        }
     }
 
     #[tokio::test]

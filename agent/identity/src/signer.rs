@@ -18,6 +18,7 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use crate::error::{NO_CERTIFICATE, NO_KEY};
 use crate::leaf::{Leaf, hex};
 use crate::verify::Role;
 use crate::workload::CertificateRequest;
@@ -53,14 +54,14 @@ impl Signer {
     ) -> Result<Self, IdentityError> {
         let unusable = |reason: String| IdentityError::Authority { reason };
         let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| unusable(format!("its key can't be read: {error}")))?;
+            .map_err(|_| unusable(format!("its key can't be read: {NO_KEY}")))?;
         let key = KeyPair::try_from(&key).map(Zeroizing::new);
         let key = key.map_err(|error| unusable(format!("its key can't be used: {error}")))?;
         let certificate = CertificateDer::from_pem_slice(certificate)
-            .map_err(|error| unusable(format!("its certificate can't be read: {error}")))?;
+            .map_err(|_| unusable(format!("its certificate can't be read: {NO_CERTIFICATE}")))?;
         let mut path = vec![certificate.clone()];
         for next in CertificateDer::pem_slice_iter(chain) {
-            let next = next.map_err(|error| unusable(format!("its chain can't be read: {error}")))?;
+            let next = next.map_err(|_| unusable(format!("its chain can't be read: {NO_CERTIFICATE}")))?;
             if !path.contains(&next) {
                 path.push(next);
             }

@@ -276,13 +276,15 @@ async fn open_stream(
 ) -> Result<Stream, Refusal> {
     record.tunnel = Some(key.address);
     loop {
-        let opening = worker.pool.slot(key, async || tunnel::open(worker, pod, key).await);
-        let limit = if upstream.by_waypoint { OPENING } else { Duration::MAX };
-        let opened = timeout(limit, opening).await;
-        let in_time = opened.map_err(|_| {
-            Refusal::new(Reason::ConnectTimeout, format!("no tunnel to the waypoint {} in time", key.address))
-        });
-        let mut slot = in_time??;
+        // Where there is no other it has all its time.
+        let limit = if upstream.by_waypoint && !upstream.is_away(worker) { OPENING } else { Duration::MAX };
+        let open = async || {
+            timeout(limit, tunnel::open(worker, pod, key)).await.unwrap_or_else(|_| {
+                let text = format!("no tunnel to the waypoint {} in time", key.address);
+                Err(Refusal::new(Reason::ConnectTimeout, text))
+            })
+        };
+        let mut slot = worker.pool.slot(key, open).await?;
         // The tunnel's handshake has shown it.
         record.destination.identity = Some(key.destination.clone());
         match request(worker, client, upstream, &mut slot).await {

@@ -13,6 +13,7 @@ use tokio::{
 const DOUBT: Duration = Duration::from_secs(1);
 /// It has so much time to say so.
 const ANSWER: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What one task knows of a tunnel, and others wait for.
 pub(crate) struct Pulse {
@@ -31,7 +32,12 @@ impl Pulse {
             loop {
                 self.doubted.notified().await;
                 let mut pong = pin!(pings.ping(Ping::opaque()));
-                let answer = match timeout(ANSWER, &mut pong).await {
+                let mut answer = timeout(ANSWER, &mut pong).await;
+                if answer.is_err() {
+                    // Where this very thread stood still, it may have come already.
+                    answer = timeout(AGAIN, &mut pong).await;
+                }
+                let answer = match answer {
                     Ok(answer) => answer,
                     Err(_) => {
                         self.silent.send_replace(true);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Patch, PatchParams};
+use kube::core::Status;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Error, Resource, ResourceExt as _};
 use serde_json::json;
@@ -96,8 +97,7 @@ impl BundlePublisher {
                 Ok(()) => {
                     known.bundles.insert((namespace, name.to_owned()), Some(roots.clone()));
                 }
-                // The namespace has gone, or is going.
-                Err(Error::Api(status)) if status.is_not_found() || status.is_forbidden() => {}
+                Err(Error::Api(status)) if has_gone(&status) => {}
                 Err(Error::Api(status)) if status.is_conflict() => {
                     tracing::warn!(namespace, name, reason = status.message, "left to whoever writes it");
                     self.foreign.insert(namespace);
@@ -217,4 +217,10 @@ impl Known {
         }
         outdated
     }
+}
+
+/// Whether the namespace has gone, or is going. Whatever else forbids the roots there leaves it without them.
+fn has_gone(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.is_not_found() || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
