@@ -63,6 +63,8 @@ fn holds(of: &HttpMatch, request: &Request<'_>) -> bool {
         && of.authority.as_ref().is_none_or(|wanted| is_host(wanted, request.authority))
         && of.headers.iter().all(header)
         && !of.without_headers.iter().any(header)
+        // Nobody shows a token.
+        && of.claims.is_empty()
         && of.query.iter().all(parameter)
         && of.port.is_none_or(|port| port == request.port)
         && of.source_labels.iter().next().is_none()

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use orlop_identity::{ClientCredential, ClientCredentials, ServedCertificate};
+use orlop_identity::{ClientCredential, ClientCredentials, OutsideRoots, ServedCertificate, outside_config};
 use orlop_model::{NamespacedName, Snapshot};
 
 use super::certificates::LOOK;
@@ -29,8 +29,8 @@ struct Known {
     credential: Option<ClientCredential>,
 }
 
-/// Of `ca.crt` or `cacert`, `tls.crt` and `tls.key` what is there.
-type Files = [Option<Vec<u8>>; 3];
+/// Of `ca.crt`, `tls.crt`, `tls.key` and `ca.crl`, or what Istio calls them, what is there.
+type Files = [Option<Vec<u8>>; 4];
 
 impl Credentials {
     pub fn new(dir: PathBuf, held: Arc<ClientCredentials>) -> Self {
@@ -69,6 +69,10 @@ impl Credentials {
         }
         let last = known.and_then(|known| known.credential.clone());
         let credential = match files.as_ref().map_err(String::clone).and_then(load) {
+            _ if matches!(&files, Ok([.., Some(_)])) => {
+                tracing::error!(secret = %name, "it lists what is revoked, which is not verified: nothing goes by it");
+                None
+            }
             Ok(None) => {
                 tracing::error!(secret = %name, dir = %dir.display(), "there is neither ca.crt nor tls.crt");
                 None
@@ -89,22 +93,33 @@ impl Credentials {
 
 fn files(dir: &Path) -> Result<Files, String> {
     let read = |name: &str| match fs::read(dir.join(name)) {
+        // As there is in the Secrets of some who sign.
+        Ok(bytes) if bytes.is_empty() => Ok(None),
         Ok(bytes) if bytes.len() > MAX_FILE => Err(format!("{name} has more than {MAX_FILE} bytes")),
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("{name}: {error}")),
     };
-    let roots = match read("ca.crt")? {
-        None => read("cacert")?,
-        roots => roots,
+    let either = |name: &str, other: &str| match read(name)? {
+        None => read(other),
+        there => Ok(there),
     };
-    Ok([roots, read("tls.crt")?, read("tls.key")?])
+    Ok([
+        either("ca.crt", "cacert")?,
+        either("tls.crt", "cert")?,
+        either("tls.key", "key")?,
+        either("ca.crl", "crl")?,
+    ])
 }
 
 /// `None` where there is nothing.
-fn load([roots, certificate, key]: &Files) -> Result<Option<ClientCredential>, String> {
+fn load([roots, certificate, key, _]: &Files) -> Result<Option<ClientCredential>, String> {
     let roots = roots.as_ref().map(|roots| String::from_utf8(roots.clone()));
     let roots = roots.transpose().map_err(|_| "ca.crt is no PEM".to_owned())?;
+    if let Some(roots) = &roots {
+        let usable = outside_config(OutsideRoots::Only(roots), &[], None, None);
+        usable.map_err(|error| format!("ca.crt: {error}"))?;
+    }
     let shown = match (certificate, key) {
         (Some(certificate), Some(key)) => {
             Some(ServedCertificate::from_pem(certificate, key).map_err(|error| error.to_string())?)

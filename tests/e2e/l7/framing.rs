@@ -178,6 +178,7 @@ pub fn refuses_untrue_lengths(client: &Pod, to: SocketAddr) {
             (&["3", "3"], "abc"),
             (&["3, 3"], "abc"),
             (&["+3"], "abc"),
+            (&[""], ""),
             (&["18446744073709551619"], "abc"),
         ] {
             assert!(!is_answered(&client, lengths, body).await, "{lengths:?} {body:?}");

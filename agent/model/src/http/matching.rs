@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 
 use super::Request;
-use super::token::Values;
+use super::token::{Claims, Values};
 use crate::world::Labels;
 use crate::world::routing::{HttpMatch, StringMatch};
 
@@ -18,12 +18,10 @@ pub(super) fn holds(of: &HttpMatch, request: &Request<'_>, labels: Option<&Label
     let parameter = |(name, wanted): &(String, StringMatch)| {
         is(wanted, request.query.and_then(|query| parameter(query, name)))
     };
-    let claimed = |(names, wanted): &(Vec<String>, StringMatch)| {
-        request.claims.iter().any(|claims| match claims.values(names) {
-            Values::Texts(texts) => texts.iter().any(|text| is(wanted, Some(text))),
-            Values::Other => *wanted == StringMatch::Present,
-            Values::Missing => false,
-        })
+    let says = |claims: &Claims, (names, wanted): &(Vec<String>, StringMatch)| match claims.values(names) {
+        Values::Texts(texts) => texts.iter().any(|text| is(wanted, Some(text))),
+        Values::Other => *wanted == StringMatch::Present,
+        Values::Missing => false,
     };
     of.port.is_none_or(|port| port == request.port)
         && of.uri.as_ref().is_none_or(|uri| is_path(uri, of.ignore_uri_case, request.path))
@@ -32,8 +30,10 @@ pub(super) fn holds(of: &HttpMatch, request: &Request<'_>, labels: Option<&Label
         && of.authority.as_ref().is_none_or(|wanted| is_authority(wanted, request.authority))
         && of.headers.iter().all(named)
         && !of.without_headers.iter().any(named)
-        && of.claims.iter().all(claimed)
-        && !of.without_claims.iter().any(claimed)
+        // Of several tokens one must say all of it.
+        && (of.claims.is_empty()
+            || request.claims.iter().any(|token| of.claims.iter().all(|claim| says(token, claim))))
+        && !of.without_claims.iter().any(|claim| request.claims.iter().any(|token| says(token, claim)))
         && of.query.iter().all(parameter)
         && of.source_namespace.as_ref().is_none_or(|namespace| namespace == request.source_namespace)
         && of

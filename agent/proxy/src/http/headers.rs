@@ -26,7 +26,7 @@ pub(super) fn count(headers: &HeaderMap) -> usize {
 pub(super) fn ends_clearly(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let plain = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    let plain = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
     match (lengths.next(), codings.next()) {
         (None, None) => true,
         (Some(length), None) => plain(length) && lengths.next().is_none(),
@@ -227,6 +227,7 @@ mod tests {
             (&[("content-length", "5"), ("content-length", "5")], false),
             (&[("content-length", "5, 5")], false),
             (&[("content-length", "+5")], false),
+            (&[("content-length", "")], false),
             (&[("transfer-encoding", "gzip, chunked")], false),
             (&[("transfer-encoding", "chunked, chunked")], false),
             (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),

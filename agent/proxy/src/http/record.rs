@@ -148,14 +148,15 @@ impl RequestRecord {
     /// These are the request's headers.
     pub(super) fn asks_with(&mut self, headers: &HeaderMap) {
         if let Some(format) = &self.session.local.own.log.format {
-            self.request_headers = LoggedHeaders::of(format.request_headers(), headers);
+            self.request_headers =
+                LoggedHeaders::of(format.request_headers(), headers, &logged::token_locations(&self.session));
         }
     }
 
     /// These are the answer's headers.
     pub(super) fn is_answered_with(&mut self, headers: &HeaderMap) {
         if let Some(format) = &self.session.local.own.log.format {
-            self.answer_headers = LoggedHeaders::of(format.response_headers(), headers);
+            self.answer_headers = LoggedHeaders::of(format.response_headers(), headers, &[]);
         }
     }
 

@@ -84,6 +84,8 @@ const DRAIN_SECONDS: u32 = 25;
 const CERTIFICATES: &str = "certificates";
 /// The volume of what servers outside of the mesh are known by and shown.
 const CREDENTIALS: &str = "credentials";
+/// What of a Secret its pods have, as Kubernetes and Istio have it.
+const CREDENTIAL_KEYS: [&str; 8] = ["ca.crt", "cacert", "ca.crl", "crl", "tls.crt", "cert", "tls.key", "key"];
 /// And a moment to end in.
 const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
 
@@ -265,13 +267,23 @@ fn volumes(owner: Owner<'_>, settings: &WaypointSettings) -> Vec<Value> {
     let certificates = owner.entrances.into_iter().flat_map(|entrances| &entrances.certificates);
     let certificates: Vec<_> = certificates.map(|name| source(name, &["tls.crt", "tls.key"])).collect();
     let credentials = owner.credentials.iter();
-    let credentials = credentials.map(|name| source(name, &["ca.crt", "cacert", "tls.crt", "tls.key"]));
+    let credentials = credentials.map(|name| source(name, &CREDENTIAL_KEYS));
     for (name, sources) in [(CERTIFICATES, certificates), (CREDENTIALS, credentials.collect())] {
         if !sources.is_empty() {
             volumes.push(json!({"name": name, "projected": {"sources": sources}}));
         }
     }
     volumes
+}
+
+/// The Secrets that a Deployment's pods have to show servers, and to know them by.
+pub(super) fn credentials_of(deployment: &Deployment) -> BTreeSet<String> {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let volumes = pod.and_then(|pod| pod.volumes.as_ref()).into_iter().flatten();
+    let projected =
+        volumes.filter(|volume| volume.name == CREDENTIALS).filter_map(|of| of.projected.as_ref());
+    let sources = projected.filter_map(|of| of.sources.as_ref()).flatten();
+    sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone())).collect()
 }
 
 fn security(owner: Owner<'_>) -> Value {
@@ -481,16 +493,15 @@ mod tests {
         assert_eq!(paths, ["edge/cert/tls.crt", "edge/cert/tls.key"]);
         assert_eq!(pod["containers"][0]["volumeMounts"][2]["name"], pod["volumes"][2]["name"]);
         // So is what it shows servers, of a waypoint too.
-        let named = ["client".to_owned()].into();
+        let named = BTreeSet::from(["client".to_owned()]);
         let objects = Objects::of(Owner { entrances: None, credentials: &named, ..owner }, &settings);
         let pod = &objects.deployment["spec"]["template"]["spec"];
         let secret = &pod["volumes"][2]["projected"]["sources"][0]["secret"];
         assert_eq!((&secret["name"], &secret["optional"]), (&json!("client"), &json!(true)));
         let paths: Vec<_> = secret["items"].as_array().unwrap().iter().map(|item| &item["path"]).collect();
-        assert_eq!(
-            paths,
-            ["edge/client/ca.crt", "edge/client/cacert", "edge/client/tls.crt", "edge/client/tls.key"]
-        );
+        assert_eq!(paths, CREDENTIAL_KEYS.map(|key| format!("edge/client/{key}")).each_ref());
+        let made: Deployment = serde_json::from_value(objects.deployment.clone()).unwrap();
+        assert_eq!(credentials_of(&made), named);
         assert_eq!(pod["containers"][0]["volumeMounts"][2]["mountPath"], "/etc/orlop/credentials");
     }
 }

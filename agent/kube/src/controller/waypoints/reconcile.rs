@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use kube::{Api, Client, Error, ResourceExt as _};
 use orlop_model::NamespacedName;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
 use super::ingress::Ingress;
-use super::objects::{Entrances, Objects, Owner, WaypointSettings};
+use super::objects::{Entrances, Objects, Owner, WaypointSettings, credentials_of};
 use super::status::{Outcome, observe};
 use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
@@ -26,6 +27,9 @@ use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER, NamedC
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a Gateway waits until it is known which Secrets are named.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a Gateway is looked at with.
 pub(super) struct Context {
@@ -70,10 +74,8 @@ pub(super) async fn reconcile(
         context.failures.none(&gateway);
         return Ok(Action::await_change());
     }
-    // Without them a pod would lose what it has.
-    if context.credentials.clone().wait_for(Option::is_some).await.is_err() {
-        return Ok(Action::await_change());
-    }
+    // Mostly it is a moment; what is not known then, whoever finds it tells of.
+    let _ = timeout(PATIENCE, context.credentials.clone().wait_for(Option::is_some)).await;
     let Some(role) = context.known.role(&gateway) else {
         if is_told_by_us(&gateway) {
             context.withdraw(&gateway).await?;
@@ -151,8 +153,12 @@ impl Context {
         entrances: Option<&Entrances>,
     ) -> Result<(Vec<Value>, Result<(), Fault>), Failure> {
         let (namespace, name) = (gateway.namespace().unwrap_or_default(), gateway.name_any());
-        let credentials = self.credentials.borrow().as_ref().and_then(|all| all.get(&namespace)).cloned();
-        let credentials = credentials.unwrap_or_default();
+        let known = self.credentials.borrow().clone();
+        let credentials = match known {
+            Some(all) => all.get(&namespace).cloned().unwrap_or_default(),
+            // Without them pods would lose what they have.
+            None => self.mounted(&namespace, &name).await?,
+        };
         let owner = Owner {
             namespace: &namespace,
             name: &name,
@@ -169,6 +175,14 @@ impl Context {
         self.apply::<PodDisruptionBudget>(owner, &objects.disruption_budget).await?;
         self.apply::<HorizontalPodAutoscaler>(owner, &objects.autoscaler).await?;
         Ok(observe(&name, &service.data, &deployment.data, entrances.is_some()))
+    }
+
+    /// The Secrets that pods have so far.
+    async fn mounted(&self, namespace: &str, name: &str) -> Result<BTreeSet<String>, Failure> {
+        let api = Api::<Deployment>::namespaced(self.client.clone(), namespace);
+        let read = api.get_opt(name).await;
+        let read = read.map_err(CallError::new(format!("read Deployment {namespace}/{name}")));
+        Ok(read.map_err(Failure::Call)?.as_ref().map(credentials_of).unwrap_or_default())
     }
 
     fn ingress(&self, gateway: &DynamicObject) -> Result<Ingress, Fault> {
