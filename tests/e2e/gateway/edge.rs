@@ -132,7 +132,7 @@ fn a_length_that_http2_does_not_keep_reaches_no_server_of_http1() {
     // says that it has no body may be there before it has one.
     let (whole, rest): (Vec<_>, Vec<_>) = server.asked().into_iter().partition(|asked| asked.body == b"abc");
     assert!(whole.iter().all(|asked| asked.line == "POST / HTTP/1.1"), "{whole:?}");
-    assert_eq!(whole.len(), 10);
+    assert_eq!(whole.len(), 11);
     assert!(
         rest.iter().all(|asked| asked.body.is_empty() && asked.headers["content-length"] == "0"),
         "{rest:?}"
