@@ -7,6 +7,7 @@ mod authority;
 mod boot_gate;
 mod chart;
 mod check;
+mod conditions;
 mod control_plane;
 mod controller;
 mod dashboards;

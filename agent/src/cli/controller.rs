@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
+use orlop_identity::ServedCertificate;
 use orlop_kube::controller::{Resources, WaypointSettings};
 use orlop_model::NamespacedName;
 
@@ -56,6 +57,10 @@ pub struct ControllerArguments {
     /// `resources` of waypoints' and gateways' containers, as JSON.
     #[arg(long, value_name = "JSON")]
     pub waypoint_resources: Option<Resources>,
+    /// Look whether the Secrets that gateways' listeners name are certificates, and say so in Gateways. Needs the right
+    /// to get every Secret.
+    #[arg(long)]
+    pub check_secrets: bool,
     #[command(flatten)]
     pub waypoint_traces: TraceArguments,
     #[command(flatten)]
@@ -64,6 +69,11 @@ pub struct ControllerArguments {
     pub names: NameArguments,
     #[command(flatten)]
     pub log: LogArguments,
+}
+
+/// Whether a gateway could show this certificate.
+fn check(certificate: &[u8], key: &[u8]) -> bool {
+    ServedCertificate::from_pem(certificate, key).is_ok()
 }
 
 impl ControllerArguments {
@@ -89,6 +99,7 @@ impl ControllerArguments {
             audience: self.token_audience.clone(),
             pull_secrets: self.waypoint_pull_secrets.clone(),
             resources: self.waypoint_resources.clone().unwrap_or_default(),
+            check: self.check_secrets.then_some(check),
         })
     }
 }

@@ -139,6 +139,8 @@ impl Kubernetes {
             ("telemetry.istio.io", "Telemetry", "telemetries"),
             ("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
             ("gateway.networking.k8s.io", "GRPCRoute", "grpcroutes"),
+            ("gateway.networking.k8s.io", "TLSRoute", "tlsroutes"),
+            ("gateway.networking.k8s.io", "TCPRoute", "tcproutes"),
             ("gateway.networking.k8s.io", "ReferenceGrant", "referencegrants"),
             ("gateway.networking.k8s.io", "BackendTLSPolicy", "backendtlspolicies"),
         ] {

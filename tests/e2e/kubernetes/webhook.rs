@@ -103,13 +103,13 @@ impl Stage {
     }
 
     /// Whether it is taken, and what is said of it.
-    fn apply(&self, object: &Value) -> (bool, String) {
+    pub fn apply(&self, object: &Value) -> (bool, String) {
         let output = self.kubectl(&["apply"], object);
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     }
 
     /// Waits until the API server asks, and refuses this.
-    fn wait_refused(&self, bad: &Value) {
+    pub fn wait_refused(&self, bad: &Value) {
         let is_refused = || {
             // What is there already, as it is, nobody is asked about.
             assert!(self.kubectl(&["delete", "--ignore-not-found"], bad).status.success());

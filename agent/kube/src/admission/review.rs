@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::NotReviewed;
 use super::size::is_small;
 use crate::cluster::{Head, Seen};
-use crate::controller::{Judgement, OwnGateways, Verdict};
+use crate::controller::{Judgement, OwnGateways, Verdict, judge_gateway};
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Kinds, Object, Source};
 
@@ -32,6 +32,8 @@ pub(super) enum Asked {
     Nothing,
     /// The object has more values than is looked at.
     TooMuch,
+    /// It says all by itself, whatever else there is.
+    Judged(Verdict),
     Of(Box<Subject>),
 }
 
@@ -67,6 +69,11 @@ impl Review {
         let asked = if small { request.asked() } else { Asked::TooMuch };
         Ok(Self { uid, asked })
     }
+}
+
+/// Whether something is said of objects of this kind.
+pub(super) fn is_reviewed(kind: Kind) -> bool {
+    kind.has_conditions() || kind == Kind::Gateway
 }
 
 fn written(text: &str) -> Result<Request<'_>, NotReviewed> {
@@ -138,8 +145,7 @@ impl Request<'_> {
         }
         let GroupVersionKind { group, version, kind } = &self.kind;
         let version = format!("{group}/{version}");
-        let mut known =
-            Kinds::OfWaypoints.all().filter(|known| known.name() == kind && known.has_conditions());
+        let mut known = Kinds::OfWaypoints.all().filter(|known| known.name() == kind && is_reviewed(*known));
         let read = known.find_map(|known| {
             let version = known.api_versions().iter().find(|read| **read == version)?;
             Some((known, *version))
@@ -148,6 +154,10 @@ impl Request<'_> {
         let Named { metadata } = serde_json::from_str(object.get()).unwrap_or_default();
         if metadata.deletion_timestamp.is_some() {
             return Asked::Nothing;
+        }
+        if kind == Kind::Gateway {
+            let judge = |of: &RawValue| judge_gateway(of.get());
+            return Asked::Judged(after(judge(object), || self.old_object.map(judge)));
         }
         // One whose name is still to be made has none.
         let name = metadata.name.or_else(|| self.name.clone()).unwrap_or_default();
@@ -196,15 +206,21 @@ impl Subject {
             judged.verdict(&with.world, &self.key, &object.head)
         };
         let verdict = look(self.new);
-        match self.old {
-            // What was wrong before keeps nobody from changing it.
-            Some(old) if !verdict.errors.is_empty() => {
-                let before = old.object.is_err() || !look(old).errors.is_empty();
-                if before { verdict.into_warnings() } else { verdict }
-            }
-            _ => verdict,
-        }
+        let old = self.old;
+        after(verdict, || match old? {
+            old if old.object.is_err() => Some(Verdict::error("it could not be understood")),
+            old => Some(look(old)),
+        })
     }
+}
+
+/// Of an object that is in place of another, whose verdict is looked for where it counts: what was wrong before keeps
+/// nobody from changing it.
+fn after(verdict: Verdict, old: impl FnOnce() -> Option<Verdict>) -> Verdict {
+    if !verdict.errors.is_empty() && old().is_some_and(|old| !old.errors.is_empty()) {
+        return verdict.into_warnings();
+    }
+    verdict
 }
 
 /// The answer, as JSON.

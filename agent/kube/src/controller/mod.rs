@@ -23,7 +23,8 @@ pub use root_secret::{RootJudge, RootPair, RootSecret};
 pub use root_store::{RootFound, RootStore};
 pub use status::{AttachedRoutes, NamedCredentials, StatusWriter};
 pub(crate) use status::{Judgement, Verdict};
-pub use waypoints::{OwnGateways, Resources, WaypointProvisioner, WaypointSettings};
+pub(crate) use waypoints::judge_gateway;
+pub use waypoints::{CertificateCheck, OwnGateways, Resources, WaypointProvisioner, WaypointSettings};
 
 use std::path::Path;
 use std::time::Duration;

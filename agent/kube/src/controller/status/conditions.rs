@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use orlop_model::{Concern, Finding};
 use serde_json::{Value, json};
 
-use crate::controller::CONTROLLER;
+use crate::controller::{CONTROLLER, GATEWAY_CONTROLLER};
 use crate::field::FieldError;
 use crate::object::Kind;
 
@@ -28,6 +28,9 @@ pub(super) const PROGRAMMED: &str = "orlop.dev/Programmed";
 
 #[cfg(test)]
 const KINDS: [&str; 3] = [ACCEPTED, RESOLVED_REFS, PROGRAMMED];
+
+/// Under which names statuses are written that several controllers write.
+pub(super) const CONTROLLERS: [&str; 2] = [CONTROLLER, GATEWAY_CONTROLLER];
 
 /// The longest message, and the longest part of one that comes from a single finding, in bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -201,7 +204,8 @@ pub(super) fn refusals<'s>(
     };
     let lists = ["parents", "ancestors"].into_iter().filter_map(|list| status[list].as_array());
     let entries = lists.flatten();
-    let own = entries.filter(|entry| entry["controllerName"] == CONTROLLER).flat_map(of);
+    let is_own = |entry: &&Value| CONTROLLERS.iter().any(|own| entry["controllerName"] == **own);
+    let own = entries.filter(is_own).flat_map(of);
     let mut found: Vec<_> =
         of(status).chain(own).filter(|of| refuses(of) && !was_said(of)).filter_map(parts).collect();
     found.dedup();

@@ -5,14 +5,12 @@ use orlop_model::world::gateway_api::{GROUP, Route};
 use orlop_model::{Concern, Finding, FindingReason, Snapshot};
 use serde_json::{Map, Value, json};
 
-use super::conditions::{At, Condition, condition, meanwhile, message, part, to_write};
+use super::conditions::{At, CONTROLLERS, Condition, condition, meanwhile, message, part, to_write};
 use crate::cluster::Head;
 use crate::controller::waypoints::OwnGateways;
 use crate::controller::{CONTROLLER, GATEWAY_CONTROLLER};
 use crate::gateway_api::ParentRef;
 use crate::object::Kind;
-
-const CONTROLLERS: [&str; 2] = [CONTROLLER, GATEWAY_CONTROLLER];
 
 /// A route, and what is known of what it names.
 pub(super) struct Told<'a> {

@@ -18,7 +18,18 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     pub fn warning(text: &str) -> Self {
-        Self { errors: Vec::new(), warnings: vec![text.to_owned()] }
+        Self { errors: Vec::new(), warnings: vec![part(text)] }
+    }
+
+    pub fn error(text: &str) -> Self {
+        Self { errors: vec![part(text)], warnings: Vec::new() }
+    }
+
+    /// Both together.
+    pub fn and(mut self, other: Self) -> Self {
+        self.errors.extend(other.errors);
+        self.warnings.extend(other.warnings);
+        self
     }
 
     /// The same, of something that is let pass.

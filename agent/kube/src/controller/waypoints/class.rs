@@ -30,6 +30,11 @@ impl Role {
         }
     }
 
+    /// What Gateways of a class of this name become, if it is one of ours.
+    pub fn of_class(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.class() == name)
+    }
+
     fn controller(self) -> &'static str {
         match self {
             Self::Waypoint => CONTROLLER,

@@ -98,6 +98,13 @@ impl GatewaySpec {
         })
     }
 
+    /// What else its author should know of a waypoint that can be made.
+    pub fn warnings(&self) -> Vec<String> {
+        let kinds =
+            |of: &Listener| Some(format!("listener {}: {}", of.name, of.judge_kinds().err()?.message));
+        self.listeners.iter().filter_map(kinds).collect()
+    }
+
     /// The same, but for its listeners, of what is called `a`.
     pub fn judge_common(&self, a: &str, name: &str) -> Result<(), Fault> {
         if !is_service_name(name) {

@@ -9,9 +9,13 @@ use serde_json::{Value, json};
 
 use super::gateway::{Fault, GatewaySpec};
 use super::objects::Entrances;
+use super::secrets::Secrets;
 use super::status::Conditions;
 use crate::gateway_api::gateway::convert;
 use crate::object::typed;
+
+/// Of a listener that asks for routes that there are not.
+const KINDS: &str = "leave HTTPRoute and GRPCRoute in allowedRoutes.kinds: it takes no others";
 
 /// A Gateway that clients from outside the mesh come to.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub(super) struct Ingress {
     listeners: Vec<Result<(), ListenerProblem>>,
     /// How many routes are attached to each listener, by its name; `None` while nobody knows.
     attached: Option<BTreeMap<String, usize>>,
+    /// The Secrets with its certificates.
+    pub secrets: Secrets,
 }
 
 impl Ingress {
@@ -30,17 +36,24 @@ impl Ingress {
         let gateway = typed(object).and_then(convert);
         let gateway = gateway.map_err(|error| Fault::new("Invalid", error.to_string()))?;
         let listeners = gateway.judge_listeners();
-        Ok(Self { gateway, listeners, attached })
+        Ok(Self { gateway, listeners, attached, secrets: Secrets::Unread })
     }
 
     /// Whether a gateway can be made of it: some listener can be opened.
-    pub fn judge(&self, spec: &GatewaySpec) -> Result<(), Fault> {
-        spec.judge_common("gateway", &self.gateway.name.name)?;
+    pub fn judge(&self, spec: &GatewaySpec, name: &str) -> Result<(), Fault> {
+        spec.judge_common("gateway", name)?;
         spec.infrastructure.traffic_policy()?;
         if self.entrances().ports.is_empty() {
             return Err(Fault::new("ListenersNotValid", self.problems()));
         }
         Ok(())
+    }
+
+    /// What else its author should know of a gateway that can be made, whatever its Secrets are.
+    pub fn warnings(&self) -> Vec<String> {
+        let kinds = self.gateway.listeners.iter().filter(|of| of.supported_kinds().1);
+        let kinds = kinds.map(|of| format!("listener {}: {KINDS}", of.name));
+        Some(self.problems()).filter(|problems| !problems.is_empty()).into_iter().chain(kinds).collect()
     }
 
     /// Those of the listeners that can be opened, and all Secrets that pods have to have.
@@ -52,6 +65,16 @@ impl Ingress {
             found.ports.insert(listener.port, if listener.is_tls() { "https" } else { "http" });
         }
         found
+    }
+
+    /// Where it is, and its Secrets.
+    pub fn namespace(&self) -> &str {
+        &self.gateway.name.namespace
+    }
+
+    /// Whether there are Secrets to look at.
+    pub fn names_secrets(&self) -> bool {
+        !self.gateway.certificates().is_empty()
     }
 
     /// The condition `Accepted` of one that is.
@@ -88,19 +111,17 @@ impl Ingress {
             let fault = |of: &ListenerProblem| Err(Fault::new(of.reason(), of.message()));
             let own = problem.filter(|of| !of.is_reference()).map_or(Ok(()), fault);
             let reference = problem.filter(|of| of.is_reference()).map_or(Ok(()), fault);
-            let invalid = problem.map(|of| Fault::new("Invalid", of.message()));
+            let secrets = self.secrets.of(listener);
+            let refers = *secrets.as_ref().unwrap_or(&"");
+            let unshown = secrets.as_ref().err().filter(|of| !of.is_open).map(|of| of.fault.message.clone());
+            let invalid = problem.map(ListenerProblem::message).or(unshown);
+            let invalid = invalid.map(|message| Fault::new("Invalid", message));
             let programmed = invalid.map_or_else(|| programmed.clone(), Err);
             let conflict = problem.filter(|problem| problem.is_conflict());
             let resolved = if others {
-                let message = "leave HTTPRoute and GRPCRoute in allowedRoutes.kinds: it takes no others";
-                Err(Fault::new("InvalidRouteKinds", message))
+                Err(Fault::new("InvalidRouteKinds", KINDS))
             } else {
-                reference
-            };
-            let refers = if listener.is_tls() {
-                "whether its Secrets have tls.crt and tls.key its pods' logs tell"
-            } else {
-                "it refers to nothing"
+                reference.and(secrets.map(drop).map_err(|of| of.fault))
             };
             json!({
                 "name": listener.name,
@@ -131,7 +152,11 @@ impl Ingress {
         }
         let judged = self.gateway.listeners.iter().zip(&self.listeners);
         let problems = judged.filter_map(|(listener, judged)| {
-            judged.as_ref().err().map(|problem| format!("listener {}: {}", listener.name, problem.message()))
+            let problem = match judged {
+                Err(problem) => problem.message(),
+                Ok(()) => self.secrets.of(listener).err()?.fault.message,
+            };
+            Some(format!("listener {}: {problem}", listener.name))
         });
         problems.collect::<Vec<_>>().join("; ")
     }
@@ -226,17 +251,33 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_is_missing_is_told_of_its_listener_alone() {
+        let tls = |name: &str, port, secret: &str| json!({"name": name, "port": port, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": secret}]}});
+        let mut of = ingress(&json!([tls("good", 443, "good"), tls("bad", 444, "bad")]));
+        of.secrets = Secrets::Read([("bad".to_owned(), "there is none".to_owned())].into());
+        assert_eq!(of.entrances().ports.len(), 2, "it is opened all the same, as the Secret may come");
+        let none = Value::Null;
+        let listeners = of.status(&Ok(()), &none, conditions(&none));
+        let reasons = |at: usize| [0, 1, 3].map(|of| listeners[at]["conditions"][of]["reason"].clone());
+        assert_eq!(reasons(0), ["Accepted", "Programmed", "ResolvedRefs"]);
+        assert_eq!(reasons(1), ["Accepted", "Invalid", "InvalidCertificateRef"]);
+        let accepted = of.accepted(conditions(&none));
+        assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("True"), &json!("ListenersNotValid")));
+        assert_eq!(accepted["message"], "listener bad: Secret bad: there is none");
+    }
+
+    #[test]
     fn one_without_a_listener_that_can_be_opened_is_none() {
         let spec = GatewaySpec::default();
         for listeners in [json!([]), json!([listener("own", 15021, &json!({}))])] {
-            assert_eq!(ingress(&listeners).judge(&spec).unwrap_err().reason, "ListenersNotValid");
+            assert_eq!(ingress(&listeners).judge(&spec, "gate").unwrap_err().reason, "ListenersNotValid");
         }
         let of = ingress(&json!([listener("web", 80, &json!({}))]));
-        assert_eq!(of.judge(&spec), Ok(()));
+        assert_eq!(of.judge(&spec, "gate"), Ok(()));
         let mut spec = spec;
         for (policy, wanted) in [("Local", Ok(())), ("Cluster", Ok(())), ("local", Err("Invalid"))] {
             spec.infrastructure.annotations = [(TRAFFIC_POLICY.to_owned(), policy.to_owned())].into();
-            assert_eq!(of.judge(&spec).map_err(|fault| fault.reason), wanted, "{policy}");
+            assert_eq!(of.judge(&spec, "gate").map_err(|fault| fault.reason), wanted, "{policy}");
         }
     }
 }

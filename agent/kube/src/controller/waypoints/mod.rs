@@ -8,7 +8,9 @@ mod ingress;
 mod objects;
 mod readers;
 mod reconcile;
+mod secrets;
 mod status;
+mod verdict;
 
 use std::collections::BTreeSet;
 use std::future::ready;
@@ -36,6 +38,8 @@ use class::Role;
 use objects::MANAGED_BY;
 pub use objects::{Resources, WaypointSettings};
 use reconcile::{Context, Failures, reconcile};
+pub use secrets::CertificateCheck;
+pub(crate) use verdict::judge_gateway;
 
 /// The definitions without which there is nothing to do.
 const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";

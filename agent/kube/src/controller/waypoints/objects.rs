@@ -9,6 +9,7 @@ use kube::core::ApiResource;
 use serde_json::{Value, json};
 
 use super::gateway::{Infrastructure, PORT};
+use super::secrets::CertificateCheck;
 use crate::controller::{BUNDLE, FIELD_MANAGER};
 
 /// What all waypoints and gateways of a cluster are made with.
@@ -25,6 +26,8 @@ pub struct WaypointSettings {
     pub pull_secrets: Vec<String>,
     /// The container's `resources`.
     pub resources: Resources,
+    /// By what the certificates of gateways' listeners are judged, if their Secrets are to be read.
+    pub check: Option<CertificateCheck>,
 }
 
 /// What a container asks for, and what it may have.
@@ -404,6 +407,7 @@ mod tests {
             audience: "istio-ca".to_owned(),
             pull_secrets: vec!["pull".to_owned()],
             resources: r#"{"limits": {"memory": "2Gi"}}"#.parse().unwrap(),
+            check: None,
         };
         let objects = Objects::of(owner, &settings);
         let template = &objects.deployment["spec"]["template"];
@@ -455,6 +459,7 @@ mod tests {
             audience: "istio-ca".to_owned(),
             pull_secrets: Vec::new(),
             resources: Resources::default(),
+            check: None,
         };
         let objects = Objects::of(owner, &settings);
         let service = &objects.service;

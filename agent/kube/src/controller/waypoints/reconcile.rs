@@ -20,6 +20,7 @@ use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
 use super::ingress::Ingress;
 use super::objects::{Entrances, Objects, Owner, WaypointSettings, credentials_of};
+use super::secrets::Secrets;
 use super::status::{Outcome, observe};
 use super::{Known, gateways, retry};
 use crate::controller::events::Regarding;
@@ -27,6 +28,8 @@ use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER, NamedC
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Between two looks at the Secrets of a gateway, of which nobody tells: this, and up to a half more.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// How long a Gateway waits until it is known which Secrets are named.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -91,7 +94,10 @@ pub(super) async fn reconcile(
         }
         Role::Gateway => match context.ingress(&gateway) {
             Ok(ingress) => {
-                let judged = spec.as_ref().map_err(Fault::clone).and_then(|spec| ingress.judge(spec));
+                let judged = spec
+                    .as_ref()
+                    .map_err(Fault::clone)
+                    .and_then(|spec| ingress.judge(spec, &gateway.name_any()));
                 (judged, Some(ingress))
             }
             Err(fault) => (Err(fault), None),
@@ -115,6 +121,12 @@ pub(super) async fn reconcile(
                 outcome.programmed = Err(fault);
                 action = Action::requeue(AGAIN);
             }
+        }
+    }
+    if let Some(ingress) = &mut outcome.ingress {
+        ingress.secrets = context.secrets(ingress).await;
+        if context.settings.check.is_some() && ingress.names_secrets() && action == Action::await_change() {
+            action = Action::requeue(LOOK.mul_f64(1.0 + 0.5 * fastrand::f64()));
         }
     }
     context.write_status(&gateway, &outcome).await?;
@@ -189,6 +201,12 @@ impl Context {
         let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
         let attached = self.attached.borrow().get(&name).cloned();
         Ingress::of(gateway, attached)
+    }
+
+    /// How it is with the Secrets that a gateway names.
+    async fn secrets(&self, ingress: &Ingress) -> Secrets {
+        let Entrances { certificates, .. } = ingress.entrances();
+        Secrets::read(&self.client, ingress.namespace(), &certificates, self.settings.check).await
     }
 
     /// Applies an object, unless there is one of its name that is somebody else's. Gives what it is then.
