@@ -6,6 +6,7 @@ use orlop_tests::Testbed;
 use serde_json::{Value, json};
 
 use super::api::Kubernetes;
+use super::gateway_api::define;
 use super::kubelet::Kubelet;
 use crate::mesh::TIMEOUT;
 
@@ -13,6 +14,7 @@ use crate::mesh::TIMEOUT;
 fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
     let kubernetes = Kubernetes::shared();
     kubernetes.define_istio();
+    define(&kubernetes);
     let namespace = kubernetes.namespace("same", &[("orlop.dev/mesh", "enabled")]);
     let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": {"app": "web"}});
     kubernetes.apply(&json!({
@@ -84,12 +86,23 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         },
     }));
     let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
-    for kind in ["HTTPRoute", "GRPCRoute"] {
+    for kind in ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"] {
         kubernetes.apply(&json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": metadata("web"),
             "spec": {"parentRefs": parents, "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]},
         }));
     }
+    kubernetes.apply(&json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": metadata("gate"),
+        "spec": {
+            "gatewayClassName": "somebody-s",
+            "listeners": [{
+                "name": "sealed", "port": 443, "protocol": "HTTPS", "hostname": "*.example",
+                "tls": {"certificateRefs": [{"name": "cert"}]},
+                "allowedRoutes": {"namespaces": {"from": "Selector", "selector": {"matchLabels": {"app": "web"}}}},
+            }],
+        },
+    }));
     kubernetes.apply(&json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant", "metadata": metadata("web"),
         "spec": {
@@ -145,9 +158,13 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (istio("networking", &namespace, "destinationrules"), "DestinationRule", "networking.istio.io/v1"),
         (gateway_api(&namespace, "httproutes"), "HTTPRoute", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "grpcroutes"), "GRPCRoute", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "tlsroutes"), "TLSRoute", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "tcproutes"), "TCPRoute", "gateway.networking.k8s.io/v1"),
+        (gateway_api(&namespace, "gateways"), "Gateway", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "referencegrants"), "ReferenceGrant", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "backendtlspolicies"), "BackendTLSPolicy", "gateway.networking.k8s.io/v1"),
         (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
+        (format!("/api/v1/nodes?fieldSelector=metadata.name={namespace}"), "Node", "v1"),
     ] {
         let mut list = kubernetes.wait(kubernetes.get(&path));
         assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{kind}");
@@ -156,6 +173,7 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         fs::write(directory.join(format!("{kind}.json")), list.to_string()).unwrap();
     }
     let from_directory = read_world(&directory).unwrap();
+    assert_whole(&from_directory);
 
     let kubeconfig = kubernetes.plane.kubeconfig();
     let cluster = kubernetes.wait(ClusterWorld::open(Some(&kubeconfig), Kinds::OfWaypoints)).unwrap();
@@ -205,30 +223,110 @@ fn gateway_api(namespace: &str, plural: &str) -> String {
     format!("/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/{plural}")
 }
 
-/// Leaves what is of one namespace.
+/// Leaves what is of one namespace, and the node of its name.
 fn only(world: &mut World, namespace: &str) {
-    world.nodes.clear();
-    world.namespaces.retain(|name, _| name == namespace);
-    world.pods.retain(|name, _| name.namespace == namespace);
-    world.services.retain(|name, _| name.namespace == namespace);
-    world.endpoint_slices.retain(|name, _| name.namespace == namespace);
-    world.service_entries.retain(|name, _| name.namespace == namespace);
-    world.workload_entries.retain(|name, _| name.namespace == namespace);
-    world.authorization_policies.retain(|name, _| name.namespace == namespace);
-    world.peer_authentications.retain(|name, _| name.namespace == namespace);
-    world.virtual_services.retain(|name, _| name.namespace == namespace);
-    world.destination_rules.retain(|name, _| name.namespace == namespace);
-    world.request_authentications.retain(|name, _| name.namespace == namespace);
-    world.extension_providers.retain(|name, _| name.namespace == namespace);
-    world.rate_limits.retain(|name, _| name.namespace == namespace);
-    world.telemetries.retain(|name, _| name.namespace == namespace);
-    world.gateways.retain(|name, _| name.namespace == namespace);
-    world.http_routes.retain(|name, _| name.namespace == namespace);
-    world.tls_routes.retain(|name, _| name.namespace == namespace);
-    world.tcp_routes.retain(|name, _| name.namespace == namespace);
-    world.grpc_routes.retain(|name, _| name.namespace == namespace);
-    world.reference_grants.retain(|name, _| name.namespace == namespace);
-    world.backend_tls.retain(|name, _| name.namespace == namespace);
+    let World {
+        as_of: _,
+        namespaces,
+        nodes,
+        pods,
+        services,
+        endpoint_slices,
+        service_entries,
+        workload_entries,
+        authorization_policies,
+        peer_authentications,
+        virtual_services,
+        destination_rules,
+        request_authentications,
+        extension_providers,
+        rate_limits,
+        gateways,
+        telemetries,
+        http_routes,
+        grpc_routes,
+        tls_routes,
+        tcp_routes,
+        reference_grants,
+        backend_tls,
+    } = world;
+    namespaces.retain(|name, _| name == namespace);
+    nodes.retain(|name, _| name == namespace);
+    pods.retain(|name, _| name.namespace == namespace);
+    services.retain(|name, _| name.namespace == namespace);
+    endpoint_slices.retain(|name, _| name.namespace == namespace);
+    service_entries.retain(|name, _| name.namespace == namespace);
+    workload_entries.retain(|name, _| name.namespace == namespace);
+    authorization_policies.retain(|name, _| name.namespace == namespace);
+    peer_authentications.retain(|name, _| name.namespace == namespace);
+    virtual_services.retain(|name, _| name.namespace == namespace);
+    destination_rules.retain(|name, _| name.namespace == namespace);
+    request_authentications.retain(|name, _| name.namespace == namespace);
+    extension_providers.retain(|name, _| name.namespace == namespace);
+    rate_limits.retain(|name, _| name.namespace == namespace);
+    gateways.retain(|name, _| name.namespace == namespace);
+    telemetries.retain(|name, _| name.namespace == namespace);
+    http_routes.retain(|name, _| name.namespace == namespace);
+    grpc_routes.retain(|name, _| name.namespace == namespace);
+    tls_routes.retain(|name, _| name.namespace == namespace);
+    tcp_routes.retain(|name, _| name.namespace == namespace);
+    reference_grants.retain(|name, _| name.namespace == namespace);
+    backend_tls.retain(|name, _| name.namespace == namespace);
+}
+
+/// Whether there is one object of each kind. A kind that is new is missing here first.
+fn assert_whole(world: &World) {
+    let World {
+        as_of: _,
+        namespaces,
+        nodes,
+        pods,
+        services,
+        endpoint_slices,
+        service_entries,
+        workload_entries,
+        authorization_policies,
+        peer_authentications,
+        virtual_services,
+        destination_rules,
+        request_authentications,
+        extension_providers,
+        rate_limits,
+        gateways,
+        telemetries,
+        http_routes,
+        grpc_routes,
+        tls_routes,
+        tcp_routes,
+        reference_grants,
+        backend_tls,
+    } = world;
+    for (kind, count) in [
+        ("namespaces", namespaces.len()),
+        ("nodes", nodes.len()),
+        ("pods", pods.len()),
+        ("services", services.len()),
+        ("endpoint_slices", endpoint_slices.len()),
+        ("service_entries", service_entries.len()),
+        ("workload_entries", workload_entries.len()),
+        ("authorization_policies", authorization_policies.len()),
+        ("peer_authentications", peer_authentications.len()),
+        ("virtual_services", virtual_services.len()),
+        ("destination_rules", destination_rules.len()),
+        ("request_authentications", request_authentications.len()),
+        ("extension_providers", extension_providers.len()),
+        ("rate_limits", rate_limits.len()),
+        ("gateways", gateways.len()),
+        ("telemetries", telemetries.len()),
+        ("http_routes", http_routes.len()),
+        ("grpc_routes", grpc_routes.len()),
+        ("tls_routes", tls_routes.len()),
+        ("tcp_routes", tcp_routes.len()),
+        ("reference_grants", reference_grants.len()),
+        ("backend_tls", backend_tls.len()),
+    ] {
+        assert_eq!(count, 1, "{kind}");
+    }
 }
 
 fn settings() -> Settings {
