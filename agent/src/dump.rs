@@ -24,6 +24,9 @@ pub fn config(
     });
     let failed = status.failed.iter().map(|(name, error)| (name.clone(), json!(error)));
     let waiting = status.waiting.iter().map(|name| (name.clone(), json!("nothing of it runs yet")));
+    let outside = snapshot.outsiders().into_iter();
+    let outside: BTreeMap<_, _> =
+        outside.map(|of| (of.name, json!({ "why": of.why, "namespace_asks": of.namespace_asks }))).collect();
     let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
     let trust = identities.trust().borrow().clone();
     let dump = json!({
@@ -34,6 +37,7 @@ pub fn config(
         "draining": status.draining,
         "enrolled": by_name(&enrolled.collect()),
         "not_enrolled": by_name(&failed.chain(waiting).collect()),
+        "outside": by_name(&outside),
         "certificates": identities.dump().iter().map(certificate).collect::<Vec<_>>(),
         "trust": { "roots": trust.root_serials(), "revoked": trust.revoked() },
         "snapshot": snapshot,

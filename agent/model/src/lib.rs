@@ -51,6 +51,7 @@ pub use dns::{Answer, Record, RecordData, RecordType};
 pub use hosts::{Hosts, hosts_of};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use inbound::admit_connect;
+pub use local::Outsider;
 pub use local_service::{LocalService, MAX_LOCAL_ENDPOINTS};
 pub use map::Map;
 pub use name::{NameError, NamespacedName};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use crate::compile::{Settings, live};
 use crate::mutual_tls::{Modes, PeerAuthentications};
 use crate::name::NamespacedName;
+use crate::optin::{opted_in, outside};
 use crate::policy::{Policies, Prepared};
 use crate::snapshot::{LocalPod, Snapshot, Workload};
 use crate::workloads::Workloads;
-use crate::world::{Pod, World};
+use crate::world::{Labels, Pod, World};
 
 /// Says where a local pod's network namespace is, for sources that have no container runtime behind them.
 const NETNS: &str = "orlop.dev/netns";
@@ -53,11 +54,41 @@ pub(crate) fn names(world: &World, settings: &Settings, workloads: &Workloads) -
     local.map(|(name, _)| name.clone()).collect()
 }
 
+/// A pod of this node that is not in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outsider {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// Why it is not, and what would have it in.
+    pub why: String,
+    /// Whether its namespace asks for the mesh, as against this pod of it.
+    pub namespace_asks: bool,
+}
+
 pub(crate) fn is_local(workload: &Workload, settings: &Settings) -> bool {
     workload.enrolled && workload.node == settings.node
 }
 
 impl Snapshot {
+    /// The live pods of this node that are not in the mesh, sorted by name. Costs a look at all pods.
+    pub fn outsiders(&self) -> Vec<Outsider> {
+        let Some(input) = &self.input else { return Vec::new() };
+        let of_node = live(&self.world).filter(|(_, pod)| pod.node.as_deref() == Some(&*input.settings.node));
+        let none = Labels::new();
+        let found = of_node.filter_map(|(name, pod)| {
+            let namespace = self.world.namespaces.get(&name.namespace).map_or(&none, |of| &of.labels);
+            let why = match outside(namespace, &pod.labels) {
+                Some(why) => why,
+                None if pod.host_network => {
+                    "it has its node's network (hostNetwork), and none of its own".to_owned()
+                }
+                None => return None,
+            };
+            Some(Outsider { name: name.clone(), why, namespace_asks: opted_in(namespace, &none) })
+        });
+        found.collect()
+    }
+
     /// The pod of this name, if it lives.
     pub(crate) fn live_pod(&self, name: &NamespacedName) -> Option<&Arc<Pod>> {
         self.world.pods.get(name).filter(|pod| !pod.phase.is_terminal())

@@ -13,6 +13,8 @@ use crate::{
 
 /// The oldest minor version of Kubernetes 1 that is tried.
 const OLDEST: u32 = 30;
+/// How many pods are named.
+const MOST_PODS: usize = 20;
 /// What the chart makes: group, resource, and whether it is in Orlop's namespace.
 const MADE: [(&str, &str, bool); 11] = [
     ("", "namespaces", false),
@@ -124,11 +126,15 @@ fn of_agents(arguments: &CheckArguments, nodes: Result<Vec<String>, Unknown>) ->
         Err(error) => return vec![row("agents' answers", State::Missing, format!("{error:#}"))],
     };
     let mut rows = Vec::new();
+    let mut pods = Vec::new();
     let mut known: HashMap<String, Row> = HashMap::new();
     for answer in answers {
         let name = format!("agent of {}", answer.node);
         let found = match answer.body.and_then(|body| Ok(serde_json::from_slice::<Value>(&body)?)) {
-            Ok(dump) => of_dump(name, &dump, env!("CARGO_PKG_VERSION")),
+            Ok(dump) => {
+                pods.extend(of_pods(&answer.node, &dump));
+                of_dump(name, &dump, env!("CARGO_PKG_VERSION"))
+            }
             Err(error) => row(name, State::Missing, format!("it does not answer: {error:#}")),
         };
         known.insert(answer.node, found);
@@ -149,7 +155,39 @@ fn of_agents(arguments: &CheckArguments, nodes: Result<Vec<String>, Unknown>) ->
     let mut left: Vec<_> = known.into_values().collect();
     left.sort_by(|a, b| a.name.cmp(&b.name));
     rows.extend(left);
+    rows.extend(as_many_as_fit(pods));
     rows
+}
+
+/// The pods of a node that are not as their namespace's label asks, each with what to do.
+fn of_pods(node: &str, dump: &Value) -> Vec<Row> {
+    let of = |key: &str| dump[key].as_object().into_iter().flatten();
+    let name = |pod: &str| format!("pod {pod}");
+    let why = |text: &Value| text.as_str().unwrap_or_default().to_owned();
+    let refused = of("not_enrolled").map(|(pod, reason)| {
+        let detail = format!("refused on {node}, as it is not enrolled: {}", why(reason));
+        row(name(pod), State::Missing, detail)
+    });
+    let ungated = of("enrolled").filter(|(_, of)| of["gated"] == false).map(|(pod, _)| {
+        let detail = format!("not held by the boot gate of {node}, as it is older than that: replace it");
+        row(name(pod), State::Note, detail)
+    });
+    let outside = of("outside").filter(|(_, of)| of["namespace_asks"] == true).map(|(pod, of)| {
+        let detail = format!("in clear on {node}, though its namespace is in the mesh: {}", why(&of["why"]));
+        row(name(pod), State::Note, detail)
+    });
+    refused.chain(ungated).chain(outside).collect()
+}
+
+/// What is worst comes first, and how many there are besides is said.
+fn as_many_as_fit(mut pods: Vec<Row>) -> Vec<Row> {
+    pods.sort_by_key(|row| row.state != State::Missing);
+    let more = pods.len().saturating_sub(MOST_PODS);
+    pods.truncate(MOST_PODS);
+    if more > 0 {
+        pods.push(row("more pods", State::Note, format!("{more}: `orlop status -o wide` has all")));
+    }
+    pods
 }
 
 fn of_dump(name: String, dump: &Value, own_version: &str) -> Row {
@@ -166,7 +204,7 @@ fn of_dump(name: String, dump: &Value, own_version: &str) -> Row {
         return row(name, State::Missing, detail);
     }
     if refused > 0 {
-        let detail = format!("{detail}; {refused} pods are not enrolled: see `orlop status`");
+        let detail = format!("{detail}; {refused} pods are not enrolled, see below");
         return row(name, State::Missing, detail);
     }
     if version != own_version {
@@ -252,7 +290,35 @@ mod tests {
         let mut refused = dump("valid");
         refused["not_enrolled"] = json!({"shop/late": "no network namespace"});
         assert_eq!(of_dump("a".into(), &refused, "1").state, State::Missing);
+        let pods = |dump: &Value| {
+            let rows = of_pods("n1", dump);
+            rows.into_iter().map(|row| (row.name, row.state, row.detail)).collect::<Vec<_>>()
+        };
+        let late = "refused on n1, as it is not enrolled: no network namespace".to_owned();
+        assert_eq!(pods(&refused), [("pod shop/late".to_owned(), State::Missing, late)]);
         // Of another version, or no agent at all.
         assert_eq!(of_dump("a".into(), &Value::Null, "1").state, State::Note);
+        assert_eq!(pods(&Value::Null), []);
+    }
+
+    #[test]
+    fn pods_that_are_not_as_their_namespace_asks_are_named() {
+        let dump = json!({
+            "enrolled": {"shop/old": {"gated": false}, "shop/new": {"gated": true}, "shop/any": {"gated": null}},
+            "outside": {
+                "shop/db": {"why": "its label says so", "namespace_asks": true},
+                "street/x": {"why": "nothing asks for it", "namespace_asks": false},
+            },
+        });
+        let rows = of_pods("n1", &dump);
+        assert_eq!(states(&rows), [("pod shop/old", State::Note), ("pod shop/db", State::Note)]);
+        assert!(rows[0].detail.contains("replace it") && rows[1].detail.contains("its label says so"));
+        let many = || {
+            let notes = (0..30).map(|n| row(format!("pod {n}"), State::Note, ""));
+            notes.chain([row("pod bad", State::Missing, "")]).collect()
+        };
+        let fitting = as_many_as_fit(many());
+        assert_eq!((fitting.len(), &*fitting[0].name), (MOST_PODS + 1, "pod bad"));
+        assert!(fitting[MOST_PODS].detail.starts_with("11: "));
     }
 }

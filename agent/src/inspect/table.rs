@@ -2,9 +2,15 @@
 #[derive(Debug, Default)]
 pub struct Table {
     columns: Vec<Column>,
-    rows: Vec<Vec<String>>,
+    rows: Vec<Row>,
     /// What is said where there are no rows.
     nothing: &'static str,
+}
+
+#[derive(Debug)]
+struct Row {
+    cells: Vec<String>,
+    wide: bool,
 }
 
 #[derive(Debug)]
@@ -25,7 +31,12 @@ impl Table {
 
     /// One cell a column; an empty one is shown as a dash.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(Row { cells: cells.into_iter().collect(), wide: false });
+    }
+
+    /// The same, for wide output alone.
+    pub fn wide_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(Row { cells: cells.into_iter().collect(), wide: true });
     }
 
     /// One table of several nodes', all of which have the same columns: a first column says whose each row is.
@@ -35,23 +46,27 @@ impl Table {
             if all.columns.len() == 1 {
                 all.columns.extend(table.columns);
             }
-            if table.rows.is_empty() {
-                let mut row = vec![String::new(); all.columns.len()];
-                if let [first, .., last] = &mut row[..] {
-                    *first = node;
+            if table.rows.iter().all(|row| row.wide) {
+                let mut cells = vec![String::new(); all.columns.len()];
+                if let [first, .., last] = &mut cells[..] {
+                    *first = node.clone();
                     *last = table.nothing.to_owned();
                 }
-                all.rows.push(row);
-                continue;
+                all.row(cells);
             }
             let rows = table.rows.into_iter();
-            all.rows.extend(rows.map(|row| [node.clone()].into_iter().chain(row).collect()));
+            all.rows.extend(rows.map(|Row { mut cells, wide }| {
+                cells.insert(0, node.clone());
+                Row { cells, wide }
+            }));
         }
         all
     }
 
     pub fn render(&self, wide: bool) -> String {
-        if self.rows.is_empty() {
+        let rows: Vec<&[String]> =
+            self.rows.iter().filter(|row| wide || !row.wide).map(|row| &*row.cells).collect();
+        if rows.is_empty() {
             return format!("{}\n", self.nothing);
         }
         let shown: Vec<(usize, &Column)> =
@@ -62,7 +77,7 @@ impl Table {
             Some(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
         };
         let mut lines = vec![shown.iter().map(|(_, column)| column.heading.to_owned()).collect::<Vec<_>>()];
-        lines.extend(self.rows.iter().map(|row| shown.iter().map(|(index, _)| cell(row, *index)).collect()));
+        lines.extend(rows.iter().map(|row| shown.iter().map(|(index, _)| cell(row, *index)).collect()));
         let widths: Vec<usize> = (0..shown.len())
             .map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or_default())
             .collect();
@@ -103,6 +118,16 @@ mod tests {
             all.render(false),
             "NODE   POD         DETAIL\nn1     shop/cart   fine\nn2     -           no pods\n"
         );
+    }
+
+    #[test]
+    fn what_is_for_wide_output_alone_is_not_shown_otherwise() {
+        let mut table = Table::new(&["POD", "DETAIL"], "no pods");
+        table.wide_row(["shop/far", "outside"].map(str::to_owned));
+        assert_eq!(table.render(false), "no pods\n");
+        assert_eq!(table.render(true), "POD        DETAIL\nshop/far   outside\n");
+        let all = Table::of_nodes(vec![("n1".to_owned(), table)]);
+        assert_eq!(all.render(false), "NODE   POD   DETAIL\nn1     -     no pods\n");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub fn data(view: View, dump: &Value) -> Value {
                 "draining",
                 "enrolled",
                 "not_enrolled",
+                "outside",
             ] {
                 status.insert(key.to_owned(), dump[key].clone());
             }
@@ -73,8 +74,8 @@ const NOT_GATED: &str = "not gated: in clear from its next start until it is enr
 /// The node's pods, and how each stands.
 fn status(dump: &Value) -> Table {
     let mut table = Table::new(
-        &["POD", "STATE", "CERTIFICATE", "EXPIRES", "+IDENTITY", "DETAIL"],
-        "no pod of this node is in the mesh: label a namespace with orlop.dev/mesh=enabled",
+        &["POD", "STATE", "CERTIFICATE", "EXPIRES", "+IDENTITY", "+AGENT", "DETAIL"],
+        "no pod of this node is in the mesh: `-o wide` says of each why not",
     );
     let certificate = |identity: &Value| {
         list(&dump["certificates"]).find(|one| one["identity"] == *identity).unwrap_or(&Value::Null)
@@ -96,9 +97,16 @@ fn status(dump: &Value) -> Table {
                 text(&held["state"]),
                 text(&held["not_after"]),
                 text(identity),
+                text(&dump["version"]),
                 detail.unwrap_or_default(),
             ]);
         }
+    }
+    for (pod, of) in dump["outside"].as_object().into_iter().flatten() {
+        let [none, version] = [String::new(), text(&dump["version"])];
+        let cells =
+            [pod.clone(), "outside".to_owned(), none.clone(), none.clone(), none, version, text(&of["why"])];
+        table.wide_row(cells);
     }
     table
 }
@@ -200,7 +208,9 @@ mod tests {
         json!({
             "node": "n1",
             "enrolled": {"shop/cart": {"netns_cookie": 7, "gated": false}},
+            "version": "1.2.3",
             "not_enrolled": {"shop/pay": "cannot open its netns"},
+            "outside": {"street/x": {"why": "nothing asks for it", "namespace_asks": false}},
             "certificates": [{
                 "identity": "spiffe://cluster.local/ns/shop/sa/cart",
                 "state": "valid",
@@ -232,6 +242,11 @@ mod tests {
             .collect();
         assert_eq!(lines[1], ["shop/cart", "enrolled", "valid", "2026-01-02T00:00:00Z", NOT_GATED]);
         assert_eq!(lines[2], ["shop/pay", "refused", "-", "-", "cannot open its netns"]);
+        assert_eq!(lines.len(), 3, "who is not in the mesh is for wide output");
+        let wide = table(View::Status, &dump()).render(true);
+        let last: Vec<&str> = wide.lines().last().unwrap().split("   ").map(str::trim).collect();
+        let last: Vec<_> = last.into_iter().filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(last, ["street/x", "outside", "-", "-", "-", "1.2.3", "nothing asks for it"]);
     }
 
     #[test]

@@ -66,6 +66,16 @@ pub fn people_ask_the_agents(cluster: &Cluster) {
     assert_eq!(row("shop/client")[..4], [nodes[0].as_str(), "shop/client", "enrolled", "valid"]);
     assert_eq!(row("shop/server")[..4], [nodes[1].as_str(), "shop/server", "enrolled", "valid"]);
 
+    // Who is not in the mesh, and why not, is for who wants to know.
+    assert!(!status.contains("outside/stranger"), "{status}");
+    let wide = said(&person, &["status", "-o", "wide"]);
+    let stranger =
+        wide.lines().find(|line| line.contains("outside/stranger")).unwrap_or_else(|| panic!("{wide}"));
+    assert!(
+        stranger.contains(env!("CARGO_PKG_VERSION")) && stranger.contains("label its namespace"),
+        "{wide}"
+    );
+
     let one: Value =
         serde_json::from_str(&said(&person, &["status", "--node", &nodes[1], "-o", "json"])).unwrap();
     assert!(one["node"] == *nodes[1] && one["enrolled"]["shop/server"].is_object(), "{one}");
