@@ -16,6 +16,7 @@ mod enrolment;
 mod explain;
 mod gateway_api;
 mod gateways;
+mod hostile;
 mod ingress;
 mod install;
 mod kubelet;

@@ -302,3 +302,32 @@ fn refused_with(pair: &Pair, to: SocketAddr, reason: &str) {
     assert_eq!((&record["result"], &record["reason"]), (&"refused".into(), &reason.into()), "{record}");
     assert!(failed() > before);
 }
+
+#[test]
+fn objects_of_ten_megabytes_hold_up_nobody_else() {
+    let pair = Pair::new();
+    let world = pair.testbed.world();
+    let echo = pair.server.serve_echo(80).unwrap();
+    dial(&pair.client, echo.addr()).unwrap();
+    let policy = |name: &str, annotation: &str, blocks: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  namespace: shop\n  \
+             annotations: {{note: \"{annotation}\"}}\nspec:\n  selector: {{matchLabels: {{app: nobody}}}}\n  rules:\n  \
+             - from: [{{source: {{ipBlocks: [{blocks}]}}}}]\n"
+        );
+        world.write(&format!("{name}.yaml"), &text).unwrap();
+    };
+    policy("noted", &"x".repeat(10 << 20), "10.0.0.0/8");
+    let blocks: Vec<_> =
+        (0..200_000_u32).map(|n| format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255)).collect();
+    policy("listed", "", &blocks.join(","));
+    policy("odd", &"y".repeat(10 << 20), "10.0.0.0/99");
+    for agent in [&pair.near, &pair.far] {
+        agent.wait_log(|log| log.contains("odd.yaml") && log.contains("10.0.0.0/99"), TIMEOUT).unwrap();
+    }
+    dial(&pair.client, echo.addr()).unwrap();
+    let other = pair.pod(&pair.far, "other", PodSpec::new());
+    dial(&pair.client, other.serve_echo(80).unwrap().addr()).unwrap();
+    pair.server.opt_out().unwrap();
+    pair.wait_known(&pair.server, false);
+}

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -42,7 +41,9 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
         name,
         uid: metadata.uid.unwrap_or_default().into(),
         labels: metadata.labels.unwrap_or_default(),
-        annotations: annotations(metadata.annotations),
+        // None is read, and there may be much in them. Never the network namespace: in a cluster anyone who may make a pod
+        // may write it, and could name the node's own.
+        annotations: Labels::new(),
         node: given(&spec.node_name),
         hostname: given(&spec.hostname),
         subdomain: given(&spec.subdomain),
@@ -74,18 +75,6 @@ fn phase(phase: Option<&str>) -> Result<Phase, FieldError> {
             Err(FieldError::new("status.phase", problem))
         }
     }
-}
-
-/// Only those the mesh reads, since the others can be large. Never the network namespace: in a cluster anyone
-/// who may make a pod may write it, and could name the node's own.
-fn annotations(annotations: Option<BTreeMap<String, String>>) -> Labels {
-    let ours = |key: &str| {
-        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-        ["orlop.dev", "istio.io"]
-            .iter()
-            .any(|ours| domain.strip_suffix(ours).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
-    };
-    annotations.unwrap_or_default().into_iter().filter(|(key, _)| ours(key) && key != NETNS).collect()
 }
 
 fn addresses(status: &read::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
@@ -182,7 +171,7 @@ mod tests {
             pod.container_ports.iter().map(|port| (port.name.as_str(), port.number)).collect();
         assert_eq!(ports, [("http", 8080), ("", 9000)]);
         let kept: Vec<_> = pod.annotations.keys().map(Text::as_str).collect();
-        assert_eq!(kept, ["ambient.istio.io/redirection", "orlop.dev/netns"]);
+        assert_eq!(kept, ["orlop.dev/netns"]);
         assert!(!pod.ready && !pod.host_network && !pod.terminating);
     }
 

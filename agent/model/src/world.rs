@@ -179,7 +179,7 @@ pub struct Pod {
     pub uid: Arc<str>,
     /// `metadata.labels`
     pub labels: Labels,
-    /// Those of `metadata.annotations` the mesh reads.
+    /// Of `metadata.annotations` where its network namespace is, where whoever runs the node says so.
     pub annotations: Labels,
     /// `spec.nodeName`; `None` until the pod is scheduled.
     pub node: Option<Text>,

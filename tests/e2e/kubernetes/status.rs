@@ -15,19 +15,19 @@ use super::controller::leader;
 use super::install::install;
 use super::replica::{LONG, Replica};
 
-const ACCEPTED: &str = "orlop.dev/Accepted";
-const RESOLVED_REFS: &str = "orlop.dev/ResolvedRefs";
-const PROGRAMMED: &str = "orlop.dev/Programmed";
+pub const ACCEPTED: &str = "orlop.dev/Accepted";
+pub const RESOLVED_REFS: &str = "orlop.dev/ResolvedRefs";
+pub const PROGRAMMED: &str = "orlop.dev/Programmed";
 
-const POLICY: (&str, &str, &str) = ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies");
+pub const POLICY: (&str, &str, &str) = ("security.istio.io", "AuthorizationPolicy", "authorizationpolicies");
 const PROVIDER: (&str, &str, &str) = ("orlop.dev", "ExtensionProvider", "extensionproviders");
 const PEERS: (&str, &str, &str) = ("security.istio.io", "PeerAuthentication", "peerauthentications");
-const ROUTES: (&str, &str, &str) = ("networking.istio.io", "VirtualService", "virtualservices");
-const ENTRY: (&str, &str, &str) = ("networking.istio.io", "ServiceEntry", "serviceentries");
+pub const ROUTES: (&str, &str, &str) = ("networking.istio.io", "VirtualService", "virtualservices");
+pub const ENTRY: (&str, &str, &str) = ("networking.istio.io", "ServiceEntry", "serviceentries");
 const WORKLOAD: (&str, &str, &str) = ("networking.istio.io", "WorkloadEntry", "workloadentries");
 
 /// An object of one of Istio's kinds.
-struct Object<'a> {
+pub struct Object<'a> {
     kubernetes: &'a Kubernetes,
     kind: (&'static str, &'static str, &'static str),
     namespace: String,
@@ -35,7 +35,7 @@ struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn new(
+    pub fn new(
         kubernetes: &'a Kubernetes,
         kind: (&'static str, &'static str, &'static str),
         namespace: &str,
@@ -44,7 +44,7 @@ impl<'a> Object<'a> {
         Self { kubernetes, kind, namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
-    fn is(&self, spec: &Value) -> &Self {
+    pub fn is(&self, spec: &Value) -> &Self {
         self.kubernetes.apply(&self.with("spec", spec));
         self
     }
@@ -69,7 +69,7 @@ impl<'a> Object<'a> {
 
     /// Waits until a condition of the object as it is now is so. Gives the condition.
     #[track_caller]
-    fn wait(&self, condition: &str, status: &str, text: &str) -> Value {
+    pub fn wait(&self, condition: &str, status: &str, text: &str) -> Value {
         let waited = wait_for(LONG, || {
             let object = self.get();
             let found = of_type(&object, condition);
