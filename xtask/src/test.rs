@@ -19,7 +19,8 @@ const WITH_HELM: &[&str] = &[
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Run only tests whose full name holds one of these.
+    /// Run only tests whose full name holds one of these; and what else test programs take, such as `--nocapture`.
+    #[arg(value_name = "FILTER", allow_hyphen_values = true)]
     filters: Vec<String>,
 }
 
