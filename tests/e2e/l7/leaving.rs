@@ -5,6 +5,7 @@ use std::thread;
 
 use bytes::Bytes;
 use orlop_tests::traffic::request;
+use orlop_tests::wait_for;
 
 use super::{Stage, h2c};
 use crate::hbone::{within, write};
