@@ -74,9 +74,11 @@ impl Worlds {
         let snapshot = compile_after(previous, &world, &hosts, &self.settings, self.generation);
         let snapshot = match &self.routes {
             Some(RoutesOf::Waypoint(name, grants)) => {
-                snapshot.with_routes(name, &world, &self.settings, *grants)
+                snapshot.with_routes_after(previous, name, &world, &self.settings, *grants)
             }
-            Some(RoutesOf::Gateway(gateway)) => snapshot.with_gateway(gateway, &world, &self.settings),
+            Some(RoutesOf::Gateway(gateway)) => {
+                snapshot.with_gateway_after(previous, gateway, &world, &self.settings)
+            }
             None => snapshot,
         };
         let snapshot = Arc::new(snapshot);

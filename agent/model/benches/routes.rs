@@ -31,17 +31,17 @@ fn main() {
     let waypoint = NamespacedName::new("infra", "gate");
     let mut world = routed(services, &waypoint);
     let (settings, hosts) = (settings(), Hosts::new());
-    let routes = |snapshot: Snapshot, world: &World| {
-        snapshot.with_routes(&waypoint, world, &settings, Grants::Optional)
+    let routes = |before: Option<&Snapshot>, snapshot: Snapshot, world: &World| {
+        snapshot.with_routes_after(before, &waypoint, world, &settings, Grants::Optional)
     };
-    let all = |_| drop(black_box(routes(compile(&world, &settings, 1), &world)));
+    let all = |_| drop(black_box(routes(None, compile(&world, &settings, 1), &world)));
     report(&format!("{services} services, all"), times(COMPILATIONS, all));
-    let mut snapshot = routes(compile(&world, &settings, 1), &world);
+    let mut snapshot = routes(None, compile(&world, &settings, 1), &world);
     let mut after = |what: &str, world: &mut World, change: fn(&mut World, usize)| {
         let times = times(CHANGES, |nth| {
             change(world, nth);
             let compiled = compile_after(Some(&snapshot), world, &hosts, &settings, 2);
-            snapshot = routes(compiled, world);
+            snapshot = routes(Some(&snapshot), compiled, world);
         });
         report(&format!("{services} services, {what}"), times);
     };

@@ -26,6 +26,14 @@ impl<T> ByHost<T> {
         }
     }
 
+    /// What is said of a host in full itself; see [`entry`](Self::entry).
+    pub fn get(&self, host: &str) -> Option<&T> {
+        match host.strip_prefix('*') {
+            Some(suffix) => self.wildcards.get(suffix),
+            None => self.whole.get(host),
+        }
+    }
+
     /// What is said of a host, or of one that itself stands for many, the most specific first.
     pub fn of(&self, host: &str) -> impl Iterator<Item = &T> {
         let suffixes = host.match_indices('.').map(move |(at, _)| &host[at..]).chain([""]);

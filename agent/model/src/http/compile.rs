@@ -1,7 +1,6 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use super::Routes;
 use super::authorize::RequestPolicies;
 use super::by_host::ByHost;
 use super::by_service::ByService;
@@ -11,12 +10,13 @@ use super::findings::unread;
 use super::gateway_api::{Attaching, Grants};
 use super::hidden::hidden_tls;
 use super::ingress::Ingress;
+use super::made::{Lookup, Made};
 use super::own::{Own, OwnGateway};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Rule, Split};
-use super::stream::StreamPorts;
 use super::table::Table;
 use super::told::Telling;
 use super::traffic::credentials;
+use super::{Routes, Tables};
 use crate::compile::Settings;
 use crate::gateway::Attachments;
 use crate::locality::of_node;
@@ -41,39 +41,69 @@ fn own_credentials(world: &World, namespace: &str) -> BTreeSet<NamespacedName> {
     own.iter().map(|name| NamespacedName::new(namespace, name)).collect()
 }
 
+impl Tables {
+    /// Where the rules lead.
+    fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        let streams = self.streams.values().flat_map(|table| table.clusters());
+        self.requests.iter().flat_map(|table| table.clusters()).chain(streams)
+    }
+}
+
 impl Snapshot {
     /// Makes ready the routes of the services behind this waypoint, as the world has them.
     pub fn with_routes(
-        mut self,
+        self,
         waypoint: &NamespacedName,
         world: &World,
         settings: &Settings,
         grants: Grants,
     ) -> Self {
+        self.with_routes_after(None, waypoint, world, settings, grants)
+    }
+
+    /// The same, and what is made of things that have not changed since the snapshot of an earlier state is kept from
+    /// that. Waypoint, settings and grants must be the same.
+    pub fn with_routes_after(
+        mut self,
+        before: Option<&Snapshot>,
+        waypoint: &NamespacedName,
+        world: &World,
+        settings: &Settings,
+        grants: Grants,
+    ) -> Self {
+        let none = Routes::default();
+        let before = before.map_or(&none, |snapshot| &snapshot.routes);
         let behind = |service: &&Arc<Service>| service.waypoint.as_ref() == Some(waypoint);
         let all = self.services.values().chain(self.service_entries.iter());
         let compiler = Compiler::new(world, settings, &self, waypoint);
         let mut findings = Vec::new();
-        let mut tables: ByService<Arc<Table>> = ByService::default();
-        let mut streams: ByService<StreamPorts> = ByService::default();
+        let mut tables = ByService::default();
         for service in all.clone().filter(behind) {
-            if let Some(table) = compiler.table(service, &mut findings) {
-                tables.insert(service, Arc::new(table));
+            let rules = compiler.most_specific(service);
+            if rules.is_empty() {
+                continue;
             }
-            let ports = compiler.streams(service, &mut findings);
-            if !ports.is_empty() {
-                streams.insert(service, ports);
-            }
+            let made = Made::after(
+                before.tables.get(service),
+                Some(service),
+                &rules,
+                &compiler.lookup,
+                |findings| {
+                    let requests = compiler.table(&rules, findings).map(Arc::new);
+                    Tables { requests, streams: compiler.streams(service, &rules, findings) }
+                },
+            );
+            findings.extend_from_slice(&made.findings);
+            tables.insert(service, made);
         }
         findings.extend(unread(world));
         findings.extend(hidden_tls(world, settings));
         findings.extend(self.backend_findings(world));
-        let attaching = Attaching { world, snapshot: &self, waypoint: Some(waypoint), grants };
-        let attached = attaching.all(&tables, &mut findings);
-        let of_streams = || streams.values().flat_map(HashMap::values);
-        let clusters = tables.values().flat_map(|table| table.clusters());
-        let clusters = clusters.chain(of_streams().flat_map(|table| table.clusters()));
-        let destinations = Destinations::new(world, settings, &waypoint.namespace, clusters);
+        let attaching = Attaching::new(world, &self, Some(waypoint), grants);
+        let attached = attaching.all(&before.attached, &tables, &mut findings);
+        let clusters = tables.values().flat_map(|of| of.made.clusters());
+        let destinations =
+            Destinations::after(&before.destinations, world, settings, &waypoint.namespace, clusters);
         let own = Own::waypoint(world, settings, waypoint);
         let policies = RequestPolicies::new(world, settings, &own, all.clone());
         findings.extend(policies.findings(world, &own));
@@ -84,7 +114,6 @@ impl Snapshot {
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
             tables,
-            streams,
             attached,
             ingress: None,
             destinations,
@@ -104,19 +133,33 @@ impl Snapshot {
 
     /// Makes ready the routes that are attached to this gateway, as the world has them. To lead to another namespace they
     /// need a ReferenceGrant of that.
-    pub fn with_gateway(mut self, gateway: &OwnGateway, world: &World, settings: &Settings) -> Self {
+    pub fn with_gateway(self, gateway: &OwnGateway, world: &World, settings: &Settings) -> Self {
+        self.with_gateway_after(None, gateway, world, settings)
+    }
+
+    /// The same, as [`with_routes_after`](Self::with_routes_after) is of routes.
+    pub fn with_gateway_after(
+        mut self,
+        before: Option<&Snapshot>,
+        gateway: &OwnGateway,
+        world: &World,
+        settings: &Settings,
+    ) -> Self {
+        let none = Routes::default();
+        let before = before.map_or(&none, |snapshot| &snapshot.routes);
         let mut findings = Vec::new();
         let ingress = world.gateways.get(&gateway.name).map(|of| {
             let attachments = Attachments::new(world, of);
-            let attaching = Attaching { world, snapshot: &self, waypoint: None, grants: Grants::Required };
-            Ingress::new(&attaching, &attachments, &mut findings)
+            let attaching = Attaching::new(world, &self, None, Grants::Required);
+            Ingress::after(before.ingress.as_ref(), &attaching, &attachments, &mut findings)
         });
         findings.extend(hidden_tls(world, settings));
         findings.extend(self.backend_findings(world));
         let own = Own::gateway(world, settings, gateway);
         let policies = RequestPolicies::new(world, settings, &own, std::iter::empty());
         let clusters = ingress.iter().flat_map(Ingress::clusters);
-        let destinations = Destinations::new(world, settings, &gateway.name.namespace, clusters);
+        let before = Destinations::default();
+        let destinations = Destinations::after(&before, world, settings, &gateway.name.namespace, clusters);
         findings.extend(policies.findings(world, &own));
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {
@@ -144,12 +187,11 @@ impl Snapshot {
 }
 
 pub(super) struct Compiler<'a> {
-    world: &'a World,
     settings: &'a Settings,
-    snapshot: &'a Snapshot,
+    lookup: Lookup<'a>,
     pub waypoint: &'a NamespacedName,
     /// Those that the waypoint's namespace may see, the oldest first.
-    virtual_services: ByHost<Vec<&'a VirtualService>>,
+    virtual_services: ByHost<Vec<&'a Arc<VirtualService>>>,
 }
 
 impl<'a> Compiler<'a> {
@@ -159,25 +201,25 @@ impl<'a> Compiler<'a> {
         snapshot: &'a Snapshot,
         waypoint: &'a NamespacedName,
     ) -> Self {
-        let all = world.virtual_services.values().map(|of| &**of);
+        let all = world.virtual_services.values();
         let mut all: Vec<_> = all.filter(|of| of.exports.include(&waypoint.namespace)).collect();
         all.sort_by_key(|of| (of.created, &of.name));
-        let mut virtual_services: ByHost<Vec<&VirtualService>> = ByHost::default();
+        let mut virtual_services: ByHost<Vec<&Arc<VirtualService>>> = ByHost::default();
         for of in all {
             // In Istio, too, * is for gateways alone: whoever wrote it would have what all others say to each other.
             for host in of.hosts.iter().filter(|host| *host != "*") {
                 let same = virtual_services.entry(&full_host(host, &of.name.namespace, settings));
-                if same.last().is_none_or(|last| !std::ptr::eq(*last, of)) {
+                if same.last().is_none_or(|last| !Arc::ptr_eq(last, of)) {
                     same.push(of);
                 }
             }
         }
-        Self { world, settings, snapshot, waypoint, virtual_services }
+        Self { settings, lookup: Lookup::new(world, snapshot), waypoint, virtual_services }
     }
 
     /// The rules for a service, of all VirtualServices of its most specific host, the oldest first.
-    fn table(&self, service: &Service, findings: &mut Vec<Finding>) -> Option<Table> {
-        let mut found = self.most_specific(service);
+    fn table(&self, of_host: &[&Arc<VirtualService>], findings: &mut Vec<Finding>) -> Option<Table> {
+        let mut found = of_host.to_vec();
         found.retain(|of| of.http.iter().any(|rule| !meshed(&of.gateways, rule).is_empty()));
         if let [first, others @ ..] = &found[..]
             && !others.is_empty()
@@ -194,7 +236,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The VirtualServices of a service's most specific host, the oldest first.
-    pub fn most_specific(&self, service: &Service) -> Vec<&'a VirtualService> {
+    fn most_specific(&self, service: &Service) -> Vec<&'a Arc<VirtualService>> {
         self.virtual_services.of(&service.hostname).next().cloned().unwrap_or_default()
     }
 
@@ -210,7 +252,7 @@ impl<'a> Compiler<'a> {
                 found.push((self.rule(of, rule, None, number, findings), alternatives));
                 continue;
             };
-            let delegate = self.world.virtual_services.get(name);
+            let delegate = self.lookup.virtual_service(name);
             let Some(delegate) = delegate.filter(|delegate| delegate.exports.include(&of.name.namespace))
             else {
                 let message = format!("http[{number}] delegates to {name}, which is not there");
@@ -300,7 +342,7 @@ impl<'a> Compiler<'a> {
         namespace: &str,
     ) -> (Cluster, Option<(FindingReason, String)>) {
         let host = full_host(&destination.host, namespace, self.settings);
-        let service = self.snapshot.service_index.named(namespace, &host).cloned();
+        let service = self.lookup.service_named(namespace, &host).cloned();
         let problem = missing(service.as_deref(), &host, destination.port);
         let subset = destination.subset.clone();
         let service = service.ok_or(Reason::NoSuchDestination);

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use super::backend_tls::BackendPolicies;
 use super::by_host::ByHost;
 use super::by_service::ByService;
 use super::compile::{Specificity, full_host, specificity};
+use super::made::all_same;
 use super::rule::Cluster;
 use super::traffic::{
     MAX_POLICIES, MAX_SELECTORS, Policy, SubsetPolicy, any_secures, first_policy, policies_of, tls_of_unknown,
@@ -19,7 +20,7 @@ use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind, ServicePort};
 use crate::snapshot::{Workload, WorkloadKind};
 use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
-use crate::world::{Labels, Pod, World};
+use crate::world::{Labels, Pod, WorkloadEntry, World};
 
 /// What DestinationRules say of services.
 #[derive(Clone, Debug, Default)]
@@ -27,9 +28,23 @@ pub(super) struct Destinations {
     root: String,
     backends: BackendPolicies,
     /// Of each host by the namespace of the rules.
-    hosts: ByHost<HashMap<String, OfHost>>,
+    hosts: ByHost<BTreeMap<String, Arc<OfHost>>>,
+    /// The subsets that routes name.
+    named: BTreeSet<String>,
     /// Of services that routes lead to subsets of.
-    subsets: ByService<SubsetPorts>,
+    subsets: ByService<Arc<Subsets>>,
+    /// Those of the world, by whose labels subsets select.
+    pods: Map<NamespacedName, Pod>,
+    workload_entries: Map<NamespacedName, WorkloadEntry>,
+}
+
+/// The subsets of a service that routes lead to, and what they were made of.
+#[derive(Clone, Debug)]
+struct Subsets {
+    service: Arc<Service>,
+    names: BTreeSet<String>,
+    hosts: Vec<Arc<OfHost>>,
+    ports: SubsetPorts,
 }
 
 /// By the level and the name of a subset, a service's ports with the subset's endpoints alone.
@@ -38,6 +53,10 @@ type SubsetPorts = HashMap<String, HashMap<String, Arc<Vec<ServicePort>>>>;
 /// What the rules of one namespace say of one host.
 #[derive(Clone, Debug, Default)]
 struct OfHost {
+    /// The rules.
+    rules: Vec<Arc<DestinationRule>>,
+    /// How many policies the namespace might still have before and after these.
+    left: (usize, usize),
     /// To the clients that a `workloadSelector` selects.
     selected: Vec<(Labels, Arc<Policy>)>,
     /// To clients of whom nobody knows whether they are selected, if that matters.
@@ -113,59 +132,83 @@ impl Target<'_> {
 
 impl Destinations {
     /// Of the rules that the waypoint's namespace may see. `clusters` are the destinations of routes: there are only
-    /// those subsets that they name.
-    pub fn new<'w>(
+    /// those subsets that they name. What has not changed is kept from `before`, which is of an earlier state of the
+    /// world with the same settings and waypoint.
+    pub fn after<'w>(
+        before: &Self,
         world: &'w World,
         settings: &Settings,
         waypoint: &str,
         clusters: impl Iterator<Item = &'w Cluster>,
     ) -> Self {
-        let mut by_host: BTreeMap<(&str, String), Vec<&DestinationRule>> = BTreeMap::new();
+        let mut by_host: BTreeMap<(&str, String), Vec<&Arc<DestinationRule>>> = BTreeMap::new();
         for rule in world.destination_rules.values().filter(|rule| rule.exports.include(waypoint)) {
             let host = full_host(&rule.host, &rule.name.namespace, settings);
             by_host.entry((&rule.name.namespace, host)).or_default().push(rule);
         }
-        let led_to: Vec<_> = clusters
-            .filter_map(|cluster| Some((cluster.service.as_ref().ok()?, cluster.subset.as_deref()?)))
-            .collect();
-        let named: HashSet<_> = led_to.iter().map(|(_, subset)| *subset).collect();
-        let mut hosts: ByHost<HashMap<String, OfHost>> = ByHost::default();
+        let mut led_to: HashMap<*const Service, (&Arc<Service>, BTreeSet<&str>)> = HashMap::new();
+        for cluster in clusters {
+            if let (Ok(service), Some(subset)) = (&cluster.service, &cluster.subset) {
+                let entry = led_to.entry(Arc::as_ptr(service));
+                entry.or_insert_with(|| (service, BTreeSet::new())).1.insert(subset);
+            }
+        }
+        let named: BTreeSet<_> = led_to.values().flat_map(|(_, names)| names).copied().collect();
+        let same_names = same_texts(&before.named, &named);
+        let mut hosts: ByHost<BTreeMap<String, Arc<OfHost>>> = ByHost::default();
         let mut left: HashMap<&str, usize> = HashMap::new();
         for ((namespace, host), rules) in by_host {
             let left = left.entry(namespace).or_insert(MAX_POLICIES);
-            let of = OfHost::new(namespace, rules, &named, left);
+            let before = before.hosts.get(&host).and_then(|of| of.get(namespace));
+            let same = before.filter(|of| same_names && of.left.0 == *left && all_same(&of.rules, &rules));
+            let of = match same {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(OfHost::new(namespace, &rules, &named, *left)),
+            };
+            *left = of.left.1;
             hosts.entry(&host).insert(namespace.to_owned(), of);
         }
-        let (root, backends) = (settings.root_namespace.clone(), BackendPolicies::new(world));
-        let mut found = Self { root, backends, hosts, subsets: ByService::default() };
-        let mut by_service: HashMap<*const Service, (&Arc<Service>, HashSet<&str>)> = HashMap::new();
-        for (service, subset) in led_to {
-            let entry = by_service.entry(Arc::as_ptr(service)).or_insert_with(|| (service, HashSet::new()));
-            entry.1.insert(subset);
-        }
-        for (service, names) in by_service.into_values() {
-            let ports = found.subset_ports(service, &names, world);
-            found.subsets.insert(service, ports);
+        let mut found = Self {
+            root: settings.root_namespace.clone(),
+            backends: BackendPolicies::new(world),
+            hosts,
+            named: named.into_iter().map(str::to_owned).collect(),
+            subsets: ByService::default(),
+            pods: world.pods.clone(),
+            workload_entries: world.workload_entries.clone(),
+        };
+        let relabelled = before.relabelled(world);
+        for (service, names) in led_to.into_values() {
+            let hosts: Vec<_> = found.hosts.of(&service.hostname).flat_map(BTreeMap::values).collect();
+            let same = before.subsets.get(service).filter(|of| {
+                Arc::ptr_eq(&of.service, service)
+                    && same_texts(&of.names, &names)
+                    && all_same(&of.hosts, &hosts)
+                    && !relabelled.have(service)
+            });
+            let subsets = match same {
+                Some(same) => Arc::clone(same),
+                None => Arc::new(Subsets {
+                    service: Arc::clone(service),
+                    ports: subset_ports(service, &hosts, &names, world),
+                    names: names.into_iter().map(str::to_owned).collect(),
+                    hosts: hosts.into_iter().cloned().collect(),
+                }),
+            };
+            found.subsets.insert(service, subsets);
         }
         found
     }
 
-    fn subset_ports(&self, service: &Service, names: &HashSet<&str>, world: &World) -> SubsetPorts {
-        let policies = self.hosts.of(&service.hostname).flat_map(HashMap::values);
-        let mut found = SubsetPorts::new();
-        let mut by_labels: BTreeMap<Vec<_>, Arc<Vec<ServicePort>>> = BTreeMap::new();
-        for policy in policies.flat_map(OfHost::policies) {
-            for (name, subset) in policy.subsets.iter().filter(|(name, _)| names.contains(name.as_str())) {
-                let of_level = found.entry(policy.level.clone()).or_default();
-                // The more specific host comes first, and counts.
-                of_level.entry(name.clone()).or_insert_with(|| {
-                    let labels = subset.labels.iter().collect();
-                    let ports = by_labels.entry(labels);
-                    Arc::clone(ports.or_insert_with(|| Arc::new(subset.ports(service, world))))
-                });
-            }
-        }
-        found
+    /// What has other labels now.
+    fn relabelled<'w>(&'w self, world: &'w World) -> Relabelled<'w> {
+        let pods = self.pods.differences(&world.pods).filter(|(_, then, now)| {
+            let labels = |pod: &Option<&'w Arc<Pod>>| pod.map(|pod| &pod.labels);
+            labels(then) != labels(now)
+        });
+        let entries = self.workload_entries.differences(&world.workload_entries);
+        let pods = pods.map(|(name, ..)| (WorkloadKind::Pod, name));
+        Relabelled(pods.chain(entries.map(|(name, ..)| (WorkloadKind::WorkloadEntry, name))).collect())
     }
 
     /// Level by level: the client's namespace, the service's, the root's. The first that has any for the service and the
@@ -205,7 +248,7 @@ impl Destinations {
             (Some(name), policy) => {
                 let subset = policy.and_then(|policy| policy.subsets.get(name));
                 let subset = subset.ok_or(Reason::NoSuchDestination)?;
-                let of_level = self.subsets.get(service).and_then(|levels| levels.get(level)?.get(name));
+                let of_level = self.subsets.get(service).and_then(|of| of.ports.get(level)?.get(name));
                 (&**of_level.ok_or(Reason::NoSuchDestination)?, Some(&subset.levels))
             }
         };
@@ -231,12 +274,9 @@ impl Destinations {
 
 impl OfHost {
     /// `left` is how many policies its namespace may still have.
-    fn new(
-        namespace: &str,
-        mut rules: Vec<&DestinationRule>,
-        named: &HashSet<&str>,
-        left: &mut usize,
-    ) -> Self {
+    fn new(namespace: &str, all: &[&Arc<DestinationRule>], named: &BTreeSet<&str>, left: usize) -> Self {
+        let objects = all.iter().copied().cloned().collect();
+        let mut rules: Vec<&DestinationRule> = all.iter().map(|rule| &***rule).collect();
         let refused = |level: &str, why| Some(Arc::new(Policy::refused(format!("{namespace} {level}"), why)));
         rules.sort_by_key(|rule| (rule.created, &rule.name));
         let (selecting, all): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.selector.is_some());
@@ -262,18 +302,19 @@ impl OfHost {
         }
         let needed = by_selector.iter().map(|(_, rules)| &rules[..]).chain([&all[..]]);
         let needed: usize = needed.map(|rules| policies_of(rules, named)).sum();
-        if needed > *left {
+        if needed > left {
             let why = "the namespace has more DestinationRules than is sensible";
             let all = if any_secures(&rules) { refused("!", why) } else { None };
-            return Self { all, ..Self::default() };
+            return Self { rules: objects, left: (left, left), all, ..Self::default() };
         }
-        *left -= needed;
         let selected = by_selector.into_iter().map(|(selector, rules)| {
             let level = format!("{namespace} {}", shown(selector));
             (selector.clone(), Arc::new(Policy::new(level, &rules, named)))
         });
         let many = "DestinationRules for the host have more workloadSelectors than is sensible";
         Self {
+            rules: objects,
+            left: (left, left - needed),
             selected: selected.collect(),
             beyond: if any_secures(&beyond) { refused("+", many) } else { None },
             unknown,
@@ -301,6 +342,47 @@ impl OfHost {
         };
         own.or(self.all.as_ref())
     }
+}
+
+/// Workloads whose labels are not what they were.
+struct Relabelled<'w>(HashSet<(WorkloadKind, &'w NamespacedName)>);
+
+impl Relabelled<'_> {
+    /// Whether some of these are endpoints of the service.
+    fn have(&self, service: &Service) -> bool {
+        let mut endpoints = service.ports.iter().flat_map(|port| &port.endpoints);
+        !self.0.is_empty()
+            && endpoints.any(|endpoint| {
+                let workload = endpoint.workload.as_ref();
+                workload.is_some_and(|workload| self.0.contains(&(workload.kind, &workload.name)))
+            })
+    }
+}
+
+fn same_texts(before: &BTreeSet<String>, now: &BTreeSet<&str>) -> bool {
+    before.iter().eq(now)
+}
+
+fn subset_ports(
+    service: &Service,
+    hosts: &[&Arc<OfHost>],
+    names: &BTreeSet<&str>,
+    world: &World,
+) -> SubsetPorts {
+    let mut found = SubsetPorts::new();
+    let mut by_labels: BTreeMap<Vec<_>, Arc<Vec<ServicePort>>> = BTreeMap::new();
+    for policy in hosts.iter().flat_map(|of| of.policies()) {
+        for (name, subset) in policy.subsets.iter().filter(|(name, _)| names.contains(name.as_str())) {
+            let of_level = found.entry(policy.level.clone()).or_default();
+            // The more specific host comes first, and counts.
+            of_level.entry(name.clone()).or_insert_with(|| {
+                let labels = subset.labels.iter().collect();
+                let ports = by_labels.entry(labels);
+                Arc::clone(ports.or_insert_with(|| Arc::new(subset.ports(service, world))))
+            });
+        }
+    }
+    found
 }
 
 impl SubsetPolicy {

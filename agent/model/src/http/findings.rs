@@ -110,9 +110,9 @@ impl Snapshot {
     /// What can be told of the routes that are attached to these Gateways, as far as these are there.
     pub fn findings_of_gateways(&self, world: &World, gateways: &BTreeSet<NamespacedName>) -> Vec<Finding> {
         let mut found = Vec::new();
-        let attaching = Attaching { world, snapshot: self, waypoint: None, grants: Grants::Required };
+        let attaching = Attaching::new(world, self, None, Grants::Required);
         for gateway in gateways.iter().filter_map(|name| world.gateways.get(name)) {
-            Ingress::new(&attaching, &Attachments::new(world, gateway), &mut found);
+            Ingress::after(None, &attaching, &Attachments::new(world, gateway), &mut found);
         }
         found.sort();
         found.dedup();

@@ -4,8 +4,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::Tables;
 use super::attached::{Attached, Ports};
 use super::by_service::ByService;
+use super::made::{Lookup, Made};
 use super::rule::{Action, Choice, Cluster, MirrorTo, Own, Rule, Split};
 use super::stream::{Named, StreamRule, StreamTable, takes_tls};
 use super::table::Table;
@@ -20,7 +22,7 @@ use crate::world::World;
 use crate::world::gateway_api::{
     BackendRef, GROUP, Parent, Route, RouteFilters, RouteKind, RouteMatch, RouteMirror, RouteRule, RpcName,
 };
-use crate::world::routing::{Fault, HeaderChanges, HttpMatch, Rewrite, StringMatch};
+use crate::world::routing::{Fault, HeaderChanges, HttpMatch, Rewrite, StringMatch, VirtualService};
 
 /// Whether a route needs a ReferenceGrant to lead to another namespace's Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,25 +36,36 @@ pub enum Grants {
 
 /// Attaches routes to the Services behind a waypoint.
 pub(super) struct Attaching<'a> {
-    pub world: &'a World,
-    pub snapshot: &'a Snapshot,
+    world: &'a World,
+    snapshot: &'a Snapshot,
+    lookup: Lookup<'a>,
     /// `None` for any.
-    pub waypoint: Option<&'a NamespacedName>,
-    pub grants: Grants,
+    waypoint: Option<&'a NamespacedName>,
+    grants: Grants,
 }
 
 /// Why a backend is none.
 type Problem = (FindingReason, String);
 
 impl<'a> Attaching<'a> {
-    /// `tables` are those of VirtualServices.
+    pub fn new(
+        world: &'a World,
+        snapshot: &'a Snapshot,
+        waypoint: Option<&'a NamespacedName>,
+        grants: Grants,
+    ) -> Self {
+        Self { world, snapshot, lookup: Lookup::new(world, snapshot), waypoint, grants }
+    }
+
+    /// `tables` are those of VirtualServices, and `before` is what this made of the state before.
     pub fn all(
         &self,
-        tables: &ByService<Arc<Table>>,
+        before: &HashMap<NamespacedName, Attached>,
+        tables: &ByService<Arc<Made<VirtualService, Tables>>>,
         findings: &mut Vec<Finding>,
     ) -> HashMap<NamespacedName, Attached> {
         // By Service, then by the namespace of the routes.
-        let mut by_service: BTreeMap<&NamespacedName, BTreeMap<&str, Vec<&Route>>> = BTreeMap::new();
+        let mut by_service: BTreeMap<&NamespacedName, BTreeMap<&str, Vec<&Arc<Route>>>> = BTreeMap::new();
         for route in self.routes() {
             let mut ours = false;
             for (number, parent) in route.parents.iter().enumerate() {
@@ -61,7 +74,7 @@ impl<'a> Attaching<'a> {
                         ours = true;
                         let routes = by_service.entry(&parent.service).or_default();
                         let routes = routes.entry(&route.name.namespace).or_default();
-                        if routes.last().is_none_or(|last| !std::ptr::eq(*last, route)) {
+                        if routes.last().is_none_or(|last| !Arc::ptr_eq(last, route)) {
                             routes.push(route);
                         }
                     }
@@ -80,17 +93,24 @@ impl<'a> Attaching<'a> {
         let mut found = HashMap::new();
         for (name, by_namespace) in by_service {
             let Some(service) = self.snapshot.service(name) else { continue };
+            let before = before.get(name);
             let mut attached = Attached::default();
             for (namespace, routes) in by_namespace {
-                let ports = self.ports(service, &routes, findings);
-                if let (Some(table), Some(route)) = (tables.get(service), routes.first())
-                    && !ports.is_empty()
+                let before = before.and_then(|of| of.of(namespace, &name.namespace));
+                let ports = Made::after(before, Some(service), &routes, &self.lookup, |findings| {
+                    let routes: Vec<&Route> = routes.iter().map(|route| &***route).collect();
+                    self.ports(service, &routes, findings)
+                });
+                findings.extend_from_slice(&ports.findings);
+                let table = tables.get(service).and_then(|of| of.made.requests.as_ref());
+                if let (Some(table), Some(route)) = (table, routes.first())
+                    && !ports.made.is_empty()
                 {
                     let scope = if namespace == name.namespace { "all clients" } else { namespace };
                     overruled(table, route, service, scope, findings);
                 }
                 if namespace == name.namespace {
-                    attached.producer = ports;
+                    attached.producer = Some(ports);
                 } else {
                     attached.consumers.insert(namespace.to_owned(), ports);
                 }
@@ -100,10 +120,10 @@ impl<'a> Attaching<'a> {
         found
     }
 
-    fn routes(&self) -> impl Iterator<Item = &'a Route> {
+    fn routes(&self) -> impl Iterator<Item = &'a Arc<Route>> {
         let (http, grpc) = (self.world.http_routes.values(), self.world.grpc_routes.values());
         let (tls, tcp) = (self.world.tls_routes.values(), self.world.tcp_routes.values());
-        http.chain(grpc).chain(tls).chain(tcp).map(|route| &**route)
+        http.chain(grpc).chain(tls).chain(tcp)
     }
 
     /// The rules for each port, of routes of one namespace. Of several kinds of routes one counts.
@@ -157,8 +177,20 @@ impl<'a> Attaching<'a> {
         ports
     }
 
+    /// The rules of all routes of one host at a gateway.
+    pub fn made_at_gateway(
+        &self,
+        before: Option<&Arc<Made<Route, Arc<Table>>>>,
+        routes: &[&Arc<Route>],
+    ) -> Arc<Made<Route, Arc<Table>>> {
+        Made::after(before, None, routes, &self.lookup, |findings| {
+            let routes: Vec<&Route> = routes.iter().map(|route| &***route).collect();
+            Arc::new(self.table(&routes, findings))
+        })
+    }
+
     /// All matches of the routes, those first that have precedence.
-    pub fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
+    fn table(&self, routes: &[&Route], findings: &mut Vec<Finding>) -> Table {
         let mut rules = Vec::new();
         let mut entries = Vec::new();
         let unknown = unknown_matches(routes);
@@ -287,7 +319,7 @@ impl<'a> Attaching<'a> {
             let why = ", which no ReferenceGrant of its namespace lets it";
             return Err(problem(FindingReason::RefNotPermitted, why));
         }
-        let service = self.snapshot.service(name);
+        let service = self.lookup.service(name);
         let service = service.ok_or_else(|| problem(FindingReason::NoSuchService, ", which is not there"))?;
         if service.external_name.is_some() {
             let why = ", which is only another name (ExternalName)";
@@ -311,11 +343,11 @@ impl<'a> Attaching<'a> {
 
     fn granted(&self, route: &Route, name: &NamespacedName) -> bool {
         let own = &route.name.namespace;
-        let grants = self.world.reference_grants.values();
-        let mut grants = grants.filter(|grant| grant.name.namespace == name.namespace);
-        *own == name.namespace
-            || grants
-                .any(|grant| grant.grants((GROUP, route.kind.name(), &**own), ("", "Service"), &name.name))
+        if *own == name.namespace {
+            return true;
+        }
+        let mut there = self.lookup.grants().values().filter(|grant| grant.name.namespace == name.namespace);
+        there.any(|grant| grant.grants((GROUP, route.kind.name(), &**own), ("", "Service"), &name.name))
     }
 
     fn mirrors(
@@ -412,8 +444,8 @@ impl Snapshot {
 /// What can be told of all routes, whatever waypoint they are for.
 pub(super) fn survey_routes(world: &World, snapshot: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let attaching = Attaching { world, snapshot, waypoint: None, grants: Grants::Optional };
-    attaching.all(&ByService::default(), &mut findings);
+    let attaching = Attaching::new(world, snapshot, None, Grants::Optional);
+    attaching.all(&HashMap::new(), &ByService::default(), &mut findings);
     findings
 }
 

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::gateway_api::Attaching;
+use super::made::Made;
 use super::rule::Cluster;
 use super::table::Table;
 use super::{Request, Selected};
@@ -17,8 +18,8 @@ use crate::world::gateway_api::Route;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ingress {
     ports: BTreeMap<u16, Port>,
-    /// Each of these once.
-    tables: Vec<Arc<Table>>,
+    /// Each of these once, by where its routes are kept.
+    tables: HashMap<Vec<usize>, Arc<Made<Route, Arc<Table>>>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,24 +45,27 @@ pub struct ListenerId {
 }
 
 impl Ingress {
-    /// Of the listeners that can be opened.
-    pub fn new(
+    /// Of the listeners that can be opened. `before` is of an earlier state of the world.
+    pub fn after(
+        before: Option<&Self>,
         attaching: &Attaching<'_>,
         attachments: &Attachments<'_>,
         findings: &mut Vec<Finding>,
     ) -> Self {
         let mut found = Self::default();
-        // Most often all hosts have the same routes, which the attachments keep where they are.
-        let mut made: HashMap<Vec<usize>, Arc<Table>> = HashMap::new();
         for at in attachments.listeners.iter().filter(|at| at.problem.is_none()) {
             let mut tables = HostMap::default();
             for (host, routes) in &at.hosts {
-                let key = routes.iter().map(|of| Arc::as_ptr(of.route).addr()).collect();
-                let table = made.entry(key).or_insert_with(|| {
-                    let routes: Vec<&Route> = routes.iter().map(|of| &**of.route).collect();
-                    Arc::new(attaching.table(&routes, findings))
+                // Most often all hosts have the same routes.
+                let key: Vec<usize> = routes.iter().map(|of| Arc::as_ptr(of.route).addr()).collect();
+                let before = before.and_then(|of| of.tables.get(&key));
+                let made = found.tables.entry(key).or_insert_with(|| {
+                    let routes: Vec<&Arc<Route>> = routes.iter().map(|of| of.route).collect();
+                    let made = attaching.made_at_gateway(before, &routes);
+                    findings.extend_from_slice(&made.findings);
+                    made
                 });
-                tables.insert(host, Arc::clone(table));
+                tables.insert(host, Arc::clone(&made.made));
             }
             let port = found.ports.entry(at.listener.port).or_default();
             // Those of one port that speak something else are in conflict.
@@ -71,13 +75,12 @@ impl Ingress {
             let id = ListenerId { port: at.listener.port, hostname: host.to_owned() };
             port.listeners.insert(host, Listening { id, tables, certificates });
         }
-        found.tables = made.into_values().collect();
         found
     }
 
     /// Where its rules lead.
     pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
-        self.tables.iter().flat_map(|table| table.clusters())
+        self.tables.values().flat_map(|of| of.made.clusters())
     }
 
     /// The ports to listen on.

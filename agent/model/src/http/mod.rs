@@ -19,6 +19,7 @@ mod hidden;
 mod index;
 mod ingress;
 mod limit;
+mod made;
 mod matching;
 mod own;
 mod path;
@@ -65,6 +66,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
+use crate::world::routing::VirtualService;
 use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, Labels, Locality, Pod, RemoteKeys};
 use attached::Attached;
@@ -72,6 +74,7 @@ use authorize::RequestPolicies;
 use by_service::ByService;
 use destination::Destinations;
 use ingress::Ingress;
+use made::Made;
 use stream::StreamPorts;
 use table::Table;
 use told::Telling;
@@ -126,13 +129,19 @@ pub struct Selected<'t> {
     pub prefix: Option<&'t str>,
 }
 
+/// The rules of VirtualServices for one service.
+#[derive(Clone, Debug)]
+struct Tables {
+    requests: Option<Arc<Table>>,
+    /// By port, those of connections in which no HTTP is read.
+    streams: StreamPorts,
+}
+
 /// The routes of all services behind a waypoint.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     /// Of VirtualServices.
-    tables: ByService<Arc<Table>>,
-    /// The same of connections in which no HTTP is read.
-    streams: ByService<StreamPorts>,
+    tables: ByService<Arc<Made<VirtualService, Tables>>>,
     /// Of the Gateway API, by Kubernetes Service.
     attached: HashMap<NamespacedName, Attached>,
     /// Of a gateway, if there is one.
@@ -159,7 +168,7 @@ impl Routes {
         let is_service = service.kind == ServiceKind::Service;
         let attached = self.attached.get(&service.name).filter(|_| is_service);
         let attached = attached.and_then(|of| of.table(request.source_namespace, request.port));
-        let table = attached.or_else(|| self.tables.get(service));
+        let table = attached.or_else(|| self.tables.get(service)?.made.requests.as_ref());
         let Some(table) = table else { return Ok(None) };
         let labels = request.source.and_then(|source| self.labels_of(source));
         table.select(request, labels).map(Some).ok_or(Reason::NoRoute)
@@ -222,7 +231,7 @@ impl Routes {
     fn stream_table(&self, service: &Service, stream: &Stream<'_>) -> Option<&Arc<stream::StreamTable>> {
         let attached = self.attached.get(&service.name).filter(|_| service.kind == ServiceKind::Service);
         let attached = attached.and_then(|of| of.streams(stream.source_namespace, stream.port));
-        attached.or_else(|| self.streams.get(service)?.get(&stream.port))
+        attached.or_else(|| self.tables.get(service)?.made.streams.get(&stream.port))
     }
 
     fn labels_of(&self, pod: &NamespacedName) -> Option<&Labels> {

@@ -1,6 +1,6 @@
 //! What DestinationRules of one host say, made ready for each port and subset.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::world::routing::{DestinationRule, ServerTls, TrafficPolicy};
@@ -45,7 +45,7 @@ pub(super) struct Levels {
 impl Policy {
     /// Of one host, the oldest rule first: subsets are added up, and of several policies the first counts. Only subsets
     /// that are `named` are made.
-    pub fn new(level: String, rules: &[&DestinationRule], named: &HashSet<&str>) -> Self {
+    pub fn new(level: String, rules: &[&DestinationRule], named: &BTreeSet<&str>) -> Self {
         let none = TrafficPolicy::default();
         let whole = first_policy(rules).map_or(&none, |rule| &rule.policy);
         let mut subsets = HashMap::new();
@@ -72,7 +72,7 @@ impl Policy {
 }
 
 /// How many policies [`Policy::new`] makes of rules at most.
-pub(super) fn policies_of(rules: &[&DestinationRule], named: &HashSet<&str>) -> usize {
+pub(super) fn policies_of(rules: &[&DestinationRule], named: &BTreeSet<&str>) -> usize {
     let ports = |policy: &TrafficPolicy| policy.ports.len() + 1;
     let whole = first_policy(rules).map_or(1, |rule| ports(&rule.policy));
     let subsets = rules.iter().flat_map(|rule| &rule.subsets).take(MAX_SUBSETS);

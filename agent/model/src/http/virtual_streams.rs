@@ -16,13 +16,17 @@ use crate::world::stream::StreamMatch;
 impl Compiler<'_> {
     /// The rules for each port of a service that does not say that it speaks HTTP: those of `tls`, of all VirtualServices
     /// of its most specific host, then those of `tcp`.
-    pub fn streams(&self, service: &Service, findings: &mut Vec<Finding>) -> StreamPorts {
-        let all = self.most_specific(service);
+    pub fn streams(
+        &self,
+        service: &Service,
+        all: &[&Arc<VirtualService>],
+        findings: &mut Vec<Finding>,
+    ) -> StreamPorts {
         let mut ports = StreamPorts::new();
         if all.iter().all(|of| of.tls.is_empty() && of.tcp.is_empty()) {
             return ports;
         }
-        for of in &all {
+        for of in all {
             for (number, rule) in of.tls.iter().enumerate() {
                 let is_for = |one: &StreamMatch| {
                     let mut ports =
@@ -42,10 +46,10 @@ impl Compiler<'_> {
         }
         for port in service.ports.iter().filter(|port| !port.declared().is_http()) {
             let mut rules = Vec::new();
-            for of in &all {
+            for of in all {
                 rules.extend(self.of_kind(of, "tls", &of.tls, port, findings));
             }
-            for of in &all {
+            for of in all {
                 rules.extend(self.of_kind(of, "tcp", &of.tcp, port, findings));
             }
             if !rules.is_empty() {

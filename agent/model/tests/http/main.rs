@@ -7,6 +7,7 @@ mod destinations;
 mod findings;
 mod gateway;
 mod gateway_api;
+mod kept;
 mod limits;
 mod localities;
 mod policies;
