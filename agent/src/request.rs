@@ -183,6 +183,7 @@ impl Keys for Inline {
             KeySource::Inline(text) => {
                 KeySet::read(text.as_bytes()).map(Arc::new).map_err(|error| error.to_string())
             }
+            KeySource::Unusable(why) => Err(format!("jwks can't be used: {why}")),
             KeySource::Remote(_) => Err("waypoints fetch them, and nobody else does".to_owned()),
         }
     }

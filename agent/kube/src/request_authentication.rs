@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orlop_model::http::Claim;
 use orlop_model::world::{
-    ClaimHeader, JwtRule, KeyPlace, KeySource, MAX_KEY_SET, RemoteKeys, RequestAuthentication, TokenLocation,
+    ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation, keys_of,
 };
 use serde::Deserialize;
 
@@ -161,11 +163,7 @@ fn keys(
         (Some(text), None) if text.trim().is_empty() => {
             return Err(FieldError::new(at("jwks"), "is empty; write a key set, or leave it out"));
         }
-        (Some(text), None) if text.len() > MAX_KEY_SET => {
-            let problem = format!("is longer than {MAX_KEY_SET} bytes");
-            return Err(FieldError::new(at("jwks"), problem));
-        }
-        (Some(text), None) => return Ok(KeySource::Inline(text.into())),
+        (Some(text), None) => return Ok(inline_keys(text)),
         (None, Some(uri)) => KeyPlace::Uri(http(&uri, at("jwksUri"))?),
         // Whoever writes no place at all means that which the issuer tells.
         (None, None) => KeyPlace::Issuer(http(issuer, at("issuer")).map_err(|_| {
@@ -174,6 +172,17 @@ fn keys(
         })?),
     };
     Ok(KeySource::Remote(RemoteKeys { place, timeout }))
+}
+
+/// What can't be used is no reason not to go by everything else that the object says: it fits no token.
+fn inline_keys(text: String) -> KeySource {
+    // Of what other types a token could be signed by, nobody here could tell.
+    let is_known = |key: &BTreeMap<String, Claim>| matches!(key.get("kty"), Some(Claim::Text(of)) if matches!(of.as_str(), "RSA" | "EC" | "OKP"));
+    match keys_of(text.as_bytes()) {
+        Ok(keys) if keys.is_empty() || keys.iter().any(is_known) => KeySource::Inline(text.into()),
+        Ok(_) => KeySource::Unusable("it has no key whose kty is RSA, EC or OKP".to_owned()),
+        Err(error) => KeySource::Unusable(error.to_string()),
+    }
 }
 
 /// A URL that can be asked for. Whether its host may be is seen when it is dialled.
@@ -333,6 +342,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_key_set_fits_no_token_and_the_rule_stays() {
+        let keys = |text: &str| one(json!({"issuer": "a", "audiences": ["x"], "jwks": text})).unwrap().keys;
+        for (text, why) in [
+            ("garbage", "is no JSON"),
+            ("[]", "is no JSON object"),
+            ("{}", "has no list of keys"),
+            (r#"{"keys": {}}"#, "has no list of keys"),
+            (r#"{"keys": [], "keys": []}"#, "has a name twice"),
+            (&format!("{{\"keys\": {}", "[".repeat(100_000)), "is nested too deep"),
+            (&"x".repeat(300 << 10), "is longer than"),
+            (&json!({"keys": vec![json!({}); 101]}).to_string(), "more than 100 keys"),
+            (r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#, "has no key whose kty is RSA, EC or OKP"),
+        ] {
+            let KeySource::Unusable(said) = keys(text) else { panic!("{text:.60}") };
+            assert!(said.contains(why), "{text:.60}: {said}");
+        }
+        // RFC 7517, section 5: what is unknown is passed over.
+        for text in [r#"{"keys": [{"kty": "new"}, {"kty": "EC"}, 7], "more": 1}"#, r#"{"keys": []}"#] {
+            assert_eq!(keys(text), KeySource::Inline(text.into()));
+        }
+    }
+
+    #[test]
     fn what_would_change_who_is_let_in_is_an_error() {
         for (rule, path) in [
             (json!({}), "issuer"),
@@ -340,7 +372,6 @@ mod tests {
             (json!({"issuer": "a"}), "jwksUri"),
             (json!({"issuer": "a", "jwks": " "}), "jwks"),
             (json!({"issuer": "a", "jwks": null}), "jwks"),
-            (json!({"issuer": "a", "jwks": "x".repeat(MAX_KEY_SET + 1)}), "jwks"),
             (json!({"issuer": "a", "jwks": "{}", "jwksUri": "https://a"}), "jwks"),
             (json!({"issuer": "a", "jwksUri": "file:///etc/passwd"}), "jwksUri"),
             (json!({"issuer": "a", "jwksUri": "https://user@a/"}), "jwksUri"),

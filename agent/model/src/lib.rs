@@ -20,6 +20,7 @@ mod hosts;
 pub mod http;
 mod identity;
 mod inbound;
+pub mod json;
 mod local;
 mod local_service;
 mod locality;

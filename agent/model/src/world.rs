@@ -4,6 +4,7 @@ mod expression;
 mod extension_provider;
 pub mod gateway;
 pub mod gateway_api;
+mod key_set;
 mod labels;
 mod parse;
 mod path_pattern;
@@ -31,11 +32,12 @@ pub use expression::{Attribute, Attributes, Expression, ExpressionError, Value};
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway::Gateway;
 use gateway_api::{BackendTls, ReferenceGrant, Route, RouteKind};
+pub use key_set::{KeySetError, MAX_KEY_SET, MAX_KEYS, keys_of};
 pub use labels::Labels;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};
 pub use request_authentication::{
-    ClaimHeader, JwtRule, KeyPlace, KeySource, MAX_KEY_SET, RemoteKeys, RequestAuthentication, TokenLocation,
+    ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation,
 };
 use routing::{DestinationRule, VirtualService};
 use security::{AuthorizationPolicy, PeerAuthentication};

@@ -73,7 +73,8 @@ fn what_the_table_has_is_said_when_it_is_applied() {
 fn refusal(row: &Row) -> Option<&'static str> {
     let refuses = |says: &&Says| {
         let is_accepted = says.condition.ends_with("Accepted") && !matches!(says.of, Of::Listener(_));
-        let is_own = matches!(says.reason, "Invalid" | "UnsupportedValue" | "ListenersNotValid");
+        let is_own =
+            matches!(says.reason, "Invalid" | "InvalidKeys" | "UnsupportedValue" | "ListenersNotValid");
         is_accepted && is_own && says.status == "False"
     };
     row.says.iter().find(refuses).map(|says| says.text)

@@ -217,6 +217,7 @@ fn odd_names_and_garbage_are_told_so_and_hold_up_nobody() {
             "targetRefs": [{"kind": "Service", "group": "", "name": "web"}],
             "jwtRules": [{"issuer": "https://idp.example", "jwks": keys}],
         }));
+        object.wait(ACCEPTED, "False", "spec.jwtRules[0].jwks is no key set that can be used");
         object.wait(RESOLVED_REFS, "False", "NoSuchTarget");
     }
     let object = stage.object(TOKENS, "long");

@@ -16,7 +16,8 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use orlop_model::http::Claim;
-use orlop_model::world::KeyPlace;
+use orlop_model::json;
+use orlop_model::world::{KeyPlace, KeySetError, MAX_KEY_SET};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -25,8 +26,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-use super::keys::{KeySet, KeySetError, MAX_SET};
-use super::{address, json};
+use super::address;
+use super::keys::KeySet;
 use crate::provider;
 
 /// Of an OpenID configuration.
@@ -80,7 +81,7 @@ pub enum FetchError {
         status: StatusCode,
     },
     /// Too long an answer, or not all of it.
-    #[error("{url} answers with more than {MAX_SET} bytes, or breaks off")]
+    #[error("{url} answers with more than {MAX_KEY_SET} bytes, or breaks off")]
     Body {
         /// What was asked for.
         url: String,
@@ -255,7 +256,7 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if answer.status() != StatusCode::OK {
         return Err(FetchError::Status { url: url.to_owned(), status: answer.status() });
     }
-    let body = Limited::new(answer.into_body(), MAX_SET).collect().await;
+    let body = Limited::new(answer.into_body(), MAX_KEY_SET).collect().await;
     body.map(|body| body.to_bytes()).map_err(|_| FetchError::Body { url: url.to_owned() })
 }
 

@@ -6,16 +6,10 @@ use std::fmt;
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
 use orlop_model::http::Claim;
-use orlop_model::world::MAX_KEY_SET;
+use orlop_model::world::{KeySetError, keys_of};
 
-use super::{base64, json};
+use super::base64;
 
-/// A set of more keys is refused.
-pub const MAX_KEYS: usize = 100;
-/// A key set may be this long.
-pub const MAX_SET: usize = MAX_KEY_SET;
-/// Values in one.
-const MAX_VALUES: usize = 10_000;
 /// Of RSA, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
@@ -85,39 +79,11 @@ enum Material {
     Curve(Algorithm, ParsedPublicKey),
 }
 
-/// A text is no key set.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeySetError {
-    /// Too long.
-    #[error("it is longer than {MAX_SET} bytes")]
-    TooLong,
-    /// Not JSON, or not such as can be read in one way only.
-    #[error("it {0}")]
-    Json(String),
-    /// Something else.
-    #[error("it has no list of keys, written {{\"keys\": […]}}")]
-    NoKeys,
-    /// Too many.
-    #[error("it has more than {MAX_KEYS} keys")]
-    TooMany,
-}
-
 impl KeySet {
     /// Reads a JSON Web Key Set. Keys in it that are of no use here are passed over, as RFC 7517 has it.
     pub fn read(text: &[u8]) -> Result<Self, KeySetError> {
-        if text.len() > MAX_SET {
-            return Err(KeySetError::TooLong);
-        }
-        let mut set = json::object(text, MAX_VALUES).map_err(KeySetError::Json)?;
-        let Some(Claim::List(keys)) = set.remove("keys") else { return Err(KeySetError::NoKeys) };
-        if keys.len() > MAX_KEYS {
-            return Err(KeySetError::TooMany);
-        }
-        let keys = keys.iter().filter_map(|key| match key {
-            Claim::Object(key) => Key::read(key),
-            _ => None,
-        });
-        Ok(Self { keys: keys.collect() })
+        let keys = keys_of(text)?;
+        Ok(Self { keys: keys.iter().filter_map(Key::read).collect() })
     }
 
     /// How many keys there are.

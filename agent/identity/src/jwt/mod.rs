@@ -6,7 +6,6 @@
 mod address;
 mod base64;
 mod fetch;
-mod json;
 mod keys;
 mod source;
 
@@ -16,11 +15,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use orlop_model::Reason;
 use orlop_model::http::{Claim, Claims, Presented, TokenRefused, TokenRules};
+use orlop_model::json;
 use orlop_model::world::{JwtRule, KeySource};
 
 pub use fetch::{FetchError, Resolve, Resolving, read_roots};
 use keys::Algorithm;
-pub use keys::{KeySet, KeySetError, MAX_KEYS, MAX_SET};
+pub use keys::KeySet;
 pub use source::{KeyFetches, KeySources};
 
 /// A token may be this long.

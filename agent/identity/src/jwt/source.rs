@@ -144,7 +144,7 @@ impl KeySources {
         let known = inline.read().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
         known.map(|(_, read)| read).unwrap_or_else(|| {
             let read = KeySet::read(text.as_bytes()).map(Arc::new);
-            let read = read.map_err(|error| format!("jwks is no key set: {error}"));
+            let read = read.map_err(|error| unusable(&error.to_string()));
             if let Err(error) = &read {
                 tracing::warn!(error, "tokens of an issuer are refused");
             }
@@ -161,6 +161,7 @@ impl Keys for KeySources {
     fn of(&self, source: &KeySource) -> Result<Arc<KeySet>, String> {
         let source = match source {
             KeySource::Inline(text) => return self.inline(text),
+            KeySource::Unusable(why) => return Err(unusable(why)),
             KeySource::Remote(source) => source,
         };
         let state = self.remote(|all| all.get(source).map(|remote| remote.state.borrow().clone()));
@@ -248,6 +249,10 @@ fn twice(retry: &mut Duration) -> Duration {
     let pause = *retry;
     *retry = (2 * pause).min(LAST_RETRY);
     pause
+}
+
+fn unusable(why: &str) -> String {
+    format!("jwks can't be used: {why}")
 }
 
 fn shown(source: &RemoteKeys) -> &str {
@@ -405,7 +410,7 @@ mod tests {
         assert_eq!(keys.map(drop), Err("they have not been fetched yet".into()));
         assert_eq!(
             sources.of(&KeySource::Inline("{".into())).map(drop),
-            Err("jwks is no key set: it is no JSON".into())
+            Err("jwks can't be used: it is no JSON".into())
         );
     }
 

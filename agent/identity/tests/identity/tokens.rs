@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaEncoding};
 use aws_lc_rs::{hmac, rsa};
-use orlop_identity::jwt::{self, KeySet, KeySetError, Keys, MAX_KEYS, MAX_TOKEN, TokenError};
+use orlop_identity::jwt::{self, KeySet, Keys, MAX_TOKEN, TokenError};
 use orlop_model::Reason;
 use orlop_model::http::{Presented, TokenRefused, TokenRules};
-use orlop_model::world::{JwtRule, KeySource, TokenLocation};
+use orlop_model::world::{JwtRule, KeySetError, KeySource, MAX_KEYS, TokenLocation};
 use serde_json::{Value, json};
 
 const ISSUER: &str = "https://idp.example";

@@ -100,7 +100,7 @@ impl Authentications {
         let all = self.common.iter().chain(self.services.values());
         let remote = all.flat_map(|of| &of.rules).filter_map(|rule| match &rule.keys {
             KeySource::Remote(keys) => Some(keys.clone()),
-            KeySource::Inline(_) => None,
+            KeySource::Inline(_) | KeySource::Unusable(_) => None,
         });
         remote.collect()
     }

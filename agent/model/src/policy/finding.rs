@@ -32,6 +32,8 @@ pub enum Severity {
 /// What a finding is about, as one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum FindingReason {
+    /// Keys that are written into it and are none.
+    InvalidKeys,
     /// `targetRefs` name what there is not.
     NoSuchTarget,
     /// A host that is no service.
@@ -75,6 +77,8 @@ pub enum FindingReason {
 /// What of a resource a finding puts in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Concern {
+    /// Whether it is one at all: a part of it can't be right, whatever else there is.
+    Validity,
     /// Nothing: but does it say what its author means?
     Meaning,
     /// What it refers to: not all of that is there.
@@ -87,6 +91,7 @@ impl FindingReason {
     /// What it puts in question.
     pub const fn concern(self) -> Concern {
         match self {
+            Self::InvalidKeys => Concern::Validity,
             Self::NoSuchTarget
             | Self::NoSuchService
             | Self::NoSuchPort

@@ -4,8 +4,8 @@ use super::findings::Enforcing;
 use super::{Finding, FindingReason, Severity};
 use crate::compile::Settings;
 use crate::service::Service;
-use crate::world::World;
 use crate::world::security::{Condition, Rule};
+use crate::world::{KeySource, World};
 
 /// What the authors of RequestAuthentications should know. For waypoints: nobody else reads them.
 pub(crate) fn token_findings<'a>(
@@ -34,6 +34,16 @@ pub(crate) fn token_findings<'a>(
         } else if of.rules.is_empty() {
             let message = "has no effect: it has no jwtRules".to_owned();
             tell(Severity::Warning, FindingReason::NeverMatches, message);
+        }
+        for (index, rule) in of.rules.iter().enumerate() {
+            if let KeySource::Unusable(why) = &rule.keys {
+                let message = format!(
+                    "spec.jwtRules[{index}].jwks is no key set that can be used: {why}; put in what the issuer's \
+                     jwks_uri answers with, or name that as jwksUri; until then all tokens of {} are refused",
+                    rule.issuer
+                );
+                tell(Severity::Error, FindingReason::InvalidKeys, message);
+            }
         }
         for target in &of.targets {
             if let Err((reason, why)) = enforcing.check(&of.name, target) {

@@ -42,15 +42,14 @@ pub struct JwtRule {
     pub space_delimited: Vec<String>,
 }
 
-/// A key set may be this long, in bytes.
-pub const MAX_KEY_SET: usize = 256 << 10;
-
 /// Where an issuer's keys are from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySource {
     /// `jwks`: a JSON Web Key Set (RFC 7517).
     /// At the same place for as long as nobody changes it, so that it is read once.
     Inline(Arc<str>),
+    /// `jwks` that is none, and why: it fits no token.
+    Unusable(String),
     /// Asked for over HTTP.
     Remote(RemoteKeys),
 }

@@ -333,6 +333,11 @@ fn policies_that_nobody_can_decide_and_rules_without_effect_are_told() {
         told(&put([of_pods], [])),
         ["RequestAuthentication a: has no effect: waypoints go by targetRefs alone; give it some"]
     );
+    let mut keyless = authentication("a", web(), &["iss"]);
+    Arc::make_mut(&mut keyless.rules[0]).keys = KeySource::Unusable("it is no JSON".to_owned());
+    let [said] = &told(&put([keyless], []))[..] else { panic!("one thing is wrong") };
+    assert!(said.contains("spec.jwtRules[0].jwks is no key set that can be used: it is no JSON"), "{said}");
+    assert!(said.ends_with("until then all tokens of iss are refused"), "{said}");
     let absent = authentication("a", Target::Service("absent".to_owned()), &["iss"]);
     assert!(told(&put([absent], []))[0].contains("is for Service/absent, where nobody enforces it"));
 }

@@ -117,6 +117,7 @@ fn policies() -> Vec<Row> {
     let methods = json!([{"to": [{"operation": {"methods": ["GET"]}}]}]);
     let nobody = json!({"matchLabels": {"app": "nobody"}});
     let issuer = json!([{"issuer": "https://idp.example", "jwksUri": "https://idp.example/keys"}]);
+    let keyless = json!([{"issuer": "https://idp.example", "jwks": "{\"kty\": \"EC\"}"}]);
     let limits = json!([{"requests": 5, "unit": "second"}]);
     let odd =
         json!([{"requests": 5, "unit": "second", "match": [{"to": [{"operation": {"ports": ["x"]}}]}]}]);
@@ -178,6 +179,21 @@ fn policies() -> Vec<Row> {
             "issuer",
             json!({"targetRefs": target("web"), "jwtRules": [{}]}),
             invalid("spec.jwtRules[0].issuer: is missing; say whose tokens these are"),
+        ),
+        row(
+            "RequestAuthentication",
+            "keys",
+            json!({"targetRefs": target("web"), "jwtRules": keyless}),
+            vec![
+                says(
+                    Of::Object,
+                    "orlop.dev/Accepted",
+                    "False",
+                    "InvalidKeys",
+                    "spec.jwtRules[0].jwks is no key set that can be used",
+                ),
+                says(Of::Object, "orlop.dev/Programmed", "True", "Programmed", ""),
+            ],
         ),
         row(
             "RequestAuthentication",

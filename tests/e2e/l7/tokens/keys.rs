@@ -8,7 +8,7 @@ use std::thread;
 use orlop_tests::{Pod, PodSpec, wait_for};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::Stage;
 use super::super::scripted::{Reply, Scripted};
@@ -57,6 +57,25 @@ fn keys_are_fetched_and_nothing_is_believed_before_they_are() {
     drop(keys);
     assert_eq!(status(&stage, &token), 200);
     assert_eq!(status(&stage, &Issuer::new("2").token(json!({}))), 401);
+}
+
+#[test]
+fn inline_keys_that_are_none_fit_no_token_and_stop_nobody_without_one() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let issuer = Issuer::new("1");
+    for bad in ["garbage", "{}", r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
+        authentication(&stage, json!({"issuer": ISSUER, "jwks": bad}));
+        assert_eq!(ask(&stage, "/", &[]).status, 200, "{bad}");
+        let token = issuer.token(json!({}));
+        let refused = ask(&stage, "/", &[("authorization", &format!("Bearer {token}"))]);
+        assert_eq!((refused.status, refused.text().as_str()), (401, "token_keys_unavailable\n"), "{bad}");
+    }
+    // One that nobody knows is passed over.
+    let mut keys: Value = serde_json::from_str(&issuer.jwks()).unwrap();
+    keys["keys"].as_array_mut().unwrap().insert(0, json!({"kty": "new", "kid": 7}));
+    authentication(&stage, json!({"issuer": ISSUER, "jwks": keys.to_string()}));
+    assert_eq!(status(&stage, &issuer.token(json!({}))), 200);
 }
 
 #[test]

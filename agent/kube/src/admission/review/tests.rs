@@ -72,6 +72,26 @@ fn what_can_t_be_understood_is_refused_and_what_is_not_there_is_a_warning() {
 }
 
 #[test]
+fn keys_that_are_none_are_refused_unless_they_were_none_before() {
+    let kind = ("security.istio.io", "v1", "RequestAuthentication");
+    let keys = |text: &str| {
+        json!({
+            "targetRefs": [{"kind": "Service", "group": "", "name": "web"}],
+            "jwtRules": [{"issuer": "https://idp.example", "jwks": text}],
+        })
+    };
+    let (good, bad) = (keys(r#"{"keys": [{"kty": "new"}, {"kty": "EC"}]}"#), keys(r#"{"kty": "EC"}"#));
+    for old in [None, Some(&good)] {
+        let refused = verdict(kind, old, &bad);
+        let [error] = refused.errors.as_slice() else { panic!("{refused:?}") };
+        assert!(error.starts_with("spec.jwtRules[0].jwks is no key set"), "{error}");
+    }
+    for (old, new) in [(None, &good), (Some(&bad), &bad), (Some(&bad), &good)] {
+        assert_eq!(verdict(kind, old, new).errors, [""; 0]);
+    }
+}
+
+#[test]
 fn what_was_refused_before_can_be_mended_bit_by_bit() {
     let two = json!({"action": "MAYBE", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]});
     let one = json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["x"]}}]}]});

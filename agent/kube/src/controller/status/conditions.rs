@@ -58,8 +58,12 @@ pub(super) fn conditions(kind: Kind, refused: Option<&FieldError>, findings: &[&
         None => condition(kind, "True", good, String::new()),
     };
     let (_, meaning) = about(Concern::Meaning);
+    let accepted = match about(Concern::Validity) {
+        (None, _) => condition(ACCEPTED, "True", "Accepted", meaning),
+        (Some(reason), message) => condition(ACCEPTED, "False", &reason, message),
+    };
     [
-        condition(ACCEPTED, "True", "Accepted", meaning),
+        accepted,
         verdict(RESOLVED_REFS, "ResolvedRefs", about(Concern::References)),
         verdict(PROGRAMMED, "Programmed", about(Concern::Enforcement)),
     ]

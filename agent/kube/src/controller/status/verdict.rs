@@ -3,7 +3,7 @@
 use orlop_model::{Finding, World};
 
 use super::Judgement;
-use super::conditions::{Condition, conditions, part};
+use super::conditions::{ACCEPTED, Condition, conditions, part};
 use crate::cluster::Head;
 use crate::object::Key;
 
@@ -39,9 +39,9 @@ impl Verdict {
     }
 
     fn add(&mut self, condition: &Condition) {
-        let Condition { status, reason, message, .. } = condition;
+        let Condition { kind, status, reason, message } = condition;
         let (list, text) = match *status {
-            "False" if reason == UNSUPPORTED => (&mut self.errors, message.clone()),
+            "False" if *kind == ACCEPTED || reason == UNSUPPORTED => (&mut self.errors, message.clone()),
             "False" => (&mut self.warnings, format!("{reason}: {message}")),
             "True" if !message.is_empty() => (&mut self.warnings, message.clone()),
             _ => return,

@@ -5,14 +5,15 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use orlop_model::http::Claim;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::http::Claim;
 
 /// How deep objects and arrays may be in each other.
 const MAX_DEPTH: usize = 16;
 
-/// Reads an object of at most this many values, all in all.
-pub(super) fn object(text: &[u8], max_values: usize) -> Result<BTreeMap<String, Claim>, String> {
+/// Reads an object of at most this many values, all in all. What is said of another quotes nothing of it.
+pub fn object(text: &[u8], max_values: usize) -> Result<BTreeMap<String, Claim>, String> {
     let left = Cell::new(max_values);
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = Value { depth: 0, left: &left }.deserialize(&mut reader);
