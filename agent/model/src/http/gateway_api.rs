@@ -131,6 +131,7 @@ impl<'a> Attaching<'a> {
         let mut ports = Ports::default();
         // Most often all ports have the same routes.
         let mut made: Vec<(Vec<&Route>, Arc<Table>)> = Vec::new();
+        let mut overruled: Vec<&Route> = Vec::new();
         for port in &service.ports {
             let here = |route: &&Route| {
                 let mut parents = route.parents.iter().filter(|parent| parent.service == service.name);
@@ -150,6 +151,7 @@ impl<'a> Attaching<'a> {
                             service.name
                         );
                         tell(findings, route, FindingReason::Overruled, message);
+                        overruled.push(route);
                     }
                     counts
                 });
@@ -173,6 +175,16 @@ impl<'a> Attaching<'a> {
                 }
             };
             ports.requests.insert(port.number, table);
+        }
+        // What is wrong with those is told all the same: it counts once the other is gone.
+        overruled.sort_by_key(|route| (rank_of(route.kind), &route.name));
+        overruled.dedup_by_key(|route| (rank_of(route.kind), &route.name));
+        for route in overruled {
+            if route.kind.is_stream() {
+                self.stream_table(&[route], findings);
+            } else {
+                self.table(&[route], findings);
+            }
         }
         ports
     }

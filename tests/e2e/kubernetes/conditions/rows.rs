@@ -477,6 +477,16 @@ fn routes() -> Vec<Row> {
             ),
         ]);
     }
+    // It does not count there, and is told what would be wrong with it.
+    rows.push(row(
+        "HTTPRoute",
+        "overruled",
+        route("rpc", to("nobody")),
+        vec![
+            of("Accepted", "True", "Accepted", "counts instead"),
+            of("ResolvedRefs", "False", "BackendNotFound", "nobody"),
+        ],
+    ));
     let validation = json!({"hostname": "web.example", "wellKnownCACertificates": "System"});
     let refs = json!({"hostname": "web.example", "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]});
     let tls = |of: &str, validation: &Value| json!({"targetRefs": target(of), "validation": validation});
