@@ -72,11 +72,6 @@ impl Ingress {
         &self.gateway.name.namespace
     }
 
-    /// Whether there are Secrets to look at.
-    pub fn names_secrets(&self) -> bool {
-        !self.gateway.certificates().is_empty()
-    }
-
     /// The condition `Accepted` of one that is.
     pub fn accepted(&self, conditions: Conditions<'_>) -> Value {
         match self.problems() {

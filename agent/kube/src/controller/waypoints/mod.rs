@@ -39,6 +39,7 @@ use objects::MANAGED_BY;
 pub use objects::{Resources, WaypointSettings};
 use reconcile::{Context, Failures, reconcile};
 pub use secrets::CertificateCheck;
+use secrets::Looks;
 pub(crate) use verdict::judge_gateway;
 
 /// The definitions without which there is nothing to do.
@@ -157,7 +158,7 @@ impl WaypointProvisioner {
                 listed.send_replace(true);
             }
         };
-        let (classes_changed, accounts_changed) = (watch::Sender::new(()), watch::Sender::new(()));
+        let [classes_changed, accounts_changed, secrets_changed] = [(); 3].map(|()| watch::Sender::new(()));
 
         // A Controller does not hear of what is deleted.
         let all = Api::<DynamicObject>::all_with(self.client.clone(), &class::resource());
@@ -196,7 +197,9 @@ impl WaypointProvisioner {
             credentials: self.credentials.clone(),
             events,
             failures: Failures::default(),
+            looks: Looks::default(),
         };
+        let context = Arc::new(context);
         let made = watcher::Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
         let waypoints = waypoints
             .owns(Api::<ServiceAccount>::all(client.clone()), made.clone())
@@ -207,7 +210,8 @@ impl WaypointProvisioner {
             .reconcile_all_on(changes(classes_changed.subscribe()))
             .reconcile_all_on(changes(self.attached.clone()))
             .reconcile_all_on(changes(self.credentials.clone()))
-            .run(reconcile, |of, _, context| context.failures.again(&of), Arc::new(context))
+            .reconcile_all_on(changes(secrets_changed.subscribe()))
+            .run(reconcile, |of, _, context| context.failures.again(&of), Arc::clone(&context))
             .for_each(async |done| {
                 report(&done);
                 accounts_changed.send_replace(());
@@ -225,7 +229,26 @@ impl WaypointProvisioner {
         });
         let own = self.publish(known.clone(), accounts_changed.subscribe());
         let readers = readers::keep(client, known, accounts, accounts_changed.subscribe());
-        tokio::join!(listing, ensured, following_classes, of_classes, waypoints, following, own, readers);
+        let looking = async {
+            if let Some(check) = context.settings.check {
+                let ours = || context.known.ours().iter().map(|gateway| name_of(gateway)).collect();
+                let tell = || {
+                    secrets_changed.send_replace(());
+                };
+                context.looks.repeat(&context.client, check, ours, tell).await;
+            }
+        };
+        tokio::join!(
+            listing,
+            ensured,
+            following_classes,
+            of_classes,
+            waypoints,
+            following,
+            own,
+            readers,
+            looking
+        );
     }
 
     /// Tells what is ours, whenever that may have changed.
@@ -236,7 +259,7 @@ impl WaypointProvisioner {
         loop {
             let mut now = OwnGateways::default();
             for gateway in known.ours() {
-                let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
+                let name = name_of(&gateway);
                 match known.role(&gateway) {
                     Some(Role::Waypoint) => drop(now.waypoints.insert(name)),
                     Some(Role::Gateway) => drop(now.gateways.insert(name)),
@@ -301,6 +324,10 @@ fn controller_of(client: &Client, resource: ApiResource) -> Controller<DynamicOb
     let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
     let config = controller::Config::default().concurrency(AT_ONCE).debounce(DEBOUNCE);
     Controller::new_with(api, watcher::Config::default(), resource).with_config(config)
+}
+
+fn name_of(gateway: &DynamicObject) -> NamespacedName {
+    NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any())
 }
 
 fn gateways() -> ApiResource {

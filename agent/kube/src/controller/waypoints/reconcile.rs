@@ -11,7 +11,6 @@ use kube::api::{Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::controller::Action;
 use kube::{Api, Client, Error, ResourceExt as _};
-use orlop_model::NamespacedName;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -20,17 +19,14 @@ use super::class::Role;
 use super::gateway::{Fault, GatewaySpec};
 use super::ingress::Ingress;
 use super::objects::{Entrances, Objects, Owner, WaypointSettings, credentials_of};
-use super::secrets::Secrets;
+use super::secrets::{Looks, Secrets};
 use super::status::{Outcome, observe};
-use super::{Known, gateways, retry};
+use super::{Known, gateways, name_of, retry};
 use crate::controller::events::Regarding;
 use crate::controller::{AttachedRoutes, CallError, Events, FIELD_MANAGER, NamedCredentials};
 
 /// Until a waypoint that could not be made is tried again: what is in its way may be of somebody else.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Between two looks at the Secrets of a gateway, of which nobody tells: this, and up to a half more.
-const LOOK: Duration = Duration::from_secs(60);
-
 /// How long a Gateway waits until it is known which Secrets are named.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,6 +41,7 @@ pub(super) struct Context {
     pub credentials: watch::Receiver<Option<NamedCredentials>>,
     pub events: Events,
     pub failures: Failures,
+    pub looks: Looks,
 }
 
 /// How often in a row each Gateway could not be looked after.
@@ -124,10 +121,7 @@ pub(super) async fn reconcile(
         }
     }
     if let Some(ingress) = &mut outcome.ingress {
-        ingress.secrets = context.secrets(ingress).await;
-        if context.settings.check.is_some() && ingress.names_secrets() && action == Action::await_change() {
-            action = Action::requeue(LOOK.mul_f64(1.0 + 0.5 * fastrand::f64()));
-        }
+        ingress.secrets = context.secrets(&gateway, ingress).await;
     }
     context.write_status(&gateway, &outcome).await?;
     context.failures.none(&gateway);
@@ -198,15 +192,17 @@ impl Context {
     }
 
     fn ingress(&self, gateway: &DynamicObject) -> Result<Ingress, Fault> {
-        let name = NamespacedName::new(gateway.namespace().unwrap_or_default(), gateway.name_any());
-        let attached = self.attached.borrow().get(&name).cloned();
+        let attached = self.attached.borrow().get(&name_of(gateway)).cloned();
         Ingress::of(gateway, attached)
     }
 
     /// How it is with the Secrets that a gateway names.
-    async fn secrets(&self, ingress: &Ingress) -> Secrets {
+    async fn secrets(&self, gateway: &DynamicObject, ingress: &Ingress) -> Secrets {
+        let Some(check) = self.settings.check else { return Secrets::Unread };
         let Entrances { certificates, .. } = ingress.entrances();
-        Secrets::read(&self.client, ingress.namespace(), &certificates, self.settings.check).await
+        let read = Secrets::read(&self.client, ingress.namespace(), &certificates, check).await;
+        self.looks.found(name_of(gateway), certificates, read.clone());
+        read
     }
 
     /// Applies an object, unless there is one of its name that is somebody else's. Gives what it is then.

@@ -1,13 +1,17 @@
 //! Whether the Secrets that the listeners of a gateway name have certificates that can be shown.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, Error};
+use orlop_model::NamespacedName;
 use orlop_model::world::gateway::Listener;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use super::AT_ONCE;
 use super::gateway::Fault;
 
 /// Whether these are a certificate and its key, both PEM. More is not told to who may not read the Secret.
@@ -15,6 +19,8 @@ pub type CertificateCheck = fn(certificate: &[u8], key: &[u8]) -> bool;
 
 /// For all of a gateway's Secrets.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at the Secrets of gateways, of which nobody tells: this, and up to a half more.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What is known of a gateway's Secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +29,75 @@ pub(super) enum Secrets {
     Unread,
     /// Of each that can't be shown, by its name, what is wrong.
     Read(BTreeMap<String, String>),
+}
+
+/// What was found last in the Secrets of each gateway that names some.
+#[derive(Default)]
+pub(super) struct Looks(Mutex<BTreeMap<NamespacedName, Look>>);
+
+#[derive(Clone)]
+struct Look {
+    names: BTreeSet<String>,
+    found: Secrets,
+}
+
+impl Looks {
+    /// A gateway names these, in which that was found.
+    pub fn found(&self, gateway: NamespacedName, names: BTreeSet<String>, found: Secrets) {
+        let mut looks = self.lock();
+        if names.is_empty() {
+            looks.remove(&gateway);
+        } else {
+            looks.insert(gateway, Look { names, found });
+        }
+    }
+
+    /// Looks again and again at the Secrets of gateways that are still `ours`, and at nothing else. Tells when something
+    /// is found that was not before.
+    pub async fn repeat(
+        &self,
+        client: &Client,
+        check: CertificateCheck,
+        ours: impl Fn() -> BTreeSet<NamespacedName>,
+        tell: impl Fn(),
+    ) {
+        loop {
+            sleep(LOOK.mul_f64(1.0 + 0.5 * fastrand::f64())).await;
+            let read = |namespace: String, names: BTreeSet<String>| async move {
+                Secrets::read(client, &namespace, &names, check).await
+            };
+            if self.again(&ours(), read).await {
+                tell();
+            }
+        }
+    }
+
+    /// Looks once. Whether something differs from what was found before.
+    async fn again<R: Future<Output = Secrets>>(
+        &self,
+        ours: &BTreeSet<NamespacedName>,
+        read: impl Fn(String, BTreeSet<String>) -> R,
+    ) -> bool {
+        self.lock().retain(|gateway, _| ours.contains(gateway));
+        let looks = self.lock().clone();
+        let looks = looks.into_iter().map(|(gateway, Look { names, found })| {
+            let reading = read(gateway.namespace.to_string(), names.clone());
+            async move {
+                let now = reading.await;
+                let differs = now != found;
+                if differs {
+                    self.found(gateway, names, now);
+                }
+                differs
+            }
+        });
+        let looks = stream::iter(looks).buffer_unordered(AT_ONCE.into());
+        looks.fold(false, async |before, differs| before | differs).await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, Look>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What is wrong with the Secrets of one listener.
@@ -39,9 +114,11 @@ impl Secrets {
         client: &Client,
         namespace: &str,
         names: &BTreeSet<String>,
-        check: Option<CertificateCheck>,
+        check: CertificateCheck,
     ) -> Self {
-        let Some(check) = check.filter(|_| !names.is_empty()) else { return Self::Unread };
+        if names.is_empty() {
+            return Self::Unread;
+        }
         let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
         let read = async {
             let mut problems = BTreeMap::new();
@@ -105,7 +182,6 @@ fn judge(secret: Option<&Secret>, check: CertificateCheck) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use orlop_model::NamespacedName;
     use orlop_model::world::gateway::{CertificateRef, ListenerTls};
 
     use super::*;
@@ -125,6 +201,39 @@ mod tests {
         assert!(judge(Some(&secret(&["tls.crt"])), good).unwrap_err().contains("it has no tls.key"));
         assert!(judge(Some(&Secret::default()), good).unwrap_err().contains("it has no tls.crt"));
         assert!(judge(Some(&whole), bad).unwrap_err().contains("tls.key is not its key"));
+    }
+
+    #[tokio::test]
+    async fn a_look_tells_of_what_is_otherwise_once_and_of_nobody_else_s() {
+        let looks = Looks::default();
+        let [edge, gone] = ["edge", "gone"].map(|namespace| NamespacedName::new(namespace, "gate"));
+        let names = || BTreeSet::from(["web".to_owned()]);
+        let good = || Secrets::Read(BTreeMap::new());
+        for gateway in [&edge, &gone] {
+            looks.found(gateway.clone(), names(), good());
+        }
+        let ours = BTreeSet::from([edge.clone()]);
+        let look = async |now: Secrets| {
+            let read = |namespace: String, names: BTreeSet<String>| {
+                assert_eq!((&*namespace, names.len()), ("edge", 1));
+                std::future::ready(now.clone())
+            };
+            looks.again(&ours, read).await
+        };
+        let bad = Secrets::Read([("web".to_owned(), "no key".to_owned())].into());
+        for (now, differs) in [
+            (good(), false),
+            (bad.clone(), true),
+            (bad.clone(), false),
+            (Secrets::Unread, true),
+            (good(), true),
+        ] {
+            assert_eq!(look(now.clone()).await, differs, "{now:?}");
+        }
+        // What names none any more is not looked at.
+        looks.found(edge.clone(), BTreeSet::new(), Secrets::Unread);
+        assert!(looks.lock().is_empty());
+        assert!(!look(bad).await);
     }
 
     #[test]
