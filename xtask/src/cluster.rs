@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{self, Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -19,23 +19,29 @@ enum Command {
     /// Start a control plane on this machine's loopback, and print its kubeconfig.
     Up {
         /// With a node, of containerd and kubelet, that has the image of `cargo xtask image`. Ends with this program.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "dir")]
         node: bool,
+        /// Where its files are put: `cluster` in the target directory.
+        #[arg(long)]
+        dir: Option<PathBuf>,
     },
     /// End it and remove what it stored.
-    Down,
+    Down {
+        /// Where its files are.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Build it from its Go modules: some minutes, the first time.
     Build,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let dir = cargo::target_dir()?.join("cluster");
-    match args.command {
+    match &args.command {
         Command::Build => println!("{}", build()?.display()),
-        Command::Up { node: true } => with_node()?,
-        Command::Up { node: false } => {
+        Command::Up { node: true, .. } => with_node()?,
+        Command::Up { node: false, dir } => {
             build()?;
-            let started = Instant::now();
+            let (started, dir) = (Instant::now(), place(dir.as_deref())?);
             let kubeconfig = orlop_tests::start_detached(&dir)?.kubeconfig;
             eprintln!(
                 "ready after {:.1} s; `cargo xtask cluster down` ends it",
@@ -43,10 +49,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             );
             println!("export KUBECONFIG={}", kubeconfig.display());
         }
-        Command::Down if orlop_tests::stop_detached(&dir)? => println!("ended"),
-        Command::Down => bail!("there is no cluster in {}", dir.display()),
+        Command::Down { dir } => {
+            let dir = place(dir.as_deref())?;
+            if !orlop_tests::stop_detached(&dir)? {
+                bail!("there is no cluster in {}", dir.display());
+            }
+            println!("ended");
+        }
     }
     Ok(())
+}
+
+/// Where a cluster's files are. Its programs run there, and are told of it by its whole name.
+fn place(dir: Option<&Path>) -> Result<PathBuf> {
+    match dir {
+        Some(dir) => path::absolute(dir).with_context(|| format!("finding {}", dir.display())),
+        None => Ok(cargo::target_dir()?.join("cluster")),
+    }
 }
 
 /// Runs a control plane and a node until somebody is done with them.

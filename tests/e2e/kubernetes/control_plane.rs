@@ -1,15 +1,18 @@
+use std::env;
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Output};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Api;
 use kube::api::ListParams;
-use orlop_tests::{Testbed, start_detached, stop_detached, wait_for};
+use orlop_tests::{Testbed, wait_for};
 use serde_json::json;
 
 use super::api::{Kubernetes, serves};
 use super::replica::LONG;
+use crate::readme::root;
 
 #[test]
 fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
@@ -67,26 +70,56 @@ fn its_controllers_run() {
     });
 }
 
-/// What `cargo xtask cluster up` and `down` do.
+/// `cargo xtask cluster …`, as cargo runs it.
+fn xtask(command: &str, directory: &Path) -> Output {
+    let me = env::current_exe().unwrap();
+    let program = me.ancestors().nth(2).unwrap().join("xtask");
+    let mut xtask = Command::new(program);
+    xtask.args(["cluster", command, "--dir"]).arg(directory);
+    xtask.env("CARGO_MANIFEST_DIR", root().join("xtask")).output().unwrap()
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// Ends the cluster, whatever becomes of the test.
+struct Ended<'a>(&'a Path);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        xtask("down", self.0);
+    }
+}
+
 #[test]
-fn one_that_outlives_its_program_serves_and_leaves_nothing_when_it_is_ended() {
+fn cluster_up_gives_one_that_serves_until_cluster_down_which_leaves_nothing_of_it() {
     let testbed = Testbed::new().unwrap();
     let directory = testbed.dir().join("cluster");
-    let plane = start_detached(&directory).unwrap();
-    assert!(serves(&plane.kubeconfig));
+    let _ended = Ended(&directory);
+    let up = xtask("up", &directory);
+    assert!(up.status.success(), "{}", text(&up.stderr));
+    // What a shell can take as it is, and nothing else.
+    let (said, kubeconfig) = (text(&up.stdout), directory.join("admin.kubeconfig"));
+    assert_eq!(said, format!("export KUBECONFIG={}\n", kubeconfig.display()));
+    assert!(serves(&kubeconfig));
     // It is nobody else's to start, and what runs goes on.
-    let again = start_detached(&directory).unwrap_err().to_string();
-    assert!(again.contains("cargo xtask cluster down"), "{again}");
-    assert!(serves(&plane.kubeconfig));
+    let again = xtask("up", &directory);
+    assert!(!again.status.success() && again.stdout.is_empty());
+    let (again, wanted) =
+        (text(&again.stderr), format!("there is a cluster in {} already", directory.display()));
+    assert!(again.contains(&wanted) && again.contains("cargo xtask cluster down"), "{again}");
+    assert!(serves(&kubeconfig));
 
-    let kubeconfig = fs::read_to_string(&plane.kubeconfig).unwrap();
-    let server = kubeconfig.split_once("https://").unwrap().1;
+    let of_admin = fs::read_to_string(&kubeconfig).unwrap();
+    let server = of_admin.split_once("https://").unwrap().1;
     let server = server.split(['"', '\n']).next().unwrap().to_owned();
     assert!(TcpStream::connect(&server).is_ok(), "{server}");
     let record = fs::read_to_string(directory.join("processes")).unwrap();
     let processes: Vec<_> = record.lines().map(|line| line.split_once(' ').unwrap().0).collect();
     assert_eq!(processes.len(), 3, "{record}");
-    assert!(stop_detached(&directory).unwrap());
+    let down = xtask("down", &directory);
+    assert!(down.status.success() && text(&down.stdout) == "ended\n", "{}", text(&down.stderr));
     assert!(!directory.exists());
     for process in processes {
         // One that nobody has waited for is still there, and is nothing any more.
@@ -96,5 +129,7 @@ fn one_that_outlives_its_program_serves_and_leaves_nothing_when_it_is_ended() {
     // A process that ends has no command line somewhat before it has no sockets.
     let is_silent = || TcpStream::connect(&server).is_err();
     assert!(wait_for(LONG, is_silent), "{server} still answers");
-    assert!(!stop_detached(&directory).unwrap());
+    let again = xtask("down", &directory);
+    let again = (again.status.success(), text(&again.stderr));
+    assert!(!again.0 && again.1.contains("there is no cluster in"), "{again:?}");
 }
