@@ -74,6 +74,64 @@ fn the_controller_may_reach_the_api_server_where_it_is_said_to_listen() {
     }
 }
 
+/// A monitor that selects nothing, or asks a port that is not there, looks like one whose pods are all well.
+#[test]
+fn pod_monitors_select_the_chart_s_own_pods_and_ask_where_they_show_metrics() {
+    let tools = DeployTools::find().unwrap();
+    let rendered = tools.render(
+        &deploy().join("helm/orlop"),
+        &["--set=monitoring.podMonitor=true", "--set=webhook.enabled=true"],
+    );
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered.unwrap()).unwrap();
+    let monitor = |name: &str| {
+        let is_it = |of: &&Value| of["kind"] == "PodMonitor" && of["metadata"]["name"] == name;
+        objects.iter().find(is_it).unwrap_or_else(|| panic!("no PodMonitor {name}"))
+    };
+    // The only template of pods in the chart's namespace that one selects.
+    let selected = |monitor: &Value| {
+        assert!(monitor["spec"]["namespaceSelector"].is_null(), "{monitor}");
+        let wanted = monitor["spec"]["selector"]["matchLabels"].as_object().unwrap();
+        let templates = objects.iter().filter_map(|object| object["spec"].get("template"));
+        let found = templates.filter(|template| {
+            let labels = &template["metadata"]["labels"];
+            !wanted.is_empty() && wanted.iter().all(|(key, value)| labels[key] == *value)
+        });
+        let [template] = found.collect::<Vec<_>>()[..] else { panic!("{monitor} selects not one template") };
+        template["spec"]["containers"][0].clone()
+    };
+    let endpoint = |monitor: &Value| {
+        let endpoints = monitor["spec"]["podMetricsEndpoints"].as_array().unwrap();
+        let [endpoint] = endpoints.as_slice() else { panic!("{monitor}") };
+        assert_eq!(endpoint["path"], "/metrics");
+        endpoint.clone()
+    };
+
+    let controller = monitor("orlop-controller");
+    let ports = selected(controller)["ports"].clone();
+    let port = ports.as_array().unwrap().iter().find(|port| port["name"] == endpoint(controller)["port"]);
+    assert_eq!(port.unwrap()["containerPort"], 15021, "{ports}");
+
+    // An agent declares no port, so that its pod is one target, whose address is made.
+    let node = monitor("orlop-node");
+    let container = selected(node);
+    assert!(container["ports"].is_null() && container["args"].as_array().is_some(), "{container}");
+    assert!(!container["args"].to_string().contains("--metrics"), "it is at the default: {container}");
+    let relabelings = endpoint(node)["relabelings"].clone();
+    for relabeling in relabelings.as_array().unwrap() {
+        assert!(relabeling["replacement"].as_str().unwrap().ends_with(":15020"), "{relabeling}");
+        assert_eq!(relabeling["targetLabel"], "__address__");
+    }
+
+    // What the controller makes has these: `kubernetes::node::proxies` asks such pods.
+    let waypoint = &monitor("orlop-waypoint")["spec"];
+    assert_eq!(waypoint["namespaceSelector"], json!({"any": true}));
+    assert_eq!(
+        waypoint["selector"],
+        json!({"matchLabels": {"app.kubernetes.io/managed-by": "orlop-controller"}})
+    );
+    assert_eq!(waypoint["podMetricsEndpoints"], json!([{"portNumber": 15020, "path": "/metrics"}]));
+}
+
 #[test]
 fn plain_manifests_are_what_it_makes() {
     let made = DeployTools::find().unwrap().manifests(&deploy().join("helm/orlop")).unwrap();

@@ -4,3 +4,4 @@ mod cli;
 mod cluster;
 mod gate;
 mod install;
+mod proxies;

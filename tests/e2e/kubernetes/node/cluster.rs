@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use orlop_tests::{BUSYBOX, DeployTools, Image, KubeNode, Testbed, binary, wait_for};
@@ -85,6 +85,11 @@ impl Cluster {
     #[track_caller]
     pub fn kubectl(&self, args: &[&str]) -> String {
         run(self.tools.kubectl(&self.kubernetes.plane.kubeconfig()).args(args))
+    }
+
+    /// `kubectl`, which may fail.
+    pub fn try_kubectl(&self, args: &[&str]) -> Output {
+        self.tools.kubectl(&self.kubernetes.plane.kubeconfig()).args(args).output().unwrap()
     }
 
     /// `kubectl wait` for a condition, and what there is if it does not come.
