@@ -23,6 +23,32 @@ fn said(kubeconfig: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// What `orlop check` says to who may do everything.
+fn check(cluster: &Cluster) -> Value {
+    let checked = orlop(&cluster.kubernetes.plane.kubeconfig(), &["check", "-o", "json"]);
+    let why = || String::from_utf8_lossy(&checked.stderr).into_owned();
+    serde_json::from_slice(&checked.stdout).unwrap_or_else(|_| panic!("{}", why()))
+}
+
+fn is_of_pod(check: &Value) -> bool {
+    check["name"].as_str().is_some_and(|name| name.starts_with("pod "))
+}
+
+/// Waits until `orlop check` notes something of a pod.
+#[track_caller]
+pub fn check_notes(cluster: &Cluster, pod: &str, text: &str) {
+    let mut checked = Value::Null;
+    let noted = wait_for(LONG, || {
+        checked = check(cluster);
+        let mut checks = checked["checks"].as_array().unwrap().iter();
+        let noted = checks.find(|one| one["name"] == format!("pod {pod}"));
+        noted.is_some_and(|one| {
+            one["state"] == "note" && one["detail"].as_str().is_some_and(|detail| detail.contains(text))
+        })
+    });
+    assert!(noted, "{pod}: {text} is not noted: {checked:#}");
+}
+
 /// For who may list pods and forward ports where Orlop is, and nothing else: the client's pod is on the first node and
 /// the server's on the second.
 pub fn people_ask_the_agents(cluster: &Cluster) {
@@ -103,14 +129,19 @@ pub fn people_ask_the_agents(cluster: &Cluster) {
     let output = plain.args(["certs", "-o", "wide"]).env("KUBECONFIG", &person).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    // An administrator sees how it stands.
-    let checked = orlop(&cluster.kubernetes.plane.kubeconfig(), &["check", "-o", "json"]);
-    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    // An administrator sees how it stands, and which pods are not as their namespace asks.
+    cluster.kubectl(&["label", "pod", "probed", "orlop.dev/mesh=disabled", "--namespace=shop"]);
+    check_notes(cluster, "shop/probed", "in clear on n2, though its namespace is in the mesh");
+    let checked = check(cluster);
     assert_eq!(checked["verdict"], "Orlop is installed and ready", "{checked:#}");
     for node in &nodes {
         let is_ok = |one: &Value| one["name"] == format!("agent of {node}") && one["state"] == "ok";
         assert!(checked["checks"].as_array().unwrap().iter().any(is_ok), "{checked:#}");
     }
+
+    let pods = checked["checks"].as_array().unwrap().iter().filter(|one| is_of_pod(one));
+    let pods: Vec<_> = pods.map(|one| one["name"].clone()).collect();
+    assert_eq!(pods, ["pod shop/probed"], "{checked:#}");
 
     let absent = orlop(&person, &["status", "--node", "n9"]);
     let why = String::from_utf8_lossy(&absent.stderr).into_owned();

@@ -1,6 +1,7 @@
 use orlop_tests::wait_for;
 use serde_json::{Value, json};
 
+use super::cli::check_notes;
 use super::cluster::{Cluster, LONG};
 use crate::boot_gate::kubelet::DRIVER;
 
@@ -12,6 +13,7 @@ const WORD: &str = "cold-start";
 #[test]
 fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in_clear_also_after_a_reboot() {
     let mut cluster = Cluster::start();
+    cluster.shop("early", &json!({"orlop.dev/mesh": "enabled"}));
     cluster.install(&["--set=node.bootGate.enabled=true"]);
     cluster.wait_rollout("daemonset/orlop-node");
     let drivers = ["get", "csinodes", "--output=jsonpath={.items[*].spec.drivers[*].name}"];
@@ -19,6 +21,7 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     assert!(wait_for(LONG, registered), "{}", cluster.state());
     cluster.shop("shop", &json!({"orlop.dev/mesh": "enabled"}));
     let server = cluster.address("shop", "server");
+    check_notes(&cluster, "early/client", "not held by the boot gate of n1, as it is older than that");
 
     let capture = cluster.testbed.capture().unwrap();
     // Each dials as its first act, and again whenever it is refused.
