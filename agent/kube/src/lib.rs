@@ -9,6 +9,7 @@ pub mod admission;
 mod agents;
 mod authorization_policy;
 mod cluster;
+mod config_map;
 pub mod controller;
 #[cfg(test)]
 mod definitions;

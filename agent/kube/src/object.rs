@@ -8,8 +8,8 @@ use orlop_model::world::gateway_api::{BackendTls, ReferenceGrant, Route, RouteKi
 use orlop_model::world::routing::{DestinationRule, VirtualService};
 use orlop_model::world::security::{AuthorizationPolicy, PeerAuthentication};
 use orlop_model::world::{
-    EndpointSlice, ExtensionProvider, Namespace, Node as ClusterNode, Pod, RateLimit, RequestAuthentication,
-    Service, ServiceEntry, Telemetry, WorkloadEntry,
+    ConfigMap, EndpointSlice, ExtensionProvider, Namespace, Node as ClusterNode, Pod, RateLimit,
+    RequestAuthentication, Service, ServiceEntry, Telemetry, WorkloadEntry,
 };
 use orlop_model::{NamespacedName, Text, World};
 use serde::de::Deserializer;
@@ -17,9 +17,9 @@ use serde::de::Deserializer;
 use crate::field::FieldError;
 pub(crate) use crate::field::typed;
 use crate::{
-    authorization_policy, destination_rule, endpoint_slice, extension_provider, gateway_api, namespace, node,
-    peer_authentication, pod, rate_limit, request_authentication, service, service_entry, telemetry,
-    virtual_service, workload_entry,
+    authorization_policy, config_map, destination_rule, endpoint_slice, extension_provider, gateway_api,
+    namespace, node, peer_authentication, pod, rate_limit, request_authentication, service, service_entry,
+    telemetry, virtual_service, workload_entry,
 };
 
 /// A kind that Orlop reads.
@@ -47,6 +47,7 @@ pub(crate) enum Kind {
     TcpRoute,
     ReferenceGrant,
     BackendTls,
+    ConfigMap,
 }
 
 impl Kind {
@@ -63,7 +64,7 @@ impl Kind {
         Self::PeerAuthentication,
     ];
     /// What a waypoint or a gateway reads besides.
-    const OF_WAYPOINTS: [Self; 13] = [
+    const OF_WAYPOINTS: [Self; 14] = [
         Self::VirtualService,
         Self::DestinationRule,
         Self::RequestAuthentication,
@@ -77,6 +78,7 @@ impl Kind {
         Self::TcpRoute,
         Self::ReferenceGrant,
         Self::BackendTls,
+        Self::ConfigMap,
     ];
 
     /// The kind that is called this.
@@ -108,6 +110,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::BackendTls => "BackendTLSPolicy",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
@@ -177,7 +180,7 @@ impl Kind {
             Self::RateLimit | Self::ExtensionProvider => &["orlop.dev/v1alpha1"],
             Self::Telemetry => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
-            Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
+            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ConfigMap => &["v1"],
         }
     }
 
@@ -251,6 +254,7 @@ impl Kind {
             Self::BackendTls => {
                 Ok(Object::BackendTls(Arc::new(gateway_api::backend_tls::convert(typed(object)?)?)))
             }
+            Self::ConfigMap => Ok(Object::ConfigMap(Arc::new(config_map::convert(typed(object)?)?))),
         }
     }
 }
@@ -308,6 +312,7 @@ pub(crate) enum Key {
     TcpRoute(NamespacedName),
     ReferenceGrant(NamespacedName),
     BackendTls(NamespacedName),
+    ConfigMap(NamespacedName),
 }
 
 impl Key {
@@ -337,6 +342,7 @@ impl Key {
             Kind::TcpRoute => Self::TcpRoute(namespaced()),
             Kind::ReferenceGrant => Self::ReferenceGrant(namespaced()),
             Kind::BackendTls => Self::BackendTls(namespaced()),
+            Kind::ConfigMap => Self::ConfigMap(namespaced()),
         }
     }
 
@@ -363,7 +369,8 @@ impl Key {
             | Self::TlsRoute(name)
             | Self::TcpRoute(name)
             | Self::ReferenceGrant(name)
-            | Self::BackendTls(name) => Some(name),
+            | Self::BackendTls(name)
+            | Self::ConfigMap(name) => Some(name),
         }
     }
 
@@ -392,6 +399,7 @@ impl Key {
             Self::TcpRoute(name) => world.tcp_routes.contains_key(name),
             Self::ReferenceGrant(name) => world.reference_grants.contains_key(name),
             Self::BackendTls(name) => world.backend_tls.contains_key(name),
+            Self::ConfigMap(name) => world.config_maps.contains_key(name),
         }
     }
 
@@ -420,6 +428,7 @@ impl Key {
             Self::TcpRoute(name) => world.tcp_routes.remove(name).is_some(),
             Self::ReferenceGrant(name) => world.reference_grants.remove(name).is_some(),
             Self::BackendTls(name) => world.backend_tls.remove(name).is_some(),
+            Self::ConfigMap(name) => world.config_maps.remove(name).is_some(),
         }
     }
 
@@ -447,6 +456,7 @@ impl Key {
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::BackendTls(_) => Kind::BackendTls,
+            Self::ConfigMap(_) => Kind::ConfigMap,
         }
     }
 }
@@ -454,28 +464,10 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.kind().name();
-        match self {
-            Self::Namespace(name) | Self::Node(name) => write!(f, "{kind} {name}"),
-            Self::Pod(name)
-            | Self::Service(name)
-            | Self::EndpointSlice(name)
-            | Self::ServiceEntry(name)
-            | Self::WorkloadEntry(name)
-            | Self::AuthorizationPolicy(name)
-            | Self::PeerAuthentication(name)
-            | Self::VirtualService(name)
-            | Self::DestinationRule(name)
-            | Self::RequestAuthentication(name)
-            | Self::RateLimit(name)
-            | Self::ExtensionProvider(name)
-            | Self::Gateway(name)
-            | Self::Telemetry(name)
-            | Self::HttpRoute(name)
-            | Self::GrpcRoute(name)
-            | Self::TlsRoute(name)
-            | Self::TcpRoute(name)
-            | Self::ReferenceGrant(name)
-            | Self::BackendTls(name) => write!(f, "{kind} {name}"),
+        match (self, self.namespaced()) {
+            (_, Some(name)) => write!(f, "{kind} {name}"),
+            (Self::Namespace(name) | Self::Node(name), _) => write!(f, "{kind} {name}"),
+            (_, None) => f.write_str(kind),
         }
     }
 }
@@ -503,6 +495,7 @@ pub(crate) enum Object {
     Route(Arc<Route>),
     ReferenceGrant(Arc<ReferenceGrant>),
     BackendTls(Arc<BackendTls>),
+    ConfigMap(Arc<ConfigMap>),
 }
 
 impl Object {
@@ -532,6 +525,7 @@ impl Object {
             },
             Self::ReferenceGrant(of) => Key::ReferenceGrant(of.name.clone()),
             Self::BackendTls(of) => Key::BackendTls(of.name.clone()),
+            Self::ConfigMap(of) => Key::ConfigMap(of.name.clone()),
         }
     }
 
@@ -563,6 +557,7 @@ impl Object {
             Self::Route(of) => drop(world.routes_mut(of.kind).insert(of.name.clone(), of)),
             Self::ReferenceGrant(of) => drop(world.reference_grants.insert(of.name.clone(), of)),
             Self::BackendTls(of) => drop(world.backend_tls.insert(of.name.clone(), of)),
+            Self::ConfigMap(of) => drop(world.config_maps.insert(of.name.clone(), of)),
         }
     }
 
@@ -588,6 +583,7 @@ impl Object {
             Self::Route(new) => world.routes_mut(new.kind).get(&new.name) == Some(new),
             Self::ReferenceGrant(new) => world.reference_grants.get(&new.name) == Some(new),
             Self::BackendTls(new) => world.backend_tls.get(&new.name) == Some(new),
+            Self::ConfigMap(new) => world.config_maps.get(&new.name) == Some(new),
         };
         if !same {
             self.put(world);

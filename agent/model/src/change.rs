@@ -119,6 +119,7 @@ fn reaches_further(then: &World, now: &World) -> bool {
         tcp_routes: _,
         reference_grants: _,
         backend_tls: _,
+        config_maps: _,
     } = now;
     then.as_of != *as_of
         || then.service_entries != *service_entries

@@ -1,5 +1,6 @@
 //! What the mesh reads of Kubernetes, in plain types: converted once, at the edge, and already checked there.
 
+pub mod config_map;
 mod expression;
 mod extension_provider;
 pub mod gateway;
@@ -28,6 +29,7 @@ use crate::addresses::Addresses;
 use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::text::Text;
+pub use config_map::ConfigMap;
 pub use expression::{Attribute, Attributes, Expression, ExpressionError, Value};
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway::Gateway;
@@ -113,6 +115,9 @@ pub struct World {
     /// BackendTLSPolicies by name.
     #[serde(skip)]
     pub backend_tls: Map<NamespacedName, BackendTls>,
+    /// ConfigMaps by name.
+    #[serde(skip)]
+    pub config_maps: Map<NamespacedName, ConfigMap>,
 }
 
 impl World {

@@ -14,8 +14,8 @@ use anyhow::Context as _;
 use futures_util::future::OptionFuture;
 use orlop_identity::{CertificateAuthority as _, CertificateService, GivenCa, ServingTls};
 use orlop_kube::controller::{
-    BundlePublisher, CustomKinds, Election, Events, PlacedPods, Reviewer, RootStore, RotationTiming,
-    StatusWriter, WaypointProvisioner, connect, follow_token_issuer,
+    BundlePublisher, CertificateCopies, CustomKinds, Election, Events, PlacedPods, Reviewer, RootStore,
+    RotationTiming, StatusWriter, WaypointProvisioner, connect, follow_token_issuer,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -129,9 +129,13 @@ async fn serve(
         }
         let provisioner =
             provisioner.map(|of| of.with_attached(status.attached()).with_credentials(status.credentials()));
+        // Of use to waypoints and gateways alone.
+        let copies = provisioner.as_ref().map(|_| status.copies());
         async move {
             let waypoints = OptionFuture::from(provisioner.map(WaypointProvisioner::run));
-            tokio::join!(publisher.run(), rotation, waypoints, status.run(), event_writer.run(), kind_watch);
+            let copies = OptionFuture::from(copies.map(CertificateCopies::run));
+            let told = async { tokio::join!(status.run(), event_writer.run(), kind_watch) };
+            tokio::join!(publisher.run(), rotation, waypoints, copies, told);
         }
     };
     tokio::select! {

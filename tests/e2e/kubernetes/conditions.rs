@@ -52,6 +52,12 @@ fn what_the_table_has_is_said_when_it_is_applied() {
     let labels = [("orlop.dev/mesh", "enabled"), ("istio.io/use-waypoint", "way")];
     let namespace = stage.kubernetes.namespace("table", &labels);
     around(&stage.kubernetes, &namespace);
+    let metadata = json!({"name": "orlop-backend-ca", "namespace": namespace});
+    let data = json!({"authority": CertificateParams::new(Vec::new()).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap().pem()});
+    // As a controller has copied it.
+    stage
+        .kubernetes
+        .apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}));
     let (_webhook, _log) = stage.start();
     let rows = rows(&namespace);
     stage.wait_refused(&object(&rows[1], &namespace));
@@ -133,6 +139,11 @@ fn around(kubernetes: &Kubernetes, namespace: &str) {
     ] {
         kubernetes.apply(&json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "stringData": data,
+        }));
+    }
+    for (name, text) in [("authority", certificate.pem()), ("garbage", "nothing".to_owned())] {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(name), "data": {"ca.crt": text},
         }));
     }
 }

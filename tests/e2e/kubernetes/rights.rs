@@ -106,7 +106,8 @@ fn objects(kubernetes: &Kubernetes, namespace: &str) {
         let rules = json!([{"backendRefs": [{"name": "nobody", "port": 80}]}]);
         apply(&version, kind, "odd", json!({"parentRefs": parents, "rules": rules}));
     }
-    let validation = json!({"hostname": "nobody.example", "wellKnownCACertificates": "System"});
+    let refs = json!([{"group": "", "kind": "ConfigMap", "name": "nobody"}]);
+    let validation = json!({"hostname": "nobody.example", "caCertificateRefs": refs});
     apply(&version, "BackendTLSPolicy", "odd", json!({"targetRefs": targets, "validation": validation}));
     let listeners = json!([{"name": "mesh", "port": 15008, "protocol": "HBONE"}]);
     apply(&version, "Gateway", GATE, json!({"gatewayClassName": "orlop-waypoint", "listeners": listeners}));

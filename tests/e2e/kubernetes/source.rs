@@ -117,6 +117,10 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
             "validation": {"hostname": "web.example", "wellKnownCACertificates": "System"},
         },
     }));
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("orlop-backend-ca"),
+        "data": {"ca": "no certificate"},
+    }));
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {
@@ -163,6 +167,11 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         (gateway_api(&namespace, "gateways"), "Gateway", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "referencegrants"), "ReferenceGrant", "gateway.networking.k8s.io/v1"),
         (gateway_api(&namespace, "backendtlspolicies"), "BackendTLSPolicy", "gateway.networking.k8s.io/v1"),
+        (
+            format!("/api/v1/namespaces/{namespace}/configmaps?fieldSelector=metadata.name=orlop-backend-ca"),
+            "ConfigMap",
+            "v1",
+        ),
         (format!("/api/v1/namespaces?fieldSelector=metadata.name={namespace}"), "Namespace", "v1"),
         (format!("/api/v1/nodes?fieldSelector=metadata.name={namespace}"), "Node", "v1"),
     ] {
@@ -249,6 +258,7 @@ fn only(world: &mut World, namespace: &str) {
         tcp_routes,
         reference_grants,
         backend_tls,
+        config_maps,
     } = world;
     namespaces.retain(|name, _| name == namespace);
     nodes.retain(|name, _| name == namespace);
@@ -272,6 +282,7 @@ fn only(world: &mut World, namespace: &str) {
     tcp_routes.retain(|name, _| name.namespace == namespace);
     reference_grants.retain(|name, _| name.namespace == namespace);
     backend_tls.retain(|name, _| name.namespace == namespace);
+    config_maps.retain(|name, _| name.namespace == namespace);
 }
 
 /// Whether there is one object of each kind. A kind that is new is missing here first.
@@ -300,6 +311,7 @@ fn assert_whole(world: &World) {
         tcp_routes,
         reference_grants,
         backend_tls,
+        config_maps,
     } = world;
     for (kind, count) in [
         ("namespaces", namespaces.len()),
@@ -324,6 +336,7 @@ fn assert_whole(world: &World) {
         ("tcp_routes", tcp_routes.len()),
         ("reference_grants", reference_grants.len()),
         ("backend_tls", backend_tls.len()),
+        ("config_maps", config_maps.len()),
     ] {
         assert_eq!(count, 1, "{kind}");
     }

@@ -4,6 +4,7 @@ use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use orlop_tests::wait_for;
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
 use super::api::Kubernetes;
@@ -39,6 +40,12 @@ impl Stage {
     fn service(&self, name: &str) {
         let spec = json!({"selector": {"app": name}, "ports": [{"port": 80, "name": "http"}]});
         self.apply("v1", "Service", name, &spec);
+    }
+
+    fn config_map(&self, name: &str, data: &Value) {
+        let metadata = json!({"name": name, "namespace": self.namespace});
+        self.kubernetes
+            .apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}));
     }
 
     fn route(&self, kind: &str, name: &str, parents: &Value, rules: &Value) {
@@ -200,6 +207,14 @@ fn a_backend_tls_policy_says_of_each_service_whether_it_is_in_force() {
     stage.await_parents(POLICIES, "b", &[good]);
     stage.await_parents(POLICIES, "a", &[("later", "NoValidCACertificate", "InvalidCACertificateRef")]);
     stage.await_event("BackendTLSPolicy", "a", "NoValidCACertificate", "caCertificateRefs");
+    let authority = CertificateParams::new(Vec::new()).unwrap().self_signed(&KeyPair::generate().unwrap());
+    for (data, said) in [
+        (json!({"ca.crt": authority.unwrap().pem()}), ["Accepted", "ResolvedRefs"]),
+        (json!({"other": ""}), ["NoValidCACertificate", "InvalidCACertificateRef"]),
+    ] {
+        stage.config_map("ca", &data);
+        stage.await_parents(POLICIES, "a", &[("later", said[0], said[1])]);
+    }
     policy("a", &["later"], &json!({"hostname": "web.example", "ca": 7}));
     stage.await_parents(POLICIES, "a", &[("later", "Invalid", "NotAccepted")]);
 }

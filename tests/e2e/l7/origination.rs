@@ -8,8 +8,9 @@ use std::thread;
 use orlop_tests::{Pod, PodSpec};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::{ServerConfig, ServerConnection};
 
 use super::routes::Versions;
 use crate::mesh::{NAMESPACE, TIMEOUT};
@@ -117,6 +118,74 @@ fn a_backend_tls_policy_lets_nothing_go_in_clear() {
 }
 
 #[test]
+fn config_maps_say_whom_a_backend_tls_policy_believes() {
+    let versions = Versions::new();
+    let [secured, plain] = &versions.pods;
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    serve(secured, config(&ours, false), asked_for);
+    let stage = &versions.stage;
+    let world = stage.mesh.testbed.world();
+    let put = |names: &[&str]| {
+        let refs: Vec<_> = names.iter().map(|name| format!("{{group: '', {name}}}")).collect();
+        let policy = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  targetRefs: [{{group: '', kind: Service, name: web}}]\n  \
+             validation: {{hostname: shop.example, caCertificateRefs: [{}]}}\n",
+            refs.join(", ")
+        );
+        stage.change(|| world.write("backend.yaml", &policy).unwrap());
+    };
+    let map = |namespace: &str, name: &str, text: &str| {
+        let data = text.replace('\n', "\n    ");
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             data:\n  ca.crt: |\n    {data}\n"
+        );
+        stage.change(|| world.write(&format!("map-{namespace}-{name}.yaml"), &map).unwrap());
+    };
+    let refused = |path: &str, reason: &str| {
+        assert_eq!(stage.get(path).status, 503, "{path}");
+        stage.record(|record| record["path"] == path && record["reason"] == reason);
+    };
+    map("shop", "theirs", &theirs.root);
+    map("shop", "broken", "no certificate");
+    map("far", "ours", &ours.root);
+    lead_to(&versions, secured);
+    let named = |name: &str| format!("kind: ConfigMap, name: {name}");
+    put(&[&named("ours")]);
+    // Another namespace's is not it.
+    refused("/missing", "tls_unavailable");
+    map("shop", "ours", &ours.root);
+    assert_eq!(stage.get("/").text(), "shop.example");
+    // The connection that is open is no way round what is believed now.
+    map("shop", "ours", &theirs.root);
+    refused("/replaced", "untrusted_certificate");
+    map("shop", "ours", &ours.root);
+    assert_eq!(stage.get("/").status, 200);
+    stage.change(|| world.remove("map-shop-ours.yaml").unwrap());
+    refused("/removed", "tls_unavailable");
+    map("shop", "ours", &ours.root);
+    // Of several all count that have any.
+    put(&[&named("broken"), &named("theirs"), &named("ours"), "kind: Secret, name: ours"]);
+    assert_eq!(stage.get("/").status, 200);
+    put(&[&named("theirs")]);
+    refused("/theirs", "untrusted_certificate");
+    // Nothing goes to a server that speaks no TLS while there is nobody to believe, nor when there is.
+    let _server = plain.serve_http(80).unwrap();
+    lead_to(&versions, plain);
+    for (path, refs) in [
+        ("/broken", vec![named("broken")]),
+        ("/kind", vec!["kind: Secret, name: ours".to_owned()]),
+        ("/none", vec![named("none"), named("broken")]),
+    ] {
+        put(&refs.iter().map(String::as_str).collect::<Vec<_>>());
+        refused(path, "tls_unavailable");
+    }
+    put(&[&named("ours")]);
+    assert_eq!(stage.get("/plain").status, 503);
+}
+
+#[test]
 fn a_secret_says_whom_to_believe_and_what_to_show() {
     let dir = std::env::temp_dir().join(format!("orlop-credentials-{}", std::process::id()));
     let path = dir.to_string_lossy().into_owned();
@@ -205,73 +274,67 @@ impl Authority {
     }
 }
 
-/// Answers each request of those who show a certificate of this authority's with the name in it, until the process ends.
-fn serve_mutual(pod: &Pod, authority: &Authority) {
+/// A server's certificate of this authority, and what it asks of clients.
+fn config(authority: &Authority, asks_for_certificates: bool) -> Arc<ServerConfig> {
     let provider = orlop_identity::provider();
     let (certificate, key) = authority.certificate("shop.example");
     let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.root.as_bytes()).unwrap()).unwrap();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let config = rustls::ServerConfig::builder_with_provider(provider);
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let config = config.with_safe_default_protocol_versions().unwrap();
-    let config = config.with_client_cert_verifier(verifier.build().unwrap());
-    let config = Arc::new(config.with_single_cert(vec![certificate], key).unwrap());
-    let listener = pod.listen(false, 80).unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-            thread::spawn(move || {
-                let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
-                let mut line = String::new();
-                while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
-                    if line == "\r\n" {
-                        let tls = stream.get_mut();
-                        let shown = tls.conn.peer_certificates().is_some_and(|shown| shown.len() == 1);
-                        let name = if shown { "client.example" } else { "nobody" };
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", name.len());
-                        tls.write_all((head + name).as_bytes()).unwrap();
-                        tls.flush().unwrap();
-                    }
-                    line.clear();
-                }
-            });
-        }
-    });
+    let config = if asks_for_certificates {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.root.as_bytes()).unwrap()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        config.with_client_cert_verifier(verifier.build().unwrap())
+    } else {
+        config.with_no_client_auth()
+    };
+    Arc::new(config.with_single_cert(vec![certificate], key).unwrap())
+}
+
+/// Answers each request of those who show a certificate of this authority's with the name in it, until the process ends.
+fn serve_mutual(pod: &Pod, authority: &Authority) {
+    let shown = |tls: &ServerConnection| {
+        let shown = tls.peer_certificates().is_some_and(|shown| shown.len() == 1);
+        if shown { "client.example" } else { "nobody" }.to_owned()
+    };
+    serve(pod, config(authority, true), shown);
 }
 
 /// Answers each request with the name that it was asked for by, until the process ends. Gives the names by which
 /// connections asked for it and did not believe it.
 fn serve_tls(pod: &Pod) -> Receiver<String> {
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["shop.example".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(orlop_identity::provider());
-    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-    let config = Arc::new(config.with_single_cert(vec![certificate.der().clone()], key).unwrap());
+    serve(pod, config(&Authority::new(), false), asked_for)
+}
+
+fn asked_for(tls: &ServerConnection) -> String {
+    tls.server_name().unwrap_or_default().to_owned()
+}
+
+fn serve(pod: &Pod, config: Arc<ServerConfig>, answer: fn(&ServerConnection) -> String) -> Receiver<String> {
     let listener = pod.listen(false, 80).unwrap();
-    let (asked, names) = channel();
+    let (unbelieved, names) = channel();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-            let asked = asked.clone();
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let unbelieved = unbelieved.clone();
             thread::spawn(move || {
                 let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
                 let mut line = String::new();
                 while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
                     if line == "\r\n" {
                         let tls = stream.get_mut();
-                        let name = tls.conn.server_name().unwrap_or_default().to_owned();
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", name.len());
-                        tls.write_all((head + &name).as_bytes()).unwrap();
+                        let body = answer(&tls.conn);
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                        tls.write_all((head + &body).as_bytes()).unwrap();
                         tls.flush().unwrap();
                     }
                     line.clear();
                 }
                 let connection = &stream.get_ref().conn;
                 if connection.is_handshaking() {
-                    let _ = asked.send(connection.server_name().unwrap_or_default().to_owned());
+                    let _ = unbelieved.send(asked_for(connection));
                 }
             });
         }

@@ -150,6 +150,7 @@ fn keys(world: &World, kind: Kind) -> Vec<Key> {
         Kind::TcpRoute => world.tcp_routes.keys().cloned().map(Key::TcpRoute).collect(),
         Kind::ReferenceGrant => world.reference_grants.keys().cloned().map(Key::ReferenceGrant).collect(),
         Kind::BackendTls => world.backend_tls.keys().cloned().map(Key::BackendTls).collect(),
+        Kind::ConfigMap => world.config_maps.keys().cloned().map(Key::ConfigMap).collect(),
     }
 }
 

@@ -10,6 +10,7 @@ use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client};
+use orlop_model::world::config_map::COPIES;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
@@ -135,7 +136,12 @@ async fn watch_version(
 ) -> Result<String, Ended> {
     let api = Api::<Item>::all_with(client.clone(), &resource(kind, api_version));
     let update = |item: &Item| update(kind, item, api_version, telling);
-    let events = watcher(api, watcher::Config::default());
+    let config = match kind {
+        // All that anybody has the right to read, and all that counts.
+        Kind::ConfigMap => watcher::Config::default().fields(&format!("metadata.name={COPIES}")),
+        _ => watcher::Config::default(),
+    };
+    let events = watcher(api, config);
     pin_mut!(events);
     let mut listed = BTreeSet::new();
     let mut pauses = Pauses::default();
@@ -300,6 +306,7 @@ mod tests {
             "tcproutes",
             "referencegrants",
             "backendtlspolicies",
+            "configmaps",
         ];
         assert_eq!(plurals, wanted);
         assert!(is_custom(Kind::WorkloadEntry) && !is_custom(Kind::EndpointSlice));

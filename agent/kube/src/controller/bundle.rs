@@ -220,7 +220,7 @@ impl Known {
 }
 
 /// Whether the namespace has gone, or is going. Whatever else forbids the roots there leaves it without them.
-fn has_gone(status: &Status) -> bool {
+pub(super) fn has_gone(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     status.is_not_found() || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }

@@ -2,6 +2,7 @@
 
 mod bearer;
 mod bundle;
+mod copies;
 mod events;
 mod issuer;
 mod leader;
@@ -14,6 +15,7 @@ mod waypoints;
 
 pub use bearer::{Bearer, ReviewError, Reviewer};
 pub use bundle::{BUNDLE, BundlePublisher, ISTIO_BUNDLE};
+pub use copies::CertificateCopies;
 pub use events::{EventWriter, Events};
 pub use issuer::{TokenIssuer, follow_token_issuer};
 pub use leader::Election;
@@ -21,6 +23,7 @@ pub use placed::PlacedPods;
 pub use root_rotation::{RootStep, RotationTiming};
 pub use root_secret::{RootJudge, RootPair, RootSecret};
 pub use root_store::{RootFound, RootStore};
+use status::NamedConfigMaps;
 pub use status::{AttachedRoutes, NamedCredentials, StatusWriter};
 pub(crate) use status::{Judgement, Verdict};
 pub(crate) use waypoints::judge_gateway;

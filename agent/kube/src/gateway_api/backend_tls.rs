@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use orlop_model::NamespacedName;
 use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
-use orlop_model::world::routing::{Roots, ServerCheck};
+use orlop_model::world::routing::{CertificateRef, Roots, ServerCheck};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -42,11 +42,22 @@ struct TargetObject {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ValidationObject {
-    ca_certificate_refs: Vec<IgnoredAny>,
+    ca_certificate_refs: Vec<ReferenceObject>,
     #[serde(rename = "wellKnownCACertificates")]
     well_known: Option<String>,
     hostname: String,
     subject_alt_names: Vec<NameObject>,
+}
+
+/// How many `caCertificateRefs` there may be, as the Gateway API defines it.
+const MAX_REFS: usize = 8;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReferenceObject {
+    group: String,
+    kind: String,
+    name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -121,15 +132,29 @@ impl ValidationObject {
     /// Whose signatures are believed.
     fn roots(&self, path: &FieldPath) -> Result<Roots, BackendProblem> {
         let at = |key: &str, why: &str| format!("{}: {why}", path.clone().key(key));
-        if !self.ca_certificate_refs.is_empty() {
-            let why = "waypoints and gateways may read no ConfigMap: wellKnownCACertificates alone is done";
-            return Err(BackendProblem::NoCertificates(at("caCertificateRefs", why)));
-        }
         let invalid = |why: &str| Err(BackendProblem::Invalid(at("wellKnownCACertificates", why)));
-        match self.well_known.as_deref() {
+        let refs = &self.ca_certificate_refs;
+        match self.well_known.as_deref().filter(|name| !name.is_empty()) {
+            Some(_) if !refs.is_empty() => invalid("leave it out, or caCertificateRefs"),
+            None if refs.len() > MAX_REFS => Err(BackendProblem::Invalid(at(
+                "caCertificateRefs",
+                &format!("there may be {MAX_REFS}, and are {}", refs.len()),
+            ))),
+            None if !refs.is_empty() => Ok(Roots::Named(refs.iter().map(ReferenceObject::convert).collect())),
             Some("System") => Ok(Roots::Public),
             Some(other) => invalid(&format!("{other:?} is not System")),
             None => invalid("nothing says whose certificates are believed"),
+        }
+    }
+}
+
+impl ReferenceObject {
+    fn convert(&self) -> CertificateRef {
+        let Self { group, kind, name } = self;
+        match (group.as_str(), kind.as_str()) {
+            ("" | "core", "ConfigMap") => CertificateRef::ConfigMap(name.as_str().into()),
+            ("", kind) => CertificateRef::Other(format!("{kind} {name}")),
+            (group, kind) => CertificateRef::Other(format!("{kind}.{group} {name}")),
         }
     }
 }
@@ -189,21 +214,33 @@ mod tests {
     }
 
     #[test]
+    fn references_to_certificates_are_kept_as_they_are() {
+        let refs = json!([
+            {"group": "", "kind": "ConfigMap", "name": "ca"}, {"group": "", "kind": "Secret", "name": "s"},
+            {"group": "example.com", "kind": "ConfigMap", "name": "c"},
+        ]);
+        let check = validated(json!({"hostname": "a.example", "caCertificateRefs": refs})).unwrap().unwrap();
+        let other = |text: &str| CertificateRef::Other(text.to_owned());
+        let refs =
+            [CertificateRef::ConfigMap("ca".into()), other("Secret s"), other("ConfigMap.example.com c")];
+        assert_eq!(check.roots, Roots::Named(refs.to_vec()));
+    }
+
+    #[test]
     fn what_it_can_not_do_is_refused() {
-        let reference = json!([{"group": "", "kind": "ConfigMap", "name": "ca"}]);
-        for (validation, is_reference) in [
-            (json!({"hostname": "a.example"}), false),
-            (json!({"hostname": "a.example", "wellKnownCACertificates": "Mine"}), false),
-            (json!({"hostname": "a.example", "caCertificateRefs": reference}), true),
-            (
-                json!({
-                    "hostname": "a.example", "wellKnownCACertificates": "System", "caCertificateRefs": reference,
-                }),
-                true,
-            ),
+        let reference = json!({"group": "", "kind": "ConfigMap", "name": "ca"});
+        let many = vec![&reference; MAX_REFS + 1];
+        for validation in [
+            json!({"hostname": "a.example"}),
+            json!({"hostname": "a.example", "wellKnownCACertificates": ""}),
+            json!({"hostname": "a.example", "wellKnownCACertificates": "Mine"}),
+            json!({"hostname": "a.example", "caCertificateRefs": many}),
+            json!({
+                "hostname": "a.example", "wellKnownCACertificates": "System", "caCertificateRefs": [reference],
+            }),
         ] {
             let problem = validated(validation).unwrap().unwrap_err();
-            assert_eq!(matches!(problem, BackendProblem::NoCertificates(_)), is_reference, "{problem}");
+            assert!(matches!(problem, BackendProblem::Invalid(_)), "{problem}");
         }
         assert!(validated(json!({"wellKnownCACertificates": "System"})).is_err());
         let odd = json!({"targetRefs": [{"group": "", "kind": "Service", "name": "web"}], "validation": 7});

@@ -1,6 +1,7 @@
 //! BackendTLSPolicies: by what TLS Services are reached.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::name::NamespacedName;
 use crate::policy::{Finding, FindingReason, Severity};
@@ -8,10 +9,13 @@ use crate::service::{Service, ServiceKind, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::text::Text;
 use crate::world::World;
-use crate::world::gateway_api::{BackendTarget, BackendTls};
-use crate::world::routing::ServerTls;
+use crate::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
+use crate::world::routing::{CertificateRef, Pem, Roots, ServerCheck, ServerTls};
 
 const KIND: &str = "BackendTLSPolicy";
+
+/// ConfigMaps that the BackendTLSPolicies of a namespace name.
+pub const MAX_CONFIG_MAPS: usize = 64;
 
 /// By what BackendTLSPolicies secure the connections to Services. What such a policy asks for is never undone by
 /// anything else.
@@ -34,13 +38,13 @@ impl BackendPolicies {
         for of in oldest_first(world) {
             let namespace = &of.name.namespace;
             if of.anything {
-                found.anything.entry(namespace.clone()).or_insert_with(|| tls(of));
+                found.anything.entry(namespace.clone()).or_insert_with(|| tls(world, of));
             }
             for BackendTarget { service, port } in &of.targets {
                 let own = found.services.entry(NamespacedName::new(namespace, service)).or_default();
                 match port {
-                    Some(port) => drop(own.ports.entry(port.clone()).or_insert_with(|| tls(of))),
-                    None => drop(own.all.get_or_insert_with(|| tls(of))),
+                    Some(port) => drop(own.ports.entry(port.clone()).or_insert_with(|| tls(world, of))),
+                    None => drop(own.all.get_or_insert_with(|| tls(world, of))),
                 }
             }
         }
@@ -59,11 +63,96 @@ impl BackendPolicies {
 }
 
 /// Nothing is sent where it can't be done as it is to be.
-fn tls(of: &BackendTls) -> ServerTls {
-    match &of.check {
-        Ok(check) => ServerTls::Simple(check.clone()),
+fn tls(world: &World, of: &BackendTls) -> ServerTls {
+    match Resolved::of(world, of).check {
+        Ok(check) => ServerTls::Simple(check),
         Err(problem) => ServerTls::Unavailable(format!("{KIND} {}: {problem}", of.name)),
     }
+}
+
+/// What a BackendTLSPolicy says, with the certificates that it names.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// By what servers are known, or why nothing can be sent.
+    pub check: Result<Arc<ServerCheck>, BackendProblem>,
+    /// Entries of `caCertificateRefs` that have no certificates.
+    pub unresolved: Vec<Unresolved>,
+}
+
+/// Why an entry of `caCertificateRefs` has no certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// It is of a kind that never has any, which this says.
+    Kind(String),
+    /// There is no such ConfigMap, or there is none in it, which this says.
+    Missing(String),
+}
+
+impl Unresolved {
+    /// What is the matter.
+    pub fn message(&self) -> &str {
+        let (Self::Kind(message) | Self::Missing(message)) = self;
+        message
+    }
+}
+
+impl Resolved {
+    /// As the world is. Of several references those count that can be resolved.
+    pub fn of(world: &World, policy: &BackendTls) -> Self {
+        let (check, refs) = match &policy.check {
+            Ok(check) => match &check.roots {
+                Roots::Named(refs) => (check, refs),
+                _ => return Self { check: policy.check.clone(), unresolved: Vec::new() },
+            },
+            Err(problem) => return Self { check: Err(problem.clone()), unresolved: Vec::new() },
+        };
+        let (mut found, mut unresolved) = (Vec::new(), Vec::new());
+        for (index, of) in refs.iter().enumerate() {
+            let at = format!("spec.validation.caCertificateRefs[{index}]");
+            match of {
+                CertificateRef::Other(of) => {
+                    unresolved.push(Unresolved::Kind(format!("{at}: {of} is no ConfigMap")));
+                }
+                CertificateRef::ConfigMap(name) => {
+                    let name = NamespacedName::new(&*policy.name.namespace, &**name);
+                    match world.certificates_of(&name) {
+                        Ok(pem) => found.push(pem),
+                        Err(why) => {
+                            unresolved.push(Unresolved::Missing(format!("{at}: ConfigMap {name}: {why}")));
+                        }
+                    }
+                }
+            }
+        }
+        let pem = match found[..] {
+            [] => {
+                let all: Vec<_> = unresolved.iter().map(Unresolved::message).collect();
+                let problem = BackendProblem::NoCertificates(all.join("; "));
+                return Self { check: Err(problem), unresolved };
+            }
+            [only] => only.clone(),
+            _ => Pem::from(found.iter().flat_map(|pem| [pem.as_str(), "\n"]).collect::<String>()),
+        };
+        let check = Ok(Arc::new(ServerCheck { roots: Roots::Only(pem), ..(**check).clone() }));
+        Self { check, unresolved }
+    }
+}
+
+/// The ConfigMaps that BackendTLSPolicies name, by the namespace of both. Of a namespace at most [`MAX_CONFIG_MAPS`].
+pub fn certificate_maps(world: &World) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for policy in world.backend_tls.values() {
+        let Ok(Roots::Named(refs)) = policy.check.as_ref().map(|check| &check.roots) else { continue };
+        for of in refs {
+            let CertificateRef::ConfigMap(name) = of else { continue };
+            let own = found.entry(policy.name.namespace.to_string()).or_default();
+            own.insert(name.to_string());
+            if own.len() > MAX_CONFIG_MAPS {
+                own.pop_last();
+            }
+        }
+    }
+    found
 }
 
 fn oldest_first(world: &World) -> Vec<&BackendTls> {
@@ -116,7 +205,15 @@ impl Snapshot {
         };
         let problems = backend_problems(world);
         for of in oldest_first(world) {
-            if let Err(problem) = &of.check {
+            let Resolved { check, unresolved } = Resolved::of(world, of);
+            for of_ref in unresolved {
+                let reason = match of_ref {
+                    Unresolved::Kind(_) => FindingReason::InvalidKind,
+                    Unresolved::Missing(_) => FindingReason::NoSuchTarget,
+                };
+                tell(of, Severity::Error, reason, of_ref.message().to_owned());
+            }
+            if let Err(problem) = check {
                 let message = format!("{problem}, so that what would go there is refused: 503");
                 tell(of, Severity::Error, FindingReason::FieldsNotEnforced, message);
             }

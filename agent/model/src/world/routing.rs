@@ -9,9 +9,9 @@ use super::{Exports, Labels};
 use crate::name::NamespacedName;
 
 pub use super::traffic_policy::{
-    Balancer, ConnectionPool, Credential, DestinationRule, Distribute, HashOn, HashTable, Keepalive,
-    LocalityBalancing, LocalityPattern, Outlier, ProxyVersion, RetryBudget, Roots, ServerCheck, ServerTls,
-    Subset, TrafficPolicy, Warmup,
+    Balancer, CertificateRef, ConnectionPool, Credential, DestinationRule, Distribute, HashOn, HashTable,
+    Keepalive, LocalityBalancing, LocalityPattern, Outlier, Pem, ProxyVersion, RetryBudget, Roots,
+    ServerCheck, ServerTls, Subset, TrafficPolicy, Warmup,
 };
 
 /// A VirtualService.

@@ -1,5 +1,6 @@
 //! How the servers of a service are treated: `networking.istio.io` DestinationRule.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -301,12 +302,48 @@ pub struct Credential {
 pub enum Roots {
     /// The public authorities'.
     Public,
-    /// Those of these certificates alone, as PEM.
-    Only(Arc<str>),
+    /// Those of these certificates alone.
+    Only(Pem),
+    /// Those of the certificates that these name in the namespace of whoever says so. Nobody is reached by them: what they
+    /// name is put in their place.
+    Named(Vec<CertificateRef>),
     /// Those of the credential's certificates alone.
     Credential,
     /// Anybody's: `insecureSkipVerify`.
     Anybody,
+}
+
+/// An entry of `caCertificateRefs`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CertificateRef {
+    /// A ConfigMap, with certificates under `ca.crt`.
+    ConfigMap(Text),
+    /// Something else, which has none: its kind and name.
+    Other(String),
+}
+
+/// Certificates as PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pem(Arc<str>);
+
+impl Pem {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Pem {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Hash for Pem {
+    /// All of it is not read for each request that looks for a connection.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+    }
 }
 
 /// `retryBudget`: how many of the requests at one time may be retries.

@@ -1,13 +1,16 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use orlop_model::http::{Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, TargetProblem, backend_problems};
+use orlop_model::http::{
+    Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, Resolved, TargetProblem, backend_problems,
+};
+use orlop_model::world::config_map::COPIES;
 use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
 use orlop_model::world::routing::{
-    Balancer, ConnectionPool, Destination, DestinationRule, HttpRule, Outlier, RuleAction, ServerTls, Subset,
-    TrafficPolicy, WeightedDestination,
+    Balancer, CertificateRef, ConnectionPool, Destination, DestinationRule, HttpRule, Outlier, Pem, Roots,
+    RuleAction, ServerCheck, ServerTls, Subset, TrafficPolicy, WeightedDestination,
 };
-use orlop_model::world::{Labels, ServiceEntry, ServicePort};
+use orlop_model::world::{ConfigMap, Labels, ServiceEntry, ServicePort};
 use orlop_model::{NamespacedName, Reason, Snapshot, World};
 
 use crate::support::{add, add_destination, client, compiled, get, routes, selected, settings, world};
@@ -357,6 +360,57 @@ fn a_backend_tls_policy_is_undone_by_nothing() {
     let of = BackendTls { anything: true, ..policy("d", 1, &[], "anything") };
     world.backend_tls.insert(of.name.clone(), of);
     assert_eq!(tls(&world, 80), "anything");
+}
+
+#[test]
+fn of_several_references_to_certificates_those_count_that_have_any() {
+    let mut world = world();
+    let map = |namespace: &str, name: &str, all: &[(&str, &str)]| ConfigMap {
+        name: NamespacedName::new(namespace, name),
+        certificates: all
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), Ok(Pem::from((*text).to_owned()))))
+            .collect(),
+    };
+    let copies = map("shop", COPIES, &[("copied", "two"), ("both", "copy")]);
+    for of in [map("shop", "own", &[("ca.crt", "one")]), map("shop", "both", &[("ca.crt", "own")]), copies] {
+        world.config_maps.insert(of.name.clone(), of);
+    }
+    world.config_maps.insert(NamespacedName::new("far", "theirs"), map("far", "theirs", &[("ca.crt", "x")]));
+    let resolved = |refs: &[CertificateRef]| {
+        let check = ServerCheck {
+            sni: Some("web.example".to_owned()),
+            names: Vec::new(),
+            roots: Roots::Named(refs.to_vec()),
+            credential: None,
+        };
+        let policy = BackendTls {
+            name: NamespacedName::new("shop", "p"),
+            created: None,
+            targets: Vec::new(),
+            anything: false,
+            check: Ok(Arc::new(check)),
+            unread: Vec::new(),
+        };
+        let Resolved { check, unresolved } = Resolved::of(&world, &policy);
+        let pem = check.ok().map(|check| match &check.roots {
+            Roots::Only(pem) => pem.as_str().to_owned(),
+            other => panic!("{other:?}"),
+        });
+        (pem, unresolved.len())
+    };
+    let named = |name: &str| CertificateRef::ConfigMap(name.into());
+    let other = CertificateRef::Other("Secret own".to_owned());
+    for (refs, wanted, unresolved) in [
+        (vec![named("own")], Some("one"), 0),
+        (vec![named("copied")], Some("two"), 0),
+        (vec![named("both")], Some("own"), 0),
+        (vec![named("own"), named("none"), named("copied"), other.clone()], Some("one\ntwo\n"), 2),
+        (vec![named("theirs")], None, 1),
+        (vec![named("none"), other], None, 2),
+    ] {
+        assert_eq!(resolved(&refs), (wanted.map(str::to_owned), unresolved), "{refs:?}");
+    }
 }
 
 #[test]

@@ -73,7 +73,8 @@ async fn sealed(own: &Own, key: &Key, tls: &Tls, io: Io) -> Result<Io, Refusal> 
     let held = wanted.and_then(|of| own.credentials.get(&of.secret));
     let roots = match &tls.check.roots {
         Roots::Public => OutsideRoots::Public,
-        Roots::Only(text) => OutsideRoots::Only(text),
+        Roots::Only(pem) => OutsideRoots::Only(pem.as_str()),
+        Roots::Named(_) => return Err(unavailable(&"the certificates of caCertificateRefs are not here")),
         Roots::Credential => {
             let roots = held.as_ref().and_then(|held| held.roots.as_deref());
             OutsideRoots::Only(roots.ok_or_else(|| lacks("ca.crt"))?)

@@ -49,6 +49,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [telemetry.istio.io]
   resources: [telemetries]
   verbs: [list, watch]
+# The certificates that BackendTLSPolicies name, as the controller has copied them.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [orlop-backend-ca]
+  verbs: [list, watch]
 # Which of these kinds there are.
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]

@@ -488,7 +488,11 @@ fn routes() -> Vec<Row> {
         ],
     ));
     let validation = json!({"hostname": "web.example", "wellKnownCACertificates": "System"});
-    let refs = json!({"hostname": "web.example", "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]});
+    let refs = |named: &[(&str, &str)]| {
+        let of = |(kind, name): &(&str, &str)| json!({"group": "", "kind": kind, "name": name});
+        let refs: Vec<_> = named.iter().map(of).collect();
+        json!({"hostname": "web.example", "caCertificateRefs": refs})
+    };
     let tls = |of: &str, validation: &Value| json!({"targetRefs": target(of), "validation": validation});
     rows.extend([
         row("BackendTLSPolicy", "a-good", tls("web", &validation), good()),
@@ -498,13 +502,32 @@ fn routes() -> Vec<Row> {
             tls("nobody", &validation),
             vec![of("Accepted", "False", "TargetNotFound", "there is no such Service")],
         ),
+        row("BackendTLSPolicy", "believed", tls("third", &refs(&[("ConfigMap", "authority")])), good()),
         row(
             "BackendTLSPolicy",
             "certificates",
-            tls("other", &refs),
+            tls("other", &refs(&[("ConfigMap", "nowhere"), ("ConfigMap", "garbage")])),
             vec![
                 of("Accepted", "False", "NoValidCACertificate", "caCertificateRefs"),
-                of("ResolvedRefs", "False", "InvalidCACertificateRef", "caCertificateRefs"),
+                of("ResolvedRefs", "False", "InvalidCACertificateRef", "has no certificate in PEM"),
+            ],
+        ),
+        row(
+            "BackendTLSPolicy",
+            "some",
+            tls("rpc", &refs(&[("ConfigMap", "authority"), ("ConfigMap", "nowhere")])),
+            vec![
+                of("Accepted", "True", "Accepted", ""),
+                of("ResolvedRefs", "False", "InvalidCACertificateRef", "caCertificateRefs[1]"),
+            ],
+        ),
+        row(
+            "BackendTLSPolicy",
+            "kind",
+            tls("tls", &refs(&[("Secret", "sealed")])),
+            vec![
+                of("Accepted", "False", "NoValidCACertificate", "Secret sealed is no ConfigMap"),
+                of("ResolvedRefs", "False", "InvalidKind", "Secret sealed is no ConfigMap"),
             ],
         ),
         row(
@@ -516,7 +539,7 @@ fn routes() -> Vec<Row> {
         row(
             "BackendTLSPolicy",
             "field",
-            tls("third", &json!({"hostname": "web.example", "ca": 7})),
+            tls("tcp", &json!({"hostname": "web.example", "ca": 7})),
             vec![of("Accepted", "False", "Invalid", "unknown field `ca`")],
         ),
     ]);

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use orlop_model::http::TargetProblem;
-use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
+use orlop_model::http::{Resolved, TargetProblem, Unresolved};
+use orlop_model::world::gateway_api::{BackendProblem, BackendTarget};
 use orlop_model::{Concern, Finding};
 use serde_json::{Value, json};
 
@@ -22,8 +22,8 @@ const MAX_ANCESTORS: usize = 16;
 pub(super) struct Policy<'a> {
     pub namespace: &'a str,
     pub head: &'a Head,
-    /// As it was understood last.
-    pub policy: Option<&'a BackendTls>,
+    /// As it was understood last, with what it names.
+    pub resolved: Option<Resolved>,
     pub findings: &'a [&'a Finding],
     /// The targets for which it is not in force.
     pub problems: Option<&'a HashMap<BackendTarget, TargetProblem>>,
@@ -64,13 +64,19 @@ impl Policy<'_> {
                 condition("ResolvedRefs", "Unknown", "NotAccepted", unknown),
             ];
         }
-        let problem = self.policy.and_then(|policy| policy.check.as_ref().err());
+        let problem = self.resolved.as_ref().and_then(|of| of.check.as_ref().err());
+        let unresolved = self.resolved.as_ref().map_or(&[][..], |of| &of.unresolved);
         let refused = |why: &str| format!("{}; what would go there is refused with 503", part(why));
-        let resolved = match problem {
-            Some(BackendProblem::NoCertificates(why)) => {
-                condition("ResolvedRefs", "False", "InvalidCACertificateRef", part(why))
+        let resolved = match unresolved.first() {
+            None => condition("ResolvedRefs", "True", "ResolvedRefs", String::new()),
+            Some(first) => {
+                let reason = match first {
+                    Unresolved::Kind(_) => "InvalidKind",
+                    Unresolved::Missing(_) => "InvalidCACertificateRef",
+                };
+                let all = message(unresolved.iter().map(Unresolved::message));
+                condition("ResolvedRefs", "False", reason, all)
             }
-            _ => condition("ResolvedRefs", "True", "ResolvedRefs", String::new()),
         };
         let (reason, message) = match (self.problems.and_then(|of| of.get(target)), problem) {
             (Some(TargetProblem::NotFound(why)), _) => ("TargetNotFound", part(why)),
@@ -104,7 +110,7 @@ mod tests {
         let write = |parents: &Parents| {
             let head = Head { generation: Some(3), parents: parents.clone(), ..Head::default() };
             let policy =
-                Policy { namespace: "shop", head: &head, policy: None, findings: &[], problems: None };
+                Policy { namespace: "shop", head: &head, resolved: None, findings: &[], problems: None };
             policy.to_write(at)
         };
         let written = write(&parents).unwrap();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kube::Client;
 use orlop_model::gateway::{Attachments, NotAttached};
-use orlop_model::http::{TargetProblem, backend_problems, credentials};
+use orlop_model::http::{Resolved, TargetProblem, backend_problems, certificate_maps, credentials};
 use orlop_model::world::gateway_api::{BackendTarget, RouteKind};
 use orlop_model::{Finding, Hosts, NamespacedName, Settings, Snapshot, World, compile_after};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::waypoints::OwnGateways;
-use super::{CustomKinds, Events};
+use super::{CertificateCopies, CustomKinds, Events};
 use crate::cluster::{Head, Seen};
 use crate::object::{Key, Kind, Kinds};
 use ancestors::Policy;
@@ -41,6 +41,9 @@ pub type AttachedRoutes = BTreeMap<NamespacedName, BTreeMap<String, usize>>;
 /// The Secrets that DestinationRules name by `credentialName`, by their namespace.
 pub type NamedCredentials = BTreeMap<String, BTreeSet<String>>;
 
+/// The ConfigMaps that BackendTLSPolicies name by `caCertificateRefs`, by their namespace.
+pub(crate) type NamedConfigMaps = BTreeMap<String, BTreeSet<String>>;
+
 /// Keeps the conditions of policies and routes as they should be, for the replica that leads.
 ///
 /// They are `orlop.dev/Accepted`, `orlop.dev/ResolvedRefs` and `orlop.dev/Programmed`: of a domain of our own, since
@@ -56,13 +59,14 @@ pub struct StatusWriter {
     own: Option<channel::Receiver<OwnGateways>>,
     attached: channel::Sender<AttachedRoutes>,
     credentials: channel::Sender<Option<NamedCredentials>>,
+    config_maps: channel::Sender<Option<NamedConfigMaps>>,
 }
 
 impl StatusWriter {
     /// With the settings that agents have, of no node. Tells of what is no longer accepted.
     pub fn new(client: Client, settings: Settings, kinds: CustomKinds, events: Events) -> Self {
-        let (attached, credentials) = Default::default();
-        Self { client, settings, kinds, events, own: None, attached, credentials }
+        let (attached, credentials, config_maps) = Default::default();
+        Self { client, settings, kinds, events, own: None, attached, credentials, config_maps }
     }
 
     /// Goes by what is known of Gateways, as well.
@@ -78,6 +82,11 @@ impl StatusWriter {
     /// Which Secrets DestinationRules name, once that is known: now, and whenever it changes.
     pub fn credentials(&self) -> channel::Receiver<Option<NamedCredentials>> {
         self.credentials.subscribe()
+    }
+
+    /// Copies the certificates that BackendTLSPolicies name to where agents read them.
+    pub fn copies(&self) -> CertificateCopies {
+        CertificateCopies::new(self.client.clone(), self.config_maps.subscribe())
     }
 
     /// Writes what differs, for ever.
@@ -104,6 +113,8 @@ impl StatusWriter {
                 self.attached.send_if_modified(new);
                 let named = Some(credentials(&now.world));
                 self.credentials.send_if_modified(|told| std::mem::replace(told, named.clone()) != named);
+                let named = Some(certificate_maps(&now.world));
+                self.config_maps.send_if_modified(|told| std::mem::replace(told, named.clone()) != named);
             }
             let due = attempts.due(&now.heads, |key, head, at| judgement.status(&now.world, key, head, at));
             drop(now);
@@ -215,8 +226,8 @@ impl Judgement {
         head: &'a Head,
         findings: &'a [&'a Finding],
     ) -> Policy<'a> {
-        let policy = world.backend_tls.get(name).map(|policy| &**policy);
-        Policy { namespace: &name.namespace, head, policy, findings, problems: self.backends.get(name) }
+        let resolved = world.backend_tls.get(name).map(|policy| Resolved::of(world, policy));
+        Policy { namespace: &name.namespace, head, resolved, findings, problems: self.backends.get(name) }
     }
 
     /// What a route says; of another kind nothing.
