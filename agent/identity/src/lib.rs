@@ -12,6 +12,7 @@
 //! the embedded authority's own key file aside.
 #![forbid(unsafe_code)]
 
+mod authorities;
 mod bundle;
 mod ca;
 mod clock;
@@ -36,6 +37,7 @@ mod trust;
 mod verify;
 mod workload;
 
+pub use authorities::{Authorities, ReadyAuthorities};
 pub use ca::{CertificateAuthority, EmbeddedCa, IssuedChain, Issuing, POLL};
 pub use clock::Clock;
 pub use credential::{ClientCredential, ClientCredentials};
@@ -45,7 +47,7 @@ pub use given::{GivenCa, ServingTls};
 pub use grpc::{Admission, CaAddress, CertificateService, Gate, Refusal, RemoteCa};
 pub use held::{CertificateInfo, CertificateState};
 pub use leaf::{parse_serial, serials_in};
-pub use outside::{OutsideRoots, outside_config};
+pub use outside::outside_config;
 pub use served::{ServedCertificate, ServedCertificates, outsiders_config};
 pub use shown::PeerChain;
 pub use signer::{NewRoot, Signer};

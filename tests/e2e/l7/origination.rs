@@ -6,7 +6,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use orlop_tests::{Pod, PodSpec};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, date_time_ymd,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -14,6 +17,9 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::routes::Versions;
 use crate::mesh::{NAMESPACE, TIMEOUT};
+
+/// Of every certificate that is signed here.
+const SERIAL: u64 = 77;
 
 /// Puts this `tls` in force for the service.
 fn secure(versions: &Versions, tls: &str) {
@@ -235,9 +241,34 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
             }
         }
     }
-    // A Secret that comes later counts from then on, and one that goes does not.
+    // A Secret that comes later counts from then on.
     put("shop", "missing", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
     assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/came").status == 200));
+    // A connection that was made by what it said before is no way round what it says now.
+    for (path, reason) in [("/other-root", "untrusted_certificate"), ("/gone", "tls_unavailable")] {
+        match reason {
+            "tls_unavailable" => std::fs::remove_dir_all(dir.join("shop/missing")).unwrap(),
+            _ => put("shop", "missing", &[("ca.crt", &theirs.root)]),
+        }
+        assert!(orlop_tests::wait_for(TIMEOUT, || stage.get(path).status == 503), "{path}");
+        stage.record(|record| record["path"] == path && record["reason"] == reason);
+    }
+    // Some have the certificates to believe in a Secret of their own.
+    put("shop", "split", &[("ca.crt", &theirs.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    put("shop", "split-cacert", &[("cacert", &ours.root)]);
+    secure(&versions, &tls("MUTUAL", "split"));
+    assert_eq!(stage.get("/split").status, 200);
+    // What is revoked is not believed, nor is anything while nobody can tell.
+    put("shop", "split-cacert", &[("ca.crl", &ours.revokes(SERIAL + 1))]);
+    secure(&versions, &tls("MUTUAL", "good"));
+    put("shop", "good", &[("ca.crl", &ours.revokes(SERIAL))]);
+    assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/revoked").status == 503));
+    stage.record(|record| record["path"] == "/revoked" && record["reason"] == "revoked_certificate");
+    secure(&versions, &tls("MUTUAL", "split"));
+    assert_eq!(stage.get("/not-revoked").status, 200);
+    put("shop", "split-cacert", &[("ca.crl", "no list")]);
+    assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/no-list").status == 503));
+    stage.record(|record| record["path"] == "/no-list" && record["reason"] == "tls_unavailable");
     // Of another namespace's rules there is none to be had.
     put("far", "good", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
     let rule = format!(
@@ -262,6 +293,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), root }
     }
@@ -269,8 +301,28 @@ impl Authority {
     /// A certificate and its key.
     fn certificate(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.serial_number = Some(SERIAL.into());
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// A list of one certificate that it has taken back.
+    fn revokes(&self, serial: u64) -> String {
+        let revoked = RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 

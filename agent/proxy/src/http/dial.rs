@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderValue, Request};
-use orlop_identity::{ALPN_H2, OutsideRoots, classify_io, outside_config};
+use orlop_identity::{ALPN_H2, Authorities, ClientCredential, classify_io, outside_config};
 use orlop_model::{
     Reason,
     world::routing::{ConnectionPool, Keepalive, ProxyVersion, Roots},
@@ -69,24 +69,25 @@ async fn sealed(own: &Own, key: &Key, tls: &Tls, io: Io) -> Result<Io, Refusal> 
         let secret = tls.check.credential.as_ref().map(|of| of.secret.to_string()).unwrap_or_default();
         unavailable(&format_args!("there is no {what} of the Secret {secret} here"))
     };
-    let wanted = tls.check.credential.as_ref();
-    let held = wanted.and_then(|of| own.credentials.get(&of.secret));
-    let roots = match &tls.check.roots {
-        Roots::Public => OutsideRoots::Public,
-        Roots::Only(pem) => OutsideRoots::Only(pem.as_str()),
+    let held = tls.credential.as_deref();
+    let authorities = match &tls.check.roots {
+        Roots::Public => Some(Authorities::public()),
+        Roots::Only(pem) => Some(own.authorities.of(pem).map_err(|error| unavailable(&error))?),
         Roots::Named(_) => return Err(unavailable(&"the certificates of caCertificateRefs are not here")),
         Roots::Credential => {
-            let roots = held.as_ref().and_then(|held| held.roots.as_deref());
-            OutsideRoots::Only(roots.ok_or_else(|| lacks("ca.crt"))?)
+            let authorities = held.and_then(ClientCredential::authorities).cloned();
+            Some(authorities.ok_or_else(|| lacks("ca.crt"))?)
         }
-        Roots::Anybody => OutsideRoots::Anybody,
+        Roots::Anybody => None,
     };
-    let shown = held.as_ref().and_then(|held| held.shown.as_ref());
-    let shown = match wanted.is_some_and(|of| of.shown) {
-        true => Some(shown.ok_or_else(|| lacks("tls.crt with its tls.key"))?),
+    let shown = match tls.check.credential.as_ref().is_some_and(|of| of.shown) {
+        true => {
+            let shown = held.and_then(ClientCredential::shown);
+            Some(shown.ok_or_else(|| lacks("tls.crt with its tls.key"))?)
+        }
         false => None,
     };
-    let config = outside_config(roots, &tls.check.names, tls.http.then_some(alpn), shown);
+    let config = outside_config(authorities, &tls.check.names, tls.http.then_some(alpn), shown);
     let config = config.map_err(|error| unavailable(&error))?;
     let name = ServerName::try_from(tls.name.clone());
     let name = name.map_err(|error| unavailable(&format!("{}: {error}", tls.name)))?;

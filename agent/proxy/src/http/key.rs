@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use orlop_identity::ClientCredential;
 use orlop_model::{
     Identity,
     ports::HBONE_PORT,
@@ -37,6 +38,8 @@ pub(super) struct Tls {
     pub(super) check: Arc<ServerCheck>,
     /// The name that is asked for.
     pub(super) name: String,
+    /// What the Secret that the check names has: another one is for other connections.
+    pub(super) credential: Option<Arc<ClientCredential>>,
     /// Whether HTTP is spoken in it.
     pub(super) http: bool,
 }

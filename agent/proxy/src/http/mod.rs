@@ -61,7 +61,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use opentelemetry_sdk::trace::SdkTracer;
-use orlop_identity::{ClientCredentials, Identities, ServedCertificates, jwt::KeySources, outsiders_config};
+use orlop_identity::{
+    ClientCredentials, Identities, ReadyAuthorities, ServedCertificates, jwt::KeySources, outsiders_config,
+};
 use orlop_model::{Choice, NamespacedName, Snapshot, Workload, world::routing::Percent};
 use tokio::{
     sync::watch,
@@ -186,6 +188,7 @@ pub(crate) struct Own {
     pub(crate) keys: KeySources,
     pub(crate) served: Arc<ServedCertificates>,
     pub(crate) credentials: Arc<ClientCredentials>,
+    pub(crate) authorities: ReadyAuthorities,
     pub(crate) tracer: Option<SdkTracer>,
     pub(crate) log: AccessLog,
     pub(crate) buckets: Buckets,
@@ -252,6 +255,7 @@ impl HttpProxy {
                 keys,
                 served,
                 credentials,
+                authorities: ReadyAuthorities::default(),
                 tracer,
                 log,
                 buckets: Buckets::default(),

@@ -490,6 +490,9 @@ impl Session {
             return unavailable("SIMPLE: nothing says the server's name");
         };
         let check = Arc::clone(check);
-        Ok(Some(Rc::new(Tls { check, name, http: self.protocol != Protocol::Opaque })))
+        // Where there is none, whoever connects says so.
+        let secret = check.credential.as_ref().map(|of| &of.secret);
+        let credential = secret.and_then(|secret| self.local.own.credentials.get(secret));
+        Ok(Some(Rc::new(Tls { check, name, credential, http: self.protocol != Protocol::Opaque })))
     }
 }

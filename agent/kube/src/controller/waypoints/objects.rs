@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{ResourceRequirements, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{KeyToPath, ResourceRequirements, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::ApiResource;
 use serde_json::{Value, json};
@@ -89,6 +89,9 @@ const CERTIFICATES: &str = "certificates";
 const CREDENTIALS: &str = "credentials";
 /// What of a Secret its pods have, as Kubernetes and Istio have it.
 const CREDENTIAL_KEYS: [&str; 8] = ["ca.crt", "cacert", "ca.crl", "crl", "tls.crt", "cert", "tls.key", "key"];
+/// A Secret of a credential's name with this ending may have what is believed, as Istio has it.
+const ROOTS_ENDING: &str = "-cacert";
+const ROOTS_KEYS: [&str; 4] = ["ca.crt", "cacert", "ca.crl", "crl"];
 /// And a moment to end in.
 const GRACE_SECONDS: u32 = PRE_STOP_SECONDS + DRAIN_SECONDS + 5;
 
@@ -269,8 +272,11 @@ fn volumes(owner: Owner<'_>, settings: &WaypointSettings) -> Vec<Value> {
     };
     let certificates = owner.entrances.into_iter().flat_map(|entrances| &entrances.certificates);
     let certificates: Vec<_> = certificates.map(|name| source(name, &["tls.crt", "tls.key"])).collect();
-    let credentials = owner.credentials.iter();
-    let credentials = credentials.map(|name| source(name, &CREDENTIAL_KEYS));
+    let roots = owner.credentials.iter().map(|name| format!("{name}{ROOTS_ENDING}"));
+    // One that is a credential itself is there already, with these keys too.
+    let roots = roots.filter(|name| !owner.credentials.contains(name));
+    let roots: Vec<_> = roots.map(|name| source(&name, &ROOTS_KEYS)).collect();
+    let credentials = owner.credentials.iter().map(|name| source(name, &CREDENTIAL_KEYS)).chain(roots);
     for (name, sources) in [(CERTIFICATES, certificates), (CREDENTIALS, credentials.collect())] {
         if !sources.is_empty() {
             volumes.push(json!({"name": name, "projected": {"sources": sources}}));
@@ -285,8 +291,12 @@ pub(super) fn credentials_of(deployment: &Deployment) -> BTreeSet<String> {
     let volumes = pod.and_then(|pod| pod.volumes.as_ref()).into_iter().flatten();
     let projected =
         volumes.filter(|volume| volume.name == CREDENTIALS).filter_map(|of| of.projected.as_ref());
-    let sources = projected.filter_map(|of| of.sources.as_ref()).flatten();
-    sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone())).collect()
+    let secrets =
+        projected.filter_map(|of| of.sources.as_ref()).flatten().filter_map(|of| of.secret.as_ref());
+    let has_keys = |items: &Vec<KeyToPath>| items.iter().any(|item| item.key == "tls.key");
+    // Others are beside one of these.
+    let whole = secrets.filter(|secret| secret.items.as_ref().is_some_and(has_keys));
+    whole.map(|secret| secret.name.clone()).collect()
 }
 
 fn security(owner: Owner<'_>) -> Value {
