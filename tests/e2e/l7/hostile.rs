@@ -158,6 +158,25 @@ fn heads_have_limits_in_size_number_and_time() {
 }
 
 #[test]
+fn cookies_that_come_one_by_one_count_as_one_header() {
+    let stage = Stage::with(&["--max-headers", "20"]);
+    let _server = super::h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.web();
+    within(&stage.mesh.client, async move || {
+        let client = super::h2c::connect(to).await;
+        for (name, wanted) in [("cookie", 200), ("a", 400)] {
+            let mut request = http::Request::post("http://web/");
+            for n in 0..30 {
+                request = request.header(name, format!("n{n}=1"));
+            }
+            let mut ready = client.clone().ready().await.unwrap();
+            let (answer, _) = ready.send_request(request.body(()).unwrap(), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), wanted, "{name}");
+        }
+    });
+}
+
+#[test]
 fn streams_that_are_reset_at_once_cost_the_client_its_connection_and_nobody_else() {
     let stage = Stage::new();
     let _server = super::h2c::Server::start(&stage.mesh.server, 80);

@@ -64,6 +64,32 @@ fn split(v1: u32, v2: u32) -> String {
 }
 
 #[test]
+fn no_rule_says_where_a_body_ends() {
+    let versions = Versions::new();
+    let server = Scripted::start(&versions.pods[0], |_| Reply::Answer(200, "all of it\n".to_owned()));
+    let lengths = "{set: {content-length: \"1\", x-set: \"1\"}, add: {transfer-encoding: chunked}}";
+    versions.route(&format!(
+        "- headers: {{request: {lengths}, response: {lengths}}}\n  route: [{{destination: {{host: web, subset: v1}}}}]"
+    ));
+    let mut stream = versions.stage.connect();
+    for _ in 0..2 {
+        let head = "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 5\r\n\r\nhello";
+        let answer = request(&mut stream, head).unwrap();
+        assert_eq!(
+            (answer.status, answer.text().as_str(), answer.header("x-set")),
+            (200, "all of it\n", Some("1"))
+        );
+    }
+    for asked in server.asked() {
+        assert_eq!(
+            (&*asked.body, asked.headers.get("x-set").map(String::as_str)),
+            (&b"hello"[..], Some("1"))
+        );
+        assert_eq!(asked.headers.get("content-length").map(String::as_str), Some("5"));
+    }
+}
+
+#[test]
 fn a_canary_gets_its_share_and_more_without_a_failed_request() {
     const CONNECTIONS: usize = 8;
     const EACH: usize = 1250;

@@ -222,6 +222,40 @@ fn what_goes_on_is_what_was_verified_and_not_what_the_client_writes() {
 }
 
 #[test]
+fn no_log_tells_a_token() {
+    let issuer = Issuer::new("1");
+    let own =
+        "LOG %REQ(:PATH)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %REQ(X-TOKEN)% %REQ(COOKIE)% %REQ(X-OTHER)%";
+    for (args, told) in
+        [(&[][..], &["/param", "/cookie"][..]), (&["--access-log-format", own], &["/param?a=1&b=2", "seen"])]
+    {
+        let stage = Stage::with(args);
+        let _server = Scripted::status(&stage.mesh.server, 200);
+        authentication(
+            &stage,
+            json!({
+                "issuer": ISSUER, "jwks": issuer.jwks(), "fromHeaders": [{"name": "x-token"}],
+                "fromParams": ["token"], "fromCookies": ["session"],
+            }),
+        );
+        let tokens = [issuer.token(json!({})), issuer.token(json!({"exp": 1}))];
+        for (token, wanted) in tokens.iter().zip([200, 401]) {
+            for (path, header) in [
+                (&*format!("/param?a=1&token={token}&b=2"), ("x-other", "seen")),
+                ("/header", ("x-token", token)),
+                ("/cookie", ("cookie", &*format!("a=1; session={token}"))),
+            ] {
+                assert_eq!(ask(&stage, path, &[header]).status, wanted, "{path}");
+            }
+        }
+        stage.await_count(&[], 6.0);
+        let log = stage.waypoint.log().unwrap();
+        assert!(told.iter().all(|text| log.contains(text)), "{log}");
+        assert!(!tokens.iter().any(|token| log.contains(token)), "{log}");
+    }
+}
+
+#[test]
 fn a_rule_of_a_route_leads_past_nobody_who_asks_for_tokens() {
     let versions = super::routes::Versions::new();
     let stage = &versions.stage;

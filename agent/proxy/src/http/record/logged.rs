@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, Version, uri::Authority};
+use http::{HeaderMap, HeaderName, Version, header::COOKIE, uri::Authority};
 use orlop_model::{Behind, http::without_parameter, world::TokenLocation};
 
 use super::RequestRecord;
@@ -24,7 +24,11 @@ impl LoggedHeaders {
         tokens: &[TokenLocation],
     ) -> Self {
         let holds_token = |name: &HeaderName| {
-            let is_there = |of: &TokenLocation| matches!(of, TokenLocation::Header { name: at, .. } if at == name.as_str());
+            let is_there = |of: &TokenLocation| match of {
+                TokenLocation::Header { name: at, .. } => at == name.as_str(),
+                TokenLocation::Cookie(_) => *name == COOKIE,
+                TokenLocation::Parameter(_) => false,
+            };
             tokens.iter().any(is_there)
         };
         let names = names.filter(|name| *name != CLIENT_CERT && !holds_token(name));
