@@ -18,8 +18,8 @@ use webpki::{
 use crate::config_cache::ConfigCache;
 use crate::error::IdentityError;
 
-/// How many are kept ready.
-const READY: usize = 64;
+/// How many are kept ready. Each may be of as much text as there can be in ConfigMaps.
+const READY: usize = 16;
 
 static PUBLIC: LazyLock<Arc<Authorities>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -42,9 +42,13 @@ impl Authorities {
     /// Those of these certificates alone, with lists of what they have revoked, all as PEM. Where there is a list, there
     /// must be one of everybody who has signed a certificate of a chain, and none that is out of date.
     pub fn from_pem(certificates: &[u8], revoked: Option<&[u8]>) -> Result<Self, IdentityError> {
+        Self::new(&[certificates], revoked)
+    }
+
+    fn new(certificates: &[&[u8]], revoked: Option<&[u8]>) -> Result<Self, IdentityError> {
         let unusable = |error: &dyn fmt::Display| IdentityError::Trust(error.to_string());
         let mut roots = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(certificates) {
+        for root in certificates.iter().flat_map(|text| CertificateDer::pem_slice_iter(text)) {
             let root = root.map_err(|error| unusable(&error))?;
             roots.add(root).map_err(|error| unusable(&error))?;
         }
@@ -108,13 +112,16 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// Authorities by their text, which is not read for each connection.
-pub struct ReadyAuthorities(ConfigCache<Pem, Authorities>);
+/// Authorities by their texts, which are not read for each connection.
+pub struct ReadyAuthorities(ConfigCache<Vec<Pem>, Authorities>);
 
 impl ReadyAuthorities {
-    /// Those of this text.
-    pub fn of(&self, text: &Pem) -> Result<Arc<Authorities>, IdentityError> {
-        self.0.get_or_make(text.clone(), || Authorities::from_pem(text.as_str().as_bytes(), None))
+    /// Those of all of these.
+    pub fn of(&self, texts: &[Pem]) -> Result<Arc<Authorities>, IdentityError> {
+        self.0.get_or_make(texts.to_vec(), || {
+            let texts: Vec<_> = texts.iter().map(|text| text.as_str().as_bytes()).collect();
+            Authorities::new(&texts, None)
+        })
     }
 }
 

@@ -106,6 +106,10 @@ fn objects(kubernetes: &Kubernetes, namespace: &str) {
         let rules = json!([{"backendRefs": [{"name": "nobody", "port": 80}]}]);
         apply(&version, kind, "odd", json!({"parentRefs": parents, "rules": rules}));
     }
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "nobody", "namespace": namespace},
+        "data": {"ca.crt": "odd"},
+    }));
     let refs = json!([{"group": "", "kind": "ConfigMap", "name": "nobody"}]);
     let validation = json!({"hostname": "nobody.example", "caCertificateRefs": refs});
     apply(&version, "BackendTLSPolicy", "odd", json!({"targetRefs": targets, "validation": validation}));

@@ -12,13 +12,15 @@ use kube::{Api, Client};
 use orlop_model::world::config_map::{COPIES, KEY};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::bundle::has_gone;
 use super::{CallError, FIELD_MANAGER, NamedConfigMaps};
 
 /// Between two looks at what has been copied: nobody tells of a change.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long one namespace may keep the others waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// All copies of a namespace, in bytes: what a ConfigMap has room for, with a reserve for what is around.
 const MAX_COPIES: usize = 1000 << 10;
 
@@ -45,9 +47,12 @@ impl CertificateCopies {
                 namespaces.entry(namespace.clone()).or_default();
             }
             for (namespace, names) in &namespaces {
-                if let Err(error) = self.copy(namespace, names.iter()).await {
-                    tracing::warn!(namespace, %error, "certificates of BackendTLSPolicies are not copied");
-                }
+                let problem = match timeout(PATIENCE, self.copy(namespace, names.iter())).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it took too long".to_owned(),
+                };
+                tracing::warn!(namespace, problem, "certificates of BackendTLSPolicies are not copied");
             }
             tokio::select! {
                 changed = self.named.changed() => if changed.is_err() { return },
@@ -82,7 +87,14 @@ impl CertificateCopies {
             }
             found.insert(name.clone(), text);
         }
-        if self.written.get(namespace) != Some(&found) {
+        let read = maps.get_opt(COPIES).await;
+        let read = read.map_err(CallError::new(format!("read ConfigMap {namespace}/{COPIES}")))?;
+        let there = read.and_then(|map| map.data).unwrap_or_default();
+        // Somebody else may have changed it.
+        let is_there = found.iter().all(|(name, text)| there.get(name) == Some(text));
+        // What somebody else has put there is left.
+        let is_more = there.len() > found.len() && self.written.get(namespace) != Some(&found);
+        if !is_there || is_more {
             let map = json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",

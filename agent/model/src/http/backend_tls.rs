@@ -116,7 +116,7 @@ impl Resolved {
                 CertificateRef::ConfigMap(name) => {
                     let name = NamespacedName::new(&*policy.name.namespace, &**name);
                     match world.certificates_of(&name) {
-                        Ok(pem) => found.push(pem),
+                        Ok(pem) => found.push(pem.clone()),
                         Err(why) => {
                             unresolved.push(Unresolved::Missing(format!("{at}: ConfigMap {name}: {why}")));
                         }
@@ -124,16 +124,11 @@ impl Resolved {
                 }
             }
         }
-        let pem = match found[..] {
-            [] => {
-                let all: Vec<_> = unresolved.iter().map(Unresolved::message).collect();
-                let problem = BackendProblem::NoCertificates(all.join("; "));
-                return Self { check: Err(problem), unresolved };
-            }
-            [only] => only.clone(),
-            _ => Pem::from(found.iter().flat_map(|pem| [pem.as_str(), "\n"]).collect::<String>()),
-        };
-        let check = Ok(Arc::new(ServerCheck { roots: Roots::Only(pem), ..(**check).clone() }));
+        if found.is_empty() {
+            let all: Vec<_> = unresolved.iter().map(Unresolved::message).collect();
+            return Self { check: Err(BackendProblem::NoCertificates(all.join("; "))), unresolved };
+        }
+        let check = Ok(Arc::new(ServerCheck { roots: Roots::Only(found), ..(**check).clone() }));
         Self { check, unresolved }
     }
 }

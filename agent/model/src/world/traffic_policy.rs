@@ -303,7 +303,7 @@ pub enum Roots {
     /// The public authorities'.
     Public,
     /// Those of these certificates alone.
-    Only(Pem),
+    Only(Vec<Pem>),
     /// Those of the certificates that these name in the namespace of whoever says so. Nobody is reached by them: what they
     /// name is put in their place.
     Named(Vec<CertificateRef>),

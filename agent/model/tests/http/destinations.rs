@@ -394,7 +394,7 @@ fn of_several_references_to_certificates_those_count_that_have_any() {
         };
         let Resolved { check, unresolved } = Resolved::of(&world, &policy);
         let pem = check.ok().map(|check| match &check.roots {
-            Roots::Only(pem) => pem.as_str().to_owned(),
+            Roots::Only(all) => all.iter().map(Pem::as_str).collect::<Vec<_>>().join(" "),
             other => panic!("{other:?}"),
         });
         (pem, unresolved.len())
@@ -405,7 +405,7 @@ fn of_several_references_to_certificates_those_count_that_have_any() {
         (vec![named("own")], Some("one"), 0),
         (vec![named("copied")], Some("two"), 0),
         (vec![named("both")], Some("own"), 0),
-        (vec![named("own"), named("none"), named("copied"), other.clone()], Some("one\ntwo\n"), 2),
+        (vec![named("own"), named("none"), named("copied"), other.clone()], Some("one two"), 2),
         (vec![named("theirs")], None, 1),
         (vec![named("none"), other], None, 2),
     ] {

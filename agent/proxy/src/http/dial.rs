@@ -72,7 +72,7 @@ async fn sealed(own: &Own, key: &Key, tls: &Tls, io: Io) -> Result<Io, Refusal> 
     let held = tls.credential.as_deref();
     let authorities = match &tls.check.roots {
         Roots::Public => Some(Authorities::public()),
-        Roots::Only(pem) => Some(own.authorities.of(pem).map_err(|error| unavailable(&error))?),
+        Roots::Only(texts) => Some(own.authorities.of(texts).map_err(|error| unavailable(&error))?),
         Roots::Named(_) => return Err(unavailable(&"the certificates of caCertificateRefs are not here")),
         Roots::Credential => {
             let authorities = held.and_then(ClientCredential::authorities).cloned();
