@@ -170,6 +170,8 @@ fn rules_redirect_answer_rewrite_and_change_headers() {
          - match: [{uri: {prefix: /api/}}]\n  rewrite: {uri: /, authority: inner}\n\
          \x20 headers: {request: {set: {x-set: new}, remove: [x-gone]}, response: {add: {x-added: added}}}\n\
          \x20 route: [{destination: {host: web, subset: v1}}]\n\
+         - match: [{queryParams: {v: {exact: \"2\"}}}]\n  rewrite: {uri: /v2}\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]\n\
          - match: [{uri: {prefix: /missing}}]\n  route: [{destination: {host: web, subset: v9}}]\n\
          - match: [{uri: {prefix: /nobody}}]\n  route: [{destination: {host: nobody}}]",
     );
@@ -190,6 +192,11 @@ fn rules_redirect_answer_rewrite_and_change_headers() {
     assert_eq!(asked.line, "GET /users?id=7 HTTP/1.1");
     assert_eq!((&*asked.headers["host"], &*asked.headers["x-set"]), ("inner", "new"));
     assert!(!asked.headers.contains_key("x-gone"));
+    // Where no path is asked for, it is for all that begin with a slash.
+    for (path, wanted) in [("/?v=2", "/v2?v=2"), ("/a/b?v=2", "/v2a/b?v=2")] {
+        assert_eq!(ask(path).status, 200);
+        assert_eq!(server.asked().pop().unwrap().line, format!("GET {wanted} HTTP/1.1"));
+    }
     for (path, status, flags) in [("/missing", 503, "NC"), ("/nobody", 503, "NC"), ("/none", 404, "NR")] {
         assert_eq!(ask(path).status, status, "{path}");
         versions.stage.record(|record| record["path"] == path && record["flags"] == flags);

@@ -58,6 +58,9 @@ impl Table {
             Some(StringMatch::Prefix(prefix) | StringMatch::Segments(prefix)) => Some(prefix.as_str()),
             _ => None,
         });
+        // As Istio has it: what asks for no path is for all that begin with a slash.
+        let asks_for_none = || entry.matches.iter().all(|of| of.uri.is_none());
+        let prefix = prefix.or_else(|| asks_for_none().then_some("/"));
         Some(Selected { rule: self.rules.get(entry.rule)?, prefix })
     }
 
