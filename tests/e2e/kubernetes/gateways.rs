@@ -90,7 +90,10 @@ fn pods_have_the_secrets_that_destination_rules_of_their_namespace_name() {
             "spec": {"host": "a.example", "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": secret}}},
         }));
     }
-    let deployment = stage.await_object("apps/v1", "Deployment", "gate", |of| secrets(of) == ["client"]);
+    let deployment = stage.await_object("apps/v1", "Deployment", "gate", |of| {
+        // The other may have what is believed.
+        secrets(of) == ["client", "client-cacert"]
+    });
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     assert!(container["args"].as_array().unwrap().contains(&json!("--credentials=/etc/orlop/credentials")));
     stage.delete("networking.istio.io/v1", "DestinationRule", "outside");
