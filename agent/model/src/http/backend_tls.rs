@@ -10,7 +10,7 @@ use crate::snapshot::Snapshot;
 use crate::text::Text;
 use crate::world::World;
 use crate::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
-use crate::world::routing::{CertificateRef, Pem, Roots, ServerCheck, ServerTls};
+use crate::world::routing::{CertificateRef, Roots, ServerCheck, ServerTls};
 
 const KIND: &str = "BackendTLSPolicy";
 
