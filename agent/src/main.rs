@@ -69,9 +69,29 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            // The whole chain on one line: what failed, and why.
-            eprintln!("orlop: {error:#}");
+            eprintln!("orlop: {}", on_one_line(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What failed, and why: the whole chain, but for causes that others have in their own text already.
+fn on_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said {
+        said if said.is_empty() => cause,
+        said if said.contains(&cause) => said,
+        said => format!("{said}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_nothing_twice() {
+        let error =
+            anyhow::anyhow!("no such file").context("reading /x: no such file").context("cannot start");
+        assert_eq!(on_one_line(&error), "cannot start: reading /x: no such file");
     }
 }
