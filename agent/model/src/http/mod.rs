@@ -127,7 +127,7 @@ pub trait Headers {
 pub struct Selected<'t> {
     /// The rule.
     pub rule: &'t Rule,
-    /// The prefix of the path that matched: `/` where no path was asked for, `None` where it was asked for otherwise.
+    /// The prefix of the path that matched, where one was asked for; for `rewrite.uri` `/` where no path was.
     pub prefix: Option<&'t str>,
 }
 

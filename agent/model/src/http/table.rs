@@ -58,10 +58,12 @@ impl Table {
             Some(StringMatch::Prefix(prefix) | StringMatch::Segments(prefix)) => Some(prefix.as_str()),
             _ => None,
         });
-        // As Istio has it: what asks for no path is for all that begin with a slash.
-        let asks_for_none = || entry.matches.iter().all(|of| of.uri.is_none());
-        let prefix = prefix.or_else(|| asks_for_none().then_some("/"));
-        Some(Selected { rule: self.rules.get(entry.rule)?, prefix })
+        let rule = self.rules.get(entry.rule)?;
+        // As Istio has it for `rewrite.uri`: what asks for no path is for all that begin with a slash.
+        let has_uri = rule.rewrite.as_ref().is_some_and(|rewrite| rewrite.uri.is_some());
+        let asks_for_any = || has_uri && entry.matches.iter().all(|of| of.uri.is_none());
+        let prefix = prefix.or_else(|| asks_for_any().then_some("/"));
+        Some(Selected { rule, prefix })
     }
 
     /// The resources whose rules these are.

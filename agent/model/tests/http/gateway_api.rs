@@ -7,7 +7,7 @@ use orlop_model::world::gateway_api::{
     BackendRef, GROUP, GrantFrom, GrantTo, Parent, ReferenceGrant, Route, RouteBackend, RouteFilters,
     RouteKind, RouteMatch, RouteMirror, RouteRule, RpcMatch, RpcName,
 };
-use orlop_model::world::routing::{HttpMatch, Percent, Redirect, StringMatch};
+use orlop_model::world::routing::{HttpMatch, HttpRule, PathChange, Percent, Redirect, Rewrite, StringMatch};
 use orlop_model::{NamespacedName, Reason, Snapshot, World, compile};
 use proptest::prelude::*;
 
@@ -351,6 +351,25 @@ fn another_namespaces_service_needs_a_grant_where_grants_are_required() {
     assert_eq!(outcome(&world, Grants::Required, 0), there);
     // Its own namespace's services need none.
     assert!(outcome(&backends([backend("shop", "web", 1)]), Grants::Required, 0).is_ok());
+}
+
+#[test]
+fn a_path_that_nobody_asked_for_has_no_prefix() {
+    let path = Some(PathChange::Prefix("/new".to_owned()));
+    let filters = RouteFilters { rewrite: Some(Rewrite { path, ..Rewrite::default() }), ..RouteFilters::default() };
+    let mut world = world();
+    attach(&mut world, route("shop", "r", [RouteRule { filters, ..leads("any", []) }]));
+    let snapshot = compiled(&world);
+    let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+    let selected = snapshot.routes().select(service, &get("/0/x")).unwrap().unwrap();
+    assert_eq!(selected.prefix, None);
+    // What Istio's `rewrite.uri` replaces is a slash.
+    let mut world = self::world();
+    let rewrite = Some(Rewrite { uri: Some("/new".to_owned()), ..Rewrite::default() });
+    add(&mut world, routes("r", [HttpRule { rewrite, ..rule("any", []) }]));
+    let snapshot = compiled(&world);
+    let selected = snapshot.routes().select(service, &get("/0/x")).unwrap().unwrap();
+    assert_eq!(selected.prefix, Some("/"));
 }
 
 #[test]
