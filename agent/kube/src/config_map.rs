@@ -62,7 +62,9 @@ mod tests {
 
     #[test]
     fn of_what_is_none_nothing_is_repeated() {
-        for text in [format!("-----BEGIN {}", "z".repeat(1 << 20)), "-----BEGIN CERTIFICATE-----\n?".to_owned()] {
+        for text in
+            [format!("-----BEGIN {}", "z".repeat(1 << 20)), "-----BEGIN CERTIFICATE-----\n?".to_owned()]
+        {
             let why = certificates(text).unwrap_err();
             assert!(why.len() < 100 && !why.contains('z'), "{why}");
         }

@@ -158,8 +158,8 @@ impl Snapshot {
         let own = Own::gateway(world, settings, gateway);
         let policies = RequestPolicies::new(world, settings, &own, std::iter::empty());
         let clusters = ingress.iter().flat_map(Ingress::clusters);
-        let before = Destinations::default();
-        let destinations = Destinations::after(&before, world, settings, &gateway.name.namespace, clusters);
+        let destinations =
+            Destinations::after(&before.destinations, world, settings, &gateway.name.namespace, clusters);
         findings.extend(policies.findings(world, &own));
         let node = world.nodes.get(settings.node.as_str());
         self.routes = Arc::new(Routes {

@@ -29,8 +29,6 @@ pub(super) struct Destinations {
     backends: BackendPolicies,
     /// Of each host by the namespace of the rules.
     hosts: ByHost<BTreeMap<String, Arc<OfHost>>>,
-    /// The subsets that routes name.
-    named: BTreeSet<String>,
     /// Of services that routes lead to subsets of.
     subsets: ByService<Arc<Subsets>>,
     /// Those of the world, by whose labels subsets select.
@@ -55,6 +53,8 @@ type SubsetPorts = HashMap<String, HashMap<String, Arc<Vec<ServicePort>>>>;
 struct OfHost {
     /// The rules.
     rules: Vec<Arc<DestinationRule>>,
+    /// Their subsets that routes name.
+    named: BTreeSet<String>,
     /// How many policies the namespace might still have before and after these.
     left: (usize, usize),
     /// To the clients that a `workloadSelector` selects.
@@ -154,13 +154,16 @@ impl Destinations {
             }
         }
         let named: BTreeSet<_> = led_to.values().flat_map(|(_, names)| names).copied().collect();
-        let same_names = same_texts(&before.named, &named);
         let mut hosts: ByHost<BTreeMap<String, Arc<OfHost>>> = ByHost::default();
         let mut left: HashMap<&str, usize> = HashMap::new();
         for ((namespace, host), rules) in by_host {
             let left = left.entry(namespace).or_insert(MAX_POLICIES);
             let before = before.hosts.get(&host).and_then(|of| of.get(namespace));
-            let same = before.filter(|of| same_names && of.left.0 == *left && all_same(&of.rules, &rules));
+            let own = rules.iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
+            let named: BTreeSet<_> = own.filter(|name| named.contains(name)).collect();
+            let same = before.filter(|of| {
+                of.left.0 == *left && same_texts(&of.named, &named) && all_same(&of.rules, &rules)
+            });
             let of = match same {
                 Some(same) => Arc::clone(same),
                 None => Arc::new(OfHost::new(namespace, &rules, &named, *left)),
@@ -172,7 +175,6 @@ impl Destinations {
             root: settings.root_namespace.clone(),
             backends: BackendPolicies::new(world),
             hosts,
-            named: named.into_iter().map(str::to_owned).collect(),
             subsets: ByService::default(),
             pods: world.pods.clone(),
             workload_entries: world.workload_entries.clone(),
@@ -276,6 +278,7 @@ impl OfHost {
     /// `left` is how many policies its namespace may still have.
     fn new(namespace: &str, all: &[&Arc<DestinationRule>], named: &BTreeSet<&str>, left: usize) -> Self {
         let objects = all.iter().copied().cloned().collect();
+        let names = named.iter().map(|&name| name.to_owned()).collect();
         let mut rules: Vec<&DestinationRule> = all.iter().map(|rule| &***rule).collect();
         let refused = |level: &str, why| Some(Arc::new(Policy::refused(format!("{namespace} {level}"), why)));
         rules.sort_by_key(|rule| (rule.created, &rule.name));
@@ -305,7 +308,7 @@ impl OfHost {
         if needed > left {
             let why = "the namespace has more DestinationRules than is sensible";
             let all = if any_secures(&rules) { refused("!", why) } else { None };
-            return Self { rules: objects, left: (left, left), all, ..Self::default() };
+            return Self { rules: objects, named: names, left: (left, left), all, ..Self::default() };
         }
         let selected = by_selector.into_iter().map(|(selector, rules)| {
             let level = format!("{namespace} {}", shown(selector));
@@ -314,6 +317,7 @@ impl OfHost {
         let many = "DestinationRules for the host have more workloadSelectors than is sensible";
         Self {
             rules: objects,
+            named: names,
             left: (left, left - needed),
             selected: selected.collect(),
             beyond: if any_secures(&beyond) { refused("+", many) } else { None },

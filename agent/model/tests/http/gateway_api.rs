@@ -356,7 +356,8 @@ fn another_namespaces_service_needs_a_grant_where_grants_are_required() {
 #[test]
 fn a_path_that_nobody_asked_for_has_no_prefix() {
     let path = Some(PathChange::Prefix("/new".to_owned()));
-    let filters = RouteFilters { rewrite: Some(Rewrite { path, ..Rewrite::default() }), ..RouteFilters::default() };
+    let filters =
+        RouteFilters { rewrite: Some(Rewrite { path, ..Rewrite::default() }), ..RouteFilters::default() };
     let mut world = world();
     attach(&mut world, route("shop", "r", [RouteRule { filters, ..leads("any", []) }]));
     let snapshot = compiled(&world);
