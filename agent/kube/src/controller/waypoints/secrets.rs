@@ -72,7 +72,7 @@ impl Looks {
         }
     }
 
-    /// Looks once. Whether something differs from what was found before.
+    /// Looks once. Whether something differs from what was found before, which a look that failed is not.
     async fn again<R: Future<Output = Secrets>>(
         &self,
         ours: &BTreeSet<NamespacedName>,
@@ -84,7 +84,7 @@ impl Looks {
             let reading = read(gateway.namespace.to_string(), names.clone());
             async move {
                 let now = reading.await;
-                let differs = now != found;
+                let differs = now != found && now != Secrets::Unread;
                 if differs {
                     self.found(gateway, names, now);
                 }
@@ -225,7 +225,8 @@ mod tests {
             (good(), false),
             (bad.clone(), true),
             (bad.clone(), false),
-            (Secrets::Unread, true),
+            (Secrets::Unread, false),
+            (bad.clone(), false),
             (good(), true),
         ] {
             assert_eq!(look(now.clone()).await, differs, "{now:?}");
