@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use orlop_model::world::ConfigMap;
-use orlop_model::world::config_map::{COPIES, KEY};
+use orlop_model::world::config_map::{COPIES, KEY, MAX_CONFIG_MAPS, MAX_COPIES};
 use orlop_model::world::routing::Pem;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -26,9 +26,28 @@ pub(crate) struct Object {
 pub(crate) fn convert(object: Object) -> Result<ConfigMap, FieldError> {
     let name = namespaced(&object.metadata)?;
     let data = object.data.into_iter().flatten();
-    let wanted = data.filter(|(key, _)| key == KEY || *name.name == *COPIES);
-    let certificates = wanted.map(|(key, text)| (key, certificates(text))).collect();
+    let certificates = if *name.name == *COPIES {
+        copies(data.take(MAX_CONFIG_MAPS))
+    } else {
+        let own = data.filter(|(key, _)| key == KEY);
+        own.map(|(key, text)| (key, certificates(text))).collect()
+    };
     Ok(ConfigMap { name, certificates })
+}
+
+/// Whoever has written them: more than a controller would copy is not kept.
+fn copies(data: impl Iterator<Item = (String, String)>) -> BTreeMap<String, Result<Pem, String>> {
+    let mut room = MAX_COPIES;
+    let found = data.map(|(key, text)| match room.checked_sub(key.len() + text.len()) {
+        Some(left) => {
+            room = left;
+            (key, certificates(text))
+        }
+        None => {
+            (key, Err(format!("the certificates of its namespace have no room in {} KiB", MAX_COPIES >> 10)))
+        }
+    });
+    found.collect()
 }
 
 /// One that is none spoils them all: whom its author wants believed besides, nobody can tell. Why it is none is not told in
@@ -89,5 +108,13 @@ mod tests {
             converted(COPIES, json!({"a": own, "b": key.serialize_pem()})),
             [("a".to_owned(), true), ("b".to_owned(), false)]
         );
+        // What has no room takes none from others.
+        let long = own.repeat(MAX_COPIES / own.len());
+        assert_eq!(
+            converted(COPIES, json!({"a": own, "b": long, "c": own})),
+            [("a".to_owned(), true), ("b".to_owned(), false), ("c".to_owned(), true)]
+        );
+        let many: BTreeMap<_, _> = (0..=MAX_CONFIG_MAPS).map(|index| (index.to_string(), "")).collect();
+        assert_eq!(converted(COPIES, json!(many)).len(), MAX_CONFIG_MAPS);
     }
 }

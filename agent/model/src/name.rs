@@ -57,6 +57,12 @@ impl<'de> Deserialize<'de> for NamespacedName {
     }
 }
 
+/// Whether Kubernetes would take it for an object's: files and paths of the API are made of it.
+pub(crate) fn is_object_name(name: &str) -> bool {
+    let is_fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    !name.starts_with('.') && (1..=253).contains(&name.len()) && name.bytes().all(is_fit)
+}
+
 /// The text is not `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a namespaced name: write NAMESPACE/NAME, such as default/web")]

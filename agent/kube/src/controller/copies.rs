@@ -3,118 +3,200 @@
 //! A right to read can't be limited to the ConfigMaps that somebody names. So the controller alone has it for all, and
 //! puts what is named into one ConfigMap of each namespace, whose name is always the same.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use orlop_model::world::config_map::{COPIES, KEY};
-use serde_json::json;
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use orlop_model::world::config_map::{COPIES, KEY, MAX_COPIES};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::bundle::has_gone;
 use super::{CallError, FIELD_MANAGER, NamedConfigMaps};
 
 /// Between two looks at what has been copied: nobody tells of a change.
 const LOOK: Duration = Duration::from_secs(10);
+/// How many namespaces are looked at at once.
+const AT_ONCE: usize = 8;
 /// How long one namespace may keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// All copies of a namespace, in bytes: what a ConfigMap has room for, with a reserve for what is around.
-const MAX_COPIES: usize = 1000 << 10;
+/// From one read to the next, of whatever namespace: 200 a second are what the API server is asked for at the most.
+const PACE: Duration = Duration::from_millis(5);
 
 /// Keeps the copies, for the replica that leads.
 pub struct CertificateCopies {
     client: Client,
     named: watch::Receiver<Option<NamedConfigMaps>>,
-    /// By namespace, what was written.
-    written: HashMap<String, BTreeMap<String, String>>,
 }
 
 impl CertificateCopies {
     pub(super) fn new(client: Client, named: watch::Receiver<Option<NamedConfigMaps>>) -> Self {
-        Self { client, named, written: HashMap::new() }
+        Self { client, named }
     }
 
-    /// Copies what is missing or differs, for ever.
+    /// Copies what is missing or differs, and takes back what nobody names any more, for ever.
     pub async fn run(mut self) {
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reader = Reader { client: self.client, pace: Mutex::new(pace) };
         loop {
             let named = self.named.borrow_and_update().clone().unwrap_or_default();
-            let mut namespaces = named;
-            // What nobody names any more is not left there.
-            for namespace in self.written.keys() {
-                namespaces.entry(namespace.clone()).or_default();
-            }
-            for (namespace, names) in &namespaces {
-                let problem = match timeout(PATIENCE, self.copy(namespace, names.iter())).await {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "it took too long".to_owned(),
-                };
-                tracing::warn!(namespace, problem, "certificates of BackendTLSPolicies are not copied");
-            }
+            let all = stream::iter(&named);
+            all.for_each_concurrent(AT_ONCE, |(namespace, names)| reader.keep(namespace, names)).await;
             tokio::select! {
                 changed = self.named.changed() => if changed.is_err() { return },
-                () = sleep(LOOK), if !namespaces.is_empty() => {}
+                () = sleep(LOOK), if !named.is_empty() => {}
             }
         }
     }
+}
 
-    /// Of one namespace. What can't be read leaves there what is.
-    async fn copy(
-        &mut self,
-        namespace: &str,
-        names: impl ExactSizeIterator<Item = &String>,
-    ) -> Result<(), CallError> {
+struct Reader {
+    client: Client,
+    pace: Mutex<Interval>,
+}
+
+impl Reader {
+    /// Keeps the copies of one namespace, as far as that can be done now.
+    async fn keep(&self, namespace: &str, names: &BTreeSet<String>) {
+        let problem = match timeout(PATIENCE, self.copy(namespace, names)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it took too long".to_owned(),
+        };
+        tracing::warn!(namespace, problem, "certificates of BackendTLSPolicies are not copied");
+    }
+
+    async fn copy(&self, namespace: &str, names: &BTreeSet<String>) -> Result<(), CallError> {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
-        let is_named = names.len() > 0;
-        let (mut found, mut room) = (BTreeMap::new(), MAX_COPIES);
-        for name in names {
+        let read = async |name: &str| {
+            self.pace.lock().await.tick().await;
             let read = maps.get_opt(name).await;
             let read = read.map_err(CallError::new(format!("read ConfigMap {namespace}/{name}")))?;
-            let Some(text) = read.and_then(|map| map.data?.remove(KEY)) else { continue };
-            match room.checked_sub(name.len() + text.len()) {
-                Some(left) => room = left,
-                None => {
-                    tracing::warn!(
-                        namespace,
-                        name,
-                        "has no room among the certificates of BackendTLSPolicies"
-                    );
-                    continue;
-                }
+            Ok::<_, CallError>(read.and_then(|map| map.data).unwrap_or_default())
+        };
+        let mut copies = Copies::new(read(COPIES).await?);
+        let mut failed = None;
+        for name in names {
+            let text = read(name).await.map(|mut data| data.remove(KEY));
+            let text = text.map_err(|error| failed = Some(error));
+            if !copies.take(name, text.ok()) {
+                tracing::warn!(namespace, name, "has no room among the certificates of BackendTLSPolicies");
             }
-            found.insert(name.clone(), text);
         }
-        let read = maps.get_opt(COPIES).await;
-        let read = read.map_err(CallError::new(format!("read ConfigMap {namespace}/{COPIES}")))?;
-        let there = read.and_then(|map| map.data).unwrap_or_default();
-        // Somebody else may have changed it.
-        let is_there = found.iter().all(|(name, text)| there.get(name) == Some(text));
-        // What somebody else has put there is left.
-        let is_more = there.len() > found.len() && self.written.get(namespace) != Some(&found);
-        if !is_there || is_more {
+        let changed = CallError::new(format!("write ConfigMap {namespace}/{COPIES}"));
+        copies.write(&maps).await.map_err(changed)?;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// What a namespace has, and is to have.
+struct Copies {
+    there: BTreeMap<String, String>,
+    wanted: BTreeMap<String, String>,
+    room: usize,
+}
+
+impl Copies {
+    fn new(there: BTreeMap<String, String>) -> Self {
+        Self { there, wanted: BTreeMap::new(), room: MAX_COPIES }
+    }
+
+    /// Wants what is under this name, which may be nothing; what can't be read stays as it is. Whether there is room.
+    fn take(&mut self, name: &str, text: Option<Option<String>>) -> bool {
+        let Some(text) = text.unwrap_or_else(|| self.there.get(name).cloned()) else { return true };
+        let left = self.room.checked_sub(name.len() + text.len());
+        if let Some(left) = left {
+            self.room = left;
+            self.wanted.insert(name.to_owned(), text);
+        }
+        left.is_some()
+    }
+
+    /// Somebody else may have changed it, or own a part of it too, which applying does not take away.
+    async fn write(&self, maps: &Api<ConfigMap>) -> Result<(), kube::Error> {
+        if self.is_less() {
             let map = json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": COPIES, "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER}},
-                "data": found,
+                "data": self.wanted,
             });
             let params = PatchParams::apply(FIELD_MANAGER).force();
-            let written = maps.patch(COPIES, &params, &Patch::Apply(&map)).await;
-            match written {
-                // The namespace has gone.
-                Err(kube::Error::Api(status)) if !is_named && has_gone(&status) => {}
-                written => {
-                    drop(written.map_err(CallError::new(format!("write ConfigMap {namespace}/{COPIES}")))?)
-                }
-            }
+            maps.patch(COPIES, &params, &Patch::Apply(&map)).await?;
         }
-        match is_named {
-            true => self.written.insert(namespace.to_owned(), found),
-            false => self.written.remove(namespace),
-        };
-        Ok(())
+        let Some(nothing) = self.taken_back() else { return Ok(()) };
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match maps.patch(COPIES, &params, &Patch::Merge(&nothing)).await {
+            // So nothing is left of it.
+            Err(kube::Error::Api(status)) if has_gone(&status) => Ok(()),
+            written => written.map(drop),
+        }
+    }
+
+    /// Whether something is missing, or says something else.
+    fn is_less(&self) -> bool {
+        self.wanted.iter().any(|(name, text)| self.there.get(name) != Some(text))
+    }
+
+    /// What leaves nothing there that is not wanted, if anything is.
+    fn taken_back(&self) -> Option<Value> {
+        let more = self.there.keys().filter(|name| !self.wanted.contains_key(*name));
+        let more: BTreeMap<_, _> = more.map(|name| (name, Value::Null)).collect();
+        (!more.is_empty()).then(|| json!({ "data": more }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copies(there: &[(&str, &str)]) -> Copies {
+        Copies::new(there.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+    }
+
+    fn text(of: &str) -> Option<Option<String>> {
+        Some(Some(of.to_owned()))
+    }
+
+    #[test]
+    fn what_can_not_be_read_stays_as_it_was_and_holds_up_nothing_else() {
+        let mut copies = copies(&[("failing", "old"), ("changed", "old"), ("gone", "old")]);
+        for (name, text) in
+            [("failing", None), ("never", None), ("changed", text("new")), ("gone", Some(None))]
+        {
+            assert!(copies.take(name, text), "{name}");
+        }
+        assert!(copies.is_less());
+        let wanted: Vec<_> = copies.wanted.iter().map(|(name, text)| (&**name, &**text)).collect();
+        assert_eq!(wanted, [("changed", "new"), ("failing", "old")]);
+        assert_eq!(copies.taken_back(), Some(json!({"data": {"gone": null}})));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_taken_back_whoever_has_written_it() {
+        let mut same = copies(&[("a", "1")]);
+        assert!(same.take("a", text("1")));
+        assert_eq!((same.is_less(), same.taken_back()), (false, None));
+        let mut more = copies(&[("a", "1"), ("b", "2")]);
+        assert!(more.take("a", text("1")));
+        assert_eq!((more.is_less(), more.taken_back()), (false, Some(json!({"data": {"b": null}}))));
+        // Nobody names any.
+        let all = copies(&[("a", "1")]);
+        assert_eq!((all.is_less(), all.taken_back()), (false, Some(json!({"data": {"a": null}}))));
+        let none = copies(&[]);
+        assert_eq!((none.is_less(), none.taken_back()), (false, None));
+    }
+
+    #[test]
+    fn what_has_no_room_is_not_copied_and_leaves_room_for_others() {
+        let mut copies = copies(&[("long", "old")]);
+        assert!(!copies.take("long", text(&"x".repeat(MAX_COPIES))));
+        assert!(copies.take("short", text("1")));
+        assert_eq!(copies.taken_back(), Some(json!({"data": {"long": null}})));
     }
 }

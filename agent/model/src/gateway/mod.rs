@@ -8,7 +8,7 @@ pub(crate) use hostname::{ANY, HostMap};
 
 use std::collections::BTreeSet;
 
-use crate::name::NamespacedName;
+use crate::name::{NamespacedName, is_object_name};
 use crate::ports::is_own;
 use crate::world::gateway::{CertificateRef, Gateway, Listener, ListenerTls};
 use crate::world::gateway_api::{GROUP, RouteKind};
@@ -180,12 +180,6 @@ impl Gateway {
 
 fn no_certificate() -> ListenerProblem {
     ListenerProblem::InvalidCertificate("name a Secret in its tls.certificateRefs".to_owned())
-}
-
-/// Whether Kubernetes would take it for an object's: files are found by it.
-fn is_object_name(name: &str) -> bool {
-    let is_fit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    !name.starts_with('.') && (1..=253).contains(&name.len()) && name.bytes().all(is_fit)
 }
 
 impl ListenerTls {

@@ -3,19 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::name::NamespacedName;
+use crate::name::{NamespacedName, is_object_name};
 use crate::policy::{Finding, FindingReason, Severity};
 use crate::service::{Service, ServiceKind, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::text::Text;
 use crate::world::World;
+use crate::world::config_map::{COPIES, MAX_CONFIG_MAPS};
 use crate::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
 use crate::world::routing::{CertificateRef, Roots, ServerCheck, ServerTls};
 
 const KIND: &str = "BackendTLSPolicy";
-
-/// ConfigMaps that the BackendTLSPolicies of a namespace name.
-pub const MAX_CONFIG_MAPS: usize = 64;
 
 /// By what BackendTLSPolicies secure the connections to Services. What such a policy asks for is never undone by
 /// anything else.
@@ -113,6 +111,9 @@ impl Resolved {
                 CertificateRef::Other(of) => {
                     unresolved.push(Unresolved::Kind(format!("{at}: {of} is no ConfigMap")));
                 }
+                CertificateRef::ConfigMap(name) if !is_object_name(name) => {
+                    unresolved.push(Unresolved::Missing(format!("{at}: no ConfigMap can be of this name")));
+                }
                 CertificateRef::ConfigMap(name) => {
                     let name = NamespacedName::new(&*policy.name.namespace, &**name);
                     match world.certificates_of(&name) {
@@ -133,18 +134,27 @@ impl Resolved {
     }
 }
 
-/// The ConfigMaps that BackendTLSPolicies name, by the namespace of both. Of a namespace at most [`MAX_CONFIG_MAPS`].
+/// The ConfigMaps that BackendTLSPolicies name, by the namespace of both. Of a namespace at most [`MAX_CONFIG_MAPS`]; none
+/// where there are copies still, but no policy any more that names one.
 pub fn certificate_maps(world: &World) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for policy in world.backend_tls.values() {
         let Ok(Roots::Named(refs)) = policy.check.as_ref().map(|check| &check.roots) else { continue };
         for of in refs {
             let CertificateRef::ConfigMap(name) = of else { continue };
+            if !is_object_name(name) {
+                continue;
+            }
             let own = found.entry(policy.name.namespace.to_string()).or_default();
             own.insert(name.to_string());
             if own.len() > MAX_CONFIG_MAPS {
                 own.pop_last();
             }
+        }
+    }
+    for map in world.config_maps.values().filter(|map| *map.name.name == *COPIES) {
+        if !map.certificates.is_empty() {
+            found.entry(map.name.namespace.to_string()).or_default();
         }
     }
     found

@@ -11,6 +11,10 @@ pub const KEY: &str = "ca.crt";
 /// Of a cluster, the one ConfigMap of a namespace that is read: what the controller has copied of those that policies of
 /// the namespace name, each under its name. So nobody needs a right to read all.
 pub const COPIES: &str = "orlop-backend-ca";
+/// The ConfigMaps of a namespace that are copied.
+pub const MAX_CONFIG_MAPS: usize = 64;
+/// Their names and certificates together, in bytes. All waypoints and gateways of a cluster keep those of all namespaces.
+pub const MAX_COPIES: usize = 256 << 10;
 
 /// A `v1` ConfigMap, as far as it has certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use orlop_model::http::{
-    Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, Resolved, TargetProblem, backend_problems,
+    Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, Resolved, TargetProblem, backend_problems, certificate_maps,
 };
 use orlop_model::world::config_map::COPIES;
 use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
@@ -362,37 +362,57 @@ fn a_backend_tls_policy_is_undone_by_nothing() {
     assert_eq!(tls(&world, 80), "anything");
 }
 
+fn config_map(namespace: &str, name: &str, all: &[(&str, &str)]) -> ConfigMap {
+    let certificates = all.iter().map(|(key, text)| ((*key).to_owned(), Ok(Pem::from((*text).to_owned()))));
+    ConfigMap { name: NamespacedName::new(namespace, name), certificates: certificates.collect() }
+}
+
+fn naming(namespace: &str, refs: &[CertificateRef]) -> BackendTls {
+    let check = ServerCheck {
+        sni: Some("web.example".to_owned()),
+        names: Vec::new(),
+        roots: Roots::Named(refs.to_vec()),
+        credential: None,
+    };
+    BackendTls {
+        name: NamespacedName::new(namespace, "p"),
+        created: None,
+        targets: Vec::new(),
+        anything: false,
+        check: Ok(Arc::new(check)),
+        unread: Vec::new(),
+    }
+}
+
+#[test]
+fn names_of_config_maps_are_copied_and_what_no_policy_names_any_more_is_looked_at() {
+    let mut world = World::default();
+    let names = ["ca", "far/ca", "my ca", "ca?x", "..", "", "CA", "ca.two"];
+    let policy = naming("shop", &names.map(|name| CertificateRef::ConfigMap(name.into())));
+    world.backend_tls.insert(policy.name.clone(), Arc::new(policy));
+    for (namespace, name, all) in [
+        ("left", COPIES, [("ca", "pem")].as_slice()),
+        ("empty", COPIES, &[]),
+        ("other", "own", &[("ca.crt", "pem")]),
+    ] {
+        let map = config_map(namespace, name, all);
+        world.config_maps.insert(map.name.clone(), Arc::new(map));
+    }
+    let found: Vec<_> = certificate_maps(&world).into_iter().collect();
+    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(found, [("left".to_owned(), of(&[])), ("shop".to_owned(), of(&["ca", "ca.two"]))]);
+}
+
 #[test]
 fn of_several_references_to_certificates_those_count_that_have_any() {
-    let mut world = world();
-    let map = |namespace: &str, name: &str, all: &[(&str, &str)]| ConfigMap {
-        name: NamespacedName::new(namespace, name),
-        certificates: all
-            .iter()
-            .map(|(key, text)| ((*key).to_owned(), Ok(Pem::from((*text).to_owned()))))
-            .collect(),
-    };
+    let (mut world, map) = (world(), config_map);
     let copies = map("shop", COPIES, &[("copied", "two"), ("both", "copy")]);
     for of in [map("shop", "own", &[("ca.crt", "one")]), map("shop", "both", &[("ca.crt", "own")]), copies] {
         world.config_maps.insert(of.name.clone(), of);
     }
     world.config_maps.insert(NamespacedName::new("far", "theirs"), map("far", "theirs", &[("ca.crt", "x")]));
     let resolved = |refs: &[CertificateRef]| {
-        let check = ServerCheck {
-            sni: Some("web.example".to_owned()),
-            names: Vec::new(),
-            roots: Roots::Named(refs.to_vec()),
-            credential: None,
-        };
-        let policy = BackendTls {
-            name: NamespacedName::new("shop", "p"),
-            created: None,
-            targets: Vec::new(),
-            anything: false,
-            check: Ok(Arc::new(check)),
-            unread: Vec::new(),
-        };
-        let Resolved { check, unresolved } = Resolved::of(&world, &policy);
+        let Resolved { check, unresolved } = Resolved::of(&world, &naming("shop", refs));
         let pem = check.ok().map(|check| match &check.roots {
             Roots::Only(all) => all.iter().map(Pem::as_str).collect::<Vec<_>>().join(" "),
             other => panic!("{other:?}"),
@@ -408,6 +428,7 @@ fn of_several_references_to_certificates_those_count_that_have_any() {
         (vec![named("own"), named("none"), named("copied"), other.clone()], Some("one two"), 2),
         (vec![named("theirs")], None, 1),
         (vec![named("none"), other], None, 2),
+        (vec![named("far/theirs"), named("")], None, 2),
     ] {
         assert_eq!(resolved(&refs), (wanted.map(str::to_owned), unresolved), "{refs:?}");
     }

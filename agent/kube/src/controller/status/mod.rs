@@ -41,7 +41,7 @@ pub type AttachedRoutes = BTreeMap<NamespacedName, BTreeMap<String, usize>>;
 /// The Secrets that DestinationRules name by `credentialName`, by their namespace.
 pub type NamedCredentials = BTreeMap<String, BTreeSet<String>>;
 
-/// The ConfigMaps that BackendTLSPolicies name by `caCertificateRefs`, by their namespace.
+/// The ConfigMaps that BackendTLSPolicies name by `caCertificateRefs`, by their namespace; none where there are copies still.
 pub(crate) type NamedConfigMaps = BTreeMap<String, BTreeSet<String>>;
 
 /// Keeps the conditions of policies and routes as they should be, for the replica that leads.
