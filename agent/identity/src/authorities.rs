@@ -16,7 +16,7 @@ use webpki::{
 };
 
 use crate::config_cache::ConfigCache;
-use crate::error::IdentityError;
+use crate::error::{IdentityError, NO_CERTIFICATE, NO_LIST};
 
 /// How many are kept ready. Each may be of as much text as there can be in ConfigMaps.
 const READY: usize = 16;
@@ -49,7 +49,7 @@ impl Authorities {
         let unusable = |error: &dyn fmt::Display| IdentityError::Trust(error.to_string());
         let mut roots = RootCertStore::empty();
         for root in certificates.iter().flat_map(|text| CertificateDer::pem_slice_iter(text)) {
-            let root = root.map_err(|error| unusable(&error))?;
+            let root = root.map_err(|_| unusable(&NO_CERTIFICATE))?;
             roots.add(root).map_err(|error| unusable(&error))?;
         }
         if roots.is_empty() {
@@ -57,7 +57,7 @@ impl Authorities {
         }
         let lists = revoked.into_iter().flat_map(CertificateRevocationListDer::pem_slice_iter);
         let lists = lists.map(|list| {
-            let list = list.map_err(|error| unusable(&error))?;
+            let list = list.map_err(|_| unusable(&NO_LIST))?;
             let list = OwnedCertRevocationList::from_der(&list).map_err(|error| unusable(&error))?;
             Ok(CertRevocationList::Owned(list))
         });

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 pub(crate) const NO_KEY: &str = "it is no private key in PEM";
 /// The same of what may be one in the wrong place.
 pub(crate) const NO_CERTIFICATE: &str = "it is no certificate in PEM";
+/// And of what is beside one.
+pub(crate) const NO_LIST: &str = "it is no list of what is revoked in PEM";
 
 /// Why the authority, a certificate or a configuration can't be had.
 #[derive(Debug, Error)]

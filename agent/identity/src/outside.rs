@@ -269,5 +269,12 @@ mod tests {
             let list = text.replace("CERTIFICATE", "X509 CRL");
             assert!(Authorities::from_pem(root.as_bytes(), Some(list.as_bytes())).is_err(), "{list}");
         }
+        // A key in the wrong place is told to nobody.
+        let line = format!("-----BEGIN {}", "z".repeat(1 << 20));
+        let errors = [
+            Authorities::from_pem(line.as_bytes(), None).unwrap_err(),
+            Authorities::from_pem(root.as_bytes(), Some(line.as_bytes())).unwrap_err(),
+        ];
+        errors.iter().for_each(|error| assert!(error.to_string().len() < 200));
     }
 }

@@ -24,22 +24,27 @@ pub struct Credentials {
 
 /// What was found of one Secret.
 struct Known {
-    files: Result<Files, String>,
+    files: Files,
     /// The last that was good, as long as there is any.
     credential: Option<Arc<ClientCredential>>,
 }
 
 /// Of `ca.crt`, `ca.crl`, `tls.crt` and `tls.key`, or what Istio calls them, what is there.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Files {
-    roots: Option<Vec<u8>>,
-    revoked: Option<Vec<u8>>,
-    certificate: Option<Vec<u8>>,
-    key: Option<Vec<u8>>,
+    roots: Found,
+    revoked: Found,
+    certificate: Found,
+    key: Found,
 }
 
-/// A Secret of this name with that ending has `ca.crt` and `ca.crl` instead, where it has any.
+/// A file, if there is one, or why it can't be read.
+type Found = Result<Option<Vec<u8>>, String>;
+
+/// A Secret of this name with that ending has `ca.crt` and `ca.crl` instead, each where there is one.
 const ROOTS_ENDING: &str = "-cacert";
+/// What a list of what is revoked is called.
+const LISTS: [&str; 2] = ["ca.crl", "crl"];
 
 impl Credentials {
     pub fn new(dir: PathBuf, held: Arc<ClientCredentials>) -> Self {
@@ -77,7 +82,7 @@ impl Credentials {
             return false;
         }
         let last = known.and_then(|known| known.credential.clone());
-        let credential = match files.as_ref().map_err(String::clone).and_then(Files::load) {
+        let credential = match files.load() {
             Ok(None) => {
                 tracing::error!(secret = %name, dir = %dir.display(), "there is neither ca.crt nor tls.crt");
                 None
@@ -87,9 +92,7 @@ impl Credentials {
                 credential.map(Arc::new)
             }
             Err(error) => {
-                // Whom a list that nobody can read takes the belief from is not believed by what there was before.
-                let is_list = |files: &Files| files.revoked.is_some() && files.authorities().is_err();
-                let last = last.filter(|_| !files.as_ref().is_ok_and(is_list));
+                let last = last.filter(|_| known.is_some_and(|known| known.files.outlast(&files)));
                 tracing::error!(secret = %name, error, kept = last.is_some(), "it can't be used");
                 last
             }
@@ -100,22 +103,30 @@ impl Credentials {
 }
 
 impl Files {
-    fn read(dir: &Path, name: &str) -> Result<Self, String> {
+    fn read(dir: &Path, name: &str) -> Self {
         let (own, beside) = (dir.join(name), dir.join(format!("{name}{ROOTS_ENDING}")));
-        let believed =
-            |dir: &Path| Ok::<_, String>((either(dir, "ca.crt", "cacert")?, either(dir, "ca.crl", "crl")?));
-        let (roots, revoked) = match believed(&beside)? {
-            (None, None) => believed(&own)?,
+        let believed = |names| match either(&beside, names) {
+            Ok(None) => either(&own, names),
             there => there,
         };
-        let (certificate, key) = (either(&own, "tls.crt", "cert")?, either(&own, "tls.key", "key")?);
-        Ok(Self { roots, revoked, certificate, key })
+        Self {
+            roots: believed(["ca.crt", "cacert"]),
+            revoked: believed(LISTS),
+            certificate: either(&own, ["tls.crt", "cert"]),
+            key: either(&own, ["tls.key", "key"]),
+        }
+    }
+
+    /// Whether what was made of these stays in force while `new` can't be used. Whom a list takes the belief from that they
+    /// didn't have, perhaps one that nobody can read, is not believed by them.
+    fn outlast(&self, new: &Self) -> bool {
+        new.revoked == Ok(None) || new.revoked == self.revoked
     }
 
     /// `None` where there is nothing.
     fn load(&self) -> Result<Option<ClientCredential>, String> {
         let authorities = self.authorities()?;
-        let shown = match (&self.certificate, &self.key) {
+        let shown = match (there(&self.certificate)?, there(&self.key)?) {
             (Some(certificate), Some(key)) => {
                 Some(ServedCertificate::from_pem(certificate, key).map_err(|error| error.to_string())?)
             }
@@ -126,8 +137,8 @@ impl Files {
     }
 
     fn authorities(&self) -> Result<Option<Arc<Authorities>>, String> {
-        let revoked = self.revoked.as_deref();
-        match &self.roots {
+        let revoked = there(&self.revoked)?;
+        match there(&self.roots)? {
             Some(roots) => {
                 let read = Authorities::from_pem(roots, revoked);
                 Ok(Some(Arc::new(read.map_err(|error| format!("ca.crt, ca.crl: {error}"))?)))
@@ -138,10 +149,14 @@ impl Files {
     }
 }
 
-fn either(dir: &Path, name: &str, other: &str) -> Result<Option<Vec<u8>>, String> {
+fn there(found: &Found) -> Result<Option<&[u8]>, String> {
+    found.as_ref().map(Option::as_deref).map_err(String::clone)
+}
+
+fn either(dir: &Path, [name, other]: [&str; 2]) -> Found {
     let read = |name: &str| match fs::read(dir.join(name)) {
-        // As there is in the Secrets of some who sign.
-        Ok(bytes) if bytes.is_empty() => Ok(None),
+        // As there is in the Secrets of some who sign. A list that is empty is one that somebody is writing.
+        Ok(bytes) if bytes.is_empty() && !LISTS.contains(&name) => Ok(None),
         Ok(bytes) if bytes.len() > MAX_FILE => Err(format!("{name} has more than {MAX_FILE} bytes")),
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -150,5 +165,62 @@ fn either(dir: &Path, name: &str, other: &str) -> Result<Option<Vec<u8>>, String
     match read(name)? {
         None => read(other),
         there => Ok(there),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process};
+
+    use super::*;
+
+    fn files(roots: &str, revoked: &Found) -> Files {
+        let roots = Ok(Some(roots.as_bytes().to_vec()));
+        Files { roots, revoked: revoked.clone(), certificate: Ok(None), key: Ok(None) }
+    }
+
+    #[test]
+    fn of_each_file_that_counts_which_is_beside_before_the_secrets_own() {
+        let dir = env::temp_dir().join(format!("orlop-credential-files-{}", process::id()));
+        let read = |put: &[(&str, &str)]| {
+            for (path, text) in put {
+                let path = dir.join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            let found = Files::read(&dir, "s");
+            fs::remove_dir_all(&dir).unwrap();
+            (found.roots, found.revoked)
+        };
+        let is = |text: &str| Ok(Some(text.as_bytes().to_vec()));
+        assert_eq!(read(&[("s/ca.crt", ""), ("s/cacert", "own")]), (is("own"), Ok(None)));
+        let own = [("s/ca.crt", "own"), ("s/crl", "list"), ("s-cacert/cacert", "beside")];
+        assert_eq!(read(&own), (is("beside"), is("list")));
+        assert_eq!(read(&[("s/ca.crt", "own"), ("s-cacert/ca.crl", "list")]), (is("own"), is("list")));
+        // An empty list is not that there is none.
+        assert_eq!(read(&[("s/ca.crt", "own"), ("s/ca.crl", "")]), (is("own"), is("")));
+        assert_eq!(read(&[("s-cacert/ca.crl", ""), ("s/ca.crl", "list")]), (Ok(None), is("")));
+        let long = "x".repeat(MAX_FILE + 1);
+        let (roots, revoked) = read(&[("s/ca.crt", "own"), ("s/ca.crl", &long)]);
+        assert_eq!((roots, revoked.is_err()), (is("own"), true));
+    }
+
+    #[test]
+    fn nothing_outlasts_a_list_that_it_did_not_have() {
+        let list = |text: &str| Ok(Some(text.as_bytes().to_vec()));
+        let (none, unread) = (Ok(None), Err("ca.crl: no".to_owned()));
+        for (before, now, stays) in [
+            (&none, &none, true),
+            (&list("a"), &list("a"), true),
+            (&list("a"), &none, true),
+            (&none, &list("a"), false),
+            (&list("a"), &list("b"), false),
+            (&list("a"), &list(""), false),
+            (&list("a"), &unread, false),
+            (&none, &unread, false),
+        ] {
+            assert_eq!(files("a", before).outlast(&files("b", now)), stays, "{before:?} {now:?}");
+        }
+        assert_eq!(files("a", &unread).load().unwrap_err(), "ca.crl: no");
     }
 }
