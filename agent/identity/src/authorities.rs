@@ -18,8 +18,8 @@ use webpki::{
 use crate::config_cache::ConfigCache;
 use crate::error::{IdentityError, NO_CERTIFICATE, NO_LIST};
 
-/// How many are kept ready. Each may be of as much text as there can be in ConfigMaps.
-const READY: usize = 16;
+/// How many are kept ready. Each is of at most as much text as one policy may name.
+const READY: usize = 64;
 
 static PUBLIC: LazyLock<Arc<Authorities>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -118,7 +118,7 @@ pub struct ReadyAuthorities(ConfigCache<Vec<Pem>, Authorities>);
 impl ReadyAuthorities {
     /// Those of all of these.
     pub fn of(&self, texts: &[Pem]) -> Result<Arc<Authorities>, IdentityError> {
-        self.0.get_or_make(texts.to_vec(), || {
+        self.0.get_or_make_apart(texts.to_vec(), || {
             let texts: Vec<_> = texts.iter().map(|text| text.as_str().as_bytes()).collect();
             Authorities::new(&texts, None)
         })

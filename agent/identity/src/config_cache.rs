@@ -26,18 +26,26 @@ impl<K: Hash + Eq + Clone, C> ConfigCache<K, C> {
     /// The configuration for `key`, made if there is none.
     pub(crate) fn get_or_make<E>(&self, key: K, make: impl FnOnce() -> Result<C, E>) -> Result<Arc<C>, E> {
         let mut state = self.lock();
-        state.uses += 1;
-        let last_use = state.uses;
-        if let Some(slot) = state.configs.get_mut(&key) {
-            slot.last_use = last_use;
-            return Ok(slot.config.clone());
+        match state.get(&key) {
+            Some(config) => Ok(config),
+            None => Ok(state.put(key, make()?, self.capacity)),
         }
-        let config = Arc::new(make()?);
-        if state.configs.len() >= self.capacity {
-            state.make_room();
+    }
+
+    /// The same, where making one takes long, so that nobody else waits for it. Where two make one at once, both get that
+    /// which was there first.
+    pub(crate) fn get_or_make_apart<E>(
+        &self,
+        key: K,
+        make: impl FnOnce() -> Result<C, E>,
+    ) -> Result<Arc<C>, E> {
+        let found = self.lock().get(&key);
+        if let Some(config) = found {
+            return Ok(config);
         }
-        state.configs.insert(key, Slot { config: config.clone(), last_use });
-        Ok(config)
+        let made = make()?;
+        let mut state = self.lock();
+        Ok(state.get(&key).unwrap_or_else(|| state.put(key, made, self.capacity)))
     }
 
     /// Drops the configurations whose key `keep` refuses. Connections that use one go on.
@@ -52,6 +60,22 @@ impl<K: Hash + Eq + Clone, C> ConfigCache<K, C> {
 }
 
 impl<K: Hash + Eq + Clone, C> State<K, C> {
+    fn get(&mut self, key: &K) -> Option<Arc<C>> {
+        self.uses += 1;
+        let slot = self.configs.get_mut(key)?;
+        slot.last_use = self.uses;
+        Some(Arc::clone(&slot.config))
+    }
+
+    fn put(&mut self, key: K, config: C, capacity: usize) -> Arc<C> {
+        if self.configs.len() >= capacity {
+            self.make_room();
+        }
+        let config = Arc::new(config);
+        self.configs.insert(key, Slot { config: Arc::clone(&config), last_use: self.uses });
+        config
+    }
+
     /// A quarter at a time, so that a full cache doesn't look for the oldest on every miss.
     fn make_room(&mut self) {
         let mut uses: Vec<u64> = self.configs.values().map(|slot| slot.last_use).collect();
@@ -96,6 +120,17 @@ mod tests {
         get(&cache, 1);
         get(&cache, 2);
         assert_eq!(cache.lock().configs.len(), 1);
+    }
+
+    #[test]
+    fn what_is_made_apart_keeps_nobody_waiting_and_is_there_once() {
+        let cache = ConfigCache::new(2);
+        let mut other = None;
+        let made = cache.get_or_make_apart::<Infallible>(1, || {
+            other = Some(get(&cache, 1));
+            Ok(1)
+        });
+        assert!(Arc::ptr_eq(&made.unwrap(), &other.unwrap()));
     }
 
     #[test]

@@ -15,6 +15,10 @@ use crate::world::routing::{CertificateRef, Roots, ServerCheck, ServerTls};
 
 const KIND: &str = "BackendTLSPolicy";
 
+/// How much text of certificates a policy may name. Whoever reaches its servers reads all of it, who may be everybody's
+/// gateway.
+pub const MAX_CERTIFICATES: usize = 256 << 10;
+
 /// By what BackendTLSPolicies secure the connections to Services. What such a policy asks for is never undone by
 /// anything else.
 #[derive(Clone, Debug, Default)]
@@ -35,14 +39,15 @@ impl BackendPolicies {
         let mut found = Self::default();
         for of in oldest_first(world) {
             let namespace = &of.name.namespace;
+            let made = tls(world, of);
             if of.anything {
-                found.anything.entry(namespace.clone()).or_insert_with(|| tls(world, of));
+                found.anything.entry(namespace.clone()).or_insert_with(|| made.clone());
             }
             for BackendTarget { service, port } in &of.targets {
                 let own = found.services.entry(NamespacedName::new(namespace, service)).or_default();
                 match port {
-                    Some(port) => drop(own.ports.entry(port.clone()).or_insert_with(|| tls(world, of))),
-                    None => drop(own.all.get_or_insert_with(|| tls(world, of))),
+                    Some(port) => drop(own.ports.entry(port.clone()).or_insert_with(|| made.clone())),
+                    None => drop(own.all.get_or_insert_with(|| made.clone())),
                 }
             }
         }
@@ -105,7 +110,12 @@ impl Resolved {
             Err(problem) => return Self { check: Err(problem.clone()), unresolved: Vec::new() },
         };
         let (mut found, mut unresolved) = (Vec::new(), Vec::new());
+        let mut room = MAX_CERTIFICATES;
         for (index, of) in refs.iter().enumerate() {
+            // The same once more says nothing new.
+            if refs[..index].contains(of) {
+                continue;
+            }
             let at = format!("spec.validation.caCertificateRefs[{index}]");
             match of {
                 CertificateRef::Other(of) => {
@@ -116,11 +126,19 @@ impl Resolved {
                 }
                 CertificateRef::ConfigMap(name) => {
                     let name = NamespacedName::new(&*policy.name.namespace, &**name);
+                    let missing = |why: &str| Unresolved::Missing(format!("{at}: ConfigMap {name}: {why}"));
                     match world.certificates_of(&name) {
-                        Ok(pem) => found.push(pem.clone()),
-                        Err(why) => {
-                            unresolved.push(Unresolved::Missing(format!("{at}: ConfigMap {name}: {why}")));
-                        }
+                        Ok(pem) if found.contains(pem) => {}
+                        Ok(pem) => match room.checked_sub(pem.as_str().len()) {
+                            Some(left) => {
+                                room = left;
+                                found.push(pem.clone());
+                            }
+                            None => unresolved.push(missing(&format!(
+                                "a policy's certificates would have more than {MAX_CERTIFICATES} bytes with it"
+                            ))),
+                        },
+                        Err(why) => unresolved.push(missing(why)),
                     }
                 }
             }

@@ -37,7 +37,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use crate::policy::ToAsk;
-pub use backend_tls::{Resolved, TargetProblem, Unresolved, backend_problems, certificate_maps};
+pub use backend_tls::{
+    MAX_CERTIFICATES, Resolved, TargetProblem, Unresolved, backend_problems, certificate_maps,
+};
 pub use bucket::Bucket;
 pub(crate) use callee::Callees;
 pub use callee::{Asker, is_foreign};

@@ -2,7 +2,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use orlop_model::http::{
-    Client, Cluster, MAX_SELECTORS, MAX_SUBSETS, Resolved, TargetProblem, backend_problems, certificate_maps,
+    Client, Cluster, MAX_CERTIFICATES, MAX_SELECTORS, MAX_SUBSETS, Resolved, TargetProblem, backend_problems,
+    certificate_maps,
 };
 use orlop_model::world::config_map::COPIES;
 use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, BackendTls};
@@ -406,7 +407,12 @@ fn names_of_config_maps_are_copied_and_what_no_policy_names_any_more_is_looked_a
 #[test]
 fn of_several_references_to_certificates_those_count_that_have_any() {
     let (mut world, map) = (world(), config_map);
-    let copies = map("shop", COPIES, &[("copied", "two"), ("both", "copy")]);
+    let (half, most) = ("x".repeat(MAX_CERTIFICATES / 2), "y".repeat(MAX_CERTIFICATES / 2 - 3));
+    let copies = map(
+        "shop",
+        COPIES,
+        &[("copied", "two"), ("both", "copy"), ("twin", "one"), ("half", &half), ("most", &most)],
+    );
     for of in [map("shop", "own", &[("ca.crt", "one")]), map("shop", "both", &[("ca.crt", "own")]), copies] {
         world.config_maps.insert(of.name.clone(), of);
     }
@@ -426,6 +432,15 @@ fn of_several_references_to_certificates_those_count_that_have_any() {
         (vec![named("copied")], Some("two"), 0),
         (vec![named("both")], Some("own"), 0),
         (vec![named("own"), named("none"), named("copied"), other.clone()], Some("one two"), 2),
+        (vec![named("own"), named("twin"), named("own")], Some("one"), 0),
+        (vec![named("none"), named("own"), named("none")], Some("one"), 1),
+        // What they have together is bounded.
+        (vec![named("half"), named("most"), named("own")], Some(&*format!("{half} {most} one")), 0),
+        (
+            vec![named("half"), named("most"), named("both"), named("copied")],
+            Some(&*format!("{half} {most} own")),
+            1,
+        ),
         (vec![named("theirs")], None, 1),
         (vec![named("none"), other], None, 2),
         (vec![named("far/theirs"), named("")], None, 2),
