@@ -46,6 +46,7 @@ mod session;
 mod shared_limit;
 mod sniff;
 mod stream;
+mod tokens;
 pub(crate) mod told;
 mod trace;
 mod upstream;

@@ -27,6 +27,7 @@ use super::{
     metrics::RequestKey,
     passed::Passed,
     session::Session,
+    tokens::TokenPlaces,
     told::{self, Ended, Telling},
     trace::{self, Trace},
 };
@@ -73,6 +74,8 @@ pub(super) struct RequestRecord {
     pub(super) goes_on: Option<Box<GoesOn>>,
     /// Its span, if it is traced.
     pub(super) trace: Option<Trace>,
+    /// Where a token may be in it, of which nothing is told.
+    tokens: TokenPlaces,
     /// What Telemetries want told of it.
     telling: Option<Box<Telling>>,
     /// Those that the access log's format has.
@@ -104,7 +107,12 @@ impl RequestRecord {
         let sampling = told.and_then(|told| told.sampling);
         let trace =
             tracer.and_then(|tracer| Trace::begin(tracer, request.method(), request.headers(), sampling));
-        let telling = told.map(|told| Box::new(Telling::new(told, request.headers())));
+        let is_told = told.is_some() || session.local.own.log.format.is_some();
+        let tokens = match is_told {
+            true => TokenPlaces::of(&snapshot, &session.target),
+            false => TokenPlaces::default(),
+        };
+        let telling = told.map(|told| Box::new(Telling::new(told, request.headers(), &tokens)));
         let mut record = Self {
             session: Rc::clone(session),
             started: Instant::now(),
@@ -131,6 +139,7 @@ impl RequestRecord {
             judgement: None,
             goes_on: None,
             trace,
+            tokens,
             telling,
             request_headers: LoggedHeaders::default(),
             answer_headers: LoggedHeaders::default(),
@@ -148,15 +157,15 @@ impl RequestRecord {
     /// These are the request's headers.
     pub(super) fn asks_with(&mut self, headers: &HeaderMap) {
         if let Some(format) = &self.session.local.own.log.format {
-            self.request_headers =
-                LoggedHeaders::of(format.request_headers(), headers, &logged::token_locations(&self.session));
+            self.request_headers = LoggedHeaders::of(format.request_headers(), headers, &self.tokens);
         }
     }
 
     /// These are the answer's headers.
     pub(super) fn is_answered_with(&mut self, headers: &HeaderMap) {
         if let Some(format) = &self.session.local.own.log.format {
-            self.answer_headers = LoggedHeaders::of(format.response_headers(), headers, &[]);
+            self.answer_headers =
+                LoggedHeaders::of(format.response_headers(), headers, &TokenPlaces::default());
         }
     }
 
@@ -273,6 +282,7 @@ impl RequestRecord {
             telling: self.telling.as_deref()?,
             method: self.method.as_str(),
             uri: &self.path,
+            tokens: &self.tokens,
             host: self.authority.as_ref().map(Authority::as_str),
             http2: self.version == Version::HTTP_2,
             code: self.told_code(),

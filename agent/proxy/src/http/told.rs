@@ -9,7 +9,7 @@ use orlop_model::{
     world::{Attribute, Attributes, Metric, SpanTag, TagOverride, Value},
 };
 
-use super::trace::shortened;
+use super::{tokens::TokenPlaces, trace::shortened};
 
 /// The metrics of requests, in the order in which their tags are.
 pub(super) const METRICS: [Metric; 4] =
@@ -26,13 +26,16 @@ pub(crate) const UNKNOWN: &str = "unknown";
 /// What is to be told of one request, and what of it that depends on.
 pub(super) struct Telling {
     pub(super) told: Arc<Told>,
-    /// Of each header that is asked for what the request has.
+    /// Of each header that is asked for what the request has, but for tokens.
     headers: Vec<Option<String>>,
 }
 
 impl Telling {
-    pub(super) fn new(told: &Arc<Told>, headers: &HeaderMap) -> Self {
-        let value = |name: &String| Some(shortened(headers.get(name)?.to_str().ok()?));
+    pub(super) fn new(told: &Arc<Told>, headers: &HeaderMap, tokens: &TokenPlaces) -> Self {
+        let value = |name: &String| {
+            let value = headers.get(name).filter(|_| !tokens.has_header(name))?;
+            Some(shortened(value.to_str().ok()?))
+        };
         Self { told: Arc::clone(told), headers: told.headers.iter().map(value).collect() }
     }
 
@@ -73,6 +76,7 @@ pub(super) struct Ended<'a> {
     pub(super) telling: &'a Telling,
     pub(super) method: &'a str,
     pub(super) uri: &'a http::Uri,
+    pub(super) tokens: &'a TokenPlaces,
     pub(super) host: Option<&'a str>,
     pub(super) http2: bool,
     pub(super) code: u16,
@@ -94,9 +98,9 @@ impl Attributes for Ended<'_> {
         let number = |number: u64| Some(Value::Number(i64::try_from(number).unwrap_or(i64::MAX)));
         match attribute {
             Attribute::Method => text(self.method),
-            Attribute::Path => text(self.uri.path_and_query().map_or("/", |path| path.as_str())),
+            Attribute::Path => text(&self.tokens.path(self.uri)),
             Attribute::UrlPath => text(self.uri.path()),
-            Attribute::Query => text(self.uri.query().unwrap_or_default()),
+            Attribute::Query => text(&self.tokens.query(self.uri).unwrap_or_default()),
             Attribute::Host => text(self.host?),
             Attribute::Scheme => text("http"),
             Attribute::Protocol => text(if self.http2 { "HTTP/2" } else { "HTTP/1.1" }),
@@ -115,5 +119,64 @@ impl Attributes for Ended<'_> {
             Attribute::Principal => text(self.principal?),
             Attribute::Sni => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_model::world::TokenLocation;
+
+    use super::*;
+
+    #[test]
+    fn no_tag_is_a_token() {
+        let tag = |name: &str| {
+            let header = SpanTag::Header { name: name.to_owned(), default: None };
+            (name.to_owned(), header)
+        };
+        let names = ["authorization", "cookie", "x-token", "x-user"];
+        let mut told = Told::default();
+        told.span_tags = names.map(tag).to_vec();
+        told.headers = names.map(str::to_owned).to_vec();
+        let headers = names.map(|name| (name.parse().unwrap(), "value".parse().unwrap()));
+        let tokens = TokenPlaces::from(vec![
+            TokenLocation::Header { name: "Authorization".into(), prefix: "Bearer ".into() },
+            TokenLocation::Header { name: "x-token".into(), prefix: String::new() },
+            TokenLocation::Cookie("session".into()),
+            TokenLocation::Parameter("token".into()),
+        ]);
+        let telling = Telling::new(&Arc::new(told), &headers.into_iter().collect(), &tokens);
+        let tags: Vec<_> = telling.span_tags().map(|tag| tag.key.to_string()).collect();
+        assert_eq!(tags, ["x-user"]);
+        let seen = |uri: &str, attribute: Attribute| {
+            let ended = Ended {
+                telling: &telling,
+                method: "GET",
+                uri: &uri.parse().unwrap(),
+                tokens: &tokens,
+                host: None,
+                http2: false,
+                code: 200,
+                grpc_status: None,
+                reason: None,
+                received: 0,
+                sent: 0,
+                duration: Duration::ZERO,
+                client: ([127, 0, 0, 1], 1).into(),
+                principal: None,
+                upstream: None,
+                port: 80,
+            };
+            match ended.get(&attribute) {
+                Some(Value::Text(text)) => text.into_owned(),
+                _ => UNKNOWN.to_owned(),
+            }
+        };
+        assert_eq!(seen("/a?x=1&token=secret&y=2", Attribute::Path), "/a?x=1&y=2");
+        assert_eq!(seen("/a?x=1&to%6ben=secret", Attribute::Query), "x=1");
+        assert_eq!(seen("/a?token=secret", Attribute::Path), "/a");
+        assert_eq!(seen("/a?token=secret", Attribute::Query), "");
+        assert_eq!(seen("/a?x=1", Attribute::Header("cookie".to_owned())), UNKNOWN);
+        assert_eq!(seen("/a?x=1", Attribute::Header("x-user".to_owned())), "value");
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, Version, header::COOKIE, uri::Authority};
-use orlop_model::{Behind, http::without_parameter, world::TokenLocation};
+use http::{HeaderMap, HeaderName, Version, uri::Authority};
+use orlop_model::Behind;
 
 use super::RequestRecord;
 use crate::{
     hbone::CLIENT_CERT,
-    http::{flags::Flag, session::Session, trace::shortened},
+    http::{flags::Flag, tokens::TokenPlaces, trace::shortened},
     log_format::{Ended, Operator, Said, Value},
 };
 
@@ -21,17 +21,9 @@ impl LoggedHeaders {
     pub(super) fn of<'a>(
         names: impl Iterator<Item = &'a HeaderName>,
         headers: &HeaderMap,
-        tokens: &[TokenLocation],
+        tokens: &TokenPlaces,
     ) -> Self {
-        let holds_token = |name: &HeaderName| {
-            let is_there = |of: &TokenLocation| match of {
-                TokenLocation::Header { name: at, .. } => at == name.as_str(),
-                TokenLocation::Cookie(_) => *name == COOKIE,
-                TokenLocation::Parameter(_) => false,
-            };
-            tokens.iter().any(is_there)
-        };
-        let names = names.filter(|name| *name != CLIENT_CERT && !holds_token(name));
+        let names = names.filter(|name| *name != CLIENT_CERT && !tokens.has_header(name.as_str()));
         let value = |name: &HeaderName| Some((name.clone(), shortened(headers.get(name)?.to_str().ok()?)));
         Self(names.filter_map(value).collect())
     }
@@ -41,39 +33,15 @@ impl LoggedHeaders {
     }
 }
 
-/// Where requests for this show tokens.
-pub(super) fn token_locations(session: &Session) -> Vec<TokenLocation> {
-    let snapshot = session.local.worker.shared.snapshot.load();
-    if !snapshot.routes().has_token_rules() {
-        return Vec::new();
-    }
-    let all = snapshot.routes().token_rules(&session.target);
-    let rules = all.iter().flat_map(|rules| &rules.rules);
-    rules.flat_map(|rule| rule.locations.iter().cloned()).collect()
-}
-
 /// A request that has taken this long.
 pub(super) struct Line<'a>(pub(super) &'a RequestRecord, pub(super) Duration);
 
 impl Line<'_> {
-    /// With the query, but for tokens.
-    fn path(&self) -> String {
-        let Self(record, _) = self;
-        let mut query = record.path.query().map(str::to_owned);
-        for location in token_locations(&record.session) {
-            if let TokenLocation::Parameter(name) = location {
-                query = query.and_then(|query| without_parameter(&query, &name));
-            }
-        }
-        let path = record.path.path();
-        query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))
-    }
-
     fn said(&self, said: &Said) -> Option<Value<'_>> {
         let Self(record, _) = self;
         let text = match said {
             Said::Method => record.method.as_str(),
-            Said::Path => return Some(Value::Text(shortened(&self.path()).into())),
+            Said::Path => return Some(Value::Text(shortened(&record.tokens.path(&record.path)).into())),
             Said::Authority => record.authority.as_ref().map(Authority::as_str)?,
             Said::Scheme => record.session.scheme,
             Said::Header(name) => record.request_headers.get(name)?,
