@@ -126,15 +126,22 @@ fn a_firewall_rule_in_a_pod_is_noticed() {
 }
 
 #[test]
-fn many_pods_are_quick() {
+fn the_last_of_many_pods_is_made_as_quickly_as_the_first() {
+    const SOME: usize = 50;
     let testbed = Testbed::new().unwrap();
     let id = testbed.id();
     let node = testbed.node("n1").unwrap();
-    let start = Instant::now();
-    let pods: Vec<Pod> =
-        (0..200).map(|n| node.pod("many", &format!("p{n}"), PodSpec::new()).unwrap()).collect();
-    assert!(start.elapsed() < Duration::from_secs(10), "200 pods took {:?}", start.elapsed());
-    let server = pods[199].serve_echo(7).unwrap();
+    let make = |n| {
+        let start = Instant::now();
+        let pod = node.pod("many", &format!("p{n}"), PodSpec::new()).unwrap();
+        (pod, start.elapsed())
+    };
+    let (pods, times): (Vec<Pod>, Vec<Duration>) = (0..4 * SOME).map(make).unzip();
+    // The quickest of some: what else the machine does counts for less.
+    let quickest = |times: &[Duration]| *times.iter().min().unwrap();
+    let (first, last) = (quickest(&times[..SOME]), quickest(&times[3 * SOME..]));
+    assert!(last < 3 * first, "{first:?}, and then {last:?}");
+    let server = pods.last().unwrap().serve_echo(7).unwrap();
     assert_echo(&pods[0], server.addr());
     drop(testbed);
     assert_nothing_left(&id);

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
-use orlop_tests::{Endpoint, PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{Endpoint, Pod, PodSpec, ServiceSpec, TargetPort, wait_for};
 use serde_json::Value;
 
 use crate::pair::{Pair, TIMEOUT, assert_refused, dial, ping, record, wait_enrolled};
+use crate::upgrade::PATIENCE;
 
 #[test]
 fn a_namespaces_label_takes_effect_live_both_ways() {
@@ -322,12 +323,34 @@ fn objects_of_ten_megabytes_hold_up_nobody_else() {
         (0..200_000_u32).map(|n| format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255)).collect();
     policy("listed", "", &blocks.join(","));
     policy("odd", &"y".repeat(10 << 20), "10.0.0.0/99");
-    for agent in [&pair.near, &pair.far] {
-        agent.wait_log(|log| log.contains("odd.yaml") && log.contains("10.0.0.0/99"), TIMEOUT).unwrap();
-    }
+    // While they are read, and after.
+    let read = wait_for(PATIENCE, || {
+        dial(&pair.client, echo.addr()).unwrap();
+        let has_read = |log: &str| log.contains("odd.yaml") && log.contains("10.0.0.0/99");
+        [&pair.near, &pair.far].iter().all(|agent| agent.log().is_ok_and(|log| has_read(&log)))
+    });
+    assert!(read, "not read:\n{}", pair.near.log().unwrap());
     dial(&pair.client, echo.addr()).unwrap();
-    let other = pair.pod(&pair.far, "other", PodSpec::new());
-    dial(&pair.client, other.serve_echo(80).unwrap().addr()).unwrap();
+    // By what is served, as the dump has all the blocks.
+    let goes = |pod: &Pod, to: SocketAddr, how: &str| {
+        let labels = [
+            "reporter=\"source\"".to_owned(),
+            format!("destination_workload=\"{}\"", pod.name()),
+            format!("connection_security_policy=\"{how}\""),
+        ];
+        let labels = labels.each_ref().map(String::as_str);
+        let opened = || pair.near.metric("istio_tcp_connections_opened_total", &labels).unwrap_or_default();
+        let before = opened();
+        assert!(
+            wait_for(PATIENCE, || dial(&pair.client, to).is_ok() && opened() > before),
+            "{} {how}:\n{}",
+            pod.name(),
+            pair.near.metrics().unwrap(),
+        );
+    };
+    let other = pair.far.node().pod("shop", "other", PodSpec::new()).unwrap();
+    let of_other = other.serve_echo(80).unwrap();
+    goes(&other, of_other.addr(), "mutual_tls");
     pair.server.opt_out().unwrap();
-    pair.wait_known(&pair.server, false);
+    goes(&pair.server, echo.addr(), "unknown");
 }

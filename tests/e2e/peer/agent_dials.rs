@@ -90,7 +90,7 @@ fn every_refusal_of_the_peer_is_a_reset_for_the_client() {
 
 #[test]
 fn a_peer_that_never_answers_is_given_up() {
-    let mesh = Mesh::first_only(&["--connect-timeout", "300ms"]);
+    let mesh = Mesh::first_only(&["--connect-timeout", "2s"]);
     let peer = peer(&mesh, &Builder::new(), Reply::Silence);
     assert_turned_away(mesh.client.connect(mesh.server.addr(80), TIMEOUT));
     peer.next();
