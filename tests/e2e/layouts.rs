@@ -11,6 +11,7 @@ use orlop_tests::wait_for;
 
 use crate::pair::{Pair, TIMEOUT, apply, assert_kernel_refuses, assert_refused, dial, ping, program};
 use crate::strict::{peer_authentication, refused};
+use crate::upgrade::PATIENCE;
 
 /// Renames what an agent that has ended has pinned to what one of another layout would have. Its programs stay
 /// in force, and this build does not know its maps.
@@ -94,7 +95,7 @@ fn maps_that_only_claim_to_be_of_the_layout_are_not_read() {
     fs::rename(maps.join("STRICT"), maps.join("aside")).unwrap();
     fs::rename(maps.join("PODS"), maps.join("STRICT")).unwrap();
     pair.near.start_again().unwrap();
-    assert!(!pair.near.wait(TIMEOUT).unwrap().success());
+    assert!(!pair.near.wait(PATIENCE).unwrap().success());
     let log = pair.near.log().unwrap();
     assert!(log.contains("map STRICT") && log.contains("another layout"), "{log}");
     assert_kernel_refuses(&pair.client, server.addr());

@@ -8,6 +8,7 @@ use orlop_tests::{Agent, AgentOptions, Node, Pod, PodSpec, Process, Testbed, wai
 use serde_json::Value;
 
 use crate::pair::{TIMEOUT, dial, ping, record};
+use crate::upgrade::PATIENCE;
 
 const PORT: u16 = 15012;
 
@@ -52,7 +53,7 @@ fn service(testbed: &Testbed, node: &Node) -> Process {
     command.arg(testbed.ca_dir()).arg(PORT.to_string()).arg(&root).stdin(Stdio::null());
     let process = Process::spawn(&mut command).unwrap();
     let listens = || node.connect(([127, 0, 0, 1], PORT).into(), TIMEOUT).is_ok() && root.exists();
-    assert!(wait_for(TIMEOUT, listens), "the service does not start");
+    assert!(wait_for(PATIENCE, listens), "the service does not start");
     process
 }
 

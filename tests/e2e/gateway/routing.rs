@@ -7,7 +7,7 @@ use super::{EDGE, LISTENERS, Stage, TO_WEB, write_gateway, write_route};
 use crate::hbone::HBONE_PORT;
 use crate::l7::scripted::Scripted;
 use crate::l7::settle_with;
-use crate::mesh::{NAMESPACE, TIMEOUT};
+use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
 
 #[test]
 fn a_stranger_reaches_a_pod_of_the_mesh_through_the_gateways_own_tunnel() {
@@ -33,7 +33,7 @@ fn a_stranger_reaches_a_pod_of_the_mesh_through_the_gateways_own_tunnel() {
     let line = stage.record(|record| record["path"] == "/x");
     assert_eq!((&line["rule"], line["src_identity"].is_null()), (&"shop/web".into(), true));
     let labels = ["reporter=\"source\"", "source_principal=\"spiffe://cluster.local/ns/edge/sa/gate\""];
-    crate::mesh::await_value(2.0, || stage.gateway.metric("istio_requests_total", &labels).unwrap());
+    await_value(2.0, || stage.gateway.metric("istio_requests_total", &labels).unwrap());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn listeners_and_routes_come_and_go() {
     stage.change(|mesh| mesh.testbed.world().remove("gateway.yaml").unwrap());
     assert!(wait_for(TIMEOUT, || at(80).is_err()));
     assert_eq!(request(&mut kept, get).unwrap().status, 404);
-    assert_eq!(stage.gateway.http_get("/healthz/ready", 15021).unwrap().status, 503);
+    await_value(503, || stage.gateway.http_get("/healthz/ready", 15021).unwrap().status);
 }
 
 #[test]

@@ -35,10 +35,10 @@ fn a_request_that_stops_halfway_is_answered_and_closed() {
     // One that is slow goes on.
     let mut stream = stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
     stream
-        .write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10\r\n\r\n")
+        .write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n")
         .unwrap();
-    for _ in 0..10 {
-        std::thread::sleep(Duration::from_millis(200));
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(20));
         stream.write_all(b"x").unwrap();
     }
     assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 200"));
@@ -83,8 +83,8 @@ fn a_stream_that_stops_costs_the_client_its_connection() {
         let mut body = stopping.await.unwrap().into_body();
         assert_eq!(h2c::read(&mut body, 4).await, b"half");
         // As long as something moves, it goes on.
-        for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
             write(&mut send, Bytes::from_static(b"x")).await.unwrap();
             assert_eq!(h2c::read(&mut body, 1).await, b"x");
         }

@@ -366,7 +366,7 @@ fn definitions_of_every_make_do_and_only_the_leader_writes() {
     assert_eq!(says(&left), 0, "{}", left.log());
     assert!(object(WORKLOAD, "vm").get()["status"].is_null());
     let untold = format!("PeerAuthentication {namespace}/a-first: its status can't be written");
-    assert!(gone.log().contains(&untold), "{}", gone.log());
+    assert!(wait_for(LONG, || gone.log().contains(&untold)), "{}", gone.log());
 
     // While nobody leads nothing is written.
     gone.process.kill().unwrap();

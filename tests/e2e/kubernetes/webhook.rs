@@ -112,10 +112,15 @@ impl Stage {
     pub fn wait_refused(&self, bad: &Value) {
         let is_refused = || {
             // What is there already, as it is, nobody is asked about.
-            assert!(self.kubectl(&["delete", "--ignore-not-found"], bad).status.success());
+            self.delete(bad);
             !self.apply(bad).0
         };
         assert!(wait_for(LONG, is_refused), "nobody is asked");
+    }
+
+    /// Removes it if it is there.
+    pub fn delete(&self, object: &Value) {
+        assert!(self.kubectl(&["delete", "--ignore-not-found"], object).status.success());
     }
 
     fn configuration(&self) -> Value {

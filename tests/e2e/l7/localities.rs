@@ -1,13 +1,14 @@
 //! Where requests go by region and zone, as a DestinationRule's `localityLbSetting` has it.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use orlop_tests::PodSpec;
 use orlop_tests::traffic::request;
 
 use super::Stage;
 use super::scripted::Scripted;
-use crate::mesh::{NAMESPACE, await_value};
+use crate::mesh::{NAMESPACE, TIMEOUT};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 
@@ -112,9 +113,18 @@ fn what_is_near_comes_first_until_it_fails() {
     assert_eq!(places.ask(20).0, [0, 20]);
     setting("");
     FAILS.store(true, std::sync::atomic::Ordering::SeqCst);
-    let (_, statuses) = places.ask(20);
-    assert_eq!(statuses, [(200, 19), (503, 1)].into());
-    // It comes back.
+    let start = Instant::now();
+    assert_eq!(places.ask(1), ([1, 0], [(503, 1)].into()));
     FAILS.store(false, std::sync::atomic::Ordering::SeqCst);
-    await_value([5, 0], || places.ask(5).0);
+    // It comes back once its time is over, and not before: its clock has milliseconds.
+    loop {
+        let (shares, statuses) = places.ask(1);
+        assert_eq!(statuses, [(200, 1)].into());
+        if shares == [1, 0] {
+            break;
+        }
+        assert!(start.elapsed() < TIMEOUT, "it does not come back");
+    }
+    assert!(start.elapsed() >= Duration::from_millis(990), "it is back after {:?}", start.elapsed());
+    assert_eq!(places.ask(5).0, [5, 0]);
 }

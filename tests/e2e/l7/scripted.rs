@@ -117,8 +117,9 @@ fn serve(stream: TcpStream, script: &Script, shared: &Shared) -> std::io::Result
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
     while let Some(asked) = read(&mut reader)? {
-        shared.count.fetch_add(1, Ordering::SeqCst);
         shared.asked.lock().unwrap().push(asked.clone());
+        // Whoever has counted it may look at it.
+        shared.count.fetch_add(1, Ordering::SeqCst);
         match script(&asked) {
             Reply::Answer(status, body) => answer(reader.get_mut(), status, &[], &body)?,
             Reply::With(status, headers, body) => answer(reader.get_mut(), status, &headers, &body)?,

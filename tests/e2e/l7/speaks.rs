@@ -10,7 +10,7 @@ use orlop_tests::traffic::request;
 
 use super::{Stage, h2c};
 use crate::hbone::{identity, within, write};
-use crate::mesh::TIMEOUT;
+use crate::mesh::{TIMEOUT, await_value};
 use crate::pair::ping;
 
 #[test]
@@ -117,7 +117,7 @@ fn a_grpc_stream_flows_both_ways_and_ends_with_trailers() {
     stage.await_count(&["request_protocol=\"grpc\"", "grpc_response_status=\"0\""], 1.0);
     for metric in ["istio_request_messages_total", "istio_response_messages_total"] {
         let labels = ["grpc_response_status=\"0\"", "destination_workload=\"server\""];
-        assert!((stage.waypoint.metric(metric, &labels).unwrap() - 1000.0).abs() < f64::EPSILON, "{metric}");
+        await_value(1000.0, || stage.waypoint.metric(metric, &labels).unwrap());
     }
 }
 

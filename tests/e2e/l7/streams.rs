@@ -5,7 +5,6 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use nix::sys::socket::shutdown;
 use orlop_tests::traffic::request;
@@ -18,8 +17,8 @@ use super::{LABEL, Stage, web};
 use crate::mesh::{NAMESPACE, TIMEOUT};
 use crate::pair::is_refusal;
 
-/// How long somebody waits at most who need not wait for a client's first bytes.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// Whoever waits for a client's first bytes does so for longer than anybody here waits for an answer.
+const WAITS: [&str; 2] = ["--detection-timeout", "60s"];
 
 /// A server that says its pod's name first, and reads whatever comes; until it is dropped.
 struct Greeter {
@@ -93,7 +92,7 @@ fn parts(of: &[Vec<u8>]) -> Vec<&[u8]> {
 
 /// A stage whose versions are also a service each, and one whose service says so much of its port.
 fn versions(port_name: &str) -> (Versions, [Greeter; 2]) {
-    let versions = Versions::new();
+    let versions = Versions::with(&WAITS);
     let stage = &versions.stage;
     stage.change(|| {
         let world = stage.mesh.testbed.world();
@@ -142,9 +141,7 @@ fn tcp_goes_by_the_rules_of_a_virtual_service_and_nobody_waits_for_who_speaks_se
            - match: [{port: 80, destinationSubnets: [0.0.0.0/0]}]\n    route:\n    \
            - {destination: {host: web, subset: v1}, weight: 90}\n    - {destination: {host: web, subset: v2}, weight: 10}\n",
     );
-    let start = Instant::now();
-    let greeting = greeted(&stage.mesh.client, stage.web(), &[]);
-    assert!(greeting.is_some() && start.elapsed() < AT_ONCE, "{greeting:?} after {:?}", start.elapsed());
+    assert!(greeted(&stage.mesh.client, stage.web(), &[]).is_some());
     let to_v2 = (0..100).filter(|_| greeted(&stage.mesh.client, stage.web(), &[]).as_deref() == Some("v2"));
     let to_v2 = to_v2.count();
     assert!(to_v2.abs_diff(10) <= 3, "{to_v2} of 100 went to v2, not a tenth");
@@ -207,9 +204,7 @@ fn routes_of_the_services_namespace_have_its_port_unread_and_no_others_have() {
     let stage = &versions.stage;
     route(stage, "TCPRoute", NAMESPACE, "rules: [{backendRefs: [{name: v2, port: 80}]}]");
     // On a port of which nobody says what it speaks.
-    let start = Instant::now();
     assert_eq!(greeted(&stage.mesh.client, stage.web(), &[]).as_deref(), Some("v2"));
-    assert!(start.elapsed() < AT_ONCE, "only after {:?}", start.elapsed());
     assert_eq!(greeted(&stage.mesh.client, stage.web(), &[b"GET / HTTP/1.1\r\n"]).as_deref(), Some("v2"));
     // Of what can't be read then no policy lets anything pass that asks for it.
     let only_get = "rules: [{to: [{operation: {methods: [GET]}}]}]";
@@ -264,10 +259,8 @@ fn a_tls_route_matches_names_and_a_server_that_speaks_first_on_another_port_is_n
     assert_eq!(names("a.example").as_deref(), Some("v2"));
     assert_eq!(names("secret.example"), None);
     assert_eq!(names("a.elsewhere"), None);
-    let start = Instant::now();
     let mail = SocketAddr::new(stage.vip[0], 25);
     assert_eq!(greeted(&stage.mesh.client, mail, &[]).as_deref(), Some("v1"));
-    assert!(start.elapsed() < AT_ONCE, "only after {:?}", start.elapsed());
 }
 
 #[test]
@@ -310,7 +303,7 @@ fn one_that_idles_or_is_there_for_long_ends_as_the_destinations_policy_wants() {
     for (limit, reason) in [("idleTimeout", "idle_timeout"), ("maxConnectionDuration", "max_duration")] {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
-             spec: {{host: web, trafficPolicy: {{connectionPool: {{tcp: {{{limit}: 300ms}}}}}}}}\n"
+             spec: {{host: web, trafficPolicy: {{connectionPool: {{tcp: {{{limit}: 2s}}}}}}}}\n"
         );
         stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &text).unwrap());
         let mut stream = stage.mesh.client.connect(stage.web(), TIMEOUT).unwrap();

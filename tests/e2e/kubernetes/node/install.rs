@@ -37,7 +37,8 @@ fn the_readme_s_three_commands_make_running_pods_talk_by_mutual_tls_and_helm_tak
     // Also where the output of tests that pass is kept back.
     let took = start.elapsed().as_secs_f32();
     writeln!(io::stderr(), "from `helm install` to the first request by mutual TLS: {took:.1} s").unwrap();
-    assert!(cluster.flows(0).iter().any(|flow| flow["direction"] == "outbound" && is_mutual(flow)));
+    let told = || cluster.flows(0).iter().any(|flow| flow["direction"] == "outbound" && is_mutual(flow));
+    assert!(wait_for(LONG, told), "{}", cluster.state());
     for role in ["daemonset/orlop-node", "deployment/orlop-controller"] {
         cluster.wait_rollout(role);
     }

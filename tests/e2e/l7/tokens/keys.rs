@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -27,10 +28,22 @@ fn keys_are_fetched_and_nothing_is_believed_before_they_are() {
     let _server = stage.mesh.server.serve_http(80).unwrap();
     let idp = outsider(&stage, "idp");
     let issuer = Issuer::new("1");
-    let answer = Arc::new(Mutex::new((500, String::new())));
-    let told = Arc::clone(&answer);
+    // A redirect leads nowhere, and what is too long or no key set is none: each once, and the last for as long as it is
+    // told to.
+    let bad = [
+        (500, String::new()),
+        (302, issuer.jwks()),
+        (200, " ".repeat(300 << 10)),
+        (200, "<html>".to_owned()),
+    ];
+    let (asked, good) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
+    let (is_good, jwks) = (Arc::clone(&good), issuer.jwks());
     let keys = Scripted::start(&idp, move |_| {
-        let (status, body) = told.lock().unwrap().clone();
+        if is_good.load(Ordering::SeqCst) {
+            return Reply::Answer(200, jwks.clone());
+        }
+        let nth = asked.fetch_add(1, Ordering::SeqCst).min(bad.len() - 1);
+        let (status, body) = bad[nth].clone();
         Reply::Answer(status, body)
     });
     let uri = format!("http://{}/keys?all", idp.ipv4());
@@ -38,17 +51,11 @@ fn keys_are_fetched_and_nothing_is_believed_before_they_are() {
     let token = issuer.token(json!({}));
     let refused = ask(&stage, "/", &[("authorization", &format!("Bearer {token}"))]);
     assert_eq!((refused.status, refused.text().as_str()), (401, "token_keys_unavailable\n"));
-    // A redirect leads nowhere, and what is too long or no key set is none.
-    for (code, body, why) in [
-        (302, issuer.jwks(), "answers with status 302 "),
-        (200, " ".repeat(300 << 10), "more than 262144 bytes"),
-        (200, "<html>".to_owned(), "is no JSON"),
-    ] {
-        *answer.lock().unwrap() = (code, body);
+    for why in ["answers with status 302 ", "more than 262144 bytes", "is no JSON"] {
         await_value(true, || stage.waypoint.log().unwrap().contains(why));
         assert_eq!(status(&stage, &token), 401, "{why}");
     }
-    *answer.lock().unwrap() = (200, issuer.jwks());
+    good.store(true, Ordering::SeqCst);
     await_value(200, || status(&stage, &token));
     assert_eq!(keys.asked()[0].line, "GET /keys?all HTTP/1.1");
     assert!(stage.waypoint.metric("orlop_token_key_fetches_total", &[]).unwrap() >= 1.0);
