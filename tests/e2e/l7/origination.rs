@@ -266,9 +266,13 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
     stage.record(|record| record["path"] == "/revoked" && record["reason"] == "revoked_certificate");
     secure(&versions, &tls("MUTUAL", "split"));
     assert_eq!(stage.get("/not-revoked").status, 200);
-    put("shop", "split-cacert", &[("ca.crl", "no list")]);
-    assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/no-list").status == 503));
-    stage.record(|record| record["path"] == "/no-list" && record["reason"] == "tls_unavailable");
+    for (path, list) in [("/empty-list", ""), ("/no-list", "no list")] {
+        put("shop", "split-cacert", &[("ca.crl", list)]);
+        assert!(orlop_tests::wait_for(TIMEOUT, || stage.get(path).status == 503), "{path}");
+        stage.record(|record| record["path"] == path && record["reason"] == "tls_unavailable");
+        put("shop", "split-cacert", &[("ca.crl", &ours.revokes(SERIAL + 1))]);
+        assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/list").status == 200), "{path}");
+    }
     // Of another namespace's rules there is none to be had.
     put("far", "good", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
     let rule = format!(
