@@ -114,13 +114,18 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "BackendTLSPolicy", "metadata": metadata("web"),
         "spec": {
             "targetRefs": [{"group": "", "kind": "Service", "name": "web", "sectionName": "http"}],
-            "validation": {"hostname": "web.example", "wellKnownCACertificates": "System"},
+            "validation": {
+                "hostname": "web.example",
+                "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}],
+            },
         },
     }));
-    kubernetes.apply(&json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("orlop-backend-ca"),
-        "data": {"ca": "no certificate"},
-    }));
+    // As a controller copies it, if one of another test's is there.
+    for (name, key) in [("ca", "ca.crt"), ("orlop-backend-ca", "ca")] {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(name), "data": {key: "no certificate"},
+        }));
+    }
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     // The controller's.
     kubernetes.wait(async {

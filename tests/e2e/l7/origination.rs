@@ -242,7 +242,8 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
         }
     }
     // A Secret that comes later counts from then on.
-    put("shop", "missing", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
+    let whole = [("ca.crt", &*ours.root), ("tls.crt", &*certificate), ("tls.key", &*key)];
+    put("shop", "missing", &whole);
     assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/came").status == 200));
     // A connection that was made by what it said before is no way round what it says now.
     for (path, reason) in [("/other-root", "untrusted_certificate"), ("/gone", "tls_unavailable")] {
@@ -252,6 +253,8 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
         }
         assert!(orlop_tests::wait_for(TIMEOUT, || stage.get(path).status == 503), "{path}");
         stage.record(|record| record["path"] == path && record["reason"] == reason);
+        put("shop", "missing", &whole);
+        assert!(orlop_tests::wait_for(TIMEOUT, || stage.get("/again").status == 200), "{path}");
     }
     // Some have the certificates to believe in a Secret of their own.
     put("shop", "split", &[("ca.crt", &theirs.root), ("tls.crt", &certificate), ("tls.key", &key)]);
