@@ -58,12 +58,19 @@ fn build(toolchain: &Toolchain, ebpf: &Path, out: &Path, object: &Path) {
             cargo
         }
     };
-    let flags = [
+    let mut flags = vec![
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "--cfg".to_owned(),
         format!("bpf_target_arch=\"{arch}\""),
     ];
+    // BTF names the lines of the source: wherever that is, the object is the same.
+    let root = ebpf.parent().and_then(|root| root.canonicalize().ok());
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    for (path, name) in [(root, "/orlop"), (home, "/cargo")] {
+        flags.extend(path.map(|path| format!("--remap-path-prefix={}={name}", path.display())));
+    }
     let status = cargo
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(out.join("ebpf"))

@@ -132,9 +132,7 @@ fn sbom_of(layout: &Layout, image: &Image) -> Result<Value> {
 /// Builds the binary apart from all others: with no path of this machine in it, it is the same everywhere.
 fn build() -> Result<PathBuf> {
     let (root, target) = (root()?, cargo::target_dir()?.join("static"));
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let home = home.context("neither CARGO_HOME nor HOME is set")?;
+    let home = cargo_home()?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cstrip=symbols".to_owned()];
     flags.push("-Clink-arg=-Wl,--build-id=none".to_owned());
     let mut c_flags = String::new();
@@ -156,7 +154,22 @@ fn build() -> Result<PathBuf> {
     command.arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     command.env("CFLAGS", c_flags.trim()).env("SOURCE_DATE_EPOCH", "0");
     cargo::run(&mut command)?;
-    Ok(target.join(TARGET).join("release/orlop"))
+    let built = target.join(TARGET).join("release/orlop");
+    let binary = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    for (within, path) in [(&root, "agent/"), (&root, "ebpf/"), (&root, "common/"), (&home, "registry/")] {
+        let path = within.join(path);
+        let path = path.to_string_lossy();
+        if binary.windows(path.len()).any(|at| at == path.as_bytes()) {
+            bail!("{} names {path}, so that it is another one elsewhere", built.display());
+        }
+    }
+    Ok(built)
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    home.context("neither CARGO_HOME nor HOME is set")
 }
 
 /// In an image with nothing else in it there is nobody to load it. Gives what it is for.
