@@ -140,7 +140,8 @@ fn the_last_of_many_pods_is_made_as_quickly_as_the_first() {
     // The quickest of some: what else the machine does counts for less.
     let quickest = |times: &[Duration]| *times.iter().min().unwrap();
     let (first, last) = (quickest(&times[..SOME]), quickest(&times[3 * SOME..]));
-    assert!(last < 3 * first, "{first:?}, and then {last:?}");
+    // Did each look at all that are there, it were seven times.
+    assert!(last < 5 * first, "{first:?}, and then {last:?}");
     let server = pods.last().unwrap().serve_echo(7).unwrap();
     assert_echo(&pods[0], server.addr());
     drop(testbed);

@@ -30,7 +30,7 @@ struct Known {
 }
 
 /// Of `ca.crt`, `ca.crl`, `tls.crt` and `tls.key`, or what Istio calls them, what is there.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Files {
     roots: Found,
     revoked: Found,

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orlop_tests::traffic::{ReadUninterrupted, request};
 use orlop_tests::wait_for;
@@ -86,8 +86,8 @@ fn peak_ewma_asks_the_slow_one_less() {
     for _ in 0..100 {
         assert_eq!(request(&mut stream, GET).unwrap().status, 200);
     }
-    // It is asked where both that were drawn are the slow one: a quarter of all.
-    assert!(slow.count() > 0 && slow.count() < quick.count(), "{} {}", slow.count(), quick.count());
+    // It is asked where both that were drawn are the slow one: a quarter of all. 40 are more once in some thousand times.
+    assert!(slow.count() > 0 && slow.count() < 40, "{} {}", slow.count(), quick.count());
 }
 
 #[test]
@@ -135,12 +135,13 @@ fn requests_wait_for_a_connection_as_far_as_may_be() {
         await_value(1, || server.count());
         let waiting = scope.spawn(|| {
             // The other one may wait in its place, for a while.
-            let mut status = 503;
+            let mut last = (503, Instant::now());
             wait_for(TIMEOUT, || {
-                status = stage.get("/waiting").status;
-                status != 503
+                let asked = Instant::now();
+                last = (stage.get("/waiting").status, asked);
+                last.0 != 503
             });
-            status
+            last
         });
         // A second one that waits is one too many; until the first does, it is that one itself.
         await_value(true, || {
@@ -148,9 +149,13 @@ fn requests_wait_for_a_connection_as_far_as_may_be() {
             answer.is_ok_and(|answer| answer.status == 503)
         });
         stage.record(|record| record["path"] == "/one-too-many" && record["flags"] == "UO");
+        let released = Instant::now();
         *release.0.lock().unwrap() = true;
         release.1.notify_all();
-        assert_eq!((held.join().unwrap(), waiting.join().unwrap()), (200, 200));
+        let (status, asked) = waiting.join().unwrap();
+        assert_eq!((held.join().unwrap(), status), (200, 200));
+        // Whoever was one too many was so because of it.
+        assert!(asked < released);
         // Another caller's connection is none that it could have, but makes room.
         assert_eq!(other.http_get(stage.web(), "/after", TIMEOUT).unwrap().status, 200);
         assert_eq!(stage.get("/after").status, 200);

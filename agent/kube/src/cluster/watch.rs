@@ -138,7 +138,10 @@ async fn watch_version(
     let update = |item: &Item| update(kind, item, api_version, telling);
     let config = match kind {
         // All that anybody has the right to read, and all that counts.
-        Kind::ConfigMap => watcher::Config::default().fields(&format!("metadata.name={COPIES}")),
+        // Each may be as long as an object can be, whoever wrote it.
+        Kind::ConfigMap => {
+            watcher::Config::default().fields(&format!("metadata.name={COPIES}")).page_size(16)
+        }
         _ => watcher::Config::default(),
     };
     let events = watcher(api, config);

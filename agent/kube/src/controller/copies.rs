@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use orlop_model::world::config_map::{COPIES, KEY, MAX_COPIES};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use super::bundle::has_gone;
 use super::{CallError, FIELD_MANAGER, NamedConfigMaps};
@@ -22,8 +22,9 @@ use super::{CallError, FIELD_MANAGER, NamedConfigMaps};
 const LOOK: Duration = Duration::from_secs(10);
 /// How many namespaces are looked at at once.
 const AT_ONCE: usize = 8;
-/// How long one namespace may keep the others waiting.
+/// How long one namespace may keep the others waiting, and for how much of that it is read.
 const PATIENCE: Duration = Duration::from_secs(10);
+const READING: Duration = Duration::from_secs(7);
 /// From one read to the next, of whatever namespace: 200 a second are what the API server is asked for at the most.
 const PACE: Duration = Duration::from_millis(5);
 
@@ -79,12 +80,22 @@ impl Reader {
             let read = read.map_err(CallError::new(format!("read ConfigMap {namespace}/{name}")))?;
             Ok::<_, CallError>(read.and_then(|map| map.data).unwrap_or_default())
         };
+        let until = Instant::now() + READING;
         let mut copies = Copies::new(read(COPIES).await?);
         let mut failed = None;
-        for name in names {
-            let text = read(name).await.map(|mut data| data.remove(KEY));
-            let text = text.map_err(|error| failed = Some(error));
-            if !copies.take(name, text.ok()) {
+        for name in copies.in_turn(names) {
+            let text = match timeout_at(until, read(name)).await {
+                Ok(Ok(mut data)) => Some(data.remove(KEY)),
+                Ok(Err(error)) => {
+                    failed = Some(error);
+                    None
+                }
+                Err(_) => {
+                    tracing::warn!(namespace, name, "was not read in time, so that its copy stays as it is");
+                    None
+                }
+            };
+            if !copies.take(name, text) {
                 tracing::warn!(namespace, name, "has no room among the certificates of BackendTLSPolicies");
             }
         }
@@ -106,6 +117,17 @@ impl Copies {
         Self { there, wanted: BTreeMap::new(), room: MAX_COPIES }
     }
 
+    /// Those that have a copy come first, so that no other takes their room; else in no order, so that where there is no time
+    /// for all each is read some time.
+    fn in_turn<'n>(&self, names: &'n BTreeSet<String>) -> Vec<&'n String> {
+        let (mut first, mut others): (Vec<_>, Vec<_>) =
+            names.iter().partition(|name| self.there.contains_key(*name));
+        fastrand::shuffle(&mut first);
+        fastrand::shuffle(&mut others);
+        first.extend(others);
+        first
+    }
+
     /// Wants what is under this name, which may be nothing; what can't be read stays as it is. Whether there is room.
     fn take(&mut self, name: &str, text: Option<Option<String>>) -> bool {
         let Some(text) = text.unwrap_or_else(|| self.there.get(name).cloned()) else { return true };
@@ -117,25 +139,29 @@ impl Copies {
         left.is_some()
     }
 
-    /// Somebody else may have changed it, or own a part of it too, which applying does not take away.
+    /// What is not wanted goes first, as it may take the room of what is. Somebody else may have written it, or own it too,
+    /// which applying does not take away.
     async fn write(&self, maps: &Api<ConfigMap>) -> Result<(), kube::Error> {
-        if self.is_less() {
-            let map = json!({
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {"name": COPIES, "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER}},
-                "data": self.wanted,
-            });
-            let params = PatchParams::apply(FIELD_MANAGER).force();
-            maps.patch(COPIES, &params, &Patch::Apply(&map)).await?;
+        if let Some(nothing) = self.taken_back() {
+            let field_manager = Some(FIELD_MANAGER.to_owned());
+            let params = PatchParams { field_manager, ..PatchParams::default() };
+            match maps.patch(COPIES, &params, &Patch::Merge(&nothing)).await {
+                // So nothing is left of it.
+                Err(kube::Error::Api(status)) if has_gone(&status) => {}
+                written => drop(written?),
+            }
         }
-        let Some(nothing) = self.taken_back() else { return Ok(()) };
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match maps.patch(COPIES, &params, &Patch::Merge(&nothing)).await {
-            // So nothing is left of it.
-            Err(kube::Error::Api(status)) if has_gone(&status) => Ok(()),
-            written => written.map(drop),
+        if !self.is_less() {
+            return Ok(());
         }
+        let map = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": COPIES, "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER}},
+            "data": self.wanted,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        maps.patch(COPIES, &params, &Patch::Apply(&map)).await.map(drop)
     }
 
     /// Whether something is missing, or says something else.
@@ -175,6 +201,18 @@ mod tests {
         let wanted: Vec<_> = copies.wanted.iter().map(|(name, text)| (&**name, &**text)).collect();
         assert_eq!(wanted, [("changed", "new"), ("failing", "old")]);
         assert_eq!(copies.taken_back(), Some(json!({"data": {"gone": null}})));
+    }
+
+    #[test]
+    fn what_has_a_copy_keeps_its_room() {
+        let copies = copies(&[("z", "1"), ("y", "1")]);
+        let names = ["a", "y", "b", "z"].map(str::to_owned).into();
+        let turns = copies.in_turn(&names);
+        let sorted = |turns: &[&String]| turns.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>();
+        assert_eq!(
+            (sorted(&turns[..2]), sorted(&turns[2..])),
+            (["y", "z"].map(str::to_owned).into(), ["a", "b"].map(str::to_owned).into())
+        );
     }
 
     #[test]
