@@ -129,7 +129,8 @@ fn sbom_of(layout: &Layout, image: &Image) -> Result<Value> {
     Ok(sbom)
 }
 
-/// Builds the binary apart from all others: with no path of this machine in it, it is the same everywhere.
+/// Builds the binary apart from all others, with no path of this machine in it. Elsewhere names in the eBPF objects differ:
+/// cargo tells the crate that these share with the rest by its path.
 fn build() -> Result<PathBuf> {
     let (root, target) = (root()?, cargo::target_dir()?.join("static"));
     let home = cargo_home()?;
