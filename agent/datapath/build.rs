@@ -23,7 +23,7 @@ enum Toolchain {
 fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../..");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
-    for input in ["ebpf/src", "ebpf/Cargo.toml", "ebpf/Cargo.lock", "common/src"] {
+    for input in ["ebpf/src", "ebpf/Cargo.toml", "ebpf/Cargo.lock", "ebpf/common/src"] {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     let object = out.join("orlop-ebpf.o");

@@ -1,5 +1,6 @@
 //! An OCI image of `orlop`, written without any container tool: one static binary and nothing else.
 
+mod binary;
 mod sbom;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use clap::Args as ClapArgs;
 use orlop_tests::{Image, Layout};
 use serde_json::{Value, json};
 
+use self::binary::Elsewhere;
 use crate::{cargo, root};
 
 #[derive(ClapArgs)]
@@ -21,8 +23,8 @@ pub(crate) struct Args {
     /// A static `orlop` that was built before; several are for one architecture each.
     #[arg(long, value_name = "FILE")]
     binary: Vec<PathBuf>,
-    /// Write it once more, and see that it is the same bit for bit.
-    #[arg(long)]
+    /// Build it once more, from a copy of the sources at another path, and see that it is the same bit for bit.
+    #[arg(long, conflicts_with = "binary")]
     twice: bool,
 }
 
@@ -31,17 +33,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => cargo::target_dir()?.join("image"),
     };
-    let paths = if args.binary.is_empty() { vec![build()?] } else { args.binary.clone() };
-    let mut binaries: Vec<(&'static str, Vec<u8>)> = Vec::new();
-    for path in paths {
-        let binary = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let architecture = check_static(&binary).with_context(|| path.display().to_string())?;
-        if binaries.iter().any(|(other, _)| *other == architecture) {
-            bail!("{}: there is another binary for {architecture}", path.display());
-        }
-        binaries.push((architecture, binary));
-    }
-    for (architecture, size) in write(&out, &binaries)? {
+    let paths = if args.binary.is_empty() {
+        vec![binary::build(&root()?, &cargo::target_dir()?.join("static"))?]
+    } else {
+        args.binary.clone()
+    };
+    for (architecture, size) in write(&out, &read(&paths)?)? {
         println!(
             "{}: {} of {architecture}, {:.1} MB (at most {} MB)",
             out.display(),
@@ -54,16 +51,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     if args.twice {
-        let again = out.with_extension("again");
-        write(&again, &binaries)?;
-        let same = contents(&out)? == contents(&again)?;
-        fs::remove_dir_all(&again).with_context(|| format!("removing {}", again.display()))?;
-        if !same {
-            bail!("written twice, the image is not the same");
+        let elsewhere = Elsewhere::copy()?;
+        let built = binary::build(&elsewhere.sources(), &elsewhere.target())?;
+        let again = elsewhere.0.join("image");
+        write(&again, &read(&[built])?)?;
+        if contents(&out)? != contents(&again)? {
+            bail!("built from a copy of the sources in {}, the image is another one", elsewhere.0.display());
         }
-        println!("written twice, it is the same bit for bit");
+        println!("built once more in {}, it is the same bit for bit", elsewhere.0.display());
+        fs::remove_dir_all(&elsewhere.0).with_context(|| format!("removing {}", elsewhere.0.display()))?;
     }
     Ok(())
+}
+
+/// The binaries, each with the architecture that it is for.
+fn read(paths: &[PathBuf]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let mut binaries: Vec<(&'static str, Vec<u8>)> = Vec::new();
+    for path in paths {
+        let binary = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let architecture = check_static(&binary).with_context(|| path.display().to_string())?;
+        if binaries.iter().any(|(other, _)| *other == architecture) {
+            bail!("{}: there is another binary for {architecture}", path.display());
+        }
+        binaries.push((architecture, binary));
+    }
+    Ok(binaries)
 }
 
 /// The files below a directory.
@@ -129,50 +141,6 @@ fn sbom_of(layout: &Layout, image: &Image) -> Result<Value> {
     Ok(sbom)
 }
 
-/// Builds the binary apart from all others, with no path of this machine in it. Elsewhere names in the eBPF objects differ:
-/// cargo tells the crate that these share with the rest by its path.
-fn build() -> Result<PathBuf> {
-    let (root, target) = (root()?, cargo::target_dir()?.join("static"));
-    let home = cargo_home()?;
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), "-Cstrip=symbols".to_owned()];
-    flags.push("-Clink-arg=-Wl,--build-id=none".to_owned());
-    let mut c_flags = String::new();
-    for (path, name) in [(&root, "/orlop"), (&home, "/cargo")] {
-        flags.push(format!("--remap-path-prefix={}={name}", path.display()));
-        c_flags.push_str(&format!("-ffile-prefix-map={}={name} ", path.display()));
-    }
-    let mut command = cargo::cargo()?;
-    command.args([
-        "build",
-        "--package",
-        "orlop",
-        "--release",
-        "--locked",
-        "--target",
-        TARGET,
-        "--target-dir",
-    ]);
-    command.arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    command.env("CFLAGS", c_flags.trim()).env("SOURCE_DATE_EPOCH", "0");
-    cargo::run(&mut command)?;
-    let built = target.join(TARGET).join("release/orlop");
-    let binary = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    for (within, path) in [(&root, "agent/"), (&root, "ebpf/"), (&root, "common/"), (&home, "registry/")] {
-        let path = within.join(path);
-        let path = path.to_string_lossy();
-        if binary.windows(path.len()).any(|at| at == path.as_bytes()) {
-            bail!("{} names {path}, so that it is another one elsewhere", built.display());
-        }
-    }
-    Ok(built)
-}
-
-fn cargo_home() -> Result<PathBuf> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    home.context("neither CARGO_HOME nor HOME is set")
-}
-
 /// In an image with nothing else in it there is nobody to load it. Gives what it is for.
 fn check_static(binary: &[u8]) -> Result<&'static str> {
     // ELF-64: program headers begin at `e_phoff`, of `e_phentsize` bytes each; type 3 names an interpreter.
@@ -195,7 +163,6 @@ fn check_static(binary: &[u8]) -> Result<&'static str> {
     }
 }
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Of an image, in bytes.
 const MOST: usize = 30_000_000;
 

@@ -7,7 +7,7 @@ use orlop_tests::EPOCH;
 use serde_json::{Value, json};
 
 use crate::cargo;
-use crate::image::TARGET;
+use crate::image::binary::TARGET;
 
 pub(super) const MEDIA_TYPE: &str = "application/spdx+json";
 

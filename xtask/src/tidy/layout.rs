@@ -2,10 +2,10 @@
 
 use super::{Problem, Tree, source::code_only};
 
-const COMMON: &str = "common/src/lib.rs";
+const COMMON: &str = "ebpf/common/src/lib.rs";
 const MAPS: &str = "ebpf/src/maps.rs";
 /// A line for each version: its number, and the fingerprint of its layout.
-const RECORD: &str = "common/layouts";
+const RECORD: &str = "ebpf/common/layouts";
 
 /// A layout that changes takes a new version, so that no agent reads another's maps by its own layout.
 pub(super) fn versions(tree: &Tree) -> Vec<Problem> {

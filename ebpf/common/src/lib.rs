@@ -12,7 +12,7 @@ use core::ops::Range;
 
 /// Version of the layout below and of the maps; part of the pin path, so that two layouts never meet in one map.
 ///
-/// A change of either takes the next number, and a line in `common/layouts`: `cargo xtask tidy` knows.
+/// A change of either takes the next number, and a line in `ebpf/common/layouts`: `cargo xtask tidy` knows.
 pub const ABI_VERSION: u32 = 4;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
