@@ -33,6 +33,7 @@ type Rule = fn(&Tree) -> Vec<Problem>;
 const RULES: &[Rule] = &[
     layout::versions,
     manifest::imports,
+    manifest::below,
     manifest::lints,
     manifest::licences,
     source::length,

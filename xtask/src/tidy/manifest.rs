@@ -38,6 +38,15 @@ pub(super) fn imports(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
+/// What the eBPF programs are built of is below them: cargo names a crate from elsewhere by its whole path, and the
+/// object would be another one in each checkout.
+pub(super) fn below(tree: &Tree) -> Vec<Problem> {
+    let own = packages(tree).filter(|(path, _)| path.starts_with("ebpf/"));
+    let lines = own.flat_map(|(path, text)| entries(text).map(move |entry| (path, entry)));
+    let out = lines.filter(|(_, (_, _, line))| line.contains("path = \"..") || line.contains("path = \"/"));
+    out.map(|(path, (line, ..))| Problem::new(path, line, "move the crate below `ebpf/`")).collect()
+}
+
 /// Every crate of the workspace has the workspace's lints.
 pub(super) fn lints(tree: &Tree) -> Vec<Problem> {
     // Outside the workspace, it can't inherit.
@@ -119,6 +128,15 @@ mod tests {
             let problems = imports(&tree(&[("agent/model/Cargo.toml", &format!("{MODEL}{dependency}\n"))]));
             assert_eq!(problems.len(), 1, "{dependency}: {problems:?}");
             assert!(problems[0].line >= 6);
+        }
+    }
+
+    #[test]
+    fn the_ebpf_programs_have_nothing_from_elsewhere() {
+        for (dependency, problems) in [("../common", 1), ("/usr/src/common", 1), ("common", 0)] {
+            let text = format!("{MODEL}[dependencies]\norlop-common = {{ path = \"{dependency}\" }}\n");
+            assert_eq!(below(&tree(&[("ebpf/Cargo.toml", &text)])).len(), problems, "{dependency}");
+            assert_eq!(below(&tree(&[("agent/Cargo.toml", &text)])), []);
         }
     }
 
