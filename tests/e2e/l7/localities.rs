@@ -7,27 +7,33 @@ use orlop_tests::PodSpec;
 use orlop_tests::traffic::request;
 
 use super::Stage;
-use super::scripted::Scripted;
+use super::scripted::{Reply, Scripted};
 use crate::mesh::{NAMESPACE, TIMEOUT};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 
-/// The waypoint and `near` are in `eu/a`, `far` is in `us/b`.
+/// The waypoint and those that are `near` are in `eu/a`, `far` is in `us/b`.
 struct Places {
     stage: Stage,
-    near: Scripted,
+    near: Vec<Scripted>,
     far: Scripted,
 }
 
 impl Places {
-    fn new(status: impl Fn() -> u16 + Send + Sync + 'static) -> Self {
+    fn new(status: fn() -> u16) -> Self {
+        Self::with(&["near"], status)
+    }
+
+    /// So many are near.
+    fn with(near: &[&str], status: fn() -> u16) -> Self {
         let stage = Stage::new();
         let pod = |node: usize, name: &str| {
             let spec = PodSpec::new().service_account(name);
             stage.mesh.nodes[node].pod(NAMESPACE, name, spec).unwrap()
         };
-        let (near, far) = (pod(1, "near"), pod(0, "far"));
-        stage.mesh.server_agent().wait_enrolled([&stage.mesh.server, &near]).unwrap();
+        let near: Vec<_> = near.iter().map(|name| pod(1, name)).collect();
+        let far = pod(0, "far");
+        stage.mesh.server_agent().wait_enrolled(near.iter().chain([&stage.mesh.server])).unwrap();
         stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &far]).unwrap();
         let node = |node: usize, region: &str, zone: &str| {
             format!(
@@ -39,9 +45,10 @@ impl Places {
         stage.change(|| {
             let world = stage.mesh.testbed.world();
             world.write("nodes.yaml", &(node(0, "us", "b") + &node(1, "eu", "a"))).unwrap();
-            world.service(&super::web(&stage.vip).endpoints([&near, &far])).unwrap();
+            world.service(&super::web(&stage.vip).endpoints(near.iter().chain([&far]))).unwrap();
         });
-        let near = Scripted::start(&near, move |_| super::scripted::Reply::Answer(status(), String::new()));
+        let answer = move |pod| Scripted::start(pod, move |_| Reply::Answer(status(), String::new()));
+        let near = near.iter().map(answer).collect();
         let far = Scripted::status(&far, 200);
         Self { stage, near, far }
     }
@@ -56,13 +63,15 @@ impl Places {
 
     /// How many of so many requests each gets, and their answers.
     fn ask(&self, count: usize) -> ([usize; 2], BTreeMap<u16, usize>) {
-        let before = [self.near.count(), self.far.count()];
+        let counts = || [self.near.iter().map(Scripted::count).sum(), self.far.count()];
+        let before: [usize; 2] = counts();
         let mut stream = self.stage.connect();
         let mut statuses = BTreeMap::new();
         for _ in 0..count {
             *statuses.entry(request(&mut stream, GET).unwrap().status).or_default() += 1;
         }
-        ([self.near.count() - before[0], self.far.count() - before[1]], statuses)
+        let [near, far] = counts();
+        ([near - before[0], far - before[1]], statuses)
     }
 }
 
@@ -90,8 +99,7 @@ fn requests_are_distributed_by_locality() {
 #[test]
 fn what_is_near_comes_first_until_it_fails() {
     static FAILS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-    let fails = || FAILS.load(std::sync::atomic::Ordering::SeqCst);
-    let places = Places::new(move || if fails() { 503 } else { 200 });
+    let places = Places::new(|| if FAILS.load(std::sync::atomic::Ordering::SeqCst) { 503 } else { 200 });
     // Without outliers nothing fails over, and all are alike.
     places.treat("loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}]}}");
     assert!(places.ask(100).0.iter().all(|count| *count > 0));
@@ -127,4 +135,23 @@ fn what_is_near_comes_first_until_it_fails() {
     }
     assert!(start.elapsed() >= Duration::from_millis(990), "it is back after {:?}", start.elapsed());
     assert_eq!(places.ask(5).0, [5, 0]);
+}
+
+#[test]
+fn a_retry_goes_to_another_locality_where_that_is_asked_for() {
+    let places = Places::with(&["near", "near-too"], || 503);
+    // They fail, and stay those that come first.
+    places.treat("outlierDetection: {consecutive5xxErrors: 100000}");
+    let route = |more: &str| {
+        let service = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  hosts: [web]\n  http:\n  - retries: {{attempts: 1, retryOn: \"503\"{more}}}\n    \
+             route: [{{destination: {{host: web}}}}]\n"
+        );
+        places.stage.change(|| places.stage.mesh.testbed.world().write("routes.yaml", &service).unwrap());
+    };
+    route("");
+    assert_eq!(places.ask(10), ([20, 0], [(503, 10)].into()));
+    route(", retryRemoteLocalities: true");
+    assert_eq!(places.ask(10), ([10, 10], [(200, 10)].into()));
 }

@@ -61,9 +61,8 @@ pub(super) struct RetriesObject {
     retry_on: Option<String>,
     /// How long to wait at first: 25ms if left out.
     backoff: Option<String>,
-    /// Has no effect.
-    #[serde(rename = "retryRemoteLocalities")]
-    _retry_remote_localities: Option<Ignored>,
+    /// Whether localities that were tried are passed over, as long as there are others.
+    retry_remote_localities: Option<bool>,
     /// Has no effect: each attempt is at another endpoint.
     #[serde(rename = "retryIgnorePreviousHosts")]
     _retry_ignore_previous_hosts: Option<Ignored>,
@@ -219,6 +218,7 @@ impl RetriesObject {
             on,
             backoff: time(self.backoff, "backoff")?.unwrap_or(default.backoff),
             at_least: default.at_least,
+            remote_localities: self.retry_remote_localities.unwrap_or(default.remote_localities),
         })
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use orlop_model::world::routing::{Abort, Percent, RedirectPort, RetryOn};
+use orlop_model::world::routing::{Abort, Percent, RedirectPort, Retries, RetryOn};
 use serde_json::{Value, json};
 
 use super::*;
@@ -29,7 +29,10 @@ fn everything_the_waypoint_reads_is_carried_over() {
             ],
             "rewrite": {"uri": "/", "authority": "inner"},
             "timeout": "1.5s",
-            "retries": {"attempts": 3, "perTryTimeout": "2s", "retryOn": "5xx,unavailable, 429", "backoff": "10ms"},
+            "retries": {
+                "attempts": 3, "perTryTimeout": "2s", "retryOn": "5xx,unavailable, 429", "backoff": "10ms",
+                "retryRemoteLocalities": true,
+            },
             "fault": {
                 "delay": {"fixedDelay": "5s", "percentage": {"value": 0.1}},
                 "abort": {"grpcStatus": "UNAVAILABLE"},
@@ -60,6 +63,7 @@ fn everything_the_waypoint_reads_is_carried_over() {
     let retries = rule.retries.as_ref().unwrap();
     assert_eq!(retries.on, [RetryOn::ServerError, RetryOn::Grpc(14), RetryOn::Status(429)]);
     assert_eq!((retries.attempts, retries.backoff), (3, Duration::from_millis(10)));
+    assert!(retries.remote_localities && !Retries::default().remote_localities);
     assert_eq!(rule.fault.delay, Some((Duration::from_secs(5), Percent(1000))));
     assert_eq!(rule.fault.abort, Some((Abort::Grpc(14), Percent::ALL)));
     assert_eq!(rule.mirrors[0].percent, Percent(500_000));

@@ -88,9 +88,14 @@ impl Groups {
         self.of.get(endpoint).copied().flatten()
     }
 
-    /// Which is to have the next request, given how many of each are not well, and a number that is drawn evenly from
-    /// all. `None` where nobody is well.
-    pub fn pick(&self, unwell: impl Fn(usize) -> usize, draw: u64) -> Option<usize> {
+    /// Which is to have the next request, given how many of each are not well, how often the request was at each, and
+    /// a number that is drawn evenly from all. `None` where nobody is well.
+    pub fn pick(
+        &self,
+        unwell: impl Fn(usize) -> usize,
+        tries: impl Fn(usize) -> usize,
+        draw: u64,
+    ) -> Option<usize> {
         let health: Vec<u64> = (self.members.iter().enumerate())
             .map(|(group, members)| {
                 let (all, unwell) = (members.len() as u64, unwell(group) as u64);
@@ -99,7 +104,7 @@ impl Groups {
             .collect();
         let loads = match &self.weights {
             Some(weights) => weights.iter().zip(&health).map(|(weight, health)| weight * health).collect(),
-            None => by_priority(&health),
+            None => by_priority(&least_tried(health, tries)),
         };
         let sum: u64 = loads.iter().sum();
         let mut at = (u128::from(draw) * u128::from(sum)) >> 64;
@@ -110,6 +115,18 @@ impl Groups {
             is_here
         })
     }
+}
+
+/// Without those that were tried more often than another that is well: Envoy's `previous_priorities`.
+fn least_tried(mut health: Vec<u64>, tries: impl Fn(usize) -> usize) -> Vec<u64> {
+    let well = health.iter().enumerate().filter(|(_, health)| **health > 0);
+    let fewest = well.map(|(group, _)| tries(group)).min().unwrap_or_default();
+    for (group, health) in health.iter_mut().enumerate() {
+        if tries(group) > fewest {
+            *health = 0;
+        }
+    }
+    health
 }
 
 /// What percentage each gets of those that come one after the other, given how well they are: Envoy's priorities.

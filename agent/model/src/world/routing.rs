@@ -326,6 +326,8 @@ pub struct Retries {
     pub backoff: Duration,
     /// No pause is shorter: `backoff` of the Gateway API.
     pub at_least: Duration,
+    /// `retryRemoteLocalities`: localities that were tried are passed over, as long as there are others.
+    pub remote_localities: bool,
 }
 
 impl Default for Retries {
@@ -336,6 +338,7 @@ impl Default for Retries {
             on: Vec::new(),
             backoff: Duration::from_millis(25),
             at_least: Duration::ZERO,
+            remote_localities: false,
         }
     }
 }

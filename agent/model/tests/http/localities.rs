@@ -1,5 +1,7 @@
 //! Holds `Groups` against an obvious reference.
 
+use std::collections::BTreeSet;
+
 use orlop_model::http::{Groups, Whereabouts};
 use orlop_model::world::routing::{Distribute, LocalityBalancing, LocalityPattern};
 use orlop_model::world::{Labels, Locality};
@@ -183,7 +185,7 @@ proptest! {
         let unwell = |group: usize| groups.members()[group].iter().filter(|at| !all[**at].1).count();
         let mut counts = vec![0_u64; groups.members().len()];
         for n in 0..DRAWS {
-            if let Some(group) = groups.pick(unwell, u64::MAX / DRAWS * n) {
+            if let Some(group) = groups.pick(unwell, |_| 0, u64::MAX / DRAWS * n) {
                 counts[group] += 1;
             }
         }
@@ -194,4 +196,39 @@ proptest! {
             prop_assert!((found - wanted).abs() <= 2.0 / DRAWS as f64, "{} {} {}", at, found, wanted);
         }
     }
+}
+
+#[test]
+fn a_retry_passes_over_the_localities_that_were_tried_most() {
+    let place = |zone: &str| Place {
+        locality: Locality { region: Some("a".into()), zone: Some(zone.into()), subzone: None },
+        node: String::new(),
+        labels: Labels::new(),
+    };
+    let (here, there) = (place("1"), place("2"));
+    let all = [here.of(), here.of(), there.of()];
+    let groups = Groups::new(&LocalityBalancing::DEFAULT, true, here.of(), all.into_iter()).unwrap();
+    let retried = |unwell: [usize; 2], tries: [usize; 2]| {
+        let draws = (0..100).map(|n| u64::MAX / 100 * n);
+        let picked: BTreeSet<_> =
+            draws.map(|draw| groups.pick(|group| unwell[group], |group| tries[group], draw)).collect();
+        assert_eq!(picked.len(), 1);
+        picked.into_iter().next().unwrap()
+    };
+    assert_eq!(retried([0, 0], [0, 0]), Some(0));
+    assert_eq!(retried([0, 0], [1, 0]), Some(1));
+    assert_eq!(retried([0, 0], [1, 1]), Some(0));
+    assert_eq!(retried([0, 0], [2, 1]), Some(1));
+    // Nobody there could answer, or nobody anywhere.
+    assert_eq!(retried([0, 1], [1, 0]), Some(0));
+    assert_eq!(retried([2, 1], [1, 0]), None);
+
+    // Shares are no order.
+    let any = LocalityPattern([None, None, None]);
+    let zone = |zone: &str| LocalityPattern([None, Some(zone.into()), None]);
+    let to = vec![(zone("1"), 100), (zone("2"), 0)];
+    let setting =
+        LocalityBalancing { distribute: vec![Distribute { from: any, to }], ..LocalityBalancing::DEFAULT };
+    let groups = Groups::new(&setting, true, here.of(), all.into_iter()).unwrap();
+    assert_eq!(groups.pick(|_| 0, |group| usize::from(group == 0), 0), Some(0));
 }

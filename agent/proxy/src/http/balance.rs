@@ -75,6 +75,20 @@ pub(super) struct Choosing<'a> {
     pub(super) own: &'a NamespacedName,
 }
 
+/// Where a request was already.
+#[derive(Clone, Copy)]
+pub(super) struct Tried<'a> {
+    pub(super) endpoints: &'a [SocketAddr],
+    /// Whether their localities are passed over, as long as there are others.
+    pub(super) localities: bool,
+}
+
+impl<'a> From<&'a [SocketAddr]> for Tried<'a> {
+    fn from(endpoints: &'a [SocketAddr]) -> Self {
+        Self { endpoints, localities: false }
+    }
+}
+
 /// What is made of a cluster's endpoints, and made again when these change.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -107,7 +121,7 @@ struct Warming {
 impl<'a> Choosing<'a> {
     /// An endpoint that is not in `tried`, if there is another. Those that are ejected are left out, unless too few
     /// others are left.
-    pub(super) fn choose(&self, tried: &[SocketAddr]) -> Result<&'a Endpoint, Reason> {
+    pub(super) fn choose(&self, tried: Tried<'_>) -> Result<&'a Endpoint, Reason> {
         let all = self.target.port.eligible(self.dialled.ip());
         if all.is_empty() {
             return Err(Reason::NoHealthyEndpoint);
@@ -116,11 +130,11 @@ impl<'a> Choosing<'a> {
         let asked = self.target.policy.is_some_and(|policy| policy.outlier.is_some());
         let anyone = !asked || outliers.is_empty() || self.panics(all);
         let is_well = |endpoint: &Endpoint| anyone || !outliers.is_ejected(endpoint.address, self.now);
-        let is_new = |endpoint: &Endpoint| !tried.contains(&endpoint.address);
+        let is_new = |endpoint: &Endpoint| !tried.endpoints.contains(&endpoint.address);
         let order = match self.groups(all) {
             None => None,
             Some(groups) => {
-                let first = self.group(all, &groups, anyone).ok_or(Reason::NoHealthyEndpoint)?;
+                let first = self.group(all, &groups, anyone, tried).ok_or(Reason::NoHealthyEndpoint)?;
                 Some((groups, first))
             }
         };
@@ -133,7 +147,7 @@ impl<'a> Choosing<'a> {
             }
         };
         let fresh = pick(&|endpoint| is_new(endpoint) && is_well(endpoint));
-        let found = fresh.or_else(|| if tried.is_empty() { None } else { pick(&is_well) });
+        let found = fresh.or_else(|| if tried.endpoints.is_empty() { None } else { pick(&is_well) });
         found.ok_or(Reason::NoHealthyEndpoint)
     }
 
@@ -163,18 +177,20 @@ impl<'a> Choosing<'a> {
     }
 
     /// Which of them has this request. What is alike has the same.
-    fn group(&self, all: &[Endpoint], groups: &Groups, anyone: bool) -> Option<usize> {
+    fn group(&self, all: &[Endpoint], groups: &Groups, anyone: bool, tried: Tried<'_>) -> Option<usize> {
         let spread = &self.cluster.memory.spread;
         let draw = match self.hash {
             // The same number says which of a group's endpoints it is.
             Some(hash) => hash.wrapping_mul(GOLDEN).rotate_left(32),
             None => spread.fetch_add(GOLDEN, Ordering::Relaxed),
         };
-        if anyone {
-            return groups.pick(|_| 0, draw);
-        }
         let is_of = |host, group| place_of(all, host).is_some_and(|at| groups.group_of(at) == Some(group));
-        groups.pick(|group| self.cluster.outliers.ejected(self.now, |host| is_of(host, group)), draw)
+        let tried = if tried.localities { tried.endpoints } else { &[] };
+        let tries = |group| tried.iter().filter(|host| is_of(**host, group)).count();
+        if anyone {
+            return groups.pick(|_| 0, tries, draw);
+        }
+        groups.pick(|group| self.cluster.outliers.ejected(self.now, |host| is_of(host, group)), tries, draw)
     }
 
     /// How many there are to choose from.

@@ -103,7 +103,7 @@ pub(super) async fn call(
     let mut tried = Vec::new();
     let mut problem = Failed::wrong("it has no endpoint");
     loop {
-        let endpoint = choosing.choose(&tried).map_err(at_port)?;
+        let endpoint = choosing.choose(tried[..].into()).map_err(at_port)?;
         if tried.contains(&endpoint.address) {
             return Err(problem);
         }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     alike::hash_on,
-    balance::Choosing,
+    balance::{Choosing, Tried},
     body::grpc_status,
     exchange::Template,
     flags::Flag,
@@ -379,6 +379,7 @@ impl Plan<'_> {
     ) -> Result<Endpoint, Refusal> {
         match (&self.destination, cluster) {
             (Destination::Service(target), Some(cluster)) => {
+                let tried = Tried { endpoints: tried, localities: self.retries.remote_localities };
                 endpoint(session, self.snapshot, *target, cluster, hash, tried)
             }
             (Destination::Endpoint(endpoint), _) => Ok(endpoint.clone()),
@@ -506,7 +507,7 @@ pub(super) fn endpoint(
     target: Target<'_>,
     cluster: &ClusterState,
     hash: Option<u64>,
-    tried: &[SocketAddr],
+    tried: Tried<'_>,
 ) -> Result<Endpoint, Refusal> {
     let by_policy = target.policy.is_some_and(|policy| policy.balancer == Some(Balancer::Passthrough));
     if by_policy || target.service.resolution == Resolution::None {

@@ -153,7 +153,7 @@ async fn attempts(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut left = forward::choosing(session, snapshot, target, cluster, hash).candidates().min(ATTEMPTS);
     loop {
-        let endpoint = forward::endpoint(session, snapshot, target, cluster, hash, &tried)?;
+        let endpoint = forward::endpoint(session, snapshot, target, cluster, hash, tried[..].into())?;
         tried.push(endpoint.address);
         let part = share(deadline.saturating_duration_since(Instant::now()), left);
         let began = Instant::now();
