@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    hint,
+    hint, io,
     os::fd::RawFd,
     path::Path,
     time::Duration,
@@ -62,6 +62,11 @@ fn make_room(limit: u64) {
         let grown = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(last))?;
         Ok(close(grown)?)
     });
+}
+
+/// Whether it was for want of open files, which says nothing of what was to be opened.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
 /// Nine tenths of what the agent's cgroup, or one that it is in, may have; `None` if none has a limit.

@@ -66,6 +66,17 @@ impl Process {
         }
     }
 
+    /// From now on it may open no file beyond so many: `RLIMIT_NOFILE`.
+    pub fn limit_files(&self, limit: u64) -> Result<()> {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={}", self.pid())).arg(format!("--nofile={limit}:"));
+        let status = command.status().context("is prlimit installed? (`apt-get install util-linux`)")?;
+        if !status.success() {
+            bail!("prlimit of {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
     /// CPU time used so far, user and system.
     pub fn cpu_time(&self) -> Result<Duration> {
         let path = format!("/proc/{}/stat", self.pid());

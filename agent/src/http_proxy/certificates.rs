@@ -17,6 +17,8 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
 };
 
+use crate::limits::is_out_of_descriptors;
+
 /// Between two looks at the files.
 pub const LOOK: Duration = Duration::from_secs(2);
 
@@ -76,7 +78,7 @@ impl Certificates {
 
     /// When to look again.
     pub fn again(&self) -> Option<Duration> {
-        (!self.known.is_empty()).then_some(LOOK)
+        self.shown.values().any(|names| !names.is_empty()).then_some(LOOK)
     }
 
     /// Whether there is something else now.
@@ -86,7 +88,7 @@ impl Certificates {
         if self.known.get(name).is_some_and(|known| known.stamp == stamp) {
             return false;
         }
-        let last = self.known.remove(name).and_then(|known| known.certificate);
+        let last = self.known.get(name).and_then(|known| known.certificate.clone());
         let (certificate, state) = match load(&dir) {
             Ok(certificate) => {
                 tracing::info!(secret = %name, "its certificate is shown from now on");
@@ -95,6 +97,11 @@ impl Certificates {
             Err(Problem::Missing) => {
                 tracing::error!(secret = %name, dir = %dir.display(), "there is no tls.crt with its tls.key");
                 (None, "missing")
+            }
+            // It is looked at again, changed or not.
+            Err(Problem::NoLook(error)) => {
+                tracing::error!(secret = %name, %error, kept = last.is_some(), "no file can be opened just now");
+                return false;
             }
             Err(Problem::Unusable(error)) => {
                 tracing::error!(secret = %name, error, kept = last.is_some(), "its certificate can't be shown");
@@ -140,6 +147,8 @@ impl Collector for SecretStates {
 
 enum Problem {
     Missing,
+    /// There is no look at it to be had.
+    NoLook(io::Error),
     Unusable(String),
 }
 
@@ -147,6 +156,7 @@ fn load(dir: &Path) -> Result<ServedCertificate, Problem> {
     let read = |name: &str| {
         fs::read(dir.join(name)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Problem::Missing,
+            _ if is_out_of_descriptors(&error) => Problem::NoLook(error),
             _ => Problem::Unusable(format!("{name}: {error}")),
         })
     };

@@ -12,6 +12,7 @@ use orlop_identity::{Authorities, ClientCredential, ClientCredentials, ServedCer
 use orlop_model::{NamespacedName, Snapshot};
 
 use super::certificates::LOOK;
+use crate::limits::is_out_of_descriptors;
 
 /// A file of a Secret has no more than that, as all of it.
 const MAX_FILE: usize = 1 << 20;
@@ -23,8 +24,10 @@ pub struct Credentials {
 }
 
 /// What was found of one Secret.
+#[derive(Default)]
 struct Known {
-    files: Files,
+    /// `None` as long as nobody could look.
+    files: Option<Files>,
     /// The last that was good, as long as there is any.
     credential: Option<Arc<ClientCredential>>,
 }
@@ -76,12 +79,18 @@ impl Credentials {
     /// Whether there is something else now.
     fn read_one(&mut self, name: &NamespacedName) -> bool {
         let dir = self.dir.join(name.namespace.as_str());
-        let files = Files::read(&dir, &name.name);
-        let known = self.known.get(name);
-        if known.is_some_and(|known| known.files == files) {
+        let known = self.known.entry(name.clone()).or_default();
+        let files = match Files::read(&dir, &name.name) {
+            Ok(files) => files,
+            Err(error) => {
+                let kept = known.credential.is_some();
+                tracing::error!(secret = %name, %error, kept, "no file can be opened just now");
+                return false;
+            }
+        };
+        if known.files.as_ref() == Some(&files) {
             return false;
         }
-        let last = known.and_then(|known| known.credential.clone());
         let credential = match files.load() {
             Ok(None) => {
                 tracing::error!(secret = %name, dir = %dir.display(), "there is neither ca.crt nor tls.crt");
@@ -92,29 +101,31 @@ impl Credentials {
                 credential.map(Arc::new)
             }
             Err(error) => {
-                let last = last.filter(|_| known.is_some_and(|known| known.files.outlast(&files)));
+                let outlasts = known.files.as_ref().is_some_and(|before| before.outlast(&files));
+                let last = known.credential.take().filter(|_| outlasts);
                 tracing::error!(secret = %name, error, kept = last.is_some(), "it can't be used");
                 last
             }
         };
-        self.known.insert(name.clone(), Known { files, credential });
+        *known = Known { files: Some(files), credential };
         true
     }
 }
 
 impl Files {
-    fn read(dir: &Path, name: &str) -> Self {
+    /// An error where there is no look at them to be had.
+    fn read(dir: &Path, name: &str) -> io::Result<Self> {
         let (own, beside) = (dir.join(name), dir.join(format!("{name}{ROOTS_ENDING}")));
-        let believed = |names| match either(&beside, names) {
+        let believed = |names| match either(&beside, names)? {
             Ok(None) => either(&own, names),
-            there => there,
+            there => Ok(there),
         };
-        Self {
-            roots: believed(["ca.crt", "cacert"]),
-            revoked: believed(LISTS),
-            certificate: either(&own, ["tls.crt", "cert"]),
-            key: either(&own, ["tls.key", "key"]),
-        }
+        Ok(Self {
+            roots: believed(["ca.crt", "cacert"])?,
+            revoked: believed(LISTS)?,
+            certificate: either(&own, ["tls.crt", "cert"])?,
+            key: either(&own, ["tls.key", "key"])?,
+        })
     }
 
     /// Whether what was made of these stays in force while `new` can't be used. Whom a list takes the belief from that they
@@ -153,24 +164,31 @@ fn there(found: &Found) -> Result<Option<&[u8]>, String> {
     found.as_ref().map(Option::as_deref).map_err(String::clone)
 }
 
-fn either(dir: &Path, [name, other]: [&str; 2]) -> Found {
-    let read = |name: &str| match fs::read(dir.join(name)) {
+fn either(dir: &Path, [name, other]: [&str; 2]) -> io::Result<Found> {
+    let read = |name: &str| found(name, fs::read(dir.join(name)));
+    match read(name)? {
+        Ok(None) => read(other),
+        there => Ok(there),
+    }
+}
+
+fn found(name: &str, read: io::Result<Vec<u8>>) -> io::Result<Found> {
+    Ok(match read {
         // As there is in the Secrets of some who sign. A list that is empty is one that somebody is writing.
         Ok(bytes) if bytes.is_empty() && !LISTS.contains(&name) => Ok(None),
         Ok(bytes) if bytes.len() > MAX_FILE => Err(format!("{name} has more than {MAX_FILE} bytes")),
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_out_of_descriptors(&error) => return Err(error),
         Err(error) => Err(format!("{name}: {error}")),
-    };
-    match read(name)? {
-        None => read(other),
-        there => Ok(there),
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::{env, process};
+
+    use nix::errno::Errno;
 
     use super::*;
 
@@ -188,7 +206,7 @@ mod tests {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, text).unwrap();
             }
-            let found = Files::read(&dir, "s");
+            let found = Files::read(&dir, "s").unwrap();
             fs::remove_dir_all(&dir).unwrap();
             (found.roots, found.revoked)
         };
@@ -203,6 +221,14 @@ mod tests {
         let long = "x".repeat(MAX_FILE + 1);
         let (roots, revoked) = read(&[("s/ca.crt", "own"), ("s/ca.crl", &long)]);
         assert_eq!((roots, revoked.is_err()), (is("own"), true));
+    }
+
+    #[test]
+    fn only_a_file_that_is_not_there_is_none() {
+        let read = |code: Errno| found("ca.crt", Err(io::Error::from(code)));
+        assert_eq!(read(Errno::ENOENT).unwrap(), Ok(None));
+        assert!(read(Errno::EACCES).unwrap().is_err());
+        assert!(read(Errno::EMFILE).is_err() && read(Errno::ENFILE).is_err());
     }
 
     #[test]

@@ -160,6 +160,20 @@ fn a_certificate_that_is_renewed_is_shown_from_then_on_and_one_that_is_none_chan
 }
 
 #[test]
+fn a_certificate_that_no_file_could_be_opened_for_is_shown_once_one_can() {
+    let sealed = Sealed::new();
+    let gateway = &sealed.stage.gateway;
+    gateway.process().limit_files(3).unwrap();
+    let renewed = certify(&sealed.dir, "one", "one.example");
+    let told = || gateway.log().unwrap().contains("no file can be opened just now");
+    assert!(wait_for(TIMEOUT, told), "it has looked at none");
+    gateway.process().limit_files(1024).unwrap();
+    let gets_on = |trusted: &str| sealed.get(trusted, "one.example", "one.example").is_ok();
+    assert!(gets_on(&sealed.one) || gets_on(&renewed), "what was there is not shown any more");
+    assert!(wait_for(TIMEOUT, || gets_on(&renewed)), "the new one is not shown");
+}
+
+#[test]
 fn a_listener_shows_what_it_had_until_what_it_is_to_show_is_there() {
     let sealed = Sealed::new();
     let gets_on = |trusted: &str| sealed.get(trusted, "one.example", "one.example").is_ok();

@@ -1,10 +1,12 @@
 //! TLS from the waypoint to servers, as DestinationRules want it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use orlop_tests::traffic::request;
 use orlop_tests::{Pod, PodSpec};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -203,9 +205,7 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     serve_mutual(&outside, &ours);
     let put = |namespace: &str, name: &str, files: &[(&str, &str)]| {
-        let at = dir.join(namespace).join(name);
-        std::fs::create_dir_all(&at).unwrap();
-        files.iter().for_each(|(file, text)| std::fs::write(at.join(file), text).unwrap());
+        mount(&dir.join(namespace).join(name), files);
     };
     let (certificate, key) = ours.certificate("client.example");
     put("shop", "good", &[("ca.crt", &ours.root), ("tls.crt", &certificate), ("tls.key", &key)]);
@@ -287,6 +287,42 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
     assert_eq!(stage.get("/far").status, 503);
     stage.record(|record| record["path"] == "/far" && record["reason"] == "tls_unavailable");
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_secret_stays_in_force_while_no_file_can_be_opened() {
+    let dir = std::env::temp_dir().join(format!("orlop-credentials-short-{}", std::process::id()));
+    let versions = Versions::with(&["--credentials", &dir.to_string_lossy()]);
+    let stage = &versions.stage;
+    let ours = Authority::new();
+    let (certificate, key) = ours.certificate("client.example");
+    let files = [("ca.crt", &*ours.root), ("tls.crt", &*certificate), ("tls.key", &*key)];
+    mount(&dir.join("shop/good"), &files);
+    let outside = PodSpec::new().service_account("outside").opt_out();
+    let outside = stage.mesh.nodes[1].pod(NAMESPACE, "outside", outside).unwrap();
+    lead_to(&versions, &outside);
+    serve_mutual(&outside, &ours);
+    secure(&versions, "mode: MUTUAL, sni: shop.example, credentialName: good");
+    // All that this needs is open.
+    let mut stream = stage.connect();
+    let mut ask = || request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap().status;
+    assert_eq!(ask(), 200);
+    let waypoint = stage.waypoint.process();
+    waypoint.limit_files(3).unwrap();
+    let told = || stage.waypoint.log().unwrap().contains("no file can be opened just now");
+    assert!(orlop_tests::wait_for(TIMEOUT, told), "it has looked at none");
+    assert_eq!(ask(), 200);
+    // What is gone counts no more once anybody can see that.
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(ask(), 200);
+    waypoint.limit_files(1024).unwrap();
+    assert!(orlop_tests::wait_for(TIMEOUT, || ask() == 503), "it still counts");
+}
+
+/// Writes files where a Secret is mounted.
+fn mount(at: &Path, files: &[(&str, &str)]) {
+    std::fs::create_dir_all(at).unwrap();
+    files.iter().for_each(|(file, text)| std::fs::write(at.join(file), text).unwrap());
 }
 
 /// Who signs certificates.
