@@ -1,8 +1,6 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_model::http::Claim;
 use orlop_model::world::{
     ClaimHeader, JwtRule, KeyPlace, KeySource, RemoteKeys, RequestAuthentication, TokenLocation, keys_of,
 };
@@ -176,11 +174,13 @@ fn keys(
 
 /// What can't be used is no reason not to go by everything else that the object says: it fits no token.
 fn inline_keys(text: String) -> KeySource {
-    // Of what other types a token could be signed by, nobody here could tell.
-    let is_known = |key: &BTreeMap<String, Claim>| matches!(key.get("kty"), Some(Claim::Text(of)) if matches!(of.as_str(), "RSA" | "EC" | "OKP"));
     match keys_of(text.as_bytes()) {
-        Ok(keys) if keys.is_empty() || keys.iter().any(is_known) => KeySource::Inline(text.into()),
-        Ok(_) => KeySource::Unusable("it has no key whose kty is RSA, EC or OKP".to_owned()),
+        Ok(keys) if keys.is_empty() || keys.iter().any(Option::is_some) => KeySource::Inline(text.into()),
+        Ok(_) => KeySource::Unusable(
+            "none of its keys can verify a token: of kty RSA those of 2048 to 8192 bits can, of EC those of P-256, P-384 \
+             and P-521, of OKP those of Ed25519"
+                .to_owned(),
+        ),
         Err(error) => KeySource::Unusable(error.to_string()),
     }
 }
@@ -343,6 +343,8 @@ mod tests {
 
     #[test]
     fn what_is_no_key_set_fits_no_token_and_the_rule_stays() {
+        const NONE: &str = "none of its keys can verify a token";
+        let rsa = |n: &str| json!({"keys": [{"kty": "RSA", "n": n, "e": "AQAB"}]}).to_string();
         let keys = |text: &str| one(json!({"issuer": "a", "audiences": ["x"], "jwks": text})).unwrap().keys;
         for (text, why) in [
             ("garbage", "is no JSON"),
@@ -353,14 +355,21 @@ mod tests {
             (&format!("{{\"keys\": {}", "[".repeat(100_000)), "is nested too deep"),
             (&"x".repeat(300 << 10), "is longer than"),
             (&json!({"keys": vec![json!({}); 101]}).to_string(), "more than 100 keys"),
-            (r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#, "has no key whose kty is RSA, EC or OKP"),
+            (r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#, NONE),
+            (r#"{"keys": ["abc", 7]}"#, NONE),
+            (r#"{"keys": [{"kty": "EC"}, {"kty": "new"}]}"#, NONE),
+            // All bits are ones, but for the last digit's that stand for nothing: 1024 of them.
+            (&rsa(&("_".repeat(170) + "8")), NONE),
         ] {
             let KeySource::Unusable(said) = keys(text) else { panic!("{text:.60}") };
             assert!(said.contains(why), "{text:.60}: {said}");
         }
         // RFC 7517, section 5: what is unknown is passed over.
-        for text in [r#"{"keys": [{"kty": "new"}, {"kty": "EC"}, 7], "more": 1}"#, r#"{"keys": []}"#] {
-            assert_eq!(keys(text), KeySource::Inline(text.into()));
+        let known = r#"{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        let passed_over =
+            format!(r#"{{"keys": [{{"kty": "new"}}, {{"kty": "EC"}}, 7, {known}], "more": 1}}"#);
+        for text in [passed_over, r#"{"keys": []}"#.to_owned(), rsa(&("_".repeat(341) + "w"))] {
+            assert_eq!(keys(&text), KeySource::Inline(text.into()));
         }
     }
 

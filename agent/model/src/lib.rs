@@ -10,6 +10,7 @@ mod addresses;
 mod admit;
 mod allocation;
 mod authorize;
+pub mod base64;
 mod behind;
 mod change;
 mod compile;

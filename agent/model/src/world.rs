@@ -34,7 +34,7 @@ pub use expression::{Attribute, Attributes, Expression, ExpressionError, Value};
 pub use extension_provider::{BodyInCheck, ExtensionProvider, HttpCheck, Speaks};
 use gateway::Gateway;
 use gateway_api::{BackendTls, ReferenceGrant, Route, RouteKind};
-pub use key_set::{KeySetError, MAX_KEY_SET, MAX_KEYS, keys_of};
+pub use key_set::{Algorithm, KeyMaterial, KeySetError, MAX_KEY_SET, MAX_KEYS, PublicKey, keys_of};
 pub use labels::Labels;
 pub use path_pattern::{PathPattern, PathPatternError, Segment};
 pub use rate_limit::{Counting, KeyPart, Limit, Rate, RateError, RateLimit, Shared, Unit};

@@ -4,7 +4,6 @@
 //! for, `kid` only among the issuer's keys, and `jwk`, `jku`, `x5c` and `x5u` are read by nobody.
 
 mod address;
-mod base64;
 mod fetch;
 mod keys;
 mod source;
@@ -15,11 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use orlop_model::Reason;
 use orlop_model::http::{Claim, Claims, Presented, TokenRefused, TokenRules};
-use orlop_model::json;
-use orlop_model::world::{JwtRule, KeySource};
+use orlop_model::world::{Algorithm, JwtRule, KeySource};
+use orlop_model::{base64, json};
 
 pub use fetch::{FetchError, Resolve, Resolving, read_roots};
-use keys::Algorithm;
 pub use keys::KeySet;
 pub use source::{KeyFetches, KeySources};
 

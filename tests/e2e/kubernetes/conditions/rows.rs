@@ -106,6 +106,14 @@ fn unenforced(reason: &'static str, text: &'static str) -> Vec<Says> {
     ]
 }
 
+/// The keys that are written into it are none, while all else is in force.
+fn no_keys(text: &'static str) -> Vec<Says> {
+    vec![
+        says(Of::Object, "orlop.dev/Accepted", "False", "InvalidKeys", text),
+        says(Of::Object, "orlop.dev/Programmed", "True", "Programmed", ""),
+    ]
+}
+
 fn target(name: &str) -> Value {
     json!([{"group": "", "kind": "Service", "name": name}])
 }
@@ -117,7 +125,7 @@ fn policies() -> Vec<Row> {
     let methods = json!([{"to": [{"operation": {"methods": ["GET"]}}]}]);
     let nobody = json!({"matchLabels": {"app": "nobody"}});
     let issuer = json!([{"issuer": "https://idp.example", "jwksUri": "https://idp.example/keys"}]);
-    let keyless = json!([{"issuer": "https://idp.example", "jwks": "{\"kty\": \"EC\"}"}]);
+    let keys = |text: &str| json!({"targetRefs": target("web"), "jwtRules": [{"issuer": "https://idp.example", "jwks": text}]});
     let limits = json!([{"requests": 5, "unit": "second"}]);
     let odd =
         json!([{"requests": 5, "unit": "second", "match": [{"to": [{"operation": {"ports": ["x"]}}]}]}]);
@@ -183,17 +191,14 @@ fn policies() -> Vec<Row> {
         row(
             "RequestAuthentication",
             "keys",
-            json!({"targetRefs": target("web"), "jwtRules": keyless}),
-            vec![
-                says(
-                    Of::Object,
-                    "orlop.dev/Accepted",
-                    "False",
-                    "InvalidKeys",
-                    "spec.jwtRules[0].jwks is no key set that can be used",
-                ),
-                says(Of::Object, "orlop.dev/Programmed", "True", "Programmed", ""),
-            ],
+            keys(r#"{"kty": "EC"}"#),
+            no_keys("spec.jwtRules[0].jwks is no key set that can be used"),
+        ),
+        row(
+            "RequestAuthentication",
+            "no-keys",
+            keys(r#"{"keys": ["abc"]}"#),
+            no_keys("none of its keys can verify a token"),
         ),
         row(
             "RequestAuthentication",

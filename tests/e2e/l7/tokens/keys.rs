@@ -71,7 +71,7 @@ fn inline_keys_that_are_none_fit_no_token_and_stop_nobody_without_one() {
     let stage = Stage::new();
     let _server = stage.mesh.server.serve_http(80).unwrap();
     let issuer = Issuer::new("1");
-    for bad in ["garbage", "{}", r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
+    for bad in ["garbage", "{}", r#"{"keys": ["abc"]}"#, r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
         authentication(&stage, json!({"issuer": ISSUER, "jwks": bad}));
         assert_eq!(ask(&stage, "/", &[]).status, 200, "{bad}");
         let token = issuer.token(json!({}));

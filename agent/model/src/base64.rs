@@ -1,6 +1,7 @@
-/// Decodes base64url (RFC 4648, section 5) as JWS has it (RFC 7515, section 2): without padding, line breaks or spaces,
-/// and each text in one spelling alone.
-pub(super) fn decode(text: &[u8]) -> Option<Vec<u8>> {
+//! base64url (RFC 4648, section 5) as JWS has it (RFC 7515, section 2).
+
+/// Decodes it: without padding, line breaks or spaces, and each text in one spelling alone.
+pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for group in text.chunks(4) {
         let mut bits = 0_u32;
