@@ -1,8 +1,10 @@
 //! What routes say of each of their parents, and what events tell.
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
+use orlop_model::world::config_map::COPIES;
 use orlop_tests::wait_for;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
@@ -217,6 +219,51 @@ fn a_backend_tls_policy_says_of_each_service_whether_it_is_in_force() {
     }
     policy("a", &["later"], &json!({"hostname": "web.example", "ca": 7}));
     stage.await_parents(POLICIES, "a", &[("later", "Invalid", "NotAccepted")]);
+}
+
+#[test]
+fn certificates_that_no_policy_names_any_more_are_taken_out_of_the_copies() {
+    let stage = Stage::new("copies");
+    let authority = CertificateParams::new(Vec::new()).unwrap().self_signed(&KeyPair::generate().unwrap());
+    let pem = authority.unwrap().pem();
+    ["first", "second"].iter().for_each(|name| stage.config_map(name, &json!({"ca.crt": pem})));
+    let policy = |name: &str| {
+        let refs = json!([{"group": "", "kind": "ConfigMap", "name": name}]);
+        let validation = json!({"hostname": "web.example", "caCertificateRefs": refs});
+        let spec = json!({"targetRefs": [service(name)], "validation": validation});
+        stage.apply(&format!("{GROUP}/v1"), "BackendTLSPolicy", name, &spec);
+    };
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(GROUP, "v1", "BackendTLSPolicy"));
+    let client = || stage.kubernetes.client.clone();
+    let policies: Api<DynamicObject> = Api::namespaced_with(client(), &stage.namespace, &resource);
+    let delete = |name: &str| {
+        stage.kubernetes.wait(policies.delete(name, &DeleteParams::default())).unwrap();
+    };
+    let maps = Api::<ConfigMap>::namespaced(client(), &stage.namespace);
+    let await_copies = |wanted: &[&str]| {
+        let mut found = Vec::new();
+        let met = wait_for(LONG, || {
+            let map = stage.kubernetes.wait(maps.get_opt(COPIES)).unwrap();
+            found = map.and_then(|map| map.data).unwrap_or_default().into_keys().collect();
+            found == wanted
+        });
+        assert!(met, "{found:?}, not {wanted:?}\n{}", Replica::shared(&stage.kubernetes).log());
+    };
+    policy("first");
+    policy("second");
+    await_copies(&["first", "second"]);
+    delete("second");
+    await_copies(&["first"]);
+    // Nor does what somebody else has put there stay.
+    stage.config_map(COPIES, &json!({"stranger": pem}));
+    await_copies(&["first"]);
+    delete("first");
+    await_copies(&[]);
+    // What a namespace without any policy is left with is nobody's either.
+    stage.config_map(COPIES, &json!({"stranger": pem}));
+    await_copies(&[]);
+    let original = stage.kubernetes.wait(maps.get("first")).unwrap();
+    assert_eq!(original.data.unwrap()["ca.crt"], pem);
 }
 
 #[test]
