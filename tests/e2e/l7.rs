@@ -24,6 +24,7 @@ mod rolling;
 mod routes;
 pub mod scripted;
 mod speaks;
+mod stories;
 mod streams;
 mod telemetry;
 mod tokens;

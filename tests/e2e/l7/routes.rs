@@ -1,8 +1,5 @@
 //! VirtualServices and DestinationRules on real requests.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-
 use orlop_tests::traffic::request;
 use orlop_tests::{Pod, PodSpec};
 
@@ -56,13 +53,6 @@ pub fn routes(http: &str) -> String {
     )
 }
 
-fn split(v1: u32, v2: u32) -> String {
-    format!(
-        "- route:\n  - {{destination: {{host: web, subset: v1}}, weight: {v1}}}\n  \
-         - {{destination: {{host: web, subset: v2}}, weight: {v2}}}"
-    )
-}
-
 #[test]
 fn no_rule_says_where_a_body_ends() {
     let versions = Versions::new();
@@ -87,75 +77,6 @@ fn no_rule_says_where_a_body_ends() {
         );
         assert_eq!(asked.headers.get("content-length").map(String::as_str), Some("5"));
     }
-}
-
-#[test]
-fn a_canary_gets_its_share_and_more_without_a_failed_request() {
-    const CONNECTIONS: usize = 8;
-    const EACH: usize = 1250;
-    let versions = Versions::new();
-    let stage = &versions.stage;
-    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
-    versions.route(&split(90, 10));
-    let count = || {
-        let mut v2 = 0;
-        thread::scope(|scope| {
-            let counting = [(); CONNECTIONS].map(|()| {
-                let mut stream = stage.connect();
-                scope.spawn(move || {
-                    let ask = || request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
-                    let pods = std::iter::repeat_with(ask).take(EACH).map(|answer| {
-                        assert_eq!(answer.status, 200, "{}", answer.text());
-                        answer.field("pod").unwrap()
-                    });
-                    pods.filter(|pod| pod == "shop/v2").count()
-                })
-            });
-            v2 = counting.into_iter().map(|thread| thread.join().unwrap()).sum();
-        });
-        v2
-    };
-    let tenth = count();
-    assert!(tenth.abs_diff(1000) <= 100, "{tenth} of 10000 went to v2, not a tenth within 1 %");
-    // Moved while requests are under way, none of which may fail.
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            let mut stream = stage.connect();
-            let mut asked = 0;
-            while !stop.load(Ordering::SeqCst) {
-                let answer = request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
-                assert_eq!(answer.status, 200, "{}", answer.text());
-                asked += 1;
-            }
-            asked
-        });
-        versions.route(&split(50, 50));
-        stop.store(true, Ordering::SeqCst);
-        assert!(asking.join().unwrap() > 0);
-    });
-    let half = count();
-    assert!(half.abs_diff(5000) <= 100, "{half} of 10000 went to v2, not half within 1 %");
-}
-
-#[test]
-fn a_header_chooses_the_version() {
-    let versions = Versions::new();
-    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
-    versions.route(
-        "- name: beta\n  match: [{headers: {beta: {exact: \"true\"}}}]\n  route: [{destination: {host: web, subset: v2}}]\n\
-         - name: rest\n  route: [{destination: {host: web, subset: v1}}]",
-    );
-    let mut stream = versions.stage.connect();
-    for round in 0..50 {
-        for (header, pod) in [("beta: true\r\n", "shop/v2"), ("beta: false\r\n", "shop/v1"), ("", "shop/v1")]
-        {
-            let ask = format!("GET /{round} HTTP/1.1\r\nhost: web\r\n{header}\r\n");
-            assert_eq!(request(&mut stream, &ask).unwrap().field("pod").as_deref(), Some(pod));
-        }
-    }
-    let record = versions.stage.record(|record| record["rule_name"] == "beta");
-    assert_eq!((&record["rule"], &record["dst_workload"]), (&"shop/web".into(), &"shop/v2".into()));
 }
 
 #[test]
