@@ -1,6 +1,7 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod away;
+mod balancers;
 mod bodies;
 mod caller;
 mod custom;

@@ -18,7 +18,7 @@ use crate::pair::is_refusal;
 const GET: &str = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
 
 /// Puts a DestinationRule for the service in force, with this `trafficPolicy`.
-fn treat(versions: &Versions, policy: &str) {
+pub fn treat(versions: &Versions, policy: &str) {
     treat_as(versions, "", policy);
 }
 

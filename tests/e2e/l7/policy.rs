@@ -127,6 +127,32 @@ fn a_request_can_be_asked_about_before_it_is_made() {
 }
 
 #[test]
+fn what_is_audited_and_what_is_in_dry_run_is_told_of_a_request() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let dry_run = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: maybe, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\n\
+        spec:\n  targetRefs: [{kind: Service, group: '', name: web}]\n  action: DENY\n  \
+        rules: [{to: [{operation: {paths: [/maybe]}}]}]\n";
+    stage.mesh.testbed.world().write("maybe.yaml", dry_run).unwrap();
+    policy(
+        &stage,
+        "watch",
+        "action: AUDIT\nrules: [{to: [{operation: {methods: [GET], paths: [/watched]}}]}]",
+    );
+    for path in ["/watched", "/maybe", "/else"] {
+        assert_eq!(stage.get(path).status, 200, "neither refuses anything");
+    }
+    let told = |path: &str| stage.record(|record| record["path"] == path);
+    assert_eq!(told("/watched")["audit"], true);
+    assert_eq!(told("/maybe")["dry_run"], "shop/maybe: deny");
+    for path in ["/maybe", "/else"] {
+        assert_ne!(told(path)["audit"], true, "{path}");
+    }
+    assert_ne!(told("/else")["dry_run"], "shop/maybe: deny");
+}
+
+#[test]
 fn a_denied_path_is_denied_however_it_is_written() {
     let stage = Stage::new();
     let server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));

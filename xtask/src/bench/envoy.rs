@@ -1,7 +1,7 @@
 //! An Envoy in a pod: as an HTTP proxy to compare with, or as what carries connections to it by mutual TLS.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use orlop_tests::{Pod, Process, wait_for};
 use serde_json::{Value, json};
 
 use super::rig::{HTTP_PORT, HTTP2_PORT};
+use super::scale::large;
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters";
 const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
@@ -19,8 +20,9 @@ const START: Duration = Duration::from_secs(20);
 /// What an Envoy does with a connection.
 #[derive(Clone, Copy)]
 pub(super) enum Does {
-    /// Reads its requests, and finds each in this many routes, of which the last one matches.
-    Http { routes: usize },
+    /// Reads its requests, and finds each in this many routes, of which the last one matches. It also knows endpoints of
+    /// other clusters, ten of each.
+    Http { routes: usize, endpoints: usize },
     /// Carries it as it is.
     Tcp,
 }
@@ -106,9 +108,14 @@ pub(super) fn start(binary: &Path, pod: &Pod, dir: &Path, way: &Way<'_>) -> Resu
 
 impl Way<'_> {
     fn config(&self) -> Value {
+        let clusters = [self.cluster(HTTP_PORT), self.cluster(HTTP2_PORT)];
+        let others = match self.does {
+            Does::Http { endpoints, .. } => endpoints / large::ENDPOINTS,
+            Does::Tcp => 0,
+        };
         json!({"static_resources": {
             "listeners": [self.listener(HTTP_PORT), self.listener(HTTP2_PORT)],
-            "clusters": [self.cluster(HTTP_PORT), self.cluster(HTTP2_PORT)],
+            "clusters": clusters.into_iter().chain((0..others).map(other_cluster)).collect::<Vec<_>>(),
         }})
     }
 
@@ -158,7 +165,7 @@ impl Way<'_> {
                 "stat_prefix": "in",
                 "cluster": cluster(port),
             }}),
-            Does::Http { routes } => {
+            Does::Http { routes, .. } => {
                 let route = |prefix: String| json!({"match": {"prefix": prefix}, "route": {"cluster": cluster(port)}});
                 let others = (1..routes).map(|n| route(other_prefix(n)));
                 let routes: Vec<_> = others.chain([route("/".to_owned())]).collect();
@@ -175,6 +182,24 @@ impl Way<'_> {
             }
         }
     }
+}
+
+/// A cluster of endpoints that nobody asks for.
+fn other_cluster(n: usize) -> Value {
+    let endpoint = |of: usize| {
+        let at = Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + of as u32);
+        json!({"endpoint": {"address": address((at, HTTP_PORT).into())}})
+    };
+    let all = n * large::ENDPOINTS..(n + 1) * large::ENDPOINTS;
+    json!({
+        "name": format!("other-{n}"),
+        "type": "STATIC",
+        "lb_policy": "LEAST_REQUEST",
+        "load_assignment": {
+            "cluster_name": format!("other-{n}"),
+            "endpoints": [{"lb_endpoints": all.map(endpoint).collect::<Vec<_>>()}],
+        },
+    })
 }
 
 /// A prefix of paths that nobody asks for.

