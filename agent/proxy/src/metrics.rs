@@ -1,10 +1,6 @@
 //! Istio's TCP metrics, with Istio's label names, so that existing dashboards work.
 
-use std::{
-    borrow::Cow,
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-};
+use std::borrow::Cow;
 
 use orlop_model::{Identity, Reason, Service, Workload, http::Told, world::Metric};
 use prometheus_client::{
@@ -21,10 +17,8 @@ use serde::Serialize;
 use crate::{
     flow::Figures,
     retold::{Retold, Tagged},
+    series::Admitted,
 };
-
-/// Distinct label sets of the connection metrics. Past it, connections count under `unknown` names.
-const MAX_SERIES: usize = 10_000;
 
 /// Those that Telemetries ask for have names of their own.
 pub(crate) type Labels = Vec<(Cow<'static, str>, String)>;
@@ -92,7 +86,9 @@ pub struct Metrics {
     active: Gauge,
     tunnels: Family<Labels, Gauge>,
     same_node: SameNode,
-    seen: std::sync::Arc<Mutex<HashSet<Labels>>>,
+    /// Label sets that were one too many.
+    folded: Counter,
+    admitted: Admitted,
     tagged: Tagged,
 }
 
@@ -127,6 +123,11 @@ impl Metrics {
             "istio_tcp_received_bytes",
             "Bytes received from the client during a connection",
             metrics.received.clone(),
+        );
+        registry.register(
+            "orlop_connection_series_folded",
+            "Label sets that were one too many, whose connections count under unknown names",
+            metrics.folded.clone(),
         );
         registry.register(
             "orlop_connections_failed",
@@ -212,7 +213,8 @@ impl Metrics {
             labels(direction, mutual_tls, source, destination, service, "tcp", "-")
         };
         let mut labels = of(source, destination, service);
-        if !self.admit(&labels) {
+        let mut is_folded = !self.admitted.admit(&labels);
+        if is_folded {
             let nobody = End { workload: None, identity: None };
             labels = of(nobody, nobody, None);
         }
@@ -224,21 +226,17 @@ impl Metrics {
                 None => Counter::default(),
             },
         };
-        Series {
+        let series = Series {
             opened: of(Metric::Opened, &self.opened),
             closed: of(Metric::Closed, &self.closed),
             sent: of(Metric::Sent, &self.sent),
             received: of(Metric::Received, &self.received),
+        };
+        is_folded |= retold.is_some_and(|retold| retold.folded);
+        if is_folded {
+            self.folded.inc();
         }
-    }
-
-    /// Whether this label set is known already or there is room for one more.
-    fn admit(&self, labels: &Labels) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.contains(labels) {
-            return true;
-        }
-        seen.len() < MAX_SERIES && seen.insert(labels.clone())
+        series
     }
 }
 
@@ -271,7 +269,7 @@ pub(crate) fn labels(
     labels
 }
 
-const UNKNOWN: &str = "unknown";
+pub(crate) const UNKNOWN: &str = "unknown";
 
 const SOURCE: [&str; 8] = [
     "source_workload",
@@ -308,4 +306,40 @@ fn end_labels(names: &[&'static str; 8], end: End<'_>) -> impl Iterator<Item = (
         of(|workload| &workload.names.canonical_revision),
     ];
     names.iter().map(|name| Cow::Borrowed(*name)).zip(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series::MAX_SERIES;
+
+    const NOBODY: End<'static> = End { workload: None, identity: None };
+
+    fn opened(registry: &Registry) -> usize {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total{")).count()
+    }
+
+    #[test]
+    fn whoever_connects_there_are_so_many_series_and_one_for_all_others() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let connects = |caller: usize| {
+            let identity: Identity = format!("spiffe://cluster.local/ns/a/sa/n{caller}").parse().unwrap();
+            let source = End { workload: None, identity: Some(&identity) };
+            metrics.series(Direction::Inbound, true, source, NOBODY, None, None)
+        };
+        for caller in 0..MAX_SERIES {
+            connects(caller).opened.inc();
+        }
+        assert_eq!((opened(&registry), metrics.folded.get()), (MAX_SERIES, 0));
+        for caller in MAX_SERIES..MAX_SERIES + 100 {
+            connects(caller).opened.inc();
+        }
+        assert_eq!((opened(&registry), metrics.folded.get()), (MAX_SERIES + 1, 100));
+        assert_eq!(connects(MAX_SERIES).opened.get(), 100);
+        connects(7).opened.inc();
+        assert_eq!((connects(7).opened.get(), metrics.folded.get()), (2, 101));
+    }
 }

@@ -1,16 +1,30 @@
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use orlop_model::{Identity, Service, Workload, http::Told};
 
-use crate::metrics::{Direction, End, Metrics, Series};
+use crate::metrics::{Direction, End, Labels, Metrics, Series};
 
+/// Distinct label sets of connections, and as many of requests. Past it, they count under `unknown` names.
+pub(crate) const MAX_SERIES: usize = 10_000;
 /// Past this, the cache starts again: most of what it holds is then of earlier snapshots.
 const MAX_ENTRIES: usize = 4096;
+
+/// The label sets that there are by names of their own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Admitted(Arc<Mutex<HashSet<Labels>>>);
+
+impl Admitted {
+    /// Whether this one is known already or there is room for one more.
+    pub(crate) fn admit(&self, labels: &Labels) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(labels) || (known.len() < MAX_SERIES && known.insert(labels.clone()))
+    }
+}
 
 /// One worker's way to the series that it used before: looking one up by its labels takes longer than
 /// everything else that a short connection asks of the proxy.

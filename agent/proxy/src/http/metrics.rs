@@ -1,11 +1,6 @@
 //! Istio's HTTP metrics, with Istio's label names.
 
-use std::{
-    cell::RefCell,
-    collections::{HashMap, HashSet},
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use orlop_model::{Identity, Reason, Service, Workload, http::Told};
 use prometheus_client::{
@@ -18,15 +13,15 @@ use super::{
     told::{METRICS, OF_MESSAGES},
 };
 use crate::{
-    metrics::{Direction, End, Labels, labels},
+    metrics::{Direction, End, Labels, UNKNOWN, labels},
     retold::{Retold, Tagged},
-    series::Place,
+    series::{Admitted, Place},
 };
 
-/// Distinct label sets. Past it, requests count under `unknown` names.
-const MAX_SERIES: usize = 10_000;
 /// Past this, a worker's cache starts again: most of what it holds is then of earlier snapshots.
 const MAX_ENTRIES: usize = 4096;
+/// The last that gRPC has (doc/statuscodes.md of gRPC); a server may say more.
+const MAX_GRPC_STATUS: u8 = 16;
 /// Istio's, of milliseconds and of bytes.
 const BUCKETS: [f64; 19] = [
     0.5,
@@ -71,7 +66,7 @@ pub struct RequestMetrics {
     /// Of providers, by what came of asking.
     asked: Family<[(&'static str, &'static str); 1], Counter>,
     failed: Family<[(&'static str, &'static str); 1], Counter>,
-    seen: Arc<Mutex<HashSet<Labels>>>,
+    admitted: Admitted,
     tagged: Tagged,
 }
 
@@ -93,7 +88,7 @@ impl RequestMetrics {
             limits_open: Counter::default(),
             asked: Family::default(),
             failed: Family::default(),
-            seen: Arc::default(),
+            admitted: Admitted::default(),
             tagged: Tagged::default(),
         };
         registry.register("istio_requests", "Requests", metrics.requests.clone());
@@ -127,7 +122,7 @@ impl RequestMetrics {
 
     fn series(&self, key: &RequestKey) -> RequestSeries {
         let mut labels = key.labels();
-        if !self.admit(&labels) {
+        if !self.admitted.admit(&labels) {
             self.folded.inc();
             labels = key.folded();
         }
@@ -178,12 +173,6 @@ impl RequestMetrics {
     pub(super) fn failed(&self, reason: Reason) {
         self.failed.get_or_create_owned(&[("reason", reason.as_str())]).inc();
     }
-
-    /// Whether this label set is known already or there is room for one more.
-    fn admit(&self, labels: &Labels) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.contains(labels) || (seen.len() < MAX_SERIES && seen.insert(labels.clone()))
-    }
 }
 
 /// What the labels are made from.
@@ -210,15 +199,28 @@ impl RequestKey {
         let source = End { workload: self.source.0.as_deref(), identity: Some(&self.source_identity) };
         let destination =
             End { workload: self.destination.0.as_deref(), identity: self.destination_identity.as_ref() };
-        self.with(source, destination, self.service.0.as_deref())
+        let (flags, code) = (self.flags.to_string(), self.code.to_string());
+        self.with(source, destination, self.service.0.as_deref(), &flags, code)
     }
 
+    /// Of what a server or a client chooses only as much as leaves few of them.
     fn folded(&self) -> Labels {
         let nobody = End { workload: None, identity: None };
-        self.with(nobody, nobody, None)
+        let code = match self.code {
+            100..600 => format!("{}xx", self.code / 100),
+            _ => UNKNOWN.to_owned(),
+        };
+        self.with(nobody, nobody, None, UNKNOWN, code)
     }
 
-    fn with(&self, source: End<'_>, destination: End<'_>, service: Option<&Service>) -> Labels {
+    fn with(
+        &self,
+        source: End<'_>,
+        destination: End<'_>,
+        service: Option<&Service>,
+        flags: &str,
+        code: String,
+    ) -> Labels {
         let protocol = if self.grpc { "grpc" } else { "http" };
         let mut labels = labels(
             self.direction,
@@ -227,11 +229,12 @@ impl RequestKey {
             destination,
             service,
             protocol,
-            &self.flags.to_string(),
+            flags,
         );
-        labels.push(("response_code".into(), self.code.to_string()));
+        labels.push(("response_code".into(), code));
         if let Some(status) = self.grpc_status {
-            labels.push(("grpc_response_status".into(), status.to_string()));
+            let known = (status <= MAX_GRPC_STATUS).then(|| status.to_string());
+            labels.push(("grpc_response_status".into(), known.unwrap_or_else(|| UNKNOWN.to_owned())));
         }
         labels
     }
@@ -269,5 +272,71 @@ impl RequestSeriesCache {
         let series = Rc::new(metrics.series(&key));
         cache.insert(key, Rc::clone(&series));
         series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_model::Reason;
+
+    use super::*;
+    use crate::series::MAX_SERIES;
+
+    fn key(caller: usize, code: u16, grpc_status: Option<u8>) -> RequestKey {
+        RequestKey {
+            direction: Direction::Waypoint,
+            source: Place(None),
+            source_identity: format!("spiffe://cluster.local/ns/a/sa/n{caller}").parse().unwrap(),
+            destination: Place(None),
+            destination_identity: None,
+            service: Place(None),
+            grpc: grpc_status.is_some(),
+            code,
+            grpc_status,
+            flags: Flags::default(),
+            told: Place(None),
+            tags: Vec::new(),
+        }
+    }
+
+    fn series(registry: &Registry) -> Vec<String> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text.lines().filter(|line| line.starts_with("istio_requests_total{")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn whatever_servers_answer_there_are_so_many_series_and_few_more() {
+        let mut registry = Registry::default();
+        let metrics = RequestMetrics::register(&mut registry);
+        for caller in 0..MAX_SERIES {
+            metrics.series(&key(caller, 200, None)).requests.inc();
+        }
+        assert_eq!((series(&registry).len(), metrics.folded.get()), (MAX_SERIES, 0));
+        let mut asked = 0;
+        for code in (0..1000).step_by(7) {
+            for status in (0..=u8::MAX).step_by(5).map(Some).chain([None]) {
+                let mut key = key(MAX_SERIES + asked, code, status);
+                key.flags = key.flags.with(Reason::ALL[asked % Reason::ALL.len()]);
+                metrics.series(&key).requests.inc();
+                asked += 1;
+            }
+        }
+        let all = series(&registry);
+        // Five classes and none; seventeen statuses, others, and no gRPC.
+        assert!(all.len() <= MAX_SERIES + 6 * 19, "{}", all.len() - MAX_SERIES);
+        assert_eq!(metrics.folded.get(), asked as u64);
+        assert!(all.iter().any(|line| line.contains("response_code=\"5xx\"")), "{:?}", all.last());
+        // What was known before still is.
+        metrics.series(&key(7, 200, None)).requests.inc();
+        assert_eq!((series(&registry).len(), metrics.folded.get()), (all.len(), asked as u64));
+        let of_seven = |line: &&String| line.contains("sa/n7\"") && line.ends_with(" 2");
+        assert_eq!(series(&registry).iter().filter(of_seven).count(), 1);
+    }
+
+    #[test]
+    fn a_status_that_grpc_does_not_have_is_unknown() {
+        let status = |of| key(0, 200, Some(of)).labels().pop().unwrap().1;
+        assert_eq!((status(16), status(17), status(255)), ("16".into(), UNKNOWN.into(), UNKNOWN.into()));
     }
 }
