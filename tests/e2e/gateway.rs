@@ -1,5 +1,6 @@
 //! The gateway: clients from outside the mesh, and what becomes of their requests.
 
+mod bounds;
 mod edge;
 mod leaving;
 mod policy;

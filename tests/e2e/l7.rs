@@ -3,6 +3,7 @@
 mod away;
 mod balancers;
 mod bodies;
+pub mod bounds;
 mod caller;
 mod custom;
 mod custom_answers;

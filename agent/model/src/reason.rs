@@ -82,7 +82,7 @@ reasons! {
     Reset = "reset",
     /// The tunnel ended under the connection.
     TunnelClosed = "tunnel_closed",
-    /// Nothing was sent either way for the idle timeout.
+    /// Nothing was sent either way for the idle timeout, or of a request for the stall timeout.
     IdleTimeout = "idle_timeout",
     /// It was open for as long as the destination's policy lets it.
     MaxDuration = "max_duration",
@@ -94,7 +94,7 @@ reasons! {
     DescriptorLimit = "descriptor_limit",
     /// The node's agent has hardly any memory left.
     MemoryLimit = "memory_limit",
-    /// Too many streams are open in the tunnel.
+    /// The streams of a connection are too many, or what opens them costs too much.
     StreamLimit = "stream_limit",
     /// The workload's own certificate can't be had.
     CertificateUnavailable = "certificate_unavailable",

@@ -10,7 +10,7 @@ use super::Stage;
 use crate::hbone::within;
 use crate::l7::scripted::{Reply, Scripted};
 use crate::l7::{framing, h2c};
-use crate::mesh::TIMEOUT;
+use crate::mesh::{TIMEOUT, await_value};
 
 fn stage(args: &[&str]) -> (Stage, Scripted) {
     let stage = Stage::with(args, "http");
@@ -27,6 +27,16 @@ fn send(stage: &Stage, bytes: &[u8]) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Sees that a connection which was no request's end is told of.
+#[track_caller]
+fn is_told(stage: &Stage, reason: &str, detail: &str) {
+    let told = stage.record(|record| record["direction"] == "gateway" && record["reason"] == reason);
+    assert!(told["detail"].as_str().unwrap().contains(detail), "{told}");
+    let reason = format!("reason=\"{reason}\"");
+    let labels = ["reporter=\"source\"", &reason];
+    await_value(1.0, || stage.gateway.metric("orlop_connections_failed_total", &labels).unwrap());
 }
 
 fn status(answer: &str) -> &str {
@@ -86,8 +96,14 @@ fn the_waypoints_limits_hold_at_the_edge() {
     }
     let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(30));
     let large = format!("GET / HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "b".repeat(20_000));
+    let failed = || {
+        let labels = ["reason=\"bad_request\""];
+        sized.gateway.metric("orlop_connections_failed_total", &labels).unwrap()
+    };
     for head in [many, large] {
-        assert!(matches!(status(&send(&sized, head.as_bytes())), "431" | "400"), "{}", head.len());
+        let before = failed();
+        assert_eq!(status(&send(&sized, head.as_bytes())), "431", "{}", head.len());
+        await_value(before + 1.0, failed);
     }
     assert_eq!(server.count(), 0, "{:?}", server.asked());
     drop((server, sized));
@@ -105,6 +121,7 @@ fn the_waypoints_limits_hold_at_the_edge() {
     });
     assert!(dripped.count() < 1000, "it went on for ever");
     assert_eq!(server.count(), 0, "{:?}", server.asked());
+    is_told(&stage, "bad_request", "did not end in time");
     let mut stream = stage.connect();
     let get = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
@@ -173,6 +190,7 @@ fn streams_that_are_reset_at_once_cost_the_client_its_connection_and_nobody_else
         send.send_data(bytes::Bytes::new(), true).unwrap();
         assert_eq!(answer.await.unwrap().status(), 200);
     });
+    is_told(&stage, "stream_limit", "excessive load");
 }
 
 #[test]

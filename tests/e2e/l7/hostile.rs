@@ -8,7 +8,7 @@ use orlop_tests::traffic::{ReadUninterrupted, request};
 use super::Stage;
 use super::scripted::{Asked, Reply, Scripted};
 use crate::hbone::{identity, within};
-use crate::mesh::TIMEOUT;
+use crate::mesh::{TIMEOUT, await_value};
 
 /// A stage whose server answers everything.
 fn stage(args: &[&str]) -> (Stage, Scripted) {
@@ -26,6 +26,21 @@ fn send(stage: &Stage, bytes: &[u8]) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Connections that the waypoint has counted as failed for this reason.
+fn failed(stage: &Stage, reason: &str) -> f64 {
+    let reason = format!("reason=\"{reason}\"");
+    let labels = ["reporter=\"waypoint\"", &reason];
+    stage.waypoint.metric("orlop_connections_failed_total", &labels).unwrap()
+}
+
+/// Sees that a connection which was no request's end is told of.
+#[track_caller]
+fn is_told(stage: &Stage, reason: &str, detail: &str) {
+    let told = stage.record(|record| record["direction"] == "waypoint" && record["reason"] == reason);
+    assert!(told["detail"].as_str().unwrap().contains(detail), "{told}");
+    await_value(1.0, || failed(stage, reason));
 }
 
 fn status(answer: &str) -> &str {
@@ -132,10 +147,14 @@ fn heads_have_limits_in_size_number_and_time() {
         let (stage, server) = stage(&["--max-headers", "20", "--max-header-size", "8KiB"]);
         let many = format!("GET / HTTP/1.1\r\nhost: web\r\n{}\r\n", "a: b\r\n".repeat(30));
         let large = format!("GET / HTTP/1.1\r\nhost: web\r\na: {}\r\n\r\n", "b".repeat(20_000));
-        for head in [many, large] {
-            assert!(matches!(status(&send(&stage, head.as_bytes())), "431" | "400"), "{}", head.len());
+        for (number, head) in [many, large].iter().enumerate() {
+            assert_eq!(status(&send(&stage, head.as_bytes())), "431", "{}", head.len());
+            // No request has come of it.
+            await_value(number as f64 + 1.0, || failed(&stage, "bad_request"));
         }
-        assert_eq!(server.count(), 0);
+        let fits = format!("GET / HTTP/1.1\r\nhost: web\r\n{}\r\n", "a: b\r\n".repeat(19));
+        assert_eq!(status(&send(&stage, fits.as_bytes())), "200");
+        assert_eq!(server.count(), 1);
     }
     let (stage, server) = stage(&["--header-timeout", "200ms"]);
     // A byte now and then keeps nobody's place.
@@ -155,7 +174,7 @@ fn heads_have_limits_in_size_number_and_time() {
     let mut stream = stage.connect();
     let get = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
-    stage.record(|record| record["reason"] == "bad_request");
+    is_told(&stage, "bad_request", "did not end in time");
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
 }
@@ -177,6 +196,8 @@ fn cookies_that_come_one_by_one_count_as_one_header() {
             assert_eq!(answer.await.unwrap().status(), wanted, "{name}");
         }
     });
+    let labels = ["reason=\"bad_request\""];
+    await_value(1.0, || stage.waypoint.metric("orlop_requests_failed_total", &labels).unwrap());
 }
 
 #[test]
@@ -212,6 +233,31 @@ fn streams_that_are_reset_at_once_cost_the_client_its_connection_and_nobody_else
         send.send_data(bytes::Bytes::new(), true).unwrap();
         assert_eq!(answer.await.unwrap().status(), 200);
     });
+    is_told(&stage, "stream_limit", "excessive load");
+}
+
+#[test]
+fn a_head_of_http2_that_is_too_large_is_431_and_told() {
+    let stage = Stage::with(&["--max-header-size", "8KiB"]);
+    let _server = super::h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.web();
+    within(&stage.mesh.client, async move || {
+        let client = super::h2c::connect(to).await;
+        let ask = async |headers: usize, length: usize| {
+            let mut request = http::Request::post("http://web/");
+            for n in 0..headers {
+                request = request.header(format!("x-{n}"), "v".repeat(length));
+            }
+            let mut ready = client.clone().ready().await.unwrap();
+            let (answer, _) = ready.send_request(request.body(()).unwrap(), true).unwrap();
+            answer.await.unwrap().status()
+        };
+        // RFC 9113, section 6.5.2: each counts 32 more than it has.
+        for (headers, length, wanted) in [(40, 100, 200), (40, 300, 431), (80, 60, 200), (80, 80, 431)] {
+            assert_eq!(ask(headers, length).await, wanted, "{headers} of {length}");
+        }
+    });
+    is_told(&stage, "bad_request", "too large or too many at once: 2");
 }
 
 #[test]
@@ -227,6 +273,7 @@ fn a_head_that_never_ends_costs_the_client_its_connection() {
     let sent = (0..2000).take_while(|_| stream.write_all(&frame(9, 0, 1, &more)).is_ok()).count();
     assert!(sent < 2000, "20 MB of one head were taken");
     assert_eq!(stage.get("/").status, 200);
+    is_told(&stage, "stream_limit", "excessive load");
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

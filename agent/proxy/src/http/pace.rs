@@ -16,6 +16,8 @@ const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// The bit before a stream's number.
+const RESERVED: u32 = 1 << 31;
 /// What may come of a head before it counts as a request.
 const FREE: usize = 16 << 10;
 
@@ -99,6 +101,11 @@ impl Pace {
         state.is_asked = false;
     }
 
+    /// How many streams of HTTP/2 the client has opened.
+    pub(super) fn streams(&self) -> u64 {
+        self.state().frames.as_ref().map_or(0, |frames| frames.streams)
+    }
+
     pub(super) fn begun(&self) -> Option<Instant> {
         self.state().begun
     }
@@ -142,6 +149,9 @@ struct Frames {
     goes_on: bool,
     /// How much there is of a head that has not ended.
     held: usize,
+    /// How many streams there were, and the last one's number: each is higher than those before (section 5.1.1).
+    streams: u64,
+    last: u32,
 }
 
 impl Frames {
@@ -165,10 +175,14 @@ impl Frames {
             self.known += taken;
             bytes = &bytes[taken..];
             if self.known == FRAME_HEAD {
-                let [a, b, c, kind, flags, ..] = self.head;
+                let [a, b, c, kind, flags, stream @ ..] = self.head;
                 self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
                 self.known = 0;
                 self.is_part = matches!(kind, HEADERS | CONTINUATION);
+                let stream = u32::from_be_bytes(stream) & !RESERVED;
+                if kind == HEADERS && stream > self.last {
+                    (self.streams, self.last) = (self.streams + 1, stream);
+                }
                 if self.is_part {
                     self.goes_on = flags & END_HEADERS == 0;
                 }
@@ -214,6 +228,30 @@ mod tests {
         assert!(frames.read(&frame(5, HEADERS, END_HEADERS)[..12]));
         assert!(!Frames::default().read(&frame(5, 0, 0)[..12]));
         assert!(Frames::default().read(&[0]));
+    }
+
+    #[test]
+    fn streams_are_counted_by_their_first_heads() {
+        let pace = Pace::of_http2(None);
+        pace.read(&[b'x'; PREFACE]);
+        let of = |stream: u8, kind: u8| {
+            let mut frame = frame(5, kind, END_HEADERS);
+            (frame[5], frame[8]) = (0x80, stream);
+            frame
+        };
+        // The second one of a stream has its trailers; the rest opens none.
+        for (frame, wanted) in [
+            (of(1, HEADERS), 1),
+            (of(1, 0), 1),
+            (of(1, HEADERS), 1),
+            (of(5, HEADERS), 2),
+            (of(7, 3), 2),
+            (of(7, HEADERS), 3),
+        ] {
+            frame.chunks(4).for_each(|part| assert!(pace.read(part)));
+            assert_eq!(pace.streams(), wanted, "{frame:?}");
+        }
+        assert_eq!(Pace::of_http1(None).streams(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! HTTP/1.1 and HTTP/2 with a client, and how long it may take over what it says.
 
-use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, error::Error as _, iter::successors, pin::pin, rc::Rc, sync::Arc, time::Duration,
+};
 
 use http::{HeaderValue, Request, header::CONNECTION};
 use hyper::{
@@ -146,13 +148,23 @@ impl Session {
     /// Tells of a connection whose client breaks the rules, or for whose head there is no room: requests that were none have
     /// no record.
     fn ended(&self, ended: hyper::Result<()>, pace: &Pace) {
-        if pace.is_refused() {
-            self.record().finish(Err(edge::no_room()));
-        } else if let Err(error) = ended
-            && (error.is_parse() || error.is_parse_too_large())
-        {
-            self.record().finish(Err(Refusal::new(Reason::BadRequest, error)));
+        let refusal = match ended {
+            _ if pace.is_refused() => Some(edge::no_room()),
+            Err(error) => broken(&error).or_else(|| self.unserved(pace)),
+            Ok(()) => self.unserved(pace),
+        };
+        if let Some(refusal) = refusal {
+            self.record().finish(Err(refusal));
         }
+    }
+
+    /// Whether there were streams of HTTP/2 that came to be no request: h2 answers them itself.
+    fn unserved(&self, pace: &Pace) -> Option<Refusal> {
+        let unserved = pace.streams().saturating_sub(self.requests.get());
+        // Whoever is told that it is the last asks elsewhere.
+        let is_leaving = self.local.worker.shared.phase.borrow().is_leaving();
+        let detail = || format!("streams that were no requests, too large or too many at once: {unserved}");
+        (unserved > 0 && !is_leaving).then(|| Refusal::new(Reason::BadRequest, detail()))
     }
 
     /// Until a head has been coming for more than the time that it may take, and at most twice that.
@@ -174,4 +186,20 @@ impl Session {
         let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
         self.record().finish(Err(slow));
     }
+}
+
+/// How the client has broken the rules, or says that we have, if the connection has ended for that.
+fn broken(error: &hyper::Error) -> Option<Refusal> {
+    if error.is_parse() {
+        return Some(Refusal::new(Reason::BadRequest, error));
+    }
+    let mut sources = successors(error.source(), |&error| error.source());
+    let error = sources.find_map(|error| error.downcast_ref::<h2::Error>())?;
+    let reason = match error.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_library() => Reason::StreamLimit,
+        Some(_) if error.is_library() => Reason::BadRequest,
+        Some(_) if error.is_go_away() => Reason::Reset,
+        _ => return None,
+    };
+    Some(Refusal::new(reason, error))
 }
