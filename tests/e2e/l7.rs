@@ -10,6 +10,7 @@ mod custom_answers;
 mod custom_open;
 mod destinations;
 mod flags;
+mod forged;
 pub mod framing;
 mod gateway_api;
 mod grpc;

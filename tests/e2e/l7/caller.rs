@@ -10,7 +10,7 @@ use crate::mesh::{NAMESPACE, TIMEOUT, record};
 use crate::pair::assert_refused;
 use crate::waypoint::open;
 
-const CLIENT_CERT: &str = "x-forwarded-client-cert";
+pub const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 #[test]
 fn policy_at_the_destination_names_the_caller() {
@@ -103,7 +103,7 @@ fn the_waypoint_leads_nowhere_but_to_what_it_stands_before() {
         ("web.shop.svc.cluster.local".to_owned(), 400),
         ("web.shop.svc.cluster.local:81".to_owned(), 503),
     ] {
-        assert_eq!(connect(&stage, "client", gate, "gate", &authority, ""), status, "{authority}");
+        assert_eq!(connect(&stage, "client", gate, "gate", &authority, &[]), status, "{authority}");
     }
     // The node leads what is dialled to the waypoint, and takes its no for an answer.
     assert_refused(&stage.mesh.client, SocketAddr::new(stage.vip[0], 81));
@@ -116,7 +116,7 @@ pub fn other(stage: &Stage) -> Pod {
 }
 
 /// Lets only this account reach the server.
-fn allow(stage: &Stage, account: &str) {
+pub fn allow(stage: &Stage, account: &str) {
     let policy = format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: {NAMESPACE}}}\n\
          spec:\n  rules:\n  - from:\n    - source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{account}]}}\n"
@@ -126,27 +126,28 @@ fn allow(stage: &Stage, account: &str) {
 
 /// Asks the server's proxy for `to`, with the certificate of this account, on behalf of somebody.
 fn ask(stage: &Stage, account: &str, to: SocketAddr, caller: &str) -> u16 {
-    connect(stage, account, hbone(&stage.mesh.server), "server", &to.to_string(), caller)
+    let headers = [(CLIENT_CERT, caller.to_owned())];
+    let headers = if caller.is_empty() { &[] } else { &headers[..] };
+    connect(stage, account, hbone(&stage.mesh.server), "server", &to.to_string(), headers)
 }
 
-/// Asks a proxy that must be `server`.
-fn connect(
+/// Asks a proxy that must be `server`, with these headers.
+pub fn connect(
     stage: &Stage,
     account: &str,
     proxy: SocketAddr,
     server: &str,
     authority: &str,
-    caller: &str,
+    headers: &[(&'static str, String)],
 ) -> u16 {
     let identities = identities(&stage.mesh.testbed, &[account]);
     let config = identities.client_config(&identity(account), &identity(server)).unwrap();
-    let (authority, caller) = (authority.to_owned(), caller.to_owned());
+    let (authority, headers) = (authority.to_owned(), headers.to_vec());
     // From a pod that is not in the mesh: what others dial is led to their node's proxy.
     within(&stage.gate, async move || {
         let mut tunnel = open(proxy, config).await;
-        let headers: &[(&'static str, &str)] =
-            if caller.is_empty() { &[] } else { &[(CLIENT_CERT, &caller)] };
-        let (answer, _send) = tunnel.send_request(connect_request(&authority, headers), false).unwrap();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (answer, _send) = tunnel.send_request(connect_request(&authority, &headers), false).unwrap();
         answer.await.unwrap().status().as_u16()
     })
 }

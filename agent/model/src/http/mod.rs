@@ -120,6 +120,11 @@ pub trait Headers {
         }
         values.pop()
     }
+
+    /// What else the values may be taken for; nothing, where all are UTF-8.
+    fn otherwise(&self, _name: &str) -> Vec<Cow<'_, str>> {
+        Vec::new()
+    }
 }
 
 /// A rule that a request follows.

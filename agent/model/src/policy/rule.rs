@@ -172,14 +172,17 @@ impl Test {
             Test::Header(name, patterns) => {
                 let headers = facts.request?.headers;
                 let is = |value: &str| patterns.other.contains(&Pattern::Present) || patterns.hit(value);
-                let mut values = headers.values(name);
-                match &values[..] {
-                    [] => return Some(false),
-                    [value] => return Some(is(value)),
-                    // One server takes the first, one the last, one all of them together.
-                    _ => values.extend([",", ", "].map(|between| values.join(between).into())),
+                let (mut values, mut others) = (headers.values(name), headers.otherwise(name));
+                match (&values[..], &others[..]) {
+                    ([], _) => return Some(false),
+                    ([value], []) => return Some(is(value)),
+                    _ => {}
                 }
-                alike(values.iter().map(|value| is(value)))
+                // One server takes the first, one the last, one all of them together.
+                for read in [&mut values, &mut others].into_iter().filter(|read| read.len() > 1) {
+                    read.extend([",", ", "].map(|between| read.join(between).into()));
+                }
+                alike(values.iter().chain(&others).map(|value| is(value)))
             }
             Test::RequestPrincipal(patterns) => match facts.token {
                 Token::Untold => None,

@@ -1,9 +1,10 @@
 //! Who may ask for what: AuthorizationPolicies with `targetRefs`.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use orlop_model::http::{NoTokens, Request, normalised};
+use orlop_model::http::{Headers, NoTokens, Request, normalised};
 use orlop_model::world::PathPattern;
 use orlop_model::world::security::{
     Action, AuthorizationPolicy, Condition, Match, Operation, Rule, Source, Target,
@@ -267,6 +268,41 @@ fn headers() {
     ] {
         let request = Request { headers: &sent, ..get("/") };
         assert_eq!(matches(&is(wanted.clone()), &request), want, "{sent:?} {wanted:?}");
+    }
+}
+
+/// What is no UTF-8: a node of this model sees `.0`, and a server may see `.1`.
+struct Odd(Vec<&'static str>, Vec<&'static str>);
+
+impl Headers for Odd {
+    fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let values = self.0.iter().filter(|_| name == "x-team");
+        values.map(|value| Cow::Borrowed(*value)).collect()
+    }
+
+    fn otherwise(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let values = self.1.iter().filter(|_| name == "x-team");
+        values.map(|value| Cow::Borrowed(*value)).collect()
+    }
+}
+
+#[test]
+fn a_header_that_is_no_utf8_matches_only_where_all_that_it_may_be_does() {
+    let is = |values| when(Condition::Header("x-team".to_owned(), values));
+    let one = Odd(vec!["caf\u{fffd}"], vec!["caf\u{e9}"]);
+    let two = Odd(vec!["red", "caf\u{fffd}"], vec!["red", "caf\u{e9}"]);
+    for (sent, wanted, want) in [
+        (&one, values(&["caf\u{e9}"]), None),
+        (&one, but(&["caf\u{e9}"]), None),
+        (&one, values(&["caf\u{fffd}"]), None),
+        (&one, values(&["caf*"]), Some(true)),
+        (&one, values(&["*"]), Some(true)),
+        (&one, values(&["blue"]), Some(false)),
+        (&two, values(&["red,caf\u{e9}"]), None),
+        (&two, values(&["blue"]), Some(false)),
+    ] {
+        let request = Request { headers: sent, ..get("/") };
+        assert_eq!(matches(&is(wanted.clone()), &request), want, "{:?} {wanted:?}", sent.0);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, request};
+use http::{HeaderMap, HeaderValue, request};
 use orlop_model::{
     Behind, Endpoint, Identity, Judgement, Reason, Service, Snapshot,
     http::{Headers, NoTokens, Request, Tokens},
@@ -195,5 +195,31 @@ impl Headers for Seen<'_> {
             (value, None) => Some(String::from_utf8_lossy(value.as_bytes())),
             _ => Some(self.values(name).join(",").into()),
         }
+    }
+
+    /// As ISO-8859-1, by which some servers still go (RFC 9110, section 5.5).
+    fn otherwise(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let values = || self.0.get_all(name).iter().map(HeaderValue::as_bytes);
+        if values().all(|value| std::str::from_utf8(value).is_ok()) {
+            return Vec::new();
+        }
+        values().map(|value| value.iter().map(|&byte| char::from(byte)).collect()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_utf8_has_two_readings() {
+        let mut headers = HeaderMap::new();
+        let mut with = |value: &'static [u8]| {
+            headers.append("x", HeaderValue::from_bytes(value).unwrap());
+            (Seen(&headers).values("x").join("|"), Seen(&headers).otherwise("x").join("|"))
+        };
+        assert_eq!(with("caf\u{e9}".as_bytes()), ("caf\u{e9}".to_owned(), String::new()));
+        let read = ("caf\u{e9}|caf\u{fffd}".to_owned(), "caf\u{c3}\u{a9}|caf\u{e9}".to_owned());
+        assert_eq!(with(b"caf\xe9"), read);
     }
 }
