@@ -20,6 +20,7 @@ mod leaving;
 mod limits;
 mod localities;
 mod logged;
+mod measured;
 mod origination;
 mod policy;
 mod resilience;
