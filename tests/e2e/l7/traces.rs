@@ -24,6 +24,7 @@ use tokio::task::spawn_local;
 use super::Stage;
 use super::routes::routes;
 use super::scripted::{Reply, Scripted};
+use super::telemetry;
 use crate::hbone::within;
 use crate::mesh::TIMEOUT;
 
@@ -61,6 +62,11 @@ impl Collector {
         });
         started.recv_timeout(TIMEOUT).unwrap();
         Self { stop, got, thread: Some(thread) }
+    }
+
+    /// Of requests.
+    fn served(&self) -> Vec<Span> {
+        self.spans().into_iter().filter(|span| span.kind == SpanKind::Server as i32).collect()
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -227,4 +233,61 @@ fn a_collector_with_a_path_gets_spans_over_http() {
     let spans: Vec<_> = got.iter().flat_map(|of| &of.scope_spans).flat_map(|of| &of.spans).collect();
     let paths: Vec<_> = spans.iter().filter_map(|span| attribute(span, "url.path")).collect();
     assert!(paths.contains(&"/posted".to_owned()), "{spans:?}");
+}
+
+#[test]
+fn a_telemetry_says_how_many_requests_are_traced() {
+    for (own, said, traced) in [("0", 100, 5), ("100", 0, 0)] {
+        let mut stage = Stage::with(&["--otlp", "http://127.0.0.1:4317", "--trace-sampling", own]);
+        let collector = Collector::start(&stage.gate);
+        let server = Scripted::status(&stage.mesh.server, 200);
+        telemetry::put(&stage, &format!("  tracing: [{{randomSamplingPercentage: {said}}}]\n"));
+        (0..5).for_each(|_| assert_eq!(stage.get("/").status, 200));
+        stage.waypoint.terminate().unwrap();
+        stage.waypoint.wait(2 * TIMEOUT).unwrap();
+        wait_for(TIMEOUT, || collector.served().len() == traced);
+        assert_eq!(collector.served().len(), traced, "{said} percent");
+        let sampled = if traced > 0 { "-01" } else { "-00" };
+        assert!(server.asked().iter().all(|asked| asked.headers["traceparent"].ends_with(sampled)));
+    }
+}
+
+#[test]
+fn a_telemetry_says_what_spans_are_tagged_with_and_whether_there_are_any() {
+    let mut stage = Stage::with(&["--otlp", "http://127.0.0.1:4317", "--trace-sampling", "100"]);
+    let collector = Collector::start(&stage.gate);
+    let server = Scripted::status(&stage.mesh.server, 200);
+    telemetry::put(
+        &stage,
+        "  tracing:\n  - customTags:\n      place: {literal: {value: here}}\n      \
+         user: {header: {name: X-User}}\n      team: {header: {name: x-team, defaultValue: nobodys}}\n      \
+         gone: {header: {name: x-gone}}\n",
+    );
+    let ask = |path: &str, headers: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: web\r\n{headers}\r\n");
+        assert_eq!(request(&mut stage.connect(), &head).unwrap().status, 200);
+    };
+    ask("/tagged", "x-user: ann\r\n");
+    telemetry::put(&stage, "  tracing: [{disableSpanReporting: true}]\n");
+    let parent = format!("00-{TRACE}-{PARENT}-01");
+    ask("/silent", &format!("traceparent: {parent}\r\n"));
+    ask("/silent", "");
+    stage.waypoint.terminate().unwrap();
+    stage.waypoint.wait(2 * TIMEOUT).unwrap();
+    assert!(wait_for(TIMEOUT, || !collector.served().is_empty()));
+    let spans = collector.served();
+    let [span] = spans.as_slice() else { panic!("{spans:?}") };
+    for (key, wanted) in [
+        ("url.path", Some("/tagged")),
+        ("place", Some("here")),
+        ("user", Some("ann")),
+        ("team", Some("nobodys")),
+        ("gone", None),
+    ] {
+        assert_eq!(attribute(span, key).as_deref(), wanted, "{key}");
+    }
+    // As they came.
+    let asked = server.asked();
+    assert_eq!(asked[1].headers["traceparent"], parent);
+    assert!(!asked[2].headers.contains_key("traceparent"), "{:?}", asked[2]);
 }
