@@ -1,5 +1,7 @@
 //! The access log as somebody wants it: a text or an object of JSON, with Envoy's operators.
 
+mod time;
+
 use std::{
     borrow::Cow,
     io::{self, Write as _},
@@ -7,6 +9,8 @@ use std::{
 };
 
 use http::HeaderName;
+
+pub(crate) use self::time::TimeFormat;
 
 /// A text or an object may have this many bytes.
 const MAX_FORMAT: usize = 8 << 10;
@@ -37,6 +41,8 @@ macro_rules! operators {
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub(crate) enum Operator {
             $($(#[doc = $doc])+ $variant,)+
+            /// `START_TIME(FORMAT)`
+            StartTimeAs(TimeFormat),
             /// `REQ(NAME?OTHER)`: what a request says, or else what it says there.
             Request(Said, Option<Said>),
             /// `RESP(NAME?OTHER)`: a header of the answer's.
@@ -52,7 +58,7 @@ macro_rules! operators {
             }
 
             fn known() -> impl Iterator<Item = &'static str> {
-                [$($text,)+ "REQ(NAME)", "RESP(NAME)"].into_iter()
+                [$($text,)+ "START_TIME(FORMAT)", "REQ(NAME)", "RESP(NAME)"].into_iter()
             }
         }
     };
@@ -65,7 +71,7 @@ operators! {
     Duration = "DURATION",
     /// To the head of the answer, in milliseconds.
     ResponseDuration = "RESPONSE_DURATION",
-    /// `HTTP/1.1` or `HTTP/2`.
+    /// `HTTP/1.1`, `HTTP/1.0` or `HTTP/2`.
     Protocol = "PROTOCOL",
     /// 0 where there was no answer.
     ResponseCode = "RESPONSE_CODE",
@@ -81,8 +87,10 @@ operators! {
     BytesReceived = "BYTES_RECEIVED",
     /// Of the answer's, or to the client.
     BytesSent = "BYTES_SENT",
-    /// The number of gRPC's status.
-    GrpcStatus = "GRPC_STATUS_NUMBER",
+    /// The name of gRPC's status.
+    GrpcStatus = "GRPC_STATUS",
+    /// Its number.
+    GrpcStatusNumber = "GRPC_STATUS_NUMBER",
     /// The server's address.
     UpstreamHost = "UPSTREAM_HOST",
     /// The host of its service.
@@ -107,6 +115,10 @@ operators! {
     RequestedServerName = "REQUESTED_SERVER_NAME",
     /// The rule that a request follows.
     RouteName = "ROUTE_NAME",
+    /// Of the trace that it is part of.
+    TraceId = "TRACE_ID",
+    /// The proxy's own.
+    Hostname = "HOSTNAME",
 }
 
 /// What a request says.
@@ -262,9 +274,14 @@ fn pieces(text: &str) -> Result<Vec<Piece>, LogFormatError> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some((literal, after)) = rest.split_once('%') {
-        let Some((operator, after)) = after.split_once('%') else {
+        // What is in brackets may have some of its own.
+        let inside = after.find(['(', '%']).filter(|at| after[*at..].starts_with('('));
+        let closed = inside.map_or(Some(0), |_| after.find(')'));
+        let end = closed.and_then(|from| Some(from + after[from..].find('%')?));
+        let Some(end) = end else {
             return Err(LogFormatError(format!("%{after} has no % at its end; a % itself is %%")));
         };
+        let (operator, after) = (&after[..end], &after[end + 1..]);
         let literal = if operator.is_empty() { format!("{literal}%") } else { literal.to_owned() };
         pieces.extend((!literal.is_empty()).then_some(Piece::Literal(literal)));
         if !operator.is_empty() {
@@ -285,6 +302,9 @@ fn piece(text: &str) -> Result<Piece, LogFormatError> {
     let (operator, most) = match text.split_once(')') {
         Some((call, length)) => {
             let (name, argument) = call.split_once('(').ok_or_else(unknown)?;
+            if name == "START_TIME" && length.is_empty() {
+                return Ok(Piece::Operator(Operator::StartTimeAs(argument.parse()?), None));
+            }
             let (first, other) = match argument.split_once('?') {
                 Some((first, other)) => (first, Some(other)),
                 None => (argument, None),
@@ -337,6 +357,9 @@ mod tests {
             match operator {
                 Operator::ResponseCode => Some(Value::Number(503)),
                 Operator::ResponseFlags => Some(Value::Text("UF,URX".into())),
+                Operator::StartTimeAs(format) => {
+                    Some(Value::Text(format.of(std::time::SystemTime::UNIX_EPOCH).into()))
+                }
                 Operator::Request(Said::Method, None) => Some(Value::Text("GET".into())),
                 Operator::Request(Said::Header(name), _) if name == "user-agent" => {
                     Some(Value::Text("a \"b\"\n\u{e9}".into()))
@@ -358,6 +381,7 @@ mod tests {
         );
         assert_eq!(line("%UPSTREAM_HOST%%RESPONSE_FLAGS%"), "-UF,URX");
         assert_eq!((line("plain"), line("")), ("plain".to_owned(), String::new()));
+        assert_eq!(line("%START_TIME(%F %T)% %RESPONSE_CODE%"), "1970-01-01 00:00:00 503");
         assert_eq!(line("%REQ(USER-AGENT):3%"), "a \"");
         assert_eq!(line("%REQ(USER-AGENT):7%"), "a \"b\" ");
     }
@@ -400,7 +424,9 @@ mod tests {
             ("%REQ(a b)%", "a b"),
             ("%REQ()%", "\"\""),
             ("%REQ(X):y%", "REQ(X):y"),
-            ("%START_TIME(%s)%", "START_TIME("),
+            ("%START_TIME(%A)%", "%A"),
+            ("%START_TIME(%s%", "START_TIME("),
+            ("%START_TIME(%s):3%", "START_TIME("),
             ("%REQ(Authorization)%", "authorization"),
             ("%RESP(Set-Cookie)%", "Set-Cookie"),
         ] {

@@ -200,7 +200,8 @@ impl Attributes for Record {
         match attribute {
             Attribute::Source => text(self.source.address?.to_string()),
             Attribute::SourcePort => Some(Value::Number(self.source.address?.port().into())),
-            Attribute::Destination | Attribute::Upstream => text(self.destination.address?.to_string()),
+            Attribute::Destination => text(self.dialled?.to_string()),
+            Attribute::Upstream => text(self.destination.address?.to_string()),
             Attribute::DestinationPort => Some(Value::Number(self.dialled?.port().into())),
             Attribute::Mtls => Some(Value::Flag(self.source.identity.is_some())),
             Attribute::Principal => text(self.source.identity.as_ref()?.to_string()),

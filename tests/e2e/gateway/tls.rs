@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::Stage;
 use crate::l7::scripted::{Reply, Scripted};
-use crate::mesh::TIMEOUT;
+use crate::mesh::{TIMEOUT, await_value};
 
 const PORT: u16 = 443;
 const LISTENERS: &str = "- name: one\n  port: 443\n  protocol: HTTPS\n  hostname: one.example\n  \
@@ -192,4 +192,19 @@ fn a_listener_shows_what_it_had_until_what_it_is_to_show_is_there() {
     }
     assert!(wait_for(TIMEOUT, || !gets_on(&next)), "what is gone is still shown");
     assert!(!gets_on(&sealed.one));
+}
+
+#[test]
+fn an_expression_sees_whether_a_request_came_by_tls() {
+    let sealed = Sealed::new();
+    let text = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: all, namespace: edge}\nspec:\n  \
+         metrics:\n  - overrides:\n    - match: {metric: REQUEST_COUNT}\n      \
+         tagOverrides: {scheme: {value: request.scheme}}\n";
+    sealed.stage.change(|mesh| mesh.testbed.world().write("telemetry.yaml", text).unwrap());
+    assert_eq!(sealed.get(&sealed.one, "one.example", "one.example").unwrap().status, 200);
+    assert_eq!(sealed.stage.get("one.example", "/").status, 200);
+    for scheme in ["https", "http"] {
+        let label = format!("scheme=\"{scheme}\"");
+        await_value(1.0, || sealed.stage.gateway.metric("istio_requests_total", &[&label]).unwrap());
+    }
 }

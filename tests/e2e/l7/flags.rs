@@ -1,5 +1,10 @@
 //! Envoy's response flags, in the log and in metrics.
 
+use std::io::Read;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
 use bytes::Bytes;
 use orlop_tests::traffic::request;
 
@@ -87,4 +92,38 @@ fn a_stream_that_a_server_resets_is_its_doing() {
     });
     let record = stage.record(|record| record["path"] == h2c::BROKEN_OFF);
     assert_eq!((&record["flags"], &record["reason"]), (&"UR".into(), &"upstream_reset".into()));
+}
+
+#[test]
+fn what_a_client_does_is_told_of_the_client() {
+    let stage = Stage::new();
+    assert_eq!(stage.get("/a%zz").status, 400);
+    let record = stage.record(|record| record["code"] == 400);
+    assert_eq!((&record["flags"], &record["reason"]), (&"DPE".into(), &"bad_request".into()));
+    stage.await_count(&["response_flags=\"DPE\"", "response_code=\"400\""], 1.0);
+    // Somebody who takes what is asked, and never answers.
+    let listener = stage.mesh.server.listen(false, 80).unwrap();
+    let (asked, is_asked) = channel();
+    let server = thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        stream.read_exact(&mut [0]).unwrap();
+        asked.send(()).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let to = stage.web();
+    within(&stage.mesh.client, async move || {
+        let client = h2c::connect(to).await;
+        let (answer, mut send) = h2c::ask(&client, "/left").await;
+        while is_asked.try_recv().is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        send.send_reset(h2::Reason::CANCEL);
+        assert!(answer.await.is_err());
+    });
+    let record = stage.record(|record| record["path"] == "/left");
+    assert_eq!((&record["flags"], &record["reason"]), (&"DC".into(), &"reset".into()));
+    assert_eq!(record["code"], 0);
+    stage.await_count(&["response_flags=\"DC\"", "response_code=\"0\""], 1.0);
+    drop(stage);
+    server.join().unwrap();
 }

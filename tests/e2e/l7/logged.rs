@@ -75,3 +75,31 @@ fn an_object_has_its_keys_and_as_many_requests_as_are_wanted() {
         );
     }
 }
+
+#[test]
+fn a_line_has_its_trace_its_host_and_its_time_as_it_is_wanted() {
+    let format = "LOG %START_TIME(%Y-%m-%d %s.%3f)% %GRPC_STATUS% %GRPC_STATUS_NUMBER% %HOSTNAME% %TRACE_ID% %PROTOCOL%\n";
+    let traced = ["--otlp", "http://127.0.0.1:9", "--trace-sampling", "0", "--access-log-format", format];
+    let stage = Stage::with(&traced);
+    let _server = Scripted::start(&stage.mesh.server, |asked| {
+        let status = if asked.line.contains("/grpc") { "5" } else { "" };
+        Reply::With(200, vec![("grpc-status", status), ("content-type", "application/grpc")], String::new())
+    });
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let head = format!(
+        "POST /grpc HTTP/1.1\r\nhost: web\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\
+         traceparent: 00-{trace}-b7ad6b7169203331-00\r\n\r\n"
+    );
+    assert_eq!(request(&mut stage.connect(), &head).unwrap().status, 200);
+    let told = line(&stage, "LOG ", |line| line.contains(trace));
+    let [day, time, status, number, host, _, protocol] = told.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{told}")
+    };
+    assert_eq!((status, number, protocol), ("NotFound", "5", "HTTP/1.1"));
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(host, hostname.trim_end());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let since = now - time.parse::<f64>().unwrap();
+    assert!((0.0..60.0).contains(&since), "{told}");
+    assert!(day.len() == 10 && day.starts_with("20"), "{told}");
+}

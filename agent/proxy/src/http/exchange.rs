@@ -54,7 +54,7 @@ pub(super) async fn serve(
     let patience = Patience::of_stalled(session);
     let handled = tokio::select! {
         handled = handle(session, request, &mut record) => handled,
-        () = activity.unanswered(&patience) => Err(Refusal::new(Reason::RequestTimeout, "nothing moved")),
+        () = activity.unanswered(&patience) => Err(Refusal::new(Reason::IdleTimeout, "nothing moved")),
     };
     activity.answers();
     match handled {

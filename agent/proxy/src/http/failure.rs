@@ -111,7 +111,7 @@ fn status(reason: Reason) -> StatusCode {
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-        Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::RequestTimeout | Reason::IdleTimeout => StatusCode::GATEWAY_TIMEOUT,
         Reason::InvalidRoute => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }

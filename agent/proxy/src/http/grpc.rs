@@ -20,6 +20,30 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 /// Compressed or not, and how long it is.
 const PREFIX: usize = 5;
 
+/// What a status is called (doc/statuscodes.md of gRPC), as Envoy writes it.
+pub(super) fn status_name(status: u8) -> Option<&'static str> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    NAMES.get(usize::from(status)).copied()
+}
+
 /// The request of a call.
 pub(super) fn request(
     authority: Authority,

@@ -284,7 +284,8 @@ impl RequestRecord {
             uri: &self.path,
             tokens: &self.tokens,
             host: self.authority.as_ref().map(Authority::as_str),
-            http2: self.version == Version::HTTP_2,
+            scheme: self.session.scheme,
+            protocol: self.protocol(),
             code: self.told_code(),
             grpc_status: self.grpc_status,
             reason: self.outcome.as_ref().map(|refusal| refusal.reason.as_str()),
@@ -294,8 +295,18 @@ impl RequestRecord {
             client: self.session.client,
             principal: self.session.identity().map(Identity::as_str),
             upstream: self.upstream,
+            dialled: self.session.dialled(),
             port: self.session.port(),
         })
+    }
+
+    /// As Envoy writes it.
+    fn protocol(&self) -> &'static str {
+        match self.version {
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        }
     }
 
     /// The answer's status; as Envoy has it 0 if there was none, since the client was gone before.
@@ -316,7 +327,7 @@ impl Drop for RequestRecord {
         self.activity.end();
         if self.activity.has_stalled() && self.outcome.is_some() {
             self.outcome =
-                Some(Refusal::new(Reason::RequestTimeout, "nothing of it was passed on for too long"));
+                Some(Refusal::new(Reason::IdleTimeout, "nothing of it was passed on for too long"));
         }
         if self.is_too_large() && self.outcome.is_some() && self.goes_on.is_none() {
             self.outcome = Some(Reason::BodyTooLarge.into());

@@ -282,10 +282,7 @@ impl Session {
     pub(super) fn stream(&self) -> Stream<'_> {
         Stream {
             port: self.port(),
-            destination: match &self.target {
-                Behind::Service { dialled, .. } => dialled.map(|dialled| dialled.ip()),
-                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(address.ip()),
-            },
+            destination: self.dialled().map(|dialled| dialled.ip()),
             sni: self.seen.sni(),
             source: self.source.as_ref().map(|source| &source.name),
             source_namespace: self.namespace(),
@@ -329,10 +326,15 @@ impl Session {
         record.service = self.service().cloned();
         let snapshot = self.local.worker.shared.snapshot.load();
         record.told = snapshot.routes().told(&self.target).cloned();
-        record.dialled = match &self.target {
+        record.dialled = self.dialled();
+    }
+
+    /// The address that was dialled, if it was one.
+    pub(super) fn dialled(&self) -> Option<SocketAddr> {
+        match &self.target {
             Behind::Service { dialled, .. } => *dialled,
             Behind::Workload { address, .. } | Behind::Gateway { address, .. } => Some(*address),
-        };
+        }
     }
 
     /// The service that was asked for, and its port.
@@ -407,10 +409,7 @@ impl Session {
             _ => known || declared == Declared::Http2,
         };
         let preface = policy.and_then(|policy| policy.proxy_protocol).map(|version| {
-            let dialled = match &self.target {
-                Behind::Service { dialled, .. } => dialled.unwrap_or(endpoint.address),
-                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => *address,
-            };
+            let dialled = self.dialled().unwrap_or(endpoint.address);
             Rc::new(Preface { version, client: self.client, dialled })
         });
         Ok(Key {

@@ -78,7 +78,8 @@ pub(super) struct Ended<'a> {
     pub(super) uri: &'a http::Uri,
     pub(super) tokens: &'a TokenPlaces,
     pub(super) host: Option<&'a str>,
-    pub(super) http2: bool,
+    pub(super) scheme: &'static str,
+    pub(super) protocol: &'static str,
     pub(super) code: u16,
     pub(super) grpc_status: Option<u8>,
     pub(super) reason: Option<&'static str>,
@@ -88,6 +89,8 @@ pub(super) struct Ended<'a> {
     pub(super) client: SocketAddr,
     pub(super) principal: Option<&'a str>,
     pub(super) upstream: Option<SocketAddr>,
+    /// `None` where it was a name.
+    pub(super) dialled: Option<SocketAddr>,
     pub(super) port: u16,
 }
 
@@ -102,8 +105,8 @@ impl Attributes for Ended<'_> {
             Attribute::UrlPath => text(self.uri.path()),
             Attribute::Query => text(&self.tokens.query(self.uri).unwrap_or_default()),
             Attribute::Host => text(self.host?),
-            Attribute::Scheme => text("http"),
-            Attribute::Protocol => text(if self.http2 { "HTTP/2" } else { "HTTP/1.1" }),
+            Attribute::Scheme => text(self.scheme),
+            Attribute::Protocol => text(self.protocol),
             Attribute::Header(name) => text(self.telling.header(name)?),
             Attribute::RequestSize => number(self.received),
             Attribute::Duration => Some(Value::Time(self.duration)),
@@ -113,7 +116,8 @@ impl Attributes for Ended<'_> {
             Attribute::ResponseSize => number(self.sent),
             Attribute::Source => text(&self.client.to_string()),
             Attribute::SourcePort => number(self.client.port().into()),
-            Attribute::Destination | Attribute::Upstream => text(&self.upstream?.to_string()),
+            Attribute::Destination => text(&self.dialled?.to_string()),
+            Attribute::Upstream => text(&self.upstream?.to_string()),
             Attribute::DestinationPort => number(self.port.into()),
             Attribute::Mtls => Some(Value::Flag(self.principal.is_some())),
             Attribute::Principal => text(self.principal?),
@@ -129,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_tag_is_a_token() {
+    fn no_tag_is_a_token_and_all_else_is_what_it_was() {
         let tag = |name: &str| {
             let header = SpanTag::Header { name: name.to_owned(), default: None };
             (name.to_owned(), header)
@@ -155,7 +159,8 @@ mod tests {
                 uri: &uri.parse().unwrap(),
                 tokens: &tokens,
                 host: None,
-                http2: false,
+                scheme: "https",
+                protocol: "HTTP/1.0",
                 code: 200,
                 grpc_status: None,
                 reason: None,
@@ -164,7 +169,8 @@ mod tests {
                 duration: Duration::ZERO,
                 client: ([127, 0, 0, 1], 1).into(),
                 principal: None,
-                upstream: None,
+                upstream: Some(([127, 0, 0, 2], 8080).into()),
+                dialled: Some(([127, 0, 0, 3], 80).into()),
                 port: 80,
             };
             match ended.get(&attribute) {
@@ -178,5 +184,14 @@ mod tests {
         assert_eq!(seen("/a?token=secret", Attribute::Query), "");
         assert_eq!(seen("/a?x=1", Attribute::Header("cookie".to_owned())), UNKNOWN);
         assert_eq!(seen("/a?x=1", Attribute::Header("x-user".to_owned())), "value");
+        for (attribute, wanted) in [
+            (Attribute::Scheme, "https"),
+            (Attribute::Protocol, "HTTP/1.0"),
+            (Attribute::Destination, "127.0.0.3:80"),
+            (Attribute::Upstream, "127.0.0.2:8080"),
+            (Attribute::Source, "127.0.0.1:1"),
+        ] {
+            assert_eq!(seen("/", attribute), wanted);
+        }
     }
 }

@@ -97,6 +97,11 @@ impl Trace {
         Some(Self { tracer: tracer.clone(), context, method: method.clone(), speaks })
     }
 
+    /// Of the trace that it is part of, in hexadecimal.
+    pub(super) fn id(&self) -> String {
+        self.context.span().span_context().trace_id().to_string()
+    }
+
     /// Whether anybody will see it.
     pub(super) fn is_recorded(&self) -> bool {
         self.context.span().is_recording()

@@ -1,16 +1,25 @@
 //! Requests in the access log, where it has a format of its own.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fs,
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
 
-use http::{HeaderMap, HeaderName, Version, uri::Authority};
-use orlop_model::Behind;
+use http::{HeaderMap, HeaderName, uri::Authority};
 
 use super::RequestRecord;
 use crate::{
     hbone::CLIENT_CERT,
-    http::{flags::Flag, tokens::TokenPlaces, trace::shortened},
+    http::{flags::Flag, grpc, tokens::TokenPlaces, trace::shortened},
     log_format::{Ended, Operator, Said, Value},
 };
+
+/// In a cluster that of the pod.
+static HOSTNAME: LazyLock<Option<String>> = LazyLock::new(|| {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim_end().to_owned())
+});
 
 /// What a line may tell of headers.
 #[derive(Default)]
@@ -62,13 +71,10 @@ impl Ended for Line<'_> {
             Operator::StartTime => {
                 text(humantime::format_rfc3339_millis(SystemTime::now() - *duration).to_string())
             }
+            Operator::StartTimeAs(format) => text(format.of(SystemTime::now() - *duration)),
             Operator::Duration => milliseconds(*duration),
             Operator::ResponseDuration => milliseconds(record.waited?),
-            Operator::Protocol => known(match record.version {
-                Version::HTTP_2 => "HTTP/2",
-                Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            }),
+            Operator::Protocol => known(record.protocol()),
             Operator::ResponseCode => Some(Value::Number(record.told_code().into())),
             Operator::ResponseCodeDetails => known(match &record.outcome {
                 Some(refusal) => refusal.reason.as_str(),
@@ -82,17 +88,18 @@ impl Ended for Line<'_> {
             Operator::ResponseFlags => text(record.flags().to_string()),
             Operator::BytesReceived => Some(Value::Number(record.sent.bytes())),
             Operator::BytesSent => Some(Value::Number(record.received.bytes())),
-            Operator::GrpcStatus => Some(Value::Number(record.grpc_status?.into())),
+            Operator::GrpcStatus => {
+                let status = record.grpc_status?;
+                text(grpc::status_name(status).map_or_else(|| status.to_string(), str::to_owned))
+            }
+            Operator::GrpcStatusNumber => Some(Value::Number(record.grpc_status?.into())),
             Operator::UpstreamHost => text(record.upstream?.to_string()),
             Operator::UpstreamCluster | Operator::UpstreamClusterRaw => {
                 text(record.service.as_ref()?.hostname.to_string())
             }
             Operator::UpstreamPeer => text(record.destination_identity.as_ref()?.to_string()),
             Operator::Attempts => Some(Value::Number(record.attempts.into())),
-            Operator::DownstreamLocalAddress => text(match &session.target {
-                Behind::Service { dialled, .. } => (*dialled)?.to_string(),
-                Behind::Workload { address, .. } | Behind::Gateway { address, .. } => address.to_string(),
-            }),
+            Operator::DownstreamLocalAddress => text(session.dialled()?.to_string()),
             Operator::DownstreamRemoteAddress => text(session.client.to_string()),
             Operator::DownstreamRemoteIp => text(session.client.ip().to_string()),
             Operator::DownstreamPeer => text(session.identity()?.to_string()),
@@ -106,6 +113,8 @@ impl Ended for Line<'_> {
                 let found = found.or_else(|| record.answer_headers.get(other.as_ref()?));
                 Some(Value::Text(found?.into()))
             }
+            Operator::TraceId => text(record.trace.as_ref()?.id()),
+            Operator::Hostname => Some(Value::Text(HOSTNAME.as_deref()?.into())),
             Operator::UpstreamLocalAddress | Operator::RequestedServerName => None,
         }
     }
