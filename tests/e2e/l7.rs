@@ -5,6 +5,7 @@ mod balancers;
 mod bodies;
 pub mod bounds;
 mod caller;
+mod counted;
 mod custom;
 mod custom_answers;
 mod custom_open;

@@ -14,11 +14,11 @@ use crate::mesh::{NAMESPACE, TIMEOUT};
 use crate::pair::program;
 
 /// Puts a RateLimit of this service in force. Units are days, so that no token comes while a test runs.
-fn limits(stage: &Stage, service: &str, limits: Value) {
+pub fn limits(stage: &Stage, service: &str, limits: Value) {
     stage.change(|| write(stage, service, limits));
 }
 
-fn write(stage: &Stage, service: &str, limits: Value) {
+pub fn write(stage: &Stage, service: &str, limits: Value) {
     let object = json!({
         "apiVersion": "orlop.dev/v1alpha1", "kind": "RateLimit",
         "metadata": {"name": service, "namespace": NAMESPACE},
@@ -27,7 +27,7 @@ fn write(stage: &Stage, service: &str, limits: Value) {
     stage.mesh.testbed.world().write(&format!("limits-{service}.yaml"), &object.to_string()).unwrap();
 }
 
-fn ask(stage: &Stage, line: &str, headers: &[(&str, &str)]) -> Response {
+pub fn ask(stage: &Stage, line: &str, headers: &[(&str, &str)]) -> Response {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let text = format!("{line} HTTP/1.1\r\nhost: web\r\ncontent-length: 0\r\n{headers}\r\n");
     request(&mut stage.connect(), &text).unwrap()

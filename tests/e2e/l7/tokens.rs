@@ -16,25 +16,25 @@ use super::scripted::{Reply, Scripted};
 use crate::mesh::NAMESPACE;
 use crate::pair::program;
 
-const ISSUER: &str = "https://idp.example";
+pub const ISSUER: &str = "https://idp.example";
 
 /// Somebody who signs tokens.
-struct Issuer {
+pub struct Issuer {
     id: &'static str,
     key: KeyPair,
 }
 
 impl Issuer {
-    fn new(id: &'static str) -> Self {
+    pub fn new(id: &'static str) -> Self {
         Self { id, key: KeyPair::generate_for(&PKCS_ED25519).unwrap() }
     }
 
-    fn jwks(&self) -> String {
+    pub fn jwks(&self) -> String {
         let x = base64url(self.key.der_bytes());
         json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": x}]}).to_string()
     }
 
-    fn token(&self, more: Value) -> String {
+    pub fn token(&self, more: Value) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let mut claims = json!({"iss": ISSUER, "sub": "ann", "exp": now + 600});
         for (name, value) in more.as_object().unwrap() {
@@ -58,7 +58,7 @@ fn base64url(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// Puts a RequestAuthentication of `shop/web` with this rule in force.
-fn authentication(stage: &Stage, rule: Value) {
+pub fn authentication(stage: &Stage, rule: Value) {
     let object = json!({
         "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
         "metadata": {"name": "tokens", "namespace": NAMESPACE},

@@ -5,13 +5,14 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orlop_model::http::{Bucket, Counted, NoTokens, Request};
+use orlop_model::http::{Bucket, Counted, NoTokens, Request, Tokens};
 use orlop_model::world::security::{Match, Operation, Rule, Target};
 use orlop_model::world::{Counting, KeyPart, Limit, Rate, RateLimit, Unit};
 use orlop_model::{Behind, FindingReason, NamespacedName, Reason, Refused, World};
 use proptest::prelude::*;
 
 use crate::support::{Map, compiled, get, world};
+use crate::tokens::{Fake, authentication, none, text, with as token};
 
 fn rate(requests: u32, unit: Unit) -> Rate {
     let requests = NonZeroU32::new(requests).unwrap();
@@ -131,6 +132,31 @@ fn requests_are_counted_apart_by_what_they_have() {
         findings.iter().any(|of| of.kind == "RateLimit" && of.reason == FindingReason::FieldsNotEnforced),
         "{findings:?}"
     );
+}
+
+#[test]
+fn whom_a_token_is_of_counts_and_what_it_says() {
+    let by = vec![KeyPart::RequestPrincipal, KeyPart::Claim(vec!["team".into()])];
+    let mut world = with([of("a", vec![service("web")], vec![limit("web", by, vec![])])]);
+    let key = |world: &World, tokens: &dyn Tokens| {
+        let snapshot = compiled(world);
+        let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap().clone();
+        let target = Behind::Service { service, port: 80, dialled: None };
+        let address = "10.1.2.3".parse().unwrap();
+        let counted = snapshot.routes().limits(&target, None, address, &get("/"), tokens);
+        counted.map(|counted| counted[0].key.clone()).map_err(|refused| refused.reason)
+    };
+    let ann = [("iss", text("iss")), ("sub", text("ann")), ("team", text("blue"))];
+    // Nobody asks for tokens, so none is believed.
+    assert_eq!(key(&world, &token(&ann)).unwrap(), [None, None]);
+    let asked = authentication("a", service("web"), &["iss"]);
+    world.request_authentications.insert(asked.name.clone(), Arc::new(asked));
+    let of_ann = [Some("iss/ann".to_owned()), Some("blue".to_owned())];
+    assert_eq!(key(&world, &token(&ann)).unwrap(), of_ann);
+    assert_eq!(key(&world, &token(&ann[..2])).unwrap(), [of_ann[0].clone(), None]);
+    assert_eq!(key(&world, &none()).unwrap(), [None, None]);
+    let bad = Fake { refused: true, ..none() };
+    assert_eq!(key(&world, &bad).unwrap_err(), Reason::InvalidToken);
 }
 
 #[test]

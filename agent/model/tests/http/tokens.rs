@@ -19,10 +19,10 @@ use proptest::prelude::*;
 use crate::support::{Map, add, compiled, get, routes, rule as http_rule, selected, settings, world};
 
 /// A token that says this of its bearer, or none, or one that is refused; and which rules it was asked by.
-struct Fake {
-    claims: Option<Vec<(&'static str, Claim)>>,
-    refused: bool,
-    asked: RefCell<Vec<Vec<String>>>,
+pub struct Fake {
+    pub claims: Option<Vec<(&'static str, Claim)>>,
+    pub refused: bool,
+    pub asked: RefCell<Vec<Vec<String>>>,
 }
 
 impl Tokens for Fake {
@@ -40,15 +40,15 @@ impl Tokens for Fake {
     }
 }
 
-fn none() -> Fake {
+pub fn none() -> Fake {
     Fake { claims: None, refused: false, asked: RefCell::default() }
 }
 
-fn with(claims: &[(&'static str, Claim)]) -> Fake {
+pub fn with(claims: &[(&'static str, Claim)]) -> Fake {
     Fake { claims: Some(claims.to_vec()), ..none() }
 }
 
-fn text(text: &str) -> Claim {
+pub fn text(text: &str) -> Claim {
     Claim::Text(text.to_owned())
 }
 
@@ -73,7 +73,7 @@ fn web() -> Target {
     Target::Service("web".to_owned())
 }
 
-fn authentication(name: &str, target: Target, issuers: &[&str]) -> RequestAuthentication {
+pub fn authentication(name: &str, target: Target, issuers: &[&str]) -> RequestAuthentication {
     RequestAuthentication {
         name: NamespacedName::new("shop", name),
         targets: vec![target],
