@@ -23,9 +23,8 @@ fn requests_are_counted_by_whom_a_token_is_of_and_by_what_it_claims() {
         (0..times).map(|_| ask(&stage, "GET /", headers).status).collect()
     };
     let token = |sub: &str, team: Value| issuer.token(json!({"sub": sub, "team": team}));
-    let by =
-        |part: &str| json!([{"name": part.len().to_string(), "requests": 2, "unit": "day", "by": [part]}]);
-    limits(&stage, "web", by("request.auth.principal"));
+    let by = |name: &str, part: &str| json!([{"name": name, "requests": 2, "unit": "day", "by": [part]}]);
+    limits(&stage, "web", by("callers", "request.auth.principal"));
     // However often it is issued, and whatever else it says.
     assert_eq!(count(&token("ann", json!("blue")), 1), [200]);
     assert_eq!(count(&token("ann", json!("red")), 2), [200, 429]);
@@ -35,7 +34,7 @@ fn requests_are_counted_by_whom_a_token_is_of_and_by_what_it_claims() {
     let forged = stranger.token(json!({"sub": "cid"}));
     assert_eq!(count(&forged, 3), [401, 401, 401]);
     assert_eq!(count(&token("cid", json!("blue")), 3), [200, 200, 429]);
-    limits(&stage, "web", by("request.auth.claims[team][name]"));
+    limits(&stage, "web", by("teams", "request.auth.claims[team][name]"));
     let team = |sub: &str, name: &str| token(sub, json!({"name": name}));
     assert_eq!(count(&team("ann", "blue"), 1), [200]);
     assert_eq!(count(&team("bob", "blue"), 2), [200, 429]);
