@@ -7,7 +7,7 @@ use std::thread;
 
 use bytes::Bytes;
 use orlop_tests::traffic::request;
-use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use super::caller::{self, CLIENT_CERT, allow};
 use super::framing::head_of;
@@ -96,11 +96,14 @@ fn what_a_tunnels_head_says_of_its_client_a_waypoint_believes_nobody() {
     assert!(told["src"].as_str().unwrap().starts_with(&own), "{told}");
     // Nor does whoever judges by the waypoint's word.
     allow(&stage, "client");
+    // What it had open is closed first.
+    assert!(wait_for(TIMEOUT, || ask() == "503"));
+    let served = server.count();
     assert_eq!(ask(), "503");
     let refused = record(stage.mesh.server_agent(), &[("reason", "policy_denied")]);
     assert_eq!(refused["caller_identity"], identity("other").as_str());
     assert!(refused["src"].as_str().unwrap().starts_with(&own), "{refused}");
-    assert_eq!(server.count(), 1);
+    assert_eq!(server.count(), served);
     assert_eq!(stage.get("/").status, 200);
 }
 
