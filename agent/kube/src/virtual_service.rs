@@ -231,9 +231,11 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
     let spec = object.spec;
     let hosts = spec.hosts.iter().enumerate();
     let hosts = hosts.map(|(index, text)| any_host(text, || FieldPath::from("spec.hosts").index(index)));
-    let rules = spec.http.into_iter().enumerate();
-    let rules =
-        rules.map(|(index, entry)| rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index)));
+    let mut unread = Vec::new();
+    let http = spec.http.into_iter().enumerate().map(|(index, entry)| {
+        rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index), &mut unread)
+    });
+    let http = http.collect::<Result<_, _>>()?;
     // One that is for gateways alone is nobody's concern here, whatever is wrong with it.
     let tls = spec.tls.into_iter().enumerate().map(|(index, of)| {
         let of_gateways = of.of_gateways(&spec.gateways);
@@ -249,10 +251,10 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
         hosts: hosts.collect::<Result<_, _>>()?,
         gateways: spec.gateways,
         exports: exports(spec.export_to.unwrap_or_default(), &name.namespace)?,
-        http: rules.collect::<Result<_, _>>()?,
+        http,
         tls,
         tcp,
-        unread: Vec::new(),
+        unread,
         name,
     })
 }
@@ -268,7 +270,12 @@ pub(crate) fn any_host(text: &str, path: impl FnOnce() -> FieldPath) -> Result<S
     }
 }
 
-fn rule(rule: RuleObject, namespace: &str, path: &FieldPath) -> Result<HttpRule, FieldError> {
+fn rule(
+    rule: RuleObject,
+    namespace: &str,
+    path: &FieldPath,
+    unread: &mut Vec<String>,
+) -> Result<HttpRule, FieldError> {
     let at = |field: &str| path.clone().key(field);
     let matches = rule.matches.into_iter().enumerate();
     let matches = matches.map(|(index, entry)| http_match(entry, &at("match").index(index)));
@@ -309,7 +316,7 @@ fn rule(rule: RuleObject, namespace: &str, path: &FieldPath) -> Result<HttpRule,
             None | Some("0s" | "0") => None,
             Some(text) => Some(positive(text, || at("timeout"))?),
         },
-        retries: rule.retries.map(|object| object.convert(&at("retries"))).transpose()?,
+        retries: rule.retries.map(|object| object.convert(&at("retries"), unread)).transpose()?,
         fault: rule.fault.map(|object| object.convert(&at("fault"))).transpose()?.unwrap_or_default(),
         mirrors,
         cors: rule.cors_policy.map(|object| object.convert(&at("corsPolicy"))).transpose()?,

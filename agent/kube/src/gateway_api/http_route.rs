@@ -155,5 +155,5 @@ fn retries(of: RetryObject, path: &FieldPath) -> Result<Retries, FieldError> {
         on.push(RetryOn::Status(code));
     }
     let at_least = of.backoff.map(|text| duration(&text, &at("backoff"))).transpose()?;
-    Ok(Retries { attempts, on, at_least: at_least.unwrap_or_default(), ..default })
+    Ok(Retries { attempts, on: Some(on), at_least: at_least.unwrap_or_default(), ..default })
 }

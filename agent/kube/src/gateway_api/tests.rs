@@ -97,7 +97,8 @@ fn everything_the_waypoint_reads_of_an_http_route_is_carried_over() {
     let retries = rule.retries.as_ref().unwrap();
     assert_eq!((retries.attempts, retries.per_try), (3, Some(Duration::from_secs(2))));
     assert_eq!(retries.at_least, Duration::from_millis(100));
-    assert!(retries.on.contains(&RetryOn::Status(503)) && retries.on.contains(&RetryOn::Reset));
+    let on = retries.on.as_ref().unwrap();
+    assert!(on.contains(&RetryOn::Status(503)) && on.contains(&RetryOn::Reset));
 }
 
 #[test]

@@ -196,7 +196,8 @@ impl DirectObject {
 }
 
 impl RetriesObject {
-    pub(super) fn convert(self, path: &FieldPath) -> Result<Retries, FieldError> {
+    /// Conditions that there are not here go to `unread`.
+    pub(super) fn convert(self, path: &FieldPath, unread: &mut Vec<String>) -> Result<Retries, FieldError> {
         let at = |field: &str| path.clone().key(field);
         let default = Retries::default();
         // Whoever says how without how often wants none: so Istio has it.
@@ -204,18 +205,11 @@ impl RetriesObject {
         let attempts = attempts.ok_or_else(|| FieldError::new(at("attempts"), "is no number of retries"))?;
         let time =
             |text: Option<String>, field: &str| text.map(|text| positive(&text, || at(field))).transpose();
-        let words = self.retry_on.unwrap_or_default();
-        let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
-        let mut on = Vec::new();
-        for word in words {
-            on.extend(retry_on(word).ok_or_else(|| {
-                FieldError::new(at("retryOn"), format!("{word:?} is no condition and no status"))
-            })?);
-        }
+        let on = self.retry_on.filter(|words| !words.is_empty());
         Ok(Retries {
             attempts,
             per_try: time(self.per_try_timeout, "perTryTimeout")?,
-            on,
+            on: on.map(|words| conditions(&words, &at("retryOn"), unread)).transpose()?,
             backoff: time(self.backoff, "backoff")?.unwrap_or(default.backoff),
             at_least: default.at_least,
             remote_localities: self.retry_remote_localities.unwrap_or(default.remote_localities),
@@ -223,25 +217,43 @@ impl RetriesObject {
     }
 }
 
-/// Envoy's words, and statuses. Those for conditions that there are not here are good, and mean none.
-fn retry_on(word: &str) -> Option<Vec<RetryOn>> {
+/// Those that are good, but that there are not here, are none: not even the default ones count then.
+fn conditions(words: &str, path: &FieldPath, unread: &mut Vec<String>) -> Result<Vec<RetryOn>, FieldError> {
+    let mut on = Vec::new();
+    let mut by_status = false;
+    for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match word {
+            // The statuses themselves are beside it.
+            "retriable-status-codes" => by_status = true,
+            "retriable-headers" | "http3-post-connect-failure" => unread.push(format!("{path} {word}")),
+            word => on.push(condition(word).ok_or_else(|| {
+                FieldError::new(path.clone(), format!("{word:?} is no condition and no status"))
+            })?),
+        }
+    }
+    if by_status && !on.iter().any(|on| matches!(on, RetryOn::Status(_))) {
+        unread.push(format!("{path} retriable-status-codes without a status"));
+    }
+    Ok(on)
+}
+
+/// Envoy's words, and statuses.
+fn condition(word: &str) -> Option<RetryOn> {
     Some(match word {
-        "connect-failure" => vec![RetryOn::ConnectFailure],
-        "refused-stream" => vec![RetryOn::RefusedStream],
-        "reset" | "reset-before-request" => vec![RetryOn::Reset],
-        "5xx" => vec![RetryOn::ServerError],
-        "gateway-error" => vec![RetryOn::GatewayError],
-        "retriable-4xx" => vec![RetryOn::Conflict],
-        "cancelled" => vec![RetryOn::Grpc(1)],
-        "deadline-exceeded" => vec![RetryOn::Grpc(4)],
-        "resource-exhausted" => vec![RetryOn::Grpc(8)],
-        "internal" => vec![RetryOn::Grpc(13)],
-        "unavailable" => vec![RetryOn::Grpc(14)],
-        "retriable-status-codes"
-        | "retriable-headers"
-        | "envoy-ratelimited"
-        | "http3-post-connect-failure" => Vec::new(),
-        code => vec![RetryOn::Status(code.parse().ok().filter(|code| (100..=599).contains(code))?)],
+        "connect-failure" => RetryOn::ConnectFailure,
+        "refused-stream" => RetryOn::RefusedStream,
+        "reset-before-request" => RetryOn::ResetBeforeRequest,
+        "reset" => RetryOn::Reset,
+        "5xx" => RetryOn::ServerError,
+        "gateway-error" => RetryOn::GatewayError,
+        "retriable-4xx" => RetryOn::Conflict,
+        "envoy-ratelimited" => RetryOn::RateLimited,
+        "cancelled" => RetryOn::Grpc(1),
+        "deadline-exceeded" => RetryOn::Grpc(4),
+        "resource-exhausted" => RetryOn::Grpc(8),
+        "internal" => RetryOn::Grpc(13),
+        "unavailable" => RetryOn::Grpc(14),
+        code => RetryOn::Status(code.parse().ok().filter(|code| (100..=599).contains(code))?),
     })
 }
 

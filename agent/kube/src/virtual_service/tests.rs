@@ -61,7 +61,8 @@ fn everything_the_waypoint_reads_is_carried_over() {
     assert_eq!(route[1].headers.response.add, [("x-from".to_owned(), "v2".to_owned())]);
     assert_eq!(rule.timeout, Some(Duration::from_millis(1500)));
     let retries = rule.retries.as_ref().unwrap();
-    assert_eq!(retries.on, [RetryOn::ServerError, RetryOn::Grpc(14), RetryOn::Status(429)]);
+    let on = [RetryOn::ServerError, RetryOn::Grpc(14), RetryOn::Status(429)];
+    assert_eq!(retries.on.as_deref(), Some(&on[..]));
     assert_eq!((retries.attempts, retries.backoff), (3, Duration::from_millis(10)));
     assert!(retries.remote_localities && !Retries::default().remote_localities);
     assert_eq!(rule.fault.delay, Some((Duration::from_secs(5), Percent(1000))));
@@ -137,6 +138,32 @@ fn mistakes_are_told_with_their_field() {
         assert!(error.problem.contains(says), "{path}: {}", error.problem);
     }
     assert_eq!(service(json!({"hosts": ["a b"]})).unwrap_err().path.to_string(), "spec.hosts[0]");
+}
+
+#[test]
+fn conditions_of_retries_that_there_are_not_are_told_and_are_not_the_default_ones() {
+    let retries = |retry_on: Value| {
+        let rule = json!({"route": [{"destination": {"host": "a"}}], "retries": {"retryOn": retry_on}});
+        let found = service(json!({"hosts": ["a"], "http": [rule]})).unwrap();
+        (found.http[0].retries.clone().unwrap().on, found.unread)
+    };
+    let at = |what: &str| vec![format!("spec.http[0].retries.retryOn {what}")];
+    for (text, on, unread) in [
+        (json!(null), None, Vec::new()),
+        (json!(""), None, Vec::new()),
+        (json!("reset-before-request"), Some(vec![RetryOn::ResetBeforeRequest]), Vec::new()),
+        (json!("reset,envoy-ratelimited"), Some(vec![RetryOn::Reset, RetryOn::RateLimited]), Vec::new()),
+        (json!("retriable-status-codes,503"), Some(vec![RetryOn::Status(503)]), Vec::new()),
+        (json!("retriable-status-codes"), Some(Vec::new()), at("retriable-status-codes without a status")),
+        (json!("retriable-headers"), Some(Vec::new()), at("retriable-headers")),
+        (
+            json!("5xx, http3-post-connect-failure"),
+            Some(vec![RetryOn::ServerError]),
+            at("http3-post-connect-failure"),
+        ),
+    ] {
+        assert_eq!(retries(text.clone()), (on, unread), "{text}");
+    }
 }
 
 fn service(spec: Value) -> Result<VirtualService, FieldError> {

@@ -320,8 +320,8 @@ pub struct Retries {
     pub attempts: u32,
     /// `perTryTimeout`; without it, the rule's.
     pub per_try: Option<Duration>,
-    /// `retryOn`; empty means the default conditions.
-    pub on: Vec<RetryOn>,
+    /// `retryOn`; `None` means the default conditions, and an empty list none.
+    pub on: Option<Vec<RetryOn>>,
     /// `backoff`: the pause before the first retry, which is shortened at random.
     pub backoff: Duration,
     /// No pause is shorter: `backoff` of the Gateway API.
@@ -335,7 +335,7 @@ impl Default for Retries {
         Self {
             attempts: 2,
             per_try: None,
-            on: Vec::new(),
+            on: None,
             backoff: Duration::from_millis(25),
             at_least: Duration::ZERO,
             remote_localities: false,
@@ -350,7 +350,9 @@ pub enum RetryOn {
     ConnectFailure,
     /// `refused-stream`
     RefusedStream,
-    /// `reset`, `reset-before-request`: no answer at all.
+    /// `reset-before-request`: no answer, and nothing of the request was sent.
+    ResetBeforeRequest,
+    /// `reset`: no answer at all.
     Reset,
     /// `5xx`: that, or no answer.
     ServerError,
@@ -358,6 +360,8 @@ pub enum RetryOn {
     GatewayError,
     /// `retriable-4xx`: 409.
     Conflict,
+    /// `envoy-ratelimited`: an answer with that header.
+    RateLimited,
     /// A status that a server answered.
     Status(u16),
     /// A status that a gRPC server answered in the head of its answer.

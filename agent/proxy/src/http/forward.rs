@@ -8,15 +8,15 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Response, StatusCode};
+use http::{HeaderName, Method, Response};
 use hyper::body::Incoming;
 use orlop_model::{
     Behind, Declared, Endpoint, Reason, Service, Snapshot,
-    http::{Choice, Cluster, MirrorTo, Rule, Target},
+    http::{Answered, Choice, Cluster, MirrorTo, Reach, Rule, Target},
     world::{
         Resolution,
         gateway_api::RouteKind,
-        routing::{Balancer, Retries, RetryOn, TrafficPolicy},
+        routing::{Balancer, Retries, TrafficPolicy},
     },
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -34,12 +34,15 @@ use super::{
     replay::Replay,
     session::{Moment, Session},
     trace::Attempt,
-    upstream::{Lane, Lease, Unanswered, Upstreams},
+    unanswered::{Unanswered, is_of_endpoint},
+    upstream::{Lane, Lease, Upstreams},
 };
 use crate::refusal::Refusal;
 
 /// The kind of the routes whose servers speak HTTP/2, whatever their ports say.
 const GRPC_ROUTE: &str = RouteKind::Grpc.name();
+/// In the answers of whoever limits how much is asked.
+const ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// The longest pause between two attempts is this many times the first.
 const MAX_BACKOFF: u32 = 10;
 /// An endpoint that does not answer is taken for one that takes at least this long.
@@ -230,7 +233,11 @@ async fn attempts(
         let result = match plan.retries.per_try {
             Some(limit) => match timeout(limit, tried_once).await {
                 Ok(result) => result,
-                Err(_) => Err(Unanswered::from(Refusal::new(Reason::RequestTimeout, "of one attempt"))),
+                Err(_) => {
+                    // Without an endpoint that has it, it waited for a connection.
+                    let reach = plan.asked.get().map_or(Reach::NotConnected, |_| Reach::Sent);
+                    Err(Unanswered::new(Refusal::new(Reason::RequestTimeout, "of one attempt"), reach))
+                }
             },
             None => tried_once.await,
         };
@@ -279,7 +286,7 @@ async fn once(
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Unanswered> {
     let authority = template.destined().authority.host();
-    let mut key = plan.key(session, endpoint, authority)?;
+    let mut key = plan.key(session, endpoint, authority).map_err(Unanswered::refused_here)?;
     if let Some(goes_on) = &mut record.goes_on {
         goes_on.at = Some(endpoint.clone());
     }
@@ -289,29 +296,35 @@ async fn once(
     if let Some((service, _)) = plan.service() {
         record.service = Some(Arc::clone(service));
     }
-    let mut lease = Upstreams::lease(session, &key, lane, false).await?;
+    let lease = async |fresh| {
+        Upstreams::lease(session, &key, lane, fresh).await.map_err(Unanswered::without_connection)
+    };
+    let mut leased = lease(false).await?;
     plan.asked.set(Some(endpoint.address));
     let anew = || {
-        let mut request = template.request(&key, replay.attempt())?;
+        let request = template.request(&key, replay.attempt());
+        let mut request = request.map_err(Unanswered::refused_here)?;
         if let Some(span) = span {
             span.tell(request.headers_mut());
         }
-        Ok::<_, Refusal>(request)
+        Ok(request)
     };
     let mut request = anew()?;
     loop {
-        match lease.send(request).await {
-            Ok(response) => return Ok((response, lease)),
-            Err(Unanswered { request: Some(unsent), .. }) if lease.reused => request = unsent,
+        match leased.send(request).await {
+            Ok(response) => return Ok((response, leased)),
+            Err(Unanswered { request: Some(unsent), .. }) if leased.reused => request = unsent,
             // RFC 9110, section 9.2.2: the server may have closed it just before it came.
-            Err(Unanswered { refused: false, .. }) if lease.reused && is_safe(template.method(), replay) => {
+            Err(Unanswered { reach: Reach::Sent, .. })
+                if leased.reused && is_safe(template.method(), replay) =>
+            {
                 request = anew()?;
             }
             Err(unanswered) => return Err(unanswered),
         }
         // Its place may be the only one.
-        drop(lease);
-        lease = Upstreams::lease(session, &key, lane, true).await?;
+        drop(leased);
+        leased = lease(true).await?;
     }
 }
 
@@ -407,7 +420,9 @@ impl Plan<'_> {
         let outcome = match result {
             Ok((response, _)) => Outcome::Answered(response.status().as_u16()),
             // It waited for a connection.
-            Err(late) if late.refusal.reason == Reason::RequestTimeout && self.asked.get().is_none() => {
+            Err(late)
+                if late.refusal.reason == Reason::RequestTimeout && late.reach == Reach::NotConnected =>
+            {
                 return;
             }
             Err(unanswered) if !unanswered.by_client && is_of_endpoint(&unanswered.refusal) => {
@@ -429,51 +444,15 @@ impl Plan<'_> {
     }
 
     fn wants_again(&self, result: &Result<(Response<Incoming>, Lease), Unanswered>) -> bool {
-        const DEFAULT: [RetryOn; 4] =
-            [RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::Grpc(14), RetryOn::Grpc(1)];
-        let conditions = if self.retries.on.is_empty() { &DEFAULT[..] } else { &self.retries.on };
-        conditions.iter().any(|on| match result {
-            Ok((response, _)) => {
-                let status = response.status().as_u16();
-                match on {
-                    RetryOn::ServerError => status >= 500,
-                    RetryOn::GatewayError => matches!(status, 502..=504),
-                    RetryOn::Conflict => status == 409,
-                    RetryOn::Status(wanted) => status == *wanted,
-                    RetryOn::Grpc(wanted) => grpc_status(response.headers()) == Some(*wanted),
-                    RetryOn::ConnectFailure | RetryOn::RefusedStream | RetryOn::Reset => false,
-                }
-            }
-            Err(unanswered) => match on {
-                RetryOn::ConnectFailure => !unanswered.connected,
-                RetryOn::RefusedStream => unanswered.refused,
-                RetryOn::Reset | RetryOn::ServerError | RetryOn::GatewayError => true,
-                RetryOn::Conflict | RetryOn::Status(_) | RetryOn::Grpc(_) => false,
-            },
+        self.retries.wants_again(match result {
+            Ok((response, _)) => Ok(Answered {
+                status: response.status().as_u16(),
+                grpc: grpc_status(response.headers()),
+                rate_limited: response.headers().contains_key(ENVOY_RATELIMITED),
+            }),
+            Err(unanswered) => Err(unanswered.reach),
         })
     }
-}
-
-/// Whether a failure says something of how well the endpoint is: no policy's refusal does, nor what fails here.
-pub(super) fn is_of_endpoint(refusal: &Refusal) -> bool {
-    let is_its = matches!(
-        refusal.reason,
-        Reason::ConnectFailed
-            | Reason::ConnectTimeout
-            | Reason::TlsFailed
-            | Reason::TlsTimeout
-            | Reason::UntrustedCertificate
-            | Reason::RevokedCertificate
-            | Reason::IdentityMismatch
-            | Reason::AlpnMismatch
-            | Reason::PeerRefused
-            | Reason::TunnelClosed
-            | Reason::Reset
-            | Reason::UpstreamReset
-            | Reason::RequestTimeout
-    );
-    // What the peer's policy refuses says nothing of how well the peer is.
-    is_its && refusal.answered != Some(StatusCode::UNAUTHORIZED)
 }
 
 /// Tells of how an endpoint has answered, if at all.

@@ -49,6 +49,7 @@ mod stream;
 mod tokens;
 pub(crate) mod told;
 mod trace;
+mod unanswered;
 mod upstream;
 
 use std::{

@@ -14,15 +14,8 @@ use orlop_model::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    alike::hash_on,
-    authorize,
-    connections::Place,
-    dial, forward,
-    forward::{is_of_endpoint, tell},
-    hosts::ClusterState,
-    io::Io,
-    outlier::Outcome,
-    session::Session,
+    alike::hash_on, authorize, connections::Place, dial, forward, forward::tell, hosts::ClusterState, io::Io,
+    outlier::Outcome, session::Session, unanswered::is_of_endpoint,
 };
 use crate::{pool::Slot, record::Record, refusal::Refusal, shared::InFlightGuard};
 

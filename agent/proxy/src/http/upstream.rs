@@ -12,10 +12,10 @@ use std::{
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
-    client::conn::{TrySendError, http1, http2},
+    client::conn::{http1, http2},
     rt::Executor,
 };
-use orlop_model::{Reason, world::routing::ConnectionPool};
+use orlop_model::{Reason, http::Reach, world::routing::ConnectionPool};
 use tokio::{
     task::spawn_local,
     time::{Instant, sleep_until},
@@ -32,6 +32,7 @@ use super::{
     replay::RequestBody,
     session::Session,
     stream::Bounds,
+    unanswered::Unanswered,
 };
 use crate::{pool::Slot, refusal::Refusal, shared::InFlightGuard, tunnel};
 
@@ -112,23 +113,6 @@ enum Hold {
     /// The sender is `None` once it is given back.
     Http1(Option<http1::SendRequest<RequestBody>>, Rc<Usage>),
     Http2(Shared),
-}
-
-/// Why a request got no answer.
-pub(super) struct Unanswered {
-    pub(super) refusal: Refusal,
-    /// The request, where nothing of it has been sent.
-    pub(super) request: Option<Request<RequestBody>>,
-    /// Whether there was a connection to send it on.
-    pub(super) connected: bool,
-    /// The server says that it has not begun to do anything about it.
-    pub(super) refused: bool,
-    /// What the server says is no HTTP of the version that it was asked in.
-    pub(super) garbled: bool,
-    /// It was the client that broke off.
-    pub(super) by_client: bool,
-    /// What is known of how the server broke off.
-    pub(super) flag: Option<Flag>,
 }
 
 /// What one answer may have on the way. A connection has the sum of all, so that readers who stop can't stop the others.
@@ -446,22 +430,18 @@ impl Lease {
         self.clean = false;
         let answer = match &mut self.hold {
             Hold::Http1(Some(sender), _) => sender.try_send_request(request).await,
-            Hold::Http1(None, _) => return Err(Refusal::internal("a connection was given back").into()),
+            Hold::Http1(None, _) => {
+                return Err(Unanswered::refused_here(Refusal::internal("a connection was given back")));
+            }
             Hold::Http2(shared) => shared.sender.try_send_request(request).await,
         };
-        let response = answer.map_err(|mut error: TrySendError<Request<RequestBody>>| {
-            let request = error.take_message();
-            let error = error.into_error();
-            let (refused, garbled, by_client) = (is_refused(&error), is_garbled(&error), error.is_user());
-            let (refusal, flag) = (Refusal::new(Reason::UpstreamReset, described(&error)), flag_of(&error));
-            Unanswered { refusal, request, connected: true, refused, garbled, by_client, flag }
-        })?;
+        let response = answer.map_err(Unanswered::on_connection)?;
         if headers::ends_clearly(response.headers()) {
             return Ok(response);
         }
         let refusal = Refusal::new(Reason::UpstreamReset, "an answer without one clear end");
         let flag = Some(Flag::UpstreamProtocolError);
-        Err(Unanswered { connected: true, garbled: true, flag, ..refusal.into() })
+        Err(Unanswered { garbled: true, flag, ..Unanswered::new(refusal, Reach::Sent) })
     }
 
     /// How long it may be there and idle once it has left HTTP.
@@ -518,27 +498,13 @@ impl Drop for Lease {
     }
 }
 
-impl From<Refusal> for Unanswered {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            request: None,
-            connected: false,
-            refused: false,
-            garbled: false,
-            by_client: false,
-            flag: None,
-        }
-    }
-}
-
 /// Whether the server has reset the stream before it did anything (RFC 9113, section 8.7).
-fn is_refused(error: &hyper::Error) -> bool {
+pub(super) fn is_refused(error: &hyper::Error) -> bool {
     of_http2(error).is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 /// Whether it is our side that could not go on.
-fn is_garbled(error: &hyper::Error) -> bool {
+pub(super) fn is_garbled(error: &hyper::Error) -> bool {
     error.is_parse() || of_http2(error).is_some_and(h2::Error::is_library)
 }
 
@@ -562,7 +528,7 @@ fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
 }
 
 /// The whole chain in one line.
-fn described(error: &hyper::Error) -> String {
+pub(super) fn described(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
