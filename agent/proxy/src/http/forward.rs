@@ -245,7 +245,7 @@ async fn attempts(
             span.end(result.as_ref().map(|(response, _)| response.status()).map_err(|error| &error.refusal));
         }
         if let Some(cluster) = &cluster {
-            plan.tell(session, cluster, endpoint.address, &result, began.elapsed());
+            plan.tell(session, cluster, (endpoint.address, record.grpc), &result, began.elapsed());
         }
         plan.asked.set(None);
         let wanted = plan.wants_again(&result);
@@ -408,17 +408,20 @@ impl Plan<'_> {
         }
     }
 
-    /// Tells of how an attempt has ended.
+    /// Tells of how an attempt has ended, which may have been a call of gRPC.
     fn tell(
         &self,
         session: &Session,
         cluster: &ClusterState,
-        host: SocketAddr,
+        (host, grpc): (SocketAddr, bool),
         result: &Result<(Response<Incoming>, Lease), Unanswered>,
         took: Duration,
     ) {
         let outcome = match result {
-            Ok((response, _)) => Outcome::Answered(response.status().as_u16()),
+            Ok((response, _)) => {
+                let grpc = grpc_status(response.headers()).filter(|_| grpc);
+                Outcome::answered(response.status().as_u16(), grpc)
+            }
             // It waited for a connection.
             Err(late)
                 if late.refusal.reason == Reason::RequestTimeout && late.reach == Reach::NotConnected =>

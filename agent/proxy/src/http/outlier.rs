@@ -39,6 +39,32 @@ pub(super) enum Outcome {
     Failed,
 }
 
+impl Outcome {
+    /// An answer of gRPC that is all head has its own status there. What comes in trailers is not waited for, as Envoy
+    /// does not.
+    pub(super) fn answered(status: u16, grpc: Option<u8>) -> Self {
+        Self::Answered(grpc.filter(|_| status == 200).map_or(status, http_status))
+    }
+}
+
+/// What a status of gRPC would be as one of HTTP: Envoy's `Grpc::Utility::grpcToHttpStatus`.
+fn http_status(grpc: u8) -> u16 {
+    match grpc {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 /// Of one endpoint. Times are in milliseconds since the waypoint's start.
 #[derive(Debug, Default)]
 struct Host {
@@ -271,6 +297,25 @@ mod tests {
         assert!(outcomes(&state, &policy, 1, &[Failed], 0));
         let never = Outlier { local_failures: Some(0), ..policy };
         assert!(!outcomes(&Outliers::default(), &never, 1, &[Failed; 20], 0));
+    }
+
+    #[test]
+    fn a_call_of_grpc_has_failed_as_its_own_status_says() {
+        for (status, grpc, counted) in [
+            (200, Some(0), 200),
+            (200, Some(14), 503),
+            (200, Some(4), 504),
+            (200, Some(13), 500),
+            (200, Some(2), 500),
+            (200, Some(99), 500),
+            (200, Some(7), 403),
+            (200, Some(8), 429),
+            (200, None, 200),
+            // What is no answer of the server's counts as it is.
+            (502, Some(0), 502),
+        ] {
+            assert_eq!(Outcome::answered(status, grpc), Outcome::Answered(counted), "{status} {grpc:?}");
+        }
     }
 
     #[test]
