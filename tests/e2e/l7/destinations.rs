@@ -148,7 +148,10 @@ fn requests_wait_for_a_connection_as_far_as_may_be() {
             let answer = other.http_get(stage.web(), "/one-too-many", Duration::from_millis(500));
             answer.is_ok_and(|answer| answer.status == 503)
         });
-        stage.record(|record| record["path"] == "/one-too-many" && record["flags"] == "UO");
+        // What is refused here is so once.
+        stage.record(|record| {
+            record["path"] == "/one-too-many" && record["flags"] == "UO" && record["attempts"] == 1
+        });
         let released = Instant::now();
         *release.0.lock().unwrap() = true;
         release.1.notify_all();

@@ -30,7 +30,7 @@ fn versions(args: &[&str]) -> Versions {
 }
 
 /// Puts a route for the service `shop/web` in force, with these rules as YAML of `spec.rules`.
-fn route(stage: &Stage, kind: &str, namespace: &str, rules: &str) {
+pub fn route(stage: &Stage, kind: &str, namespace: &str, rules: &str) {
     let indented: String = rules.lines().map(|line| format!("  {line}\n")).collect();
     let text = format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\

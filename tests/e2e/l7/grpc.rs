@@ -1,13 +1,16 @@
 //! A server of gRPC whose calls have one message each, and protobuf's encoding, both written by the book: nothing of it
 //! is the program's.
 
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use h2::RecvStream;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -15,6 +18,7 @@ use orlop_tests::Pod;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
+use super::h2c;
 use crate::hbone::{within, write};
 use crate::mesh::TIMEOUT;
 
@@ -26,6 +30,8 @@ pub enum Reply {
     Status(u16),
     /// What is no gRPC.
     Garbage(Vec<u8>),
+    /// The stream is refused, as if nothing of it had been read.
+    Refused,
     /// The stream is reset, in the midst of an answer.
     Reset,
     /// Nothing, for as long as it takes.
@@ -38,6 +44,7 @@ type Script = dyn Fn(&[u8]) -> Reply + Send + Sync;
 pub struct Server {
     stop: watch::Sender<bool>,
     asked: Seen,
+    connections: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -47,7 +54,8 @@ impl Server {
         let (ready, started) = channel();
         let asked = Arc::<Mutex<Vec<_>>>::default();
         let script: Arc<Script> = Arc::new(script);
-        let (pod, seen) = (pod.clone(), Arc::clone(&asked));
+        let connections = Arc::<AtomicUsize>::default();
+        let (pod, seen, counted) = (pod.clone(), Arc::clone(&asked), Arc::clone(&connections));
         let thread = thread::spawn(move || {
             within(&pod, async move || {
                 let listener = tokio::net::TcpListener::bind(("::", 80)).await.unwrap();
@@ -55,6 +63,7 @@ impl Server {
                 loop {
                     tokio::select! {
                         accepted = listener.accept() => {
+                            counted.fetch_add(1, Ordering::SeqCst);
                             let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
                             spawn_local(serve(accepted.unwrap().0, script, seen));
                         }
@@ -68,12 +77,17 @@ impl Server {
             });
         });
         started.recv_timeout(TIMEOUT).unwrap();
-        Self { stop, asked, thread: Some(thread) }
+        Self { stop, asked, connections, thread: Some(thread) }
     }
 
     /// The paths and the messages of the calls so far.
     pub fn asked(&self) -> Vec<(String, Vec<u8>)> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// Connections that it took.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 }
 
@@ -131,6 +145,10 @@ async fn answer(
             respond.send_response(head.header("grpc-status", status).body(()).unwrap(), true)?;
             return Ok(());
         }
+        Reply::Refused => {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+            return Ok(());
+        }
         Reply::Reset => {
             let mut send = respond.send_response(head.body(()).unwrap(), false)?;
             write(&mut send, Bytes::from_static(&[0])).await?;
@@ -144,6 +162,28 @@ async fn answer(
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     send.send_trailers(trailers)
+}
+
+/// Sends a call with this message on a connection of its own, and returns the status of gRPC that it is answered with.
+pub async fn call(to: SocketAddr, path: &str, message: &[u8]) -> String {
+    let client = h2c::connect(to).await;
+    let answer = ask(&client, path, message).await.await.unwrap();
+    let (head, mut body) = answer.into_parts();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+    let status = head.headers.get("grpc-status").or_else(|| trailers.get("grpc-status"));
+    status.expect("a status of gRPC").to_str().unwrap().to_owned()
+}
+
+/// Sends a call with this message.
+pub async fn ask(client: &SendRequest<Bytes>, path: &str, message: &[u8]) -> ResponseFuture {
+    let (answer, mut send) = h2c::ask(client, path).await;
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    send.send_data([&[0][..], &length, message].concat().into(), true).unwrap();
+    answer
 }
 
 /// A field that is a number.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::refusal::Refusal;
 
-/// Why a request got no answer. How far it came is always said: of what may be at a server nobody may think that it is not.
+/// Why a request got no answer. How far it came is always said, so that nothing that may be at a server is taken for what
+/// is not.
 pub(super) struct Unanswered {
     pub(super) refusal: Refusal,
     pub(super) reach: Reach,

@@ -1,0 +1,169 @@
+//! What is tried again, and what is not since a server may have acted upon it.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread;
+
+use orlop_tests::traffic::{Response, request};
+
+use super::destinations::treat;
+use super::gateway_api::route;
+use super::routes::{Versions, routes};
+use super::scripted::{Reply, Scripted};
+use super::{Stage, grpc};
+use crate::hbone::within;
+use crate::mesh::{NAMESPACE, await_value};
+
+const TO: &str = "route: [{destination: {host: web}}]";
+
+/// Has these paths tried again so, up to twice.
+fn retry<'a>(stage: &Stage, paths: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    let rules: String = paths
+        .into_iter()
+        .map(|(path, how)| {
+            format!("- match: [{{uri: {{exact: {path}}}}}]\n  retries: {{attempts: 2, {how}}}\n  {TO}\n")
+        })
+        .collect();
+    stage.change(|| stage.mesh.testbed.world().write("routes.yaml", &routes(&rules)).unwrap());
+}
+
+/// A request that is not idempotent.
+fn post(stage: &Stage, path: &str) -> Response {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: web\r\ncontent-length: 1\r\n\r\nx");
+    request(&mut stage.connect(), &head).unwrap()
+}
+
+fn never_answers(stage: &Stage) -> Scripted {
+    Scripted::start(&stage.mesh.server, |_| {
+        loop {
+            thread::park();
+        }
+    })
+}
+
+#[test]
+fn what_a_server_has_had_for_too_long_is_sent_again_only_where_that_is_wanted() {
+    let stage = Stage::new();
+    let slow = never_answers(&stage);
+    let rules = [
+        ("/default", "perTryTimeout: 200ms", 1),
+        ("/connect", "perTryTimeout: 200ms, retryOn: connect-failure", 1),
+        ("/before", "perTryTimeout: 200ms, retryOn: \"reset-before-request,refused-stream\"", 1),
+        ("/none", "perTryTimeout: 200ms, retryOn: retriable-headers", 1),
+        ("/reset", "perTryTimeout: 200ms, retryOn: reset", 3),
+        ("/gateway", "perTryTimeout: 200ms, retryOn: gateway-error", 3),
+        ("/5xx", "perTryTimeout: 200ms, retryOn: 5xx", 3),
+    ];
+    retry(&stage, rules.map(|(path, how, _)| (path, how)));
+    for (path, how, attempts) in rules {
+        let before = slow.count();
+        assert_eq!(post(&stage, path).status, 504, "{how}");
+        assert_eq!(slow.count() - before, attempts, "{how}");
+        stage.record(|record| record["path"] == path && record["attempts"] == attempts);
+    }
+}
+
+#[test]
+fn what_a_server_has_had_for_too_long_by_an_http_route_is_sent_again_only_if_it_has_retry() {
+    let stage = Stage::new();
+    let slow = never_answers(&stage);
+    let to = "timeouts: {backendRequest: 200ms}\n  backendRefs: [{name: web, port: 80}]";
+    let rules = format!(
+        "- {to}\n- matches: [{{path: {{value: /again}}}}]\n  retry: {{attempts: 2, codes: [503]}}\n  {to}"
+    );
+    route(&stage, "HTTPRoute", NAMESPACE, &rules);
+    for (path, attempts) in [("/once", 1), ("/again", 3)] {
+        let before = slow.count();
+        assert_eq!(post(&stage, path).status, 504, "{path}");
+        assert_eq!(slow.count() - before, attempts, "{path}");
+    }
+}
+
+#[test]
+fn what_is_refused_here_is_refused_once() {
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    retry(stage, [("/tls", "retryOn: \"5xx,connect-failure,reset\"")]);
+    treat(&versions, "tls: {mode: SIMPLE, caCertificates: /etc/certs/ca.pem}");
+    assert_eq!(stage.get("/tls").status, 503);
+    let record = stage.record(|record| record["path"] == "/tls");
+    assert_eq!((&record["reason"], &record["attempts"]), (&"tls_unavailable".into(), &1.into()));
+}
+
+#[test]
+fn answers_are_tried_again_by_their_status_and_by_their_limits_header() {
+    let stage = Stage::new();
+    let server = Scripted::start(&stage.mesh.server, |asked| {
+        match asked.line.split(' ').nth(1).unwrap().rsplit('/').next().unwrap() {
+            "limited" => Reply::With(503, vec![("x-envoy-ratelimited", "true")], String::new()),
+            status => Reply::Answer(status.parse().unwrap(), String::new()),
+        }
+    });
+    let rules = [
+        ("/gateway/500", "retryOn: gateway-error", 1),
+        ("/gateway/502", "retryOn: gateway-error", 3),
+        ("/gateway/503", "retryOn: gateway-error", 3),
+        ("/gateway/504", "retryOn: gateway-error", 3),
+        // As Istio's own default has it.
+        ("/codes/503", "retryOn: \"connect-failure,retriable-status-codes,503\"", 3),
+        ("/codes/502", "retryOn: \"connect-failure,retriable-status-codes,503\"", 1),
+        ("/by-header/limited", "retryOn: envoy-ratelimited", 3),
+        ("/by-header/503", "retryOn: envoy-ratelimited", 1),
+        ("/by-status/limited", "retryOn: 5xx", 1),
+    ];
+    retry(&stage, rules.map(|(path, how, _)| (path, how)));
+    for (path, how, attempts) in rules {
+        let before = server.count();
+        assert!(post(&stage, path).status >= 500);
+        assert_eq!(server.count() - before, attempts, "{path}: {how}");
+    }
+}
+
+#[test]
+fn what_a_server_of_http2_refuses_unread_and_a_call_that_it_can_not_take_are_tried_again_by_default() {
+    let stage = Stage::new();
+    let known = Mutex::new(BTreeSet::new());
+    let server = grpc::Server::start(&stage.mesh.server, move |message| {
+        let is_new = known.lock().unwrap().insert(message.to_vec());
+        match message {
+            b"refused" if is_new => grpc::Reply::Refused,
+            b"unavailable" if is_new => grpc::Reply::Status(14),
+            b"cancelled" if is_new => grpc::Reply::Status(1),
+            b"internal" if is_new => grpc::Reply::Status(13),
+            _ => grpc::Reply::Message(Vec::new()),
+        }
+    });
+    let to = stage.web();
+    for (message, status, attempts) in
+        [("refused", "0", 2), ("unavailable", "0", 2), ("cancelled", "0", 2), ("internal", "13", 1)]
+    {
+        let found = within(&stage.mesh.client, async move || {
+            grpc::call(to, &format!("/{message}"), message.as_bytes()).await
+        });
+        let asked = server.asked().iter().filter(|(_, of)| of == message.as_bytes()).count();
+        assert_eq!((found.as_str(), asked), (status, attempts), "{message}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_fails_calls_in_the_heads_of_its_answers_is_ejected() {
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let bad = grpc::Server::start(&versions.pods[0], |_| grpc::Reply::Status(14));
+    let _good = grpc::Server::start(&versions.pods[1], |_| grpc::Reply::Message(Vec::new()));
+    treat(
+        &versions,
+        "loadBalancer: {simple: ROUND_ROBIN}, \
+         outlierDetection: {consecutiveGatewayErrors: 2, consecutive5xxErrors: 0, interval: 100ms, \
+         baseEjectionTime: 60s, maxEjectionPercent: 100}",
+    );
+    let to = stage.web();
+    let call = || within(&stage.mesh.client, async move || grpc::call(to, "/s/m", b"x").await);
+    await_value(1.0, || {
+        call();
+        stage.waypoint.metric("orlop_endpoints_ejected_total", &[]).unwrap()
+    });
+    let before = bad.asked().len();
+    assert!((0..10).all(|_| call() == "0"));
+    assert_eq!(bad.asked().len(), before);
+}
