@@ -54,15 +54,16 @@ impl Table {
             entry.matches.iter().all(|of| holds(of, request, labels))
         })?;
         let entry = self.entries.get(first as usize)?;
-        let prefix = entry.matches.iter().rev().find_map(|of| match &of.uri {
+        // A delegate's own path counts, and that of the rule that delegates only where it asks for none.
+        let uri = entry.matches.iter().rev().find_map(|of| of.uri.as_ref());
+        let prefix = match uri {
             Some(StringMatch::Prefix(prefix) | StringMatch::Segments(prefix)) => Some(prefix.as_str()),
             _ => None,
-        });
+        };
         let rule = self.rules.get(entry.rule)?;
         // As Istio has it for `rewrite.uri`: what asks for no path is for all that begin with a slash.
         let has_uri = rule.rewrite.as_ref().is_some_and(|rewrite| rewrite.uri.is_some());
-        let asks_for_any = || has_uri && entry.matches.iter().all(|of| of.uri.is_none());
-        let prefix = prefix.or_else(|| asks_for_any().then_some("/"));
+        let prefix = prefix.or_else(|| (has_uri && uri.is_none()).then_some("/"));
         Some(Selected { rule, prefix })
     }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use orlop_model::http::Action;
 use orlop_model::world::Exports;
 use orlop_model::world::routing::{
-    Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Retries, RuleAction, StringMatch,
+    Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Retries, Rewrite, RuleAction, StringMatch,
     VirtualService, WeightedDestination,
 };
 use orlop_model::{NamespacedName, Reason};
@@ -243,6 +243,32 @@ fn a_delegate_has_no_hosts_one_level_and_both_matches_hold() {
     // With hosts it is none.
     add(&mut world, inner(vec!["web".to_owned()], rules));
     assert_eq!(selected(&compiled(&world), &get("/a/b")), Ok(Some("rest".to_owned())));
+}
+
+#[test]
+fn a_rewrite_replaces_the_prefix_of_the_innermost_path_that_was_asked_for() {
+    let folded = HttpMatch { ignore_uri_case: true, ..prefix("/A") };
+    for (outer, inner, path, wanted) in [
+        (vec![prefix("/a")], vec![exact("/a/x")], "/a/x", None),
+        (vec![prefix("/a")], vec![regex("/a/.*")], "/a/x", None),
+        (vec![prefix("/a")], vec![prefix("/a/")], "/a/x", Some("/a/")),
+        (vec![prefix("/a")], vec![], "/a/x", Some("/a")),
+        (vec![exact("/a/x")], vec![HttpMatch::default()], "/a/x", None),
+        (vec![folded], vec![], "/a/x", Some("/A")),
+        (vec![], vec![], "/a/x", Some("/")),
+    ] {
+        let inner_name = NamespacedName::new("shop", "inner");
+        let root = HttpRule { action: RuleAction::Delegate(inner_name), ..rule("root", outer.clone()) };
+        let rewrite = Some(Rewrite { uri: Some("/new".to_owned()), ..Rewrite::default() });
+        let of_inner = HttpRule { rewrite, ..rule("inner", inner.clone()) };
+        let mut world = world();
+        add(&mut world, routes("root", [root]));
+        add(&mut world, VirtualService { hosts: Vec::new(), ..routes("inner", [of_inner]) });
+        let snapshot = compiled(&world);
+        let service = snapshot.service(&NamespacedName::new("shop", "web")).unwrap();
+        let found = snapshot.routes().select(service, &get(path)).unwrap().unwrap();
+        assert_eq!(found.prefix, wanted, "{outer:?} {inner:?}");
+    }
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub(super) fn rewritten(
     let path = destined.path.path();
     let path = match (&rewrite.path, &rewrite.uri, &rewrite.regex) {
         (Some(change), ..) => Some(changed(change, path, prefix)),
-        (None, Some(uri), _) => Some(match prefix.and_then(|prefix| path.strip_prefix(prefix)) {
+        // It has matched, though perhaps in another case.
+        (None, Some(uri), _) => Some(match prefix.and_then(|prefix| path.get(prefix.len()..)) {
             Some(rest) => joined(uri, rest),
             None => uri.clone(),
         }),
@@ -234,6 +235,7 @@ mod tests {
             ("/old/x", Some("/old/"), "/", "/x"),
             ("/old", Some("/old"), "/", "/"),
             ("/foobar", Some("/foo"), "/x", "/xbar"),
+            ("/OLD/x", Some("/old"), "/new", "/new/x"),
             ("/exact?q", None, "/other", "/other?q"),
         ] {
             let found = rewritten(Some(&rewrite(uri)), prefix, destined(path)).map(|of| of.path.to_string());
