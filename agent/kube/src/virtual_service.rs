@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use orlop_model::NamespacedName;
+use orlop_model::world::header_text::{HeaderText, HeaderTextError};
 use orlop_model::world::routing::{
     Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Regex, Rewrite, RuleAction, StringMatch,
     VirtualService, WeightedDestination,
@@ -95,7 +96,7 @@ struct MatchObject {
     /// A name for logs.
     #[serde(rename = "name")]
     _name: Option<String>,
-    /// The path with its query.
+    /// The path, without its query.
     uri: Option<StringObject>,
     /// Whether upper and lower case are the same in exact and prefix of uri.
     ignore_uri_case: bool,
@@ -105,7 +106,7 @@ struct MatchObject {
     method: Option<StringObject>,
     /// The host that is asked, with its port if that is given.
     authority: Option<StringObject>,
-    /// Headers by their names in lower case. {} is any value.
+    /// Headers by their names in lower case. {} and the regex * are any value.
     headers: BTreeMap<String, StringObject>,
     /// Headers that must not be so.
     without_headers: BTreeMap<String, StringObject>,
@@ -120,8 +121,7 @@ struct MatchObject {
     /// Instead of the VirtualService's own gateways.
     gateways: Vec<String>,
     /// Has no effect.
-    #[serde(rename = "statPrefix")]
-    _stat_prefix: Option<Ignored>,
+    stat_prefix: Option<Ignored>,
 }
 
 /// Istio's StringMatch: one of these, or none of them for anything that is there.
@@ -231,7 +231,9 @@ pub(crate) fn convert(object: Object) -> Result<VirtualService, FieldError> {
     let spec = object.spec;
     let hosts = spec.hosts.iter().enumerate();
     let hosts = hosts.map(|(index, text)| any_host(text, || FieldPath::from("spec.hosts").index(index)));
-    let mut unread = Vec::new();
+    let mut matches = spec.http.iter().flat_map(|rule| &rule.matches);
+    let is_named = matches.any(|of| of.stat_prefix.is_some());
+    let mut unread: Vec<_> = is_named.then(|| "http.match.statPrefix".to_owned()).into_iter().collect();
     let http = spec.http.into_iter().enumerate().map(|(index, entry)| {
         rule(entry, &name.namespace, &FieldPath::from("spec.http").index(index), &mut unread)
     });
@@ -401,6 +403,8 @@ impl StringObject {
         match (self.exact, self.prefix, self.regex) {
             (Some(exact), None, None) => Ok(StringMatch::Exact(exact)),
             (None, Some(prefix), None) if !prefix.is_empty() => Ok(StringMatch::Prefix(prefix)),
+            // That is no expression of RE2, but Istio takes it for this.
+            (None, None, Some(regex)) if present && regex == "*" => Ok(StringMatch::Present),
             (None, None, Some(regex)) => match regex.parse() {
                 Ok(regex) => Ok(StringMatch::Regex(regex)),
                 Err(error) => Err(FieldError::new(path.clone().key("regex"), error.to_string())),
@@ -470,7 +474,14 @@ fn headers(of: Option<HeadersObject>, path: &FieldPath) -> Result<HeaderChanges,
             let pairs = pairs.into_iter();
             let checked = pairs.map(|(name, value)| {
                 let path = || path.clone().key(field).key(&name);
-                Ok((header_name(&name, path)?, header_value(value, path)?))
+                let header = header_name(&name, path)?;
+                let value: HeaderText = header_value(value, path)?
+                    .parse()
+                    .map_err(|error: HeaderTextError| FieldError::new(path(), error.to_string()))?;
+                if value.literal().is_none() && matches!(header.as_str(), ":authority" | "host") {
+                    return Err(FieldError::new(path(), "has operators, of which no host is made"));
+                }
+                Ok((header, value))
             });
             checked.collect::<Result<Vec<_>, FieldError>>()
         };

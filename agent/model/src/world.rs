@@ -5,6 +5,7 @@ mod expression;
 mod extension_provider;
 pub mod gateway;
 pub mod gateway_api;
+pub mod header_text;
 mod key_set;
 mod labels;
 mod parse;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orlop_model::world::gateway_api::{RouteFilters, RouteKind, RouteMirror};
+use orlop_model::world::header_text::HeaderText;
 use orlop_model::world::routing::{
     Cors, HeaderChange, PathChange, Percent, Redirect, RedirectPort, Rewrite, StringMatch,
 };
@@ -189,7 +190,8 @@ fn modifier(of: ModifierObject, path: &FieldPath) -> Result<HeaderChange, FieldE
         let pairs = objects.into_iter().enumerate().map(|(index, HeaderObject { name: text, value })| {
             let path = path.clone().key(field).index(index);
             let value = header_value(value, || path.clone().key("value"))?;
-            Ok((name(&text, path.key("name"))?, value))
+            // The specification has no operators.
+            Ok((name(&text, path.key("name"))?, HeaderText::verbatim(value)))
         });
         pairs.collect::<Result<Vec<_>, FieldError>>()
     };

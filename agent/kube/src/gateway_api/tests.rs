@@ -1,4 +1,5 @@
 use orlop_model::world::gateway_api::{RouteMatch, RpcName};
+use orlop_model::world::header_text::HeaderText;
 use orlop_model::world::routing::{HttpMatch, PathChange, Percent, RedirectPort, RetryOn};
 use serde_json::json;
 
@@ -80,7 +81,7 @@ fn everything_the_waypoint_reads_of_an_http_route_is_carried_over() {
     assert_eq!(of.headers, [("x-beta".to_owned(), StringMatch::Exact("true".to_owned()))]);
     assert_eq!(of.query, [("Q".to_owned(), StringMatch::Regex("a+".parse().unwrap()))]);
     let filters = &rule.filters;
-    assert_eq!(filters.headers.request.set, [("x-a".to_owned(), "1".to_owned())]);
+    assert_eq!(filters.headers.request.set, [("x-a".to_owned(), HeaderText::verbatim("1"))]);
     assert_eq!(filters.headers.response.remove, ["x-a"]);
     let percents: Vec<_> = filters.mirrors.iter().map(|mirror| mirror.percent).collect();
     assert_eq!(percents, [Percent::ALL, Percent(125_000)]);

@@ -58,7 +58,7 @@ fn everything_the_waypoint_reads_is_carried_over() {
     assert_eq!(of.query[0].0, "Q");
     let RuleAction::Route(route) = &rule.action else { panic!("{:?}", rule.action) };
     assert_eq!((route[0].weight, route[0].destination.port), (90, Some(8080)));
-    assert_eq!(route[1].headers.response.add, [("x-from".to_owned(), "v2".to_owned())]);
+    assert_eq!(route[1].headers.response.add, [("x-from".to_owned(), HeaderText::verbatim("v2"))]);
     assert_eq!(rule.timeout, Some(Duration::from_millis(1500)));
     let retries = rule.retries.as_ref().unwrap();
     let on = [RetryOn::ServerError, RetryOn::Grpc(14), RetryOn::Status(429)];
@@ -131,6 +131,21 @@ fn mistakes_are_told_with_their_field() {
             json!({"route": route, "headers": {"request": {"set": {"a b": "c"}}}}),
             "spec.http[0].headers.request.set.a b",
             "not the name",
+        ),
+        (
+            json!({"route": route, "headers": {"response": {"add": {"x": "%CEL(a)%"}}}}),
+            "spec.http[0].headers.response.add.x",
+            "%CEL(a)%",
+        ),
+        (
+            json!({"route": route, "headers": {"request": {"set": {"Host": "%REQ(x)%"}}}}),
+            "spec.http[0].headers.request.set.Host",
+            "no host",
+        ),
+        (
+            json!({"route": route, "match": [{"uri": {"regex": "*"}}]}),
+            "spec.http[0].match[0].uri.regex",
+            "regular expression",
         ),
     ] {
         let error = service(json!({"hosts": ["a"], "http": [rule]})).unwrap_err();
@@ -232,4 +247,33 @@ fn an_odd_rule_of_streams_costs_no_other() {
     let found = service(subnet).unwrap();
     // It is for nobody.
     assert_eq!(found.tcp[0].matches[0].source_namespace.as_deref(), Some(""));
+}
+
+#[test]
+fn a_star_for_a_regex_asks_whether_it_is_there() {
+    let star = json!({"x": {"regex": "*"}});
+    let found = service(json!({
+        "hosts": ["web"],
+        "http": [{
+            "match": [{"headers": star, "withoutHeaders": star, "queryParams": star}],
+            "directResponse": {"status": 200},
+        }],
+    }));
+    let of = &found.unwrap().http[0].matches[0];
+    let present = [("x".to_owned(), StringMatch::Present)];
+    assert_eq!(
+        (&of.headers[..], &of.without_headers[..], &of.query[..]),
+        (&present[..], &present[..], &present[..])
+    );
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    let unread = |of: Value| {
+        service(json!({"hosts": ["web"], "http": [{"match": [of], "directResponse": {"status": 200}}]}))
+            .unwrap()
+            .unread
+    };
+    assert_eq!(unread(json!({"statPrefix": "a"})), ["http.match.statPrefix"]);
+    assert!(unread(json!({})).is_empty());
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::header_text::HeaderText;
 use super::stream::StreamRule;
 use super::{Exports, Labels};
 use crate::name::NamespacedName;
@@ -438,13 +439,21 @@ pub struct HeaderChanges {
     pub response: HeaderChange,
 }
 
+impl HeaderChanges {
+    /// Whether any of them tells of the request.
+    pub fn has_operators(&self) -> bool {
+        let changes = [&self.request, &self.response].into_iter();
+        changes.flat_map(|of| of.set.iter().chain(&of.add)).any(|(_, value)| value.literal().is_none())
+    }
+}
+
 /// What is done to a message's headers: set, add, remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderChange {
     /// `set`
-    pub set: Vec<(String, String)>,
+    pub set: Vec<(String, HeaderText)>,
     /// `add`
-    pub add: Vec<(String, String)>,
+    pub add: Vec<(String, HeaderText)>,
     /// `remove`
     pub remove: Vec<String>,
 }

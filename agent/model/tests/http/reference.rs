@@ -1,11 +1,15 @@
+use std::collections::BTreeMap;
+
+use orlop_model::NamespacedName;
 use orlop_model::http::Request;
-use orlop_model::world::routing::{HttpMatch, HttpRule, StringMatch};
+use orlop_model::world::routing::{HttpMatch, HttpRule, StringMatch, VirtualService};
 use proptest::prelude::*;
 
 use crate::support::{Map, add, compiled, get, routes, rule, selected, world};
 
-/// Rule after rule, match after match, field after field.
-fn reference(rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
+/// Rule after rule, match after match, field after field. The name of a pod is its label `version`.
+fn reference(gateways: &[String], rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
+    let is_mesh = |names: &[String]| names.is_empty() || names.iter().any(|name| name == "mesh");
     let text = |wanted: &StringMatch, text: Option<&str>, fold: bool| match (wanted, text) {
         (_, None) => false,
         (StringMatch::Exact(exact), Some(text)) if fold => exact.to_lowercase() == text.to_lowercase(),
@@ -18,6 +22,20 @@ fn reference(rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
         (StringMatch::Regex(regex), Some(text)) => regex.matches(text),
         (StringMatch::Present, Some(_)) => true,
     };
+    // In lower case, with the port and without.
+    let authority = |wanted: &StringMatch| {
+        let whole = request.authority.to_lowercase();
+        let host = whole.split(':').next().unwrap();
+        [&*whole, host].into_iter().any(|form| text(wanted, Some(form), true))
+    };
+    let parameter = |(name, wanted): &(String, StringMatch)| {
+        let pairs = request.query.into_iter().flat_map(|query| query.split('&'));
+        let mut values = pairs.filter_map(|pair| match pair.split_once('=') {
+            Some((key, value)) => (key == name).then_some(value),
+            None => (pair == name).then_some(""),
+        });
+        text(wanted, values.next(), false)
+    };
     let matches = |of: &HttpMatch| {
         let header = |(name, wanted): &(String, StringMatch)| {
             text(wanted, request.headers.value(name).as_deref(), false)
@@ -26,8 +44,20 @@ fn reference(rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
             && of.method.as_ref().is_none_or(|method| text(method, Some(request.method), false))
             && of.headers.iter().all(header)
             && !of.without_headers.iter().any(header)
+            && of.query.iter().all(parameter)
+            && of.authority.as_ref().is_none_or(authority)
+            && of.scheme.as_ref().is_none_or(|scheme| text(scheme, Some(request.scheme), false))
+            && of.port.is_none_or(|port| port == request.port)
+            && of.source_namespace.as_ref().is_none_or(|namespace| namespace == request.source_namespace)
+            && of.source_labels.iter().all(|(key, value)| {
+                key == "version" && request.source.is_some_and(|pod| pod.name.as_str() == value.as_str())
+            })
+            && is_mesh(if of.gateways.is_empty() { gateways } else { &of.gateways })
     };
-    let found = rules.iter().find(|rule| rule.matches.is_empty() || rule.matches.iter().any(matches));
+    let found = rules.iter().find(|rule| match &rule.matches[..] {
+        [] => is_mesh(gateways),
+        all => all.iter().any(matches),
+    });
     found.map(|rule| rule.name.clone())
 }
 
@@ -45,30 +75,86 @@ fn uri() -> impl Strategy<Value = StringMatch> {
 }
 
 fn header() -> impl Strategy<Value = (String, StringMatch)> {
+    let regex = prop_oneof![Just("[12]"), Just("3?"), Just(".*")];
     let value = prop_oneof![
         "[12]".prop_map(StringMatch::Exact),
         Just(StringMatch::Present),
-        Just(StringMatch::Prefix("1".to_owned()))
+        Just(StringMatch::Prefix("1".to_owned())),
+        regex.prop_map(|text| StringMatch::Regex(text.parse().unwrap())),
     ];
     ("[xy]", value)
 }
 
+fn host() -> impl Strategy<Value = StringMatch> {
+    let regex = prop_oneof![Just("web|a"), Just("web:8.")];
+    prop_oneof![
+        authority().prop_map(StringMatch::Exact),
+        prop_oneof![Just("we"), Just("WEB:8")].prop_map(|text| StringMatch::Prefix(text.to_owned())),
+        regex.prop_map(|text| StringMatch::Regex(text.parse().unwrap())),
+    ]
+}
+
+fn authority() -> impl Strategy<Value = String> {
+    "(web|Web|a)(:8[01])?"
+}
+
+fn gateways() -> impl Strategy<Value = Vec<String>> {
+    proptest::collection::vec(prop_oneof![Just("mesh"), Just("in")].prop_map(str::to_owned), 0..3)
+}
+
+/// Of a request: path with query, headers, authority, scheme, port, pod and namespace.
+fn asked() -> impl Strategy<Value = Asked> {
+    (
+        (path(), "(\\?([xy](=[123]?)?&){0,2}z)?").prop_map(|(path, query)| path + &query),
+        proptest::collection::btree_map("[xy]", "[123]", 0..3),
+        authority(),
+        prop_oneof![Just("http"), Just("https")],
+        80..82_u16,
+        proptest::option::of(prop_oneof![Just("v1"), Just("v2")]),
+        prop_oneof![Just("shop"), Just("far")],
+    )
+}
+
+type Asked =
+    (String, BTreeMap<String, String>, String, &'static str, u16, Option<&'static str>, &'static str);
+
 fn http_match() -> impl Strategy<Value = HttpMatch> {
     let method = prop_oneof![Just("GET"), Just("PUT")];
+    let scheme = prop_oneof![Just("http"), Just("https")];
+    let namespace = prop_oneof![Just("shop"), Just("far")];
+    let version = prop_oneof![Just("v1"), Just("v2")];
     (
         proptest::option::of(uri()),
         any::<bool>(),
         proptest::option::weighted(0.2, method),
         proptest::collection::vec(header(), 0..2),
         proptest::collection::vec(header(), 0..2),
+        proptest::option::weighted(0.2, header()),
+        proptest::option::weighted(0.2, host()),
+        proptest::option::weighted(0.1, scheme),
+        proptest::option::weighted(0.1, 80..82_u16),
+        proptest::option::weighted(0.1, namespace),
+        proptest::option::weighted(0.1, version),
+        prop_oneof![4 => Just(Vec::new()), 1 => gateways()],
     )
-        .prop_map(|(uri, fold, method, headers, without_headers)| HttpMatch {
-            ignore_uri_case: fold && !matches!(uri, Some(StringMatch::Regex(_))),
-            uri,
-            method: method.map(|method| StringMatch::Exact(method.to_owned())),
-            headers,
-            without_headers,
-            ..HttpMatch::default()
+        .prop_map(|of| {
+            let (uri, fold, method, headers, without_headers, query, authority, scheme, port, ..) = of;
+            let (.., namespace, version, gateways) = of;
+            HttpMatch {
+                ignore_uri_case: fold && !matches!(uri, Some(StringMatch::Regex(_))),
+                uri,
+                method: method.map(|method| StringMatch::Exact(method.to_owned())),
+                headers,
+                without_headers,
+                query: query.into_iter().collect(),
+                authority,
+                scheme: scheme.map(|scheme| StringMatch::Exact(scheme.to_owned())),
+                port,
+                source_namespace: namespace.map(str::to_owned),
+                source_labels: version.map(|version| ("version", version)).into_iter().collect(),
+                gateways,
+                ..HttpMatch::default()
+            }
         })
 }
 
@@ -78,18 +164,29 @@ proptest! {
     #[test]
     fn the_index_finds_what_a_search_in_order_finds(
         matches in proptest::collection::vec(proptest::collection::vec(http_match(), 0..3), 0..12),
-        requests in proptest::collection::vec((path(), proptest::collection::btree_map("[xy]", "[123]", 0..3)), 1..16),
+        gateways in prop_oneof![3 => Just(Vec::new()), 1 => gateways()],
+        requests in proptest::collection::vec(asked(), 1..16),
     ) {
         let rules: Vec<_> =
             matches.into_iter().enumerate().map(|(number, of)| rule(&number.to_string(), of)).collect();
         let mut world = world();
-        add(&mut world, routes("r", rules.clone()));
+        add(&mut world, VirtualService { gateways: gateways.clone(), ..routes("r", rules.clone()) });
         let snapshot = compiled(&world);
-        for (path, headers) in requests {
+        for (path, headers, authority, scheme, port, pod, source_namespace) in requests {
             let headers = Map(headers.into_iter().map(|(name, value)| (name, vec![value])).collect());
-            let request = Request { headers: &headers, ..get(&path) };
+            let pod = pod.map(|pod| NamespacedName::new("shop", pod));
+            let request = Request {
+                headers: &headers,
+                authority: &authority,
+                scheme,
+                port,
+                source: pod.as_ref(),
+                source_namespace,
+                ..get(&path)
+            };
             let found = selected(&snapshot, &request).ok().flatten();
-            prop_assert_eq!(found, reference(&rules, &request), "{} {:?}", path, headers);
+            let wanted = reference(&gateways, &rules, &request);
+            prop_assert_eq!(found, wanted, "{} {} {:?}", path, authority, headers);
         }
     }
 }

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use orlop_model::http::Action;
 use orlop_model::world::Exports;
+use orlop_model::world::header_text::HeaderText;
 use orlop_model::world::routing::{
     Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Retries, Rewrite, RuleAction, StringMatch,
     VirtualService, WeightedDestination,
@@ -208,7 +209,10 @@ fn retries_are_two_unless_the_rule_says_otherwise() {
 fn a_delegate_has_no_hosts_one_level_and_both_matches_hold() {
     let delegate = |name: &str| RuleAction::Delegate(NamespacedName::new("far", name));
     let changes = |value: &str| HeaderChanges {
-        request: HeaderChange { set: vec![("x".to_owned(), value.to_owned())], ..HeaderChange::default() },
+        request: HeaderChange {
+            set: vec![("x".to_owned(), HeaderText::verbatim(value))],
+            ..HeaderChange::default()
+        },
         ..HeaderChanges::default()
     };
     let root = HttpRule {

@@ -30,7 +30,7 @@ use super::{
     body::{ResponseBody, grpc_status},
     cors, edge, failure,
     flags::Flag,
-    forward, headers,
+    forward, grpc, headers,
     hello::Watch,
     io::Io,
     key::Key,
@@ -232,31 +232,33 @@ async fn act(
             }
         };
     }
+    record.keep(&rule.headers, &parts.headers, &destined);
     match &rule.action {
-        Action::Redirect(to) => redirect(session, to, selected, &destined, &[&rule.headers]),
+        Action::Redirect(to) => redirect(session, to, selected, &destined, &[&rule.headers], record),
         Action::Direct(direct) => {
             let mut response = own(direct.status, direct.body.clone())?;
             if !direct.body.is_empty() {
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
-            rewrite::change_response(&[&rule.headers], response.headers_mut());
+            rewrite::change_response(&[&rule.headers], response.headers_mut(), &|of| record.told(of));
             Ok(Answer::Own(response))
         }
         Action::Invalid(problem) => Err(Refusal::new(Reason::InvalidRoute, problem)),
         Action::Route(split) => {
             let choice = choose(session, split)?;
             let changes = [&rule.headers, &choice.headers];
+            record.keep(&choice.headers, &parts.headers, &destined);
             if let Some(to) = choice.own.as_ref().and_then(|own| own.redirect.as_ref()) {
-                return redirect(session, to, selected, &destined, &changes);
+                return redirect(session, to, selected, &destined, &changes, record);
             }
             let rewrite = choice.own.as_ref().map_or(&rule.rewrite, |own| &own.rewrite);
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
-            rewrite::change_request(&changes, &mut parts.headers, &mut destined)?;
+            rewrite::change_request(&changes, &mut parts.headers, &mut destined, &|of| record.told(of))?;
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
             let rule = Some(Arc::clone(&rule.resource));
             let asked = Template { parts, destined, credentials, rule };
             let (mut response, answered) = send(session, plan, asked, replay, record).await?;
-            rewrite::change_response(&changes, response.headers_mut());
+            rewrite::change_response(&changes, response.headers_mut(), &|of| record.told(of));
             Ok(Answer::Server(response, Box::new(answered)))
         }
     }
@@ -274,6 +276,7 @@ fn redirect(
     selected: &Selected<'_>,
     destined: &Destined,
     changes: &[&HeaderChanges],
+    record: &RequestRecord,
 ) -> Result<Answer, Refusal> {
     let port = match &session.target {
         // An application's port says nothing of how it is reached.
@@ -281,7 +284,7 @@ fn redirect(
         Behind::Service { .. } | Behind::Gateway { .. } => session.port(),
     };
     let mut response = rewrite::redirect(to, destined, selected.prefix, (session.scheme, port))?;
-    rewrite::change_response(changes, response.headers_mut());
+    rewrite::change_response(changes, response.headers_mut(), &|of| record.told(of));
     Ok(Answer::Own(response.map(|()| Vec::new())))
 }
 
@@ -304,7 +307,7 @@ async fn fault(session: &Session, rule: &Rule, record: &mut RequestRecord) -> Op
 /// Sends the request, and copies of it where the rule wants some.
 async fn send(
     session: &Rc<Session>,
-    plan: forward::Plan<'_>,
+    mut plan: forward::Plan<'_>,
     asked: Template,
     replay: Replay,
     record: &mut RequestRecord,
@@ -312,6 +315,9 @@ async fn send(
     let Template { mut parts, destined, credentials, rule } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
+    if let Some(left) = grpc::deadline(&mut parts.headers, record.age()) {
+        plan.within(left);
+    }
     let mut whole = Request::from_parts(parts, ());
     let switch = headers::wants_websocket(whole.version(), whole.headers()).then(|| upgrade::on(&mut whole));
     let mut parts = whole.into_parts().0;

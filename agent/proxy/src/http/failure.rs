@@ -11,6 +11,7 @@ use super::{body::ResponseBody, record::RequestRecord};
 use crate::refusal::Refusal;
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const DEADLINE_EXCEEDED: u8 = 4;
 const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -78,6 +79,7 @@ fn plain(
         Reason::InvalidRoute => UNAVAILABLE,
         // What is unavailable is tried again at once.
         Reason::RateLimited | Reason::BodyTooLarge => RESOURCE_EXHAUSTED,
+        Reason::RequestTimeout => DEADLINE_EXCEEDED,
         _ => grpc_status(status),
     };
     of_grpc(grpc, text, record)

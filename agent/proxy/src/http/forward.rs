@@ -55,6 +55,8 @@ pub(super) struct Plan<'s> {
     pub(super) grpc: bool,
     retries: Retries,
     timeout: Option<Duration>,
+    /// The client would wait for less than the rule lets it.
+    by_client: bool,
     pub(super) mirrors: &'s [MirrorTo],
     pub(super) snapshot: &'s Arc<Snapshot>,
     /// The endpoint that has the request and has not answered.
@@ -89,8 +91,17 @@ impl<'s> Plan<'s> {
             }
         };
         let retries = Retries::default();
-        let asked = Cell::default();
-        Ok(Self { destination, grpc: false, retries, timeout: None, mirrors: &[], snapshot, asked })
+        let (asked, by_client) = (Cell::default(), false);
+        Ok(Self {
+            destination,
+            grpc: false,
+            retries,
+            timeout: None,
+            by_client,
+            mirrors: &[],
+            snapshot,
+            asked,
+        })
     }
 
     /// The service that it is for, and the port of it; `None` where it goes as it was dialled.
@@ -116,10 +127,19 @@ impl<'s> Plan<'s> {
             grpc: rule.kind == GRPC_ROUTE,
             retries: rule.retries.clone(),
             timeout: rule.timeout,
+            by_client: false,
             mirrors: choice.own.as_ref().map_or(&rule.mirrors, |own| &own.mirrors),
             snapshot,
             asked: Cell::default(),
         })
+    }
+}
+
+impl Plan<'_> {
+    /// The client waits no longer than this, whatever the rule lets it.
+    pub(super) fn within(&mut self, limit: Duration) {
+        self.by_client = self.timeout.is_none_or(|timeout| limit < timeout);
+        self.timeout = Some(self.timeout.map_or(limit, |timeout| timeout.min(limit)));
     }
 }
 
@@ -142,8 +162,8 @@ pub(super) async fn lease_of_copy(
     authority: &str,
 ) -> Result<(Key, Lease), Refusal> {
     let destination = Destination::of(session, target);
-    let (retries, asked) = (Retries::default(), Cell::default());
-    let plan = Plan { destination, grpc, retries, timeout: None, mirrors: &[], snapshot, asked };
+    let (retries, asked, by_client) = (Retries::default(), Cell::default(), false);
+    let plan = Plan { destination, grpc, retries, timeout: None, by_client, mirrors: &[], snapshot, asked };
     let cluster = plan.cluster(session);
     let endpoint = plan.endpoint(session, cluster.as_deref(), None, &[])?;
     let key = plan.key(session, &endpoint, authority)?;
@@ -197,7 +217,10 @@ pub(super) async fn send(
             Ok((response, lease, replay.ended_at().map(|ended| ended + limit)))
         }
         () = ended => {
-            plan.is_late(session, limit);
+            // What a client finds long says nothing of how well the server is.
+            if !plan.by_client {
+                plan.is_late(session, limit);
+            }
             Err(Reason::RequestTimeout.into())
         }
     }

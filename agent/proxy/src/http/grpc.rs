@@ -1,6 +1,8 @@
 //! Calls of gRPC with one message and one answer, over the connections that requests have; and what several of Envoy's
 //! messages have in common.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, Bytes};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -13,9 +15,20 @@ use prost::Message;
 use super::{
     body::{grpc_status, read},
     call::Failed,
+    headers::is_grpc,
     replay::RequestBody,
 };
 
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The units of [`TIMEOUT`], the smallest first.
+const UNITS: [(&str, Duration); 6] = [
+    ("n", Duration::from_nanos(1)),
+    ("u", Duration::from_micros(1)),
+    ("m", Duration::from_millis(1)),
+    ("S", Duration::from_secs(1)),
+    ("M", Duration::from_secs(60)),
+    ("H", Duration::from_secs(3600)),
+];
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 /// Compressed or not, and how long it is.
 const PREFIX: usize = 5;
@@ -117,6 +130,34 @@ fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, Failed> {
     M::decode(bytes).map_err(Failed::wrong)
 }
 
+/// How long the client of a call of gRPC still waits, once so much of its time is spent; which the call then says.
+/// `None` where it does not say, or nothing that gRPC knows.
+pub(super) fn deadline(headers: &mut HeaderMap, spent: Duration) -> Option<Duration> {
+    let given = headers.get(TIMEOUT).filter(|_| is_grpc(headers))?;
+    let left = timeout(given.to_str().ok()?)?.saturating_sub(spent);
+    headers.insert(TIMEOUT, timeout_text(left));
+    Some(left)
+}
+
+/// `TimeoutValue TimeoutUnit` of gRPC over HTTP/2: up to eight digits, and not zero.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let (_, length) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let value: u32 = digits.parse().ok().filter(|value| is_number && *value > 0)?;
+    Some(*length * value)
+}
+
+/// In the smallest unit in which it has eight digits; of what is over, one nanosecond is left.
+fn timeout_text(left: Duration) -> HeaderValue {
+    let written = UNITS.iter().find_map(|(unit, length)| {
+        let value = left.as_nanos() / length.as_nanos();
+        (value < 100_000_000).then(|| format!("{}{unit}", value.max(1)))
+    });
+    // Eight digits of hours are the most that was read.
+    written.and_then(|text| HeaderValue::try_from(text).ok()).unwrap_or(HeaderValue::from_static("99999999H"))
+}
+
 /// `envoy.config.core.v3.HeaderValue`
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Header {
@@ -140,5 +181,35 @@ impl Header {
             Some(pair) => Ok(Some(pair)),
             None => Err("it sets what is no header"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_told_on_without_the_time_that_is_spent() {
+        let second = Duration::from_secs(1);
+        let after = |given: &str, kind: &str, spent: Duration| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TIMEOUT, HeaderValue::from_str(given).unwrap());
+            headers.insert(CONTENT_TYPE, HeaderValue::from_str(kind).unwrap());
+            let left = deadline(&mut headers, spent);
+            (left, headers[TIMEOUT].to_str().unwrap().to_owned())
+        };
+        let grpc = "application/grpc";
+        assert_eq!(after("5S", grpc, second), (Some(4 * second), "4000000u".to_owned()));
+        assert_eq!(after("99999999H", grpc, Duration::ZERO).1, "99999999H");
+        assert_eq!(
+            after("2M", "application/grpc+proto", Duration::ZERO),
+            (Some(120 * second), "120000m".to_owned())
+        );
+        assert_eq!(after("100m", grpc, second), (Some(Duration::ZERO), "1n".to_owned()));
+        // What is none is left as it is, and so is what is no call of gRPC.
+        for given in ["", "5", "S", "0S", "123456789n", "-1S", "+1S", "1s", "1 S", "1.5S"] {
+            assert_eq!(after(given, grpc, second), (None, given.to_owned()));
+        }
+        assert_eq!(after("5S", "text/plain", second), (None, "5S".to_owned()));
     }
 }

@@ -11,7 +11,11 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, uri::Authority};
 use opentelemetry::KeyValue;
-use orlop_model::{Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload, http::Limit};
+use orlop_model::{
+    Endpoint, Identity, Judgement, NamespacedName, Reason, Service, Workload,
+    http::Limit,
+    world::{header_text::HeaderOperator, routing::HeaderChanges},
+};
 use tracing::field::display;
 
 use self::logged::{Line, LoggedHeaders};
@@ -26,6 +30,7 @@ use super::{
     key::Key,
     metrics::RequestKey,
     passed::Passed,
+    rewrite::{Before, Destined},
     session::Session,
     tokens::TokenPlaces,
     told::{self, Ended, Telling},
@@ -83,6 +88,8 @@ pub(super) struct RequestRecord {
     answer_headers: LoggedHeaders,
     /// What those said who were asked about it.
     pub(super) checked: Checked,
+    /// What was asked before rules changed it, where headers tell of that.
+    before: Option<Box<Before>>,
     /// What else the client is told with the server's answer.
     pub(super) to_client: Vec<(HeaderName, HeaderValue)>,
     /// The limits that it was counted for.
@@ -144,6 +151,7 @@ impl RequestRecord {
             request_headers: LoggedHeaders::default(),
             answer_headers: LoggedHeaders::default(),
             checked: Checked::default(),
+            before: None,
             to_client: Vec::new(),
             counted: Vec::new(),
             extra: None,
@@ -167,6 +175,18 @@ impl RequestRecord {
             self.answer_headers =
                 LoggedHeaders::of(format.response_headers(), headers, &TokenPlaces::default());
         }
+    }
+
+    /// Keeps what is asked, if what rules do to headers tells of that.
+    pub(super) fn keep(&mut self, changes: &HeaderChanges, headers: &HeaderMap, destined: &Destined) {
+        if self.before.is_none() && changes.has_operators() {
+            self.before = Some(Box::new(Before { headers: headers.clone(), destined: destined.clone() }));
+        }
+    }
+
+    /// What a header tells of it.
+    pub(super) fn told(&self, operator: &HeaderOperator) -> Option<Vec<u8>> {
+        logged::told(self, operator)
     }
 
     pub(super) fn age(&self) -> Duration {

@@ -8,7 +8,10 @@ use http::{
 use orlop_model::{
     Reason,
     http::normalised,
-    world::routing::{HeaderChange, HeaderChanges, PathChange, Redirect, RedirectPort, Rewrite},
+    world::{
+        header_text::{HeaderOperator, HeaderText},
+        routing::{HeaderChange, HeaderChanges, PathChange, Redirect, RedirectPort, Rewrite},
+    },
 };
 
 use super::headers::is_unfit;
@@ -84,38 +87,56 @@ fn unfit(text: &str, error: impl std::fmt::Display) -> Refusal {
     Refusal::new(Reason::BadRequest, format!("{text:?} of a rule: {error}"))
 }
 
+/// What an operator in a header stands for.
+pub(super) type Told<'a> = &'a dyn Fn(&HeaderOperator) -> Option<Vec<u8>>;
+
+/// What was asked before rules changed it, for headers that tell of that.
+pub(super) struct Before {
+    pub(super) headers: HeaderMap,
+    pub(super) destined: Destined,
+}
+
 /// Does to a request's head what the rule and then its destination want. To set or add the host is to rewrite it.
 pub(super) fn change_request(
     changes: &[&HeaderChanges],
     headers: &mut HeaderMap,
     destined: &mut Destined,
+    told: Told<'_>,
 ) -> Result<(), Refusal> {
     for change in changes {
         let change = &change.request;
         for (name, value) in change.set.iter().chain(&change.add) {
             if name == AUTHORITY || name == HOST.as_str() {
+                let value = value.literal().ok_or_else(|| unfit(name, "a host that is made of operators"))?;
                 destined.authority = value.parse().map_err(|error| unfit(value, error))?;
             }
         }
-        apply(change, headers);
+        apply(change, headers, told);
     }
     Ok(())
 }
 
 /// Does to an answer's head what the rule and then its destination want.
-pub(super) fn change_response(changes: &[&HeaderChanges], headers: &mut HeaderMap) {
-    changes.iter().for_each(|change| apply(&change.response, headers));
+pub(super) fn change_response(changes: &[&HeaderChanges], headers: &mut HeaderMap, told: Told<'_>) {
+    changes.iter().for_each(|change| apply(&change.response, headers, told));
 }
 
-fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
+fn apply(change: &HeaderChange, headers: &mut HeaderMap, told: Told<'_>) {
     if change.is_empty() {
         return;
     }
     // Kubernetes objects are checked when they are read: what is no header there would be skipped here. So is what says
     // where a message ends, and all else that is this hop's alone.
-    let pair = |(name, value): &(String, String)| {
+    let pair = |(name, value): &(String, HeaderText)| {
         let name = HeaderName::try_from(name).ok().filter(|name| !is_unfit(name))?;
-        Some((name, HeaderValue::from_str(value).ok()?))
+        let value = match value.literal() {
+            Some(text) => Some(HeaderValue::from_str(text).ok()?),
+            None => {
+                let filled = value.filled(told);
+                HeaderValue::from_bytes(&filled).ok().filter(|_| !filled.is_empty())
+            }
+        };
+        Some((name, value))
     };
     // Envoy's order: what is taken out may come back otherwise.
     for name in change.remove.iter().filter_map(|name| HeaderName::try_from(name).ok()) {
@@ -124,10 +145,14 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap) {
         }
     }
     for (name, value) in change.set.iter().filter_map(pair) {
-        headers.insert(name, value);
+        match value {
+            Some(value) => drop(headers.insert(name, value)),
+            // What nobody knows is not what the client says it is.
+            None => drop(headers.remove(name)),
+        }
     }
     for (name, value) in change.add.iter().filter_map(pair) {
-        headers.append(name, value);
+        value.map(|value| headers.append(name, value));
     }
 }
 
@@ -213,7 +238,7 @@ pub fn exercise(
     };
     let changes: Vec<_> =
         std::iter::once(&rule.headers).chain(choice.map(|choice| &choice.headers)).collect();
-    change_request(&changes, headers, &mut destined).ok()?;
+    change_request(&changes, headers, &mut destined, &|_| None).ok()?;
     Some((destined.authority.to_string(), destined.path.to_string()))
 }
 
@@ -281,27 +306,36 @@ mod tests {
 
     #[test]
     fn headers_are_set_added_and_removed_and_a_host_is_rewritten() {
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.parse().unwrap());
         let request = HeaderChange {
-            set: vec![pair("a", "1"), pair(":authority", "new")],
-            add: vec![pair("b", "2")],
+            set: vec![
+                pair("a", "1"),
+                pair(":authority", "new"),
+                pair("d", "<%PROTOCOL%>"),
+                pair("e", "%HOSTNAME%"),
+            ],
+            add: vec![pair("b", "2"), pair("f", "%HOSTNAME%")],
             remove: vec!["c".to_owned()],
         };
         let changes = HeaderChanges { request, ..HeaderChanges::default() };
         let mut headers = HeaderMap::new();
-        for (name, value) in [("a", "0"), ("b", "0"), ("c", "0")] {
+        for (name, value) in [("a", "0"), ("b", "0"), ("c", "0"), ("e", "0")] {
             headers.insert(name, HeaderValue::from_static(value));
         }
         let mut destined = destined("/");
-        assert!(change_request(&[&changes], &mut headers, &mut destined).is_ok());
+        let told = |of: &HeaderOperator| (*of == HeaderOperator::Protocol).then(|| b"HTTP/2".to_vec());
+        assert!(change_request(&[&changes], &mut headers, &mut destined, &told).is_ok());
         assert_eq!((headers["a"].to_str().unwrap(), headers.get_all("b").iter().count()), ("1", 2));
         assert!(!headers.contains_key("c"));
+        assert_eq!(headers["d"], "<HTTP/2>");
+        // Of what nobody knows nothing is said, least of all by the client.
+        assert!(!headers.contains_key("e") && !headers.contains_key("f"));
         assert_eq!(destined.authority.as_str(), "new");
     }
 
     #[test]
     fn no_rule_says_where_a_message_ends() {
-        let of = |name: &str| (name.to_owned(), "5".to_owned());
+        let of = |name: &str| (name.to_owned(), HeaderText::verbatim("5"));
         let unfit = ["content-length", "Transfer-Encoding", "connection", "content_length", "host"];
         let change = HeaderChange {
             set: [&unfit[..], &["x-set"]].concat().into_iter().map(of).collect(),
@@ -310,7 +344,7 @@ mod tests {
         };
         let changes = HeaderChanges { request: HeaderChange::default(), response: change };
         let mut headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("11"))]);
-        change_response(&[&changes], &mut headers);
+        change_response(&[&changes], &mut headers, &|_| None);
         assert_eq!(
             (headers.len(), &headers[CONTENT_LENGTH], &headers["x-set"]),
             (2, &"11".parse().unwrap(), &"5".parse().unwrap())

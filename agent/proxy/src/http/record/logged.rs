@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, uri::Authority};
+use orlop_model::world::header_text::HeaderOperator;
 
 use super::RequestRecord;
 use crate::{
@@ -44,6 +45,41 @@ impl LoggedHeaders {
 
 /// A request that has taken this long.
 pub(super) struct Line<'a>(pub(super) &'a RequestRecord, pub(super) Duration);
+
+/// What a header tells of a request.
+pub(super) fn told(record: &RequestRecord, operator: &HeaderOperator) -> Option<Vec<u8>> {
+    let operator = match operator {
+        HeaderOperator::StartTime => Operator::StartTime,
+        HeaderOperator::Protocol => Operator::Protocol,
+        HeaderOperator::RouteName => Operator::RouteName,
+        HeaderOperator::UpstreamHost => Operator::UpstreamHost,
+        HeaderOperator::DownstreamLocalAddress => Operator::DownstreamLocalAddress,
+        HeaderOperator::DownstreamRemoteAddress => Operator::DownstreamRemoteAddress,
+        HeaderOperator::DownstreamRemoteIp => Operator::DownstreamRemoteIp,
+        HeaderOperator::DownstreamPeer => Operator::DownstreamPeer,
+        HeaderOperator::Hostname => Operator::Hostname,
+        HeaderOperator::Request(name, other, most) => {
+            let said = asked(record, name).or_else(|| asked(record, other.as_ref()?))?;
+            return Some(said[..said.len().min(most.unwrap_or(usize::MAX))].to_vec());
+        }
+    };
+    match Line(record, record.age()).value(&operator)? {
+        Value::Text(text) => Some(text.into_owned().into_bytes()),
+        Value::Number(number) => Some(number.to_string().into_bytes()),
+    }
+}
+
+/// A header as it was before rules changed it, or a part of the request that is named like one.
+fn asked<'a>(record: &'a RequestRecord, name: &str) -> Option<&'a [u8]> {
+    let before = record.before.as_ref()?;
+    Some(match name {
+        ":method" => record.method.as_str().as_bytes(),
+        ":scheme" => record.session.scheme.as_bytes(),
+        ":path" => before.destined.path.as_str().as_bytes(),
+        ":authority" | "host" => before.destined.authority.as_str().as_bytes(),
+        name => before.headers.get(name)?.as_bytes(),
+    })
+}
 
 impl Line<'_> {
     fn said(&self, said: &Said) -> Option<Value<'_>> {
