@@ -29,6 +29,7 @@ mod resilience;
 mod retries;
 mod rolling;
 mod routes;
+mod rules;
 pub mod scripted;
 mod speaks;
 mod stories;

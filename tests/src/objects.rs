@@ -50,6 +50,8 @@ pub struct ServiceSpec {
     pub spec: Vec<String>,
     /// Addresses of its load balancer.
     pub balancer_ips: Vec<IpAddr>,
+    /// What its ports speak.
+    pub app_protocol: Option<String>,
 }
 
 /// A port of a Service.
@@ -115,7 +117,14 @@ impl ServiceSpec {
             labels: BTreeMap::new(),
             spec: Vec::new(),
             balancer_ips: Vec::new(),
+            app_protocol: None,
         }
+    }
+
+    /// Says what its ports speak.
+    pub fn app_protocol(mut self, protocol: &str) -> Self {
+        self.app_protocol = Some(protocol.to_owned());
+        self
     }
 
     /// Adds a label.
@@ -225,6 +234,9 @@ pub(crate) fn service_yaml(service: &ServiceSpec) -> String {
         yaml += &format!("    port: {}\n    targetPort: {target}\n", port.port);
         if !port.name.is_empty() {
             yaml += &format!("    name: {}\n", quoted(&port.name));
+        }
+        if let Some(protocol) = &service.app_protocol {
+            yaml += &format!("    appProtocol: {}\n", quoted(protocol));
         }
     }
     if !service.balancer_ips.is_empty() {

@@ -1,11 +1,12 @@
 //! Routes of the Gateway API on real requests.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use bytes::Bytes;
 use orlop_tests::traffic::{Response, request};
-use orlop_tests::{PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use super::policy::write as write_policy;
 use super::routes::Versions;
@@ -117,6 +118,131 @@ fn an_http_route_splits_matches_redirects_rewrites_mirrors_and_limits() {
     assert_eq!(ask("/retry", "").status, 200);
     assert_eq!(v1.count(), before + 3);
     assert_eq!(ask("/slow", "").status, 504);
+}
+
+#[test]
+fn an_http_route_lets_origins_ask_copies_a_share_matches_by_expressions_and_limits_attempts() {
+    let versions = versions(&[]);
+    let stage = &versions.stage;
+    let v1 = Scripted::start(&versions.pods[0], |asked| {
+        if asked.line.contains("/slow") {
+            loop {
+                thread::park();
+            }
+        }
+        Reply::Answer(200, "v1".to_owned())
+    });
+    let v2 = Scripted::start(&versions.pods[1], |_| Reply::Answer(200, "v2".to_owned()));
+    let mirror = |path: &str, share: &str| {
+        format!(
+            "- matches: [{{path: {{value: {path}}}}}]\n  backendRefs: [{{name: v1, port: 80}}]\n  \
+             filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: v2, port: 80}}, {share}}}}}]\n"
+        )
+    };
+    let rules = mirror("/half", "percent: 50")
+        + &mirror("/quarter", "fraction: {numerator: 1, denominator: 4}")
+        + "- matches: [{path: {value: /cors}}]\n  backendRefs: [{name: v1, port: 80}]\n  filters:\n  - type: CORS\n    \
+             cors: {allowOrigins: ['https://*.example'], allowMethods: [PUT], allowHeaders: [x-a], exposeHeaders: [x-c], \
+             allowCredentials: true, maxAge: 90}\n\
+           - matches:\n  - headers: [{type: RegularExpression, name: x-v, value: 'v[0-9]+'}]\n    \
+             queryParams: [{type: RegularExpression, name: q, value: 'a+'}]\n  backendRefs: [{name: v2, port: 80}]\n\
+           - matches: [{path: {value: /slow}}]\n  backendRefs: [{name: v1, port: 80}]\n  timeouts: {backendRequest: 200ms}";
+    route(stage, "HTTPRoute", NAMESPACE, &rules);
+    let mut stream = stage.connect();
+    let mut again = |path: &str| {
+        let answer = request(&mut stream, &format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n"));
+        assert_eq!(answer.unwrap().text(), "v1", "{path}");
+    };
+    for path in ["/half", "/quarter"] {
+        (0..40).for_each(|_| again(path));
+    }
+    for (path, share) in [("/half", 20_usize), ("/quarter", 10)] {
+        let line = format!("GET {path} HTTP/1.1");
+        let copies = || v2.asked().iter().filter(|asked| asked.line == line).count();
+        assert!(wait_for(TIMEOUT, || copies() + 2 >= share), "{path}: {}", copies());
+        assert!(copies() <= share + 2, "{path}: {}", copies());
+    }
+    let before = v1.count();
+    let preflight = "access-control-request-method: PUT\r\nconnection: close\r\n";
+    let answer = ask(stage, "OPTIONS /cors", &format!("origin: https://a.example\r\n{preflight}"));
+    for (name, wanted) in [
+        ("access-control-allow-origin", "https://a.example"),
+        ("access-control-allow-methods", "PUT"),
+        ("access-control-allow-headers", "x-a"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "90"),
+    ] {
+        assert_eq!(answer.header(name), Some(wanted), "{name}");
+    }
+    let answer = ask(stage, "OPTIONS /cors", &format!("origin: https://a.other\r\n{preflight}"));
+    assert_eq!((answer.header("access-control-allow-origin"), v1.count()), (None, before));
+    let answer = ask(stage, "PUT /cors", "origin: https://a.example\r\ncontent-length: 0\r\n");
+    assert_eq!(
+        (answer.header("access-control-expose-headers"), answer.text()),
+        (Some("x-c"), "v1".to_owned())
+    );
+    for (line, header, status) in [
+        ("GET /?q=aa", "x-v: v12\r\n", 200),
+        // All of it must match.
+        ("GET /?q=aab", "x-v: v12\r\n", 404),
+        ("GET /?q=aa", "x-v: v12x\r\n", 404),
+        ("GET /", "x-v: v12\r\n", 404),
+        ("GET /?q=aa", "", 404),
+    ] {
+        assert_eq!(ask(stage, line, header).status, status, "{line} {header}");
+    }
+    assert_eq!(ask(stage, "GET /slow", "").status, 504);
+}
+
+#[test]
+fn a_backend_is_asked_as_its_app_protocol_says() {
+    let versions = versions(&[]);
+    let stage = &versions.stage;
+    let [one, two] = &versions.pods;
+    stage.change(|| {
+        for (name, pod, port, protocol) in
+            [("chat", one, 81, "kubernetes.io/ws"), ("h2", two, 82, "kubernetes.io/h2c")]
+        {
+            let service = ServiceSpec::new(NAMESPACE, name, 80, TargetPort::Number(port));
+            let service = service.cluster_ips(stage.mesh.testbed.vip()).app_protocol(protocol);
+            stage.mesh.testbed.world().service(&service.endpoints([pod])).unwrap();
+        }
+    });
+    let _h2 = h2c::Server::start(two, 82);
+    let listener = one.listen(false, 81).unwrap();
+    let chat = thread::spawn(move || {
+        let mut reader = BufReader::new(listener.accept().unwrap().0);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        let answer =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello";
+        reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        head.to_ascii_lowercase()
+    });
+    route(
+        stage,
+        "HTTPRoute",
+        NAMESPACE,
+        "- matches: [{path: {value: /chat}}]\n  backendRefs: [{name: chat, port: 80}]\n\
+         - backendRefs: [{name: h2, port: 80}]",
+    );
+    // What only HTTP/2 understands is asked in that, whatever the client speaks.
+    let answer = ask(stage, "GET /inner", "connection: close\r\n");
+    assert_eq!((answer.status, answer.header("seen-path")), (200, Some("/inner")));
+    let mut stream = stage.connect();
+    let upgrade = "GET /chat HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    stream.get_mut().write_all(upgrade.as_bytes()).unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(stream.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let mut hello = [0; 5];
+    stream.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"hello");
+    assert!(chat.join().unwrap().contains("upgrade: websocket\r\n"));
 }
 
 #[test]

@@ -261,6 +261,12 @@ fn a_secret_says_whom_to_believe_and_what_to_show() {
     put("shop", "split-cacert", &[("cacert", &ours.root)]);
     secure(&versions, &tls("MUTUAL", "split"));
     assert_eq!(stage.get("/split").status, 200);
+    // Only who has one of the names that are wanted is believed.
+    for (names, status) in [("other.example", 503), ("other.example, shop.example", 200)] {
+        secure(&versions, &format!("{}, subjectAltNames: [{names}]", tls("MUTUAL", "good")));
+        assert_eq!(stage.get("/named").status, status, "{names}");
+    }
+    stage.record(|record| record["path"] == "/named" && record["reason"] == "untrusted_certificate");
     // What is revoked is not believed, nor is anything while nobody can tell.
     put("shop", "split-cacert", &[("ca.crl", &ours.revokes(SERIAL + 1))]);
     secure(&versions, &tls("MUTUAL", "good"));

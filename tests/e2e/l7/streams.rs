@@ -138,6 +138,7 @@ fn tcp_goes_by_the_rules_of_a_virtual_service_and_nobody_waits_for_who_speaks_se
     virtual_service(
         stage,
         "  tcp:\n  - match: [{sourceLabels: {app: other}}]\n    route: [{destination: {host: v2}}]\n  \
+           - match: [{destinationSubnets: [192.0.2.0/32, 203.0.113.0/24]}]\n    route: [{destination: {host: v2}}]\n  \
            - match: [{port: 80, destinationSubnets: [0.0.0.0/0]}]\n    route:\n    \
            - {destination: {host: web, subset: v1}, weight: 90}\n    - {destination: {host: web, subset: v2}, weight: 10}\n",
     );
