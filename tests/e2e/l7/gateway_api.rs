@@ -146,7 +146,10 @@ fn an_http_route_lets_origins_ask_copies_a_share_matches_by_expressions_and_limi
              allowCredentials: true, maxAge: 90}\n\
            - matches:\n  - headers: [{type: RegularExpression, name: x-v, value: 'v[0-9]+'}]\n    \
              queryParams: [{type: RegularExpression, name: q, value: 'a+'}]\n  backendRefs: [{name: v2, port: 80}]\n\
-           - matches: [{path: {value: /slow}}]\n  backendRefs: [{name: v1, port: 80}]\n  timeouts: {backendRequest: 200ms}";
+           - matches: [{path: {value: /slow}}]\n  backendRefs: [{name: v1, port: 80}]\n  timeouts: {backendRequest: 200ms}\n\
+           - matches: [{path: {value: /own}}]\n  filters: [{type: CORS, cors: {allowOrigins: ['https://a.other']}}]\n  \
+             backendRefs:\n  - name: v1\n    port: 80\n    \
+             filters: [{type: CORS, cors: {allowOrigins: ['https://a.example'], exposeHeaders: [x-own]}}]";
     route(stage, "HTTPRoute", NAMESPACE, &rules);
     let mut stream = stage.connect();
     let mut again = |path: &str| {
@@ -181,6 +184,16 @@ fn an_http_route_lets_origins_ask_copies_a_share_matches_by_expressions_and_limi
         (answer.header("access-control-expose-headers"), answer.text()),
         (Some("x-c"), "v1".to_owned())
     );
+    // A backend's own counts instead of the rule's.
+    for (origin, allowed) in [("https://a.example", true), ("https://a.other", false)] {
+        let answer = ask(stage, "OPTIONS /own", &format!("origin: {origin}\r\n{preflight}"));
+        assert_eq!(answer.header("access-control-allow-origin"), allowed.then_some(origin), "{origin}");
+        let answer = ask(stage, "GET /own", &format!("origin: {origin}\r\n"));
+        assert_eq!(
+            (answer.text().as_str(), answer.header("access-control-expose-headers")),
+            ("v1", allowed.then_some("x-own"))
+        );
+    }
     for (line, header, status) in [
         ("GET /?q=aa", "x-v: v12\r\n", 200),
         // All of it must match.

@@ -210,10 +210,7 @@ fn backends(
         }
         let backend = BackendObject { group, kind, name, namespace, port };
         let backend = backend.convert(reading.namespace, &path)?;
-        let mut filters = filters::convert(filters, reading, &path.clone().key("filters"))?;
-        if filters.cors.is_some() && filters.unsupported.is_none() {
-            filters.unsupported = Some("has a CORS filter of its own, which only a rule may".to_owned());
-        }
+        let filters = filters::convert(filters, reading, &path.clone().key("filters"))?;
         Ok(RouteBackend { backend, weight: u32::try_from(weight).unwrap_or(u32::MAX), filters })
     });
     backends.collect()

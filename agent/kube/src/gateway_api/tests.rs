@@ -202,6 +202,18 @@ fn defaults_are_those_of_the_specification() {
 }
 
 #[test]
+fn a_backend_may_have_any_filter_of_a_rule() {
+    let cors = json!({"type": "CORS", "cors": {"allowOrigins": ["https://a.example"]}});
+    let rule = http(json!({"backendRefs": [{"name": "a", "port": 1, "filters": [cors]}]})).unwrap();
+    let filters = &rule.backends[0].filters;
+    let origins = [StringMatch::Exact("https://a.example".to_owned())];
+    assert_eq!(
+        (filters.cors.as_ref().unwrap().origins.as_slice(), &filters.unsupported),
+        (&origins[..], &None)
+    );
+}
+
+#[test]
 fn a_filter_that_is_not_known_is_not_skipped() {
     for filter in [
         json!({"type": "ExtensionRef", "extensionRef": {"group": "a", "kind": "b", "name": "c"}}),

@@ -397,7 +397,7 @@ impl<'a> Attaching<'a> {
         number: usize,
         findings: &mut Vec<Finding>,
     ) -> Option<Box<Own>> {
-        if own.redirect.is_none() && own.rewrite.is_none() && own.mirrors.is_empty() {
+        if own.redirect.is_none() && own.rewrite.is_none() && own.mirrors.is_empty() && own.cors.is_none() {
             return None;
         }
         let rewrite = own.rewrite.as_ref().map(|own| {
@@ -411,7 +411,8 @@ impl<'a> Attaching<'a> {
         let mut all = mirrors.to_vec();
         all.extend(self.mirrors(route, &own.mirrors, number, findings));
         let rewrite = rewrite.or_else(|| outer.rewrite.clone());
-        Some(Box::new(Own { redirect: own.redirect.clone(), rewrite, mirrors: all }))
+        let (redirect, cors) = (own.redirect.clone(), own.cors.clone());
+        Some(Box::new(Own { redirect, rewrite, mirrors: all, cors }))
     }
 }
 

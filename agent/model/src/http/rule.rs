@@ -75,6 +75,8 @@ pub struct Own {
     pub rewrite: Option<Rewrite>,
     /// Where copies go.
     pub mirrors: Vec<MirrorTo>,
+    /// Who else's scripts may ask.
+    pub cors: Option<Cors>,
 }
 
 /// A service, or a subset of its endpoints.
@@ -99,6 +101,13 @@ pub struct MirrorTo {
     pub percent: Percent,
 }
 
+impl Choice {
+    /// What it says itself of who else's scripts may ask.
+    pub fn cors(&self) -> Option<&Cors> {
+        self.own.as_ref()?.cors.as_ref()
+    }
+}
+
 impl Split {
     pub(crate) fn new(weighted: impl IntoIterator<Item = (u32, Choice)>) -> Self {
         let mut sum = 0;
@@ -112,6 +121,11 @@ impl Split {
     /// Those that get any.
     pub(crate) fn choices(&self) -> impl Iterator<Item = &Choice> {
         self.choices.iter().map(|(_, choice)| choice)
+    }
+
+    /// Whether destinations say for themselves who else's scripts may ask, so that one has to be chosen first.
+    pub fn has_cors(&self) -> bool {
+        self.choices().any(|choice| choice.cors().is_some())
     }
 
     /// The destination for a number that is spread evenly over all of them; `None` if there is none at all.

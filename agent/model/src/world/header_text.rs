@@ -1,6 +1,5 @@
 //! What rules write into headers: texts with Envoy's operators.
 
-use std::fmt::Write as _;
 use std::str::FromStr;
 
 /// The value that a rule gives a header: a text, in which operators stand for what is known of the request.
@@ -126,9 +125,8 @@ impl FromStr for HeaderText {
 /// `NAME`, or `REQ(NAME?OTHER):LENGTH`.
 fn operator(text: &str) -> Result<HeaderOperator, HeaderTextError> {
     let unknown = || {
-        let mut problem = format!("has %{text}%, which is no operator that is known here: ");
-        let _ = write!(problem, "{}", HeaderOperator::KNOWN.join(", "));
-        HeaderTextError(problem)
+        let known = HeaderOperator::KNOWN.join(", ");
+        HeaderTextError(format!("has %{text}%, which is no operator that is known here: {known}"))
     };
     let Some(call) = text.strip_prefix("REQ(") else {
         return HeaderOperator::plain(text).ok_or_else(unknown);

@@ -155,14 +155,19 @@ async fn handle(
     };
     let rule = selected.rule;
     record.rule = Some((Arc::clone(&rule.resource), rule.name.clone()));
+    let choice = match &rule.action {
+        Action::Route(split) if split.has_cors() => Some(choose(session, split)?),
+        _ => None,
+    };
     // What must not pass is not let ask whether it may.
-    let cors = rule.cors.as_ref().filter(|_| !matches!(rule.action, Action::Invalid(_)));
+    let cors = choice.and_then(Choice::cors).or(rule.cors.as_ref());
+    let cors = cors.filter(|_| !matches!(rule.action, Action::Invalid(_)));
     let origin = cors.and_then(|cors| Some((cors, cors::origin(cors, &parts)?)));
     if let Some(answer) = cors.and_then(|cors| cors::preflight(cors, &parts)) {
         return Ok(Answer::Own(answer.map(|()| Vec::new())));
     }
     let asked = Template { parts, destined, credentials, rule: None };
-    let answer = act(session, &snapshot, &selected, asked, replay, record).await;
+    let answer = act(session, &snapshot, (&selected, choice), asked, replay, record).await;
     answer.map(|mut answer| {
         let headers = match &mut answer {
             Answer::Own(response) => response.headers_mut(),
@@ -208,11 +213,11 @@ fn select<'s>(
     snapshot.routes().select(service, &asked).map_err(Refusal::from)
 }
 
-/// Does what the rule says.
+/// Does what the rule says; its destination may be chosen already.
 async fn act(
     session: &Rc<Session>,
     snapshot: &Arc<Snapshot>,
-    selected: &Selected<'_>,
+    (selected, choice): (&Selected<'_>, Option<&Choice>),
     asked: Template,
     replay: Replay,
     record: &mut RequestRecord,
@@ -245,7 +250,7 @@ async fn act(
         }
         Action::Invalid(problem) => Err(Refusal::new(Reason::InvalidRoute, problem)),
         Action::Route(split) => {
-            let choice = choose(session, split)?;
+            let choice = choice.map_or_else(|| choose(session, split), Ok)?;
             let changes = [&rule.headers, &choice.headers];
             record.keep(&choice.headers, &parts.headers, &destined);
             if let Some(to) = choice.own.as_ref().and_then(|own| own.redirect.as_ref()) {

@@ -152,7 +152,9 @@ fn apply(change: &HeaderChange, headers: &mut HeaderMap, told: Told<'_>) {
         }
     }
     for (name, value) in change.add.iter().filter_map(pair) {
-        value.map(|value| headers.append(name, value));
+        if let Some(value) = value {
+            headers.append(name, value);
+        }
     }
 }
 
