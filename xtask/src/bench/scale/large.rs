@@ -5,7 +5,7 @@ use anyhow::Result;
 use orlop_tests::World;
 
 /// Of each service.
-pub(super) const ENDPOINTS: usize = 10;
+pub(crate) const ENDPOINTS: usize = 10;
 /// Services of one namespace.
 const NEIGHBOURS: usize = 10;
 /// Workloads of one node.
