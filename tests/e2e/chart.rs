@@ -7,7 +7,7 @@ use orlop_tests::DeployTools;
 use serde_json::{Value, json};
 
 /// What somebody may ask of the chart, beside what it is by itself.
-pub const VARIANTS: [&[&str]; 6] = [
+pub const VARIANTS: [&[&str]; 7] = [
     &[],
     &[
         "--set=monitoring.podMonitor=true",
@@ -23,9 +23,10 @@ pub const VARIANTS: [&[&str]; 6] = [
         "--set=ca.nodeAccounts={istio-system/ztunnel}",
         "--set=image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
     ],
-    &["--set=ca.address=https://ca.example:15012"],
+    &["--set=ca.address=https://ca.example:15012", "--set=ca.roots.configMap=istio-ca-root-cert"],
     &["--set=node.bootGate.enabled=true"],
     &["--set=webhook.enabled=true", "--set=webhook.failurePolicy=Fail", "--set=imagePullSecrets={registry}"],
+    &["--set=resourceQuota.enabled=true", "--set=node.seLinuxOptions=null"],
     &["--set=node.enabled=false", "--set=waypoint.enabled=false", "--set=networkPolicy.enabled=false"],
 ];
 
@@ -72,6 +73,82 @@ fn the_controller_may_reach_the_api_server_where_it_is_said_to_listen() {
         let ports: Vec<_> = ports.iter().map(|port| port["port"].clone()).collect();
         assert_eq!(Value::from(ports), wanted);
     }
+}
+
+/// The only object of a kind and a name.
+fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let mut found = objects.iter().filter(|of| of["kind"] == kind && of["metadata"]["name"] == name);
+    let one = found.next().unwrap_or_else(|| panic!("no {kind} {name}"));
+    assert!(found.next().is_none(), "more than one {kind} {name}");
+    one
+}
+
+fn rendered(args: &[&str]) -> Vec<Value> {
+    let rendered = DeployTools::find().unwrap().render(&deploy().join("helm/orlop"), args).unwrap();
+    serde_saphyr::from_multiple(&rendered).unwrap()
+}
+
+/// The runtime's profiles of each of them refuse what its capabilities are for.
+#[test]
+fn no_profile_of_the_node_keeps_an_agent_from_what_its_capabilities_are_for() {
+    let context = |args: &[&str]| {
+        let pod = object(&rendered(args), "DaemonSet", "orlop-node")["spec"]["template"]["spec"].clone();
+        pod["containers"][0]["securityContext"].clone()
+    };
+    let usual = context(&[]);
+    assert_eq!(usual["seccompProfile"], json!({"type": "Unconfined"}));
+    assert_eq!(usual["appArmorProfile"], json!({"type": "Unconfined"}));
+    assert_eq!(usual["seLinuxOptions"], json!({"type": "spc_t"}));
+    assert_eq!(usual["privileged"], false);
+    let own = context(&["--set=node.seLinuxOptions.type=orlop_t"]);
+    assert_eq!(own["seLinuxOptions"], json!({"type": "orlop_t"}));
+    assert!(context(&["--set=node.seLinuxOptions=null"])["seLinuxOptions"].is_null());
+}
+
+/// Agents without the roots' volume would never start.
+#[test]
+fn agents_find_the_roots_of_whichever_authority_they_have() {
+    let roots = |args: &[&str]| {
+        let pod = object(&rendered(args), "DaemonSet", "orlop-node")["spec"]["template"]["spec"].clone();
+        let volumes = pod["volumes"].as_array().unwrap();
+        volumes.iter().find(|volume| volume["name"] == "root").unwrap()["configMap"].clone()
+    };
+    let item = |key: &str| json!([{"key": key, "path": "root-cert.pem"}]);
+    assert_eq!(roots(&[]), json!({"name": "orlop-ca-root", "items": item("root-cert.pem")}));
+    let [address, map] =
+        ["--set=ca.address=https://istiod.istio-system.svc:15012", "--set=ca.roots.configMap=corporate"];
+    assert_eq!(roots(&[address, map]), json!({"name": "corporate", "items": item("root-cert.pem")}));
+    assert_eq!(roots(&[address, map, "--set=ca.roots.key=roots"])["items"], item("roots"));
+    // Nobody is there who would do what the controller does.
+    let kinds: Vec<_> = rendered(&[address, map]).iter().map(|of| of["kind"].clone()).collect();
+    assert!(!kinds.contains(&json!("Deployment")) && !kinds.contains(&json!("Service")), "{kinds:?}");
+}
+
+/// What admits pods of the system's classes outside kube-system where they are limited.
+#[test]
+fn a_quota_is_for_the_classes_that_pods_have() {
+    assert!(rendered(&[]).iter().all(|object| object["kind"] != "ResourceQuota"));
+    for (node, classes) in [
+        ("system-node-critical", json!(["system-node-critical", "system-cluster-critical"])),
+        ("system-cluster-critical", json!(["system-cluster-critical"])),
+    ] {
+        let node = format!("--set=priorityClass.node={node}");
+        let objects = rendered(&["--set=resourceQuota.enabled=true", "--set=resourceQuota.pods=70", &node]);
+        let spec = &object(&objects, "ResourceQuota", "orlop")["spec"];
+        let selected = &spec["scopeSelector"]["matchExpressions"];
+        assert_eq!(spec["hard"], json!({"pods": 70}));
+        let wanted = json!([{"scopeName": "PriorityClass", "operator": "In", "values": classes}]);
+        assert_eq!(*selected, wanted);
+    }
+}
+
+/// Every other level refuses the agents, and a namespace that helm makes has none.
+#[test]
+fn the_manifests_namespace_lets_agents_in() {
+    let manifests = fs::read_to_string(deploy().join("manifests/orlop.yaml")).unwrap();
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&manifests).unwrap();
+    let labels = &object(&objects, "Namespace", "orlop-system")["metadata"]["labels"];
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
 }
 
 /// A monitor that selects nothing, or asks a port that is not there, looks like one whose pods are all well.
@@ -147,6 +224,9 @@ fn values_that_mean_nothing_are_refused_by_name() {
         ("--set=node.tolerationz=[]", "tolerationz"),
         ("--set=controller.replicas=0", "/controller/replicas"),
         ("--set=ca.address=http://ca.example", "/ca/address"),
+        ("--set=ca.address=https://ca.example", "ca.roots.configMap"),
+        ("--set=ca.roots.key=", "/ca/roots/key"),
+        ("--set=resourceQuota.pods=0", "/resourceQuota/pods"),
         ("--set=ca.lifetime=soon", "/ca/lifetime"),
         ("--set=image.digest=latest", "/image/digest"),
         ("--set=mesh.trustDomain=a/b", "/mesh/trustDomain"),

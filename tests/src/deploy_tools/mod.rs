@@ -28,6 +28,9 @@ apiVersion: v1
 kind: Namespace
 metadata:
   name: orlop-system
+  labels:
+    # Agents use their node's network, PIDs and files, which every other level refuses.
+    pod-security.kubernetes.io/enforce: privileged
 ";
 
 /// Where helm and kubectl are.

@@ -15,6 +15,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ .Values.ca.address | default (printf "https://orlop-controller.%s.svc:15012" .Release.Namespace) }}
 {{- end -}}
 
+{{/* Only the controller makes one. */}}
+{{- define "orlop.caRoots" -}}
+{{- with .Values.ca -}}
+{{- if and .address (not .roots.configMap) -}}
+{{- fail "ca.address needs ca.roots.configMap: the ConfigMap with that CA's roots, such as istio-ca-root-cert" -}}
+{{- end -}}
+{{ .roots.configMap | default "orlop-ca-root" }}
+{{- end -}}
+{{- end -}}
+
 {{/* Flags that nodes and controller must have alike. */}}
 {{- define "orlop.meshArgs" -}}
 - --trust-domain={{ .Values.mesh.trustDomain }}
