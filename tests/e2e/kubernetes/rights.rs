@@ -23,6 +23,11 @@ fn every_right_is_used_and_none_is_missing() {
     let stage = webhook::Stage::new();
     let kubernetes = &stage.kubernetes;
     let roles = Roles::read(&stage.rendered);
+    // Clusters do without what Kubernetes lets every service account do by default.
+    let path =
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/system:service-account-issuer-discovery";
+    let request = http::Request::delete(path).body(Vec::new()).unwrap();
+    kubernetes.wait(kubernetes.client.request::<Value>(request)).unwrap();
     let (_webhook, _log) = stage.start();
     let controller = Replica::start(kubernetes, "leads", &["--rotation-spread", "1s"]);
     controller.wait_ready();
@@ -117,7 +122,7 @@ fn objects(kubernetes: &Kubernetes, namespace: &str) {
     apply(&version, "Gateway", GATE, json!({"gatewayClassName": "orlop-waypoint", "listeners": listeners}));
 }
 
-/// Who asked for what: `verb group/resource` or `verb group/resource name`, and whether it was allowed.
+/// Who asked for what: `verb group/resource`, `verb group/resource name` or `verb /path`, and whether it was allowed.
 struct Asked(BTreeSet<(String, String, bool)>);
 
 impl Asked {
@@ -129,13 +134,18 @@ impl Asked {
         for event in events {
             let object = &event["objectRef"];
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let Some(resource) = object["resource"].as_str() else { continue };
+            let (user, code) = (text(&event["user"]["username"]), &event["responseStatus"]["code"]);
+            let verb = text(&event["verb"]);
+            let Some(resource) = object["resource"].as_str() else {
+                let path =
+                    event["requestURI"].as_str().unwrap_or_default().split('?').next().unwrap_or_default();
+                asked.insert((user, format!("{verb} {path}"), *code != 403));
+                continue;
+            };
             let resource = match object["subresource"].as_str() {
                 Some(subresource) => format!("{resource}/{subresource}"),
                 None => resource.to_owned(),
             };
-            let (user, code) = (text(&event["user"]["username"]), &event["responseStatus"]["code"]);
-            let verb = text(&event["verb"]);
             // Whoever applies what is not there makes it, for which both rights are asked for.
             let makes = (verb == "patch" && *code == 201).then(|| "create".to_owned());
             for verb in makes.into_iter().chain([verb]) {
@@ -219,6 +229,7 @@ fn of_rule(rule: &Value) -> Vec<String> {
                 }
             }
         }
+        rights.extend(texts("nonResourceURLs").iter().map(|path| format!("{verb} {path}")));
     }
     rights
 }

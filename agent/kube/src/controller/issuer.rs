@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use crate::controller::{Backoff, CallError};
 
-/// Who signs service accounts' tokens, as the API server last said: OpenID Connect discovery, which every service
-/// account may read (ClusterRole `system:service-account-issuer-discovery`).
+/// Who signs service accounts' tokens, as the API server last said: OpenID Connect discovery, which the chart's role
+/// lets the controller read, whatever has become of the default binding `system:service-account-issuer-discovery`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenIssuer {
     /// `--service-account-issuer`, a token's `iss`.
