@@ -1,5 +1,5 @@
 use std::io::{self, Write as _};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use orlop_tests::wait_for;
 use serde_json::{Value, json};
@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::cli::people_ask_the_agents;
 use super::cluster::{Cluster, LONG};
 use crate::kubernetes::install::SYSTEM;
+
+/// From `helm install` to the first request by mutual TLS.
+const MOST: Duration = Duration::from_secs(60);
 
 fn identity(account: &str) -> String {
     format!("spiffe://cluster.local/ns/shop/sa/{account}")
@@ -35,8 +38,9 @@ fn the_readme_s_three_commands_make_running_pods_talk_by_mutual_tls_and_helm_tak
     };
     assert!(wait_for(LONG, mutual), "{}", cluster.state());
     // Also where the output of tests that pass is kept back.
-    let took = start.elapsed().as_secs_f32();
-    writeln!(io::stderr(), "from `helm install` to the first request by mutual TLS: {took:.1} s").unwrap();
+    let took = start.elapsed();
+    writeln!(io::stderr(), "from `helm install` to the first request by mutual TLS: {took:.1?}").unwrap();
+    assert!(took < MOST, "{took:.1?}: {}", cluster.state());
     let told = || cluster.flows(0).iter().any(|flow| flow["direction"] == "outbound" && is_mutual(flow));
     assert!(wait_for(LONG, told), "{}", cluster.state());
     for role in ["daemonset/orlop-node", "deployment/orlop-controller"] {
