@@ -79,7 +79,12 @@ fn ask(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
 /// Asks agents of a cluster, in the order of their nodes.
 pub fn ask_cluster(arguments: &AgentArguments, which: Which, path: &str) -> anyhow::Result<Vec<Answer>> {
     runtime()?.block_on(async {
-        let agents = Agents::of(arguments.kubeconfig.as_deref(), &arguments.namespace).await?;
+        let agents = Agents::of(
+            arguments.kubeconfig.as_deref(),
+            arguments.context.as_deref(),
+            &arguments.namespace,
+        )
+        .await?;
         let mut pods = agents.list().await?;
         if pods.is_empty() {
             bail!(

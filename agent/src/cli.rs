@@ -303,7 +303,7 @@ pub struct FlowsArguments {
 pub struct AgentArguments {
     /// The admin API of an agent on this machine [default: 127.0.0.1:15000, and where nobody answers there, the agents of
     /// the cluster that $KUBECONFIG or ~/.kube/config names].
-    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["kube", "node", "kubeconfig"])]
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["kube", "node", "kubeconfig", "context"])]
     pub admin: Option<SocketAddr>,
     /// The agents of a Kubernetes cluster, through its API server: of the one that $KUBECONFIG or ~/.kube/config names.
     #[arg(long)]
@@ -314,6 +314,9 @@ pub struct AgentArguments {
     /// Of the cluster that this names.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Of the cluster of this context of the kubeconfig.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
     /// The namespace that Orlop is installed in.
     #[arg(long, short, default_value = "orlop-system")]
     pub namespace: String,
@@ -321,14 +324,14 @@ pub struct AgentArguments {
 
 impl AgentArguments {
     /// All agents of a cluster.
-    pub fn of_all(kubeconfig: Option<PathBuf>, namespace: &str) -> Self {
+    pub fn of_all(kubeconfig: Option<PathBuf>, context: Option<String>, namespace: &str) -> Self {
         let (kube, namespace) = (true, namespace.to_owned());
-        Self { admin: None, kube, node: None, kubeconfig, namespace }
+        Self { admin: None, kube, node: None, kubeconfig, context, namespace }
     }
 
     /// Whether it is a cluster's.
     pub fn of_cluster(&self) -> bool {
-        self.kube || self.node.is_some() || self.kubeconfig.is_some()
+        self.kube || self.node.is_some() || self.kubeconfig.is_some() || self.context.is_some()
     }
 }
 
@@ -361,6 +364,9 @@ pub struct ExplainArguments {
     pub replay: Option<PathBuf>,
     #[command(flatten)]
     pub world: WorldArguments,
+    /// Of the cluster of this context of the kubeconfig.
+    #[arg(long, value_name = "NAME", requires = "kube")]
+    pub context: Option<String>,
     #[command(flatten)]
     pub names: NameArguments,
 }

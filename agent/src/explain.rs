@@ -23,7 +23,7 @@ use crate::{
 /// Says where the connection would go and whether it would be let in, and fails with 2 if it would not; or does so
 /// for recorded flows, and fails with 2 if any fares differently.
 pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
-    let world = read(&arguments.world)?;
+    let world = read(&arguments.world, arguments.context.as_deref())?;
     let good = match (&arguments.connection, &arguments.replay) {
         (Some(connection), _) => {
             // As the node of the client sees it.
@@ -46,7 +46,7 @@ pub fn run(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
 
 /// The world as it is now. What is wrong with a directory's objects is an error, since nothing is in force in their
 /// place; of a cluster's it is said, and the rest goes by what nodes would put in their place.
-fn read(source: &WorldArguments) -> anyhow::Result<World> {
+fn read(source: &WorldArguments, context: Option<&str>) -> anyhow::Result<World> {
     if let Some(directory) = &source.directory {
         return orlop_kube::read_world(directory).map_err(|errors| {
             let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
@@ -55,7 +55,7 @@ fn read(source: &WorldArguments) -> anyhow::Result<World> {
     }
     logging::start_for_people();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(ClusterWorld::read(source.kubeconfig.as_deref(), Kinds::OfWaypoints))?)
+    Ok(runtime.block_on(ClusterWorld::read(source.kubeconfig.as_deref(), context, Kinds::OfWaypoints))?)
 }
 
 /// What becomes of a connection.

@@ -67,8 +67,13 @@ pub enum AgentsError {
 
 impl Agents {
     /// Those of the cluster of a kubeconfig, or else of `$KUBECONFIG` or `~/.kube/config`, or that this pod runs in.
-    pub async fn of(kubeconfig: Option<&Path>, namespace: &str) -> Result<Self, AgentsError> {
-        let pods = Api::namespaced(client(kubeconfig).await?, namespace);
+    /// A context names another cluster than the kubeconfig's current one.
+    pub async fn of(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        namespace: &str,
+    ) -> Result<Self, AgentsError> {
+        let pods = Api::namespaced(client(kubeconfig, context).await?, namespace);
         Ok(Self { pods, namespace: namespace.to_owned() })
     }
 

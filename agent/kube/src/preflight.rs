@@ -21,6 +21,8 @@ use crate::cluster::client;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What makes up Istio, by the label of its pods.
 const ISTIO: &str = "app in (istiod, ztunnel)";
+/// The label of a namespace that the admission of pods goes by.
+const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 const NODE: &str = "orlop-node";
 const CONTROLLER: &str = "orlop-controller";
 
@@ -74,9 +76,13 @@ pub struct Pods {
 
 impl Preflight {
     /// Of the cluster of a kubeconfig, or else of `$KUBECONFIG` or `~/.kube/config`, or that this pod runs in. Orlop is in
-    /// this namespace, or will be.
-    pub async fn of(kubeconfig: Option<&Path>, namespace: &str) -> Result<Self, ClusterError> {
-        Ok(Self { client: client(kubeconfig).await?, namespace: namespace.to_owned() })
+    /// this namespace, or will be. A context names another cluster than the kubeconfig's current one.
+    pub async fn of(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        namespace: &str,
+    ) -> Result<Self, ClusterError> {
+        Ok(Self { client: client(kubeconfig, context).await?, namespace: namespace.to_owned() })
     }
 
     /// The API server's version, such as `v1.34.1`, with its minor number.
@@ -86,10 +92,16 @@ impl Preflight {
         Ok((version.git_version, minor))
     }
 
-    /// Whether this person may create such objects, in Orlop's namespace if they are in one.
-    pub async fn may_create(&self, group: &str, resource: &str, namespaced: bool) -> Result<bool, Unknown> {
+    /// Whether this person may do that with all such objects, in Orlop's namespace if they are in one.
+    pub async fn may(
+        &self,
+        verb: &str,
+        group: &str,
+        resource: &str,
+        namespaced: bool,
+    ) -> Result<bool, Unknown> {
         let attributes = ResourceAttributes {
-            verb: Some("create".to_owned()),
+            verb: Some(verb.to_owned()),
             group: Some(group.to_owned()),
             resource: Some(resource.to_owned()),
             namespace: namespaced.then(|| self.namespace.clone()),
@@ -105,6 +117,13 @@ impl Preflight {
         let reviews = Api::all(self.client.clone());
         let answer = answered(reviews.create(&PostParams::default(), &review)).await?;
         Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// The level of Pod Security that Orlop's namespace says is enforced; `None` where it says none, or is not there.
+    pub async fn pod_security(&self) -> Result<Option<String>, Unknown> {
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        let found = answered(namespaces.get_metadata_opt(&self.namespace)).await?;
+        Ok(found.and_then(|namespace| namespace.labels().get(POD_SECURITY).cloned()))
     }
 
     /// Which parts of Istio run, each namespace's once.

@@ -15,25 +15,46 @@ use crate::{
 const OLDEST: u32 = 30;
 /// How many pods are named.
 const MOST_PODS: usize = 20;
-/// What the chart makes: group, resource, and whether it is in Orlop's namespace.
-const MADE: [(&str, &str, bool); 11] = [
-    ("", "namespaces", false),
-    ("apiextensions.k8s.io", "customresourcedefinitions", false),
-    ("rbac.authorization.k8s.io", "clusterroles", false),
-    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
-    ("rbac.authorization.k8s.io", "roles", true),
-    ("rbac.authorization.k8s.io", "rolebindings", true),
-    ("", "serviceaccounts", true),
-    ("", "services", true),
-    ("", "secrets", true),
-    ("apps", "daemonsets", true),
-    ("apps", "deployments", true),
+/// What Helm makes: group, resource, whether it is in Orlop's namespace, and the value of the chart that asks for it,
+/// if it is not always made.
+const MADE: [(&str, &str, bool, Option<&str>); 20] = [
+    ("", "namespaces", false, None),
+    ("apiextensions.k8s.io", "customresourcedefinitions", false, None),
+    ("rbac.authorization.k8s.io", "clusterroles", false, None),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", false, None),
+    ("rbac.authorization.k8s.io", "roles", true, None),
+    ("rbac.authorization.k8s.io", "rolebindings", true, None),
+    ("", "serviceaccounts", true, None),
+    ("", "services", true, None),
+    ("", "secrets", true, None),
+    ("apps", "daemonsets", true, None),
+    ("apps", "deployments", true, None),
+    ("policy", "poddisruptionbudgets", true, None),
+    ("networking.k8s.io", "networkpolicies", true, Some("networkPolicy.enabled")),
+    ("", "resourcequotas", true, Some("resourceQuota.enabled")),
+    ("", "configmaps", true, Some("monitoring.dashboard")),
+    ("monitoring.coreos.com", "podmonitors", true, Some("monitoring.podMonitor")),
+    ("storage.k8s.io", "csidrivers", false, Some("node.bootGate.enabled")),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicies", false, Some("node.bootGate.enabled")),
+    ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", false, Some("node.bootGate.enabled")),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", false, Some("webhook.enabled")),
+];
+/// What the API server asks for besides of whoever makes roles and gives them: it lets nobody give what they have not.
+const GIVEN: [(&str, &str, bool); 4] = [
+    ("escalate", "clusterroles", false),
+    ("bind", "clusterroles", false),
+    ("escalate", "roles", true),
+    ("bind", "roles", true),
 ];
 
 pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
     let mut rows = Vec::new();
     let runtime = runtime()?;
-    let preflight = runtime.block_on(Preflight::of(arguments.kubeconfig.as_deref(), &arguments.namespace))?;
+    let preflight = runtime.block_on(Preflight::of(
+        arguments.kubeconfig.as_deref(),
+        arguments.context.as_deref(),
+        &arguments.namespace,
+    ))?;
     // Nothing else is worth asking without it.
     let (version, minor) = runtime.block_on(preflight.version())?;
     rows.push(of_version(&version, minor));
@@ -54,13 +75,18 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
             rows.extend(of_agents(arguments, nodes));
         }
         Ok(None) => {
-            for (group, resource, namespaced) in MADE {
-                let may = runtime.block_on(preflight.may_create(group, resource, namespaced));
-                rows.push(of_right(resource, may));
+            for (group, resource, namespaced, value) in MADE {
+                let may = runtime.block_on(preflight.may("create", group, resource, namespaced));
+                rows.push(of_right(resource, value, may));
+            }
+            for (verb, resource, namespaced) in GIVEN {
+                let may = preflight.may(verb, "rbac.authorization.k8s.io", resource, namespaced);
+                rows.push(of_giving(verb, resource, runtime.block_on(may)));
             }
         }
         Err(error) => rows.push(unknown("agents", &error)),
     }
+    rows.push(of_pod_security(&arguments.namespace, runtime.block_on(preflight.pod_security())));
     let found = runtime.block_on(async { (preflight.istio().await, preflight.namespaces().await) });
     rows.extend(of_istio(found));
     let is_missing = rows.iter().any(|row| row.state == State::Missing);
@@ -98,15 +124,53 @@ fn of_version(version: &str, minor: Option<u32>) -> Row {
     }
 }
 
-fn of_right(resource: &str, may: Result<bool, Unknown>) -> Row {
+fn of_right(resource: &str, value: Option<&str>, may: Result<bool, Unknown>) -> Row {
     let name = format!("right to create {resource}");
-    match may {
-        Ok(true) => row(name, State::Ok, ""),
-        Ok(false) => {
+    match (may, value) {
+        (Ok(true), _) => row(name, State::Ok, ""),
+        // On by default, so that it is missing unless somebody does without.
+        (Ok(false), None | Some("networkPolicy.enabled")) => {
             let detail = "you have none; have somebody with the role cluster-admin install the chart";
             row(name, State::Missing, detail)
         }
+        (Ok(false), Some(value)) => {
+            row(name, State::Note, format!("you have none; only with `{value}` does the chart need it"))
+        }
+        (Err(error), _) => unknown(&name, &error),
+    }
+}
+
+/// Whoever has each right of the chart's roles themselves is not asked for it; that is not looked into.
+fn of_giving(verb: &str, resource: &str, may: Result<bool, Unknown>) -> Row {
+    let name = format!("right to {verb} {resource}");
+    match may {
+        Ok(true) => row(name, State::Ok, ""),
+        Ok(false) => {
+            let detail = "you have none, and may give nobody rights that you have not yourself; have somebody with the \
+                          role cluster-admin install the chart";
+            row(name, State::Missing, detail)
+        }
         Err(error) => unknown(&name, &error),
+    }
+}
+
+fn of_pod_security(namespace: &str, level: Result<Option<String>, Unknown>) -> Row {
+    let name = "Pod Security";
+    let how = format!(
+        "`kubectl label --overwrite namespace {namespace} pod-security.kubernetes.io/enforce=privileged`"
+    );
+    match level {
+        Ok(Some(level)) if level == "privileged" => row(name, State::Ok, "privileged"),
+        Ok(Some(level)) => {
+            let detail = format!("namespace {namespace} enforces {level}, which refuses agents: {how}");
+            row(name, State::Missing, detail)
+        }
+        Ok(None) => {
+            let detail =
+                format!("namespace {namespace} has no level; if the cluster's default refuses agents: {how}");
+            row(name, State::Ok, detail)
+        }
+        Err(error) => unknown(name, &error),
     }
 }
 
@@ -120,7 +184,8 @@ fn ready(name: &str, pods: Pods, how: &str) -> Row {
 
 /// A row for each node: whether its agent answers, of what version it is, and how its certificates stand.
 fn of_agents(arguments: &CheckArguments, nodes: Result<Vec<String>, Unknown>) -> Vec<Row> {
-    let asked = AgentArguments::of_all(arguments.kubeconfig.clone(), &arguments.namespace);
+    let asked =
+        AgentArguments::of_all(arguments.kubeconfig.clone(), arguments.context.clone(), &arguments.namespace);
     let answers = match ask_cluster(&asked, Which::All, "/config_dump") {
         Ok(answers) => answers,
         Err(error) => return vec![row("agents' answers", State::Missing, format!("{error:#}"))],
@@ -273,6 +338,26 @@ mod tests {
         assert_eq!(states(&ambient)[2], ("namespace ambient", State::Missing));
         let forbidden = of_istio((Err(Unknown::Forbidden("no".into())), Ok(all())));
         assert_eq!(states(&forbidden), [("Istio", State::Note)]);
+    }
+
+    #[test]
+    fn what_nobody_asks_for_by_default_need_not_be_allowed() {
+        for (_, resource, _, value) in MADE {
+            let usual = value.is_none() || resource == "networkpolicies";
+            let wanted = if usual { State::Missing } else { State::Note };
+            assert_eq!(of_right(resource, value, Ok(false)).state, wanted, "{resource}");
+            assert_eq!(of_right(resource, value, Ok(true)).state, State::Ok, "{resource}");
+        }
+        assert_eq!(of_giving("bind", "roles", Ok(false)).state, State::Missing);
+    }
+
+    #[test]
+    fn only_a_level_that_refuses_agents_is_in_the_way() {
+        let state = |level: Option<&str>| of_pod_security("orlop-system", Ok(level.map(str::to_owned))).state;
+        assert_eq!([None, Some("privileged")].map(state), [State::Ok, State::Ok]);
+        assert_eq!([Some("baseline"), Some("restricted")].map(state), [State::Missing, State::Missing]);
+        let forbidden = of_pod_security("orlop-system", Err(Unknown::Forbidden("no".into())));
+        assert_eq!(forbidden.state, State::Note);
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub struct CheckArguments {
     /// The cluster that this names.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bpffs", "cgroup", "pods_cgroup"])]
     pub kubeconfig: Option<PathBuf>,
+    /// The cluster of this context of the kubeconfig.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["bpffs", "cgroup", "pods_cgroup"])]
+    pub context: Option<String>,
     /// The namespace that Orlop is installed in, or will be.
     #[arg(long, short, default_value = "orlop-system")]
     pub namespace: String,
@@ -32,6 +35,6 @@ pub struct CheckArguments {
 impl CheckArguments {
     /// Whether it is about a cluster.
     pub fn of_cluster(&self) -> bool {
-        self.kube || self.kubeconfig.is_some()
+        self.kube || self.kubeconfig.is_some() || self.context.is_some()
     }
 }

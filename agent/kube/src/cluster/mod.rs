@@ -59,6 +59,14 @@ pub enum ClusterError {
         /// Why.
         source: kube::config::KubeconfigError,
     },
+    /// No such context in `$KUBECONFIG` or `~/.kube/config`, or one of no use.
+    #[error("can't use the context {name}: {source}; `kubectl config get-contexts` lists them")]
+    Context {
+        /// As somebody named it.
+        name: String,
+        /// Why.
+        source: kube::config::KubeconfigError,
+    },
     /// Neither in a cluster nor told of one.
     #[error(
         "can't tell which cluster to watch: {0}; run in a pod with a service account, or name a kubeconfig"
@@ -99,7 +107,7 @@ impl ClusterWorld {
         kinds: Kinds,
         kept: impl Future<Output = World>,
     ) -> Result<Self, ClusterError> {
-        let mut keeper = Keeper::start(&client(kubeconfig).await?, kinds, Telling::Objects);
+        let mut keeper = Keeper::start(&client(kubeconfig, None).await?, kinds, Telling::Objects);
         let mut listed = World::default();
         tokio::select! {
             result = keeper.list(&mut listed) => {
@@ -111,8 +119,13 @@ impl ClusterWorld {
     }
 
     /// What there is of these kinds now, for somebody who waits for it: fails with the first thing that can't be asked.
-    pub async fn read(kubeconfig: Option<&Path>, kinds: Kinds) -> Result<World, ClusterError> {
-        let mut keeper = Keeper::start(&client(kubeconfig).await?, kinds, Telling::Objects);
+    /// A context names another cluster than the kubeconfig's current one.
+    pub async fn read(
+        kubeconfig: Option<&Path>,
+        context: Option<&str>,
+        kinds: Kinds,
+    ) -> Result<World, ClusterError> {
+        let mut keeper = Keeper::start(&client(kubeconfig, context).await?, kinds, Telling::Objects);
         let mut world = World::default();
         let listed = async {
             while !keeper.store.is_complete() {
@@ -230,14 +243,19 @@ impl Keeper {
     }
 }
 
-pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
-    let mut config = match kubeconfig {
-        Some(path) => {
+pub(crate) async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ClusterError> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    let mut config = match (kubeconfig, context) {
+        (Some(path), _) => {
             let failed = |source| ClusterError::Kubeconfig { path: path.to_owned(), source };
             let read = Kubeconfig::read_from(path).map_err(failed)?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)?
+            Config::from_custom_kubeconfig(read, &options).await.map_err(failed)?
         }
-        None => Config::infer().await.map_err(ClusterError::Unknown)?,
+        // Not what a pod has: a context is somebody's kubeconfig's.
+        (None, Some(name)) => Config::from_kubeconfig(&options)
+            .await
+            .map_err(|source| ClusterError::Context { name: name.to_owned(), source })?,
+        (None, None) => Config::infer().await.map_err(ClusterError::Unknown)?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     Client::try_from(config).map_err(ClusterError::Client)
