@@ -123,7 +123,7 @@ fn write(out: &Path, binaries: &[(&'static str, Vec<u8>)]) -> Result<Vec<(&'stat
 
 /// What the image is made of, as registries find it.
 fn sbom_of(layout: &Layout, image: &Image) -> Result<Value> {
-    let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&image.layer.digest)?)?;
+    let sbom = layout.blob(sbom::MEDIA_TYPE, &sbom::spdx(&image.layer.digest, image.architecture)?)?;
     let empty = layout.blob("application/vnd.oci.empty.v1+json", b"{}")?;
     let sbom = layout.json(
         "application/vnd.oci.image.manifest.v1+json",
@@ -190,5 +190,36 @@ mod tests {
         let first = index();
         assert_eq!(first, index());
         assert!(first.contains("org.opencontainers.image.ref.name"), "{first}");
+    }
+
+    #[test]
+    fn each_image_has_what_it_is_made_of_beside_it() {
+        let dir = std::env::temp_dir().join(format!("orlop-sbom-{}", std::process::id()));
+        write(&dir, &[("amd64", b"binary".to_vec()), ("arm64", b"another".to_vec())]).unwrap();
+        let read =
+            |path: &str| -> Value { serde_json::from_slice(&fs::read(dir.join(path)).unwrap()).unwrap() };
+        let blob = |of: &Value| {
+            read(&format!("blobs/sha256/{}", of["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap()))
+        };
+        let index = read("index.json");
+        let named = index["manifests"].as_array().unwrap();
+        let images = blob(&named[0])["manifests"].as_array().unwrap().clone();
+        let sboms: Vec<_> =
+            named.iter().filter(|one| one["artifactType"] == sbom::MEDIA_TYPE).map(blob).collect();
+        assert_eq!((images.len(), sboms.len()), (2, 2));
+        for (image, manifest) in images.iter().zip(&sboms) {
+            // It refers to the image, by which registries find it.
+            assert_eq!(manifest["subject"]["digest"], image["digest"]);
+            let sbom = blob(&manifest["layers"][0]);
+            let layer = &blob(image)["layers"][0];
+            assert!(sbom["documentNamespace"].as_str().unwrap().ends_with(layer["digest"].as_str().unwrap()));
+            let packages = sbom["packages"].as_array().unwrap();
+            let names: Vec<_> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+            for name in ["orlop", "rustls", "aws-lc-sys", "orlop-ebpf", "aya-ebpf", "rust-std", "glibc"] {
+                assert!(names.contains(&name), "{name} is not in {names:?}");
+            }
+            assert!(!names.contains(&"orlop-tests"), "{names:?}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
     }
 }
