@@ -7,6 +7,7 @@ mod boot_gate;
 mod changed;
 mod chart;
 mod check;
+mod completion;
 mod dns;
 mod failclosed;
 mod fairness;
