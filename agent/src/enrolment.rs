@@ -216,13 +216,11 @@ impl Enrolment {
         }
         self.refuse_plaintext(snapshot);
         self.report(&applied.failed);
-        // A pod that could not be opened may be among the unknown ones: it stays refused meanwhile.
-        // Nor is one of them this agent's to open before it has taken over, or while it knows of the past alone.
+        // None of the unknown ones is this agent's to open before it has taken over, or while it knows of the past alone.
+        let all_known = applied.failed.is_empty() && applied.waiting.is_empty();
         if self.inherited.is_none()
             && snapshot.as_of().is_none()
-            && applied.failed.is_empty()
-            && applied.waiting.is_empty()
-            && let Err(error) = self.withdraw_strays()
+            && let Err(error) = self.withdraw_strays(snapshot, all_known)
         {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
         }
@@ -253,21 +251,7 @@ impl Enrolment {
             }
             return self.change(local);
         }
-        let (netns, place) = match place {
-            Located::Named(path) => {
-                let netns = Netns::open(path);
-                (
-                    netns.with_context(|| format!("cannot open its netns {}", path.display()))?,
-                    Place::Named(path.clone()),
-                )
-            }
-            Located::Found(sandbox) => {
-                let path = format!("/proc/self/fd/{}", sandbox.netns.as_raw_fd());
-                let netns = Netns::open(Path::new(&path)).context("cannot open its netns")?;
-                (netns, Place::Found(sandbox.id))
-            }
-            Located::Nowhere => return Ok(()),
-        };
+        let Some((netns, place)) = place.open()? else { return Ok(()) };
         let mut none = Inherited::default();
         match self.identities.ensure(&workload.identity) {
             Err(error) if self.inherited.is_some() => return Err(error.into()),
@@ -399,19 +383,42 @@ impl Enrolment {
         }
     }
 
-    /// Withdraws what is in the kernel and not known here: pods that went while no agent ran.
-    fn withdraw_strays(&self) -> anyhow::Result<()> {
+    /// Withdraws what is in the kernel and of no pod of the mesh: pods that went, or left the mesh, while no agent ran.
+    /// Unless all pods of the mesh are known, a netns of which nobody can tell whose it is may be one of theirs: it stays
+    /// refused.
+    fn withdraw_strays(&mut self, snapshot: &Snapshot, all_known: bool) -> anyhow::Result<()> {
         let known: HashSet<_> = self.pods.values().map(|enrolled| enrolled.pod.netns().cookie()).collect();
-        for cookie in self.datapath.enrolled()? {
-            if !known.contains(&cookie) {
+        let mut strays = self.datapath.enrolled()?;
+        strays.retain(|cookie| !known.contains(cookie));
+        let outside = match all_known || strays.is_empty() {
+            true => HashSet::new(),
+            false => self.outside(snapshot),
+        };
+        let mut all_withdrawn = true;
+        for cookie in strays {
+            if all_known || outside.contains(&cookie) || self.datapath.is_gone(cookie)? {
                 self.datapath.withdraw(cookie)?;
-                tracing::info!(netns = cookie, "withdrawn, as no pod of this node has it any more");
+                tracing::info!(netns = cookie, "withdrawn, as no pod of the mesh has it any more");
+            } else {
+                all_withdrawn = false;
             }
         }
-        for layout in self.datapath.remove_other_layouts()? {
-            tracing::info!(layout = %layout.display(), "removed what an agent of another version had pinned");
+        if all_withdrawn {
+            for layout in self.datapath.remove_other_layouts()? {
+                tracing::info!(layout = %layout.display(), "removed what an agent of another version had pinned");
+            }
         }
         Ok(())
+    }
+
+    /// The netns of this node's pods that are outside the mesh, where that can be told and no pod of the mesh is there too.
+    fn outside(&mut self, snapshot: &Snapshot) -> HashSet<NetnsCookie> {
+        let mut cookie = |local: &LocalPod| Some(self.locate(local).ok()?.open().ok()??.0.cookie());
+        let mut found: HashSet<_> = snapshot.pods_outside().filter_map(|local| cookie(&local)).collect();
+        for inside in snapshot.local_pods().iter().filter_map(cookie) {
+            found.remove(&inside);
+        }
+        found
     }
 
     /// Says what fails once, not at every attempt.
@@ -422,6 +429,25 @@ impl Enrolment {
             }
         }
         self.failed.clone_from(failed);
+    }
+}
+
+impl Located {
+    /// Its netns, and what to know it again by.
+    fn open(&self) -> anyhow::Result<Option<(Netns, Place)>> {
+        Ok(match self {
+            Self::Named(path) => {
+                let netns = Netns::open(path);
+                let netns = netns.with_context(|| format!("cannot open its netns {}", path.display()))?;
+                Some((netns, Place::Named(path.clone())))
+            }
+            Self::Found(sandbox) => {
+                let path = format!("/proc/self/fd/{}", sandbox.netns.as_raw_fd());
+                let netns = Netns::open(Path::new(&path)).context("cannot open its netns")?;
+                Some((netns, Place::Found(sandbox.id)))
+            }
+            Self::Nowhere => None,
+        })
     }
 }
 

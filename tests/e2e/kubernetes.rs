@@ -28,6 +28,7 @@ mod replica;
 mod rights;
 mod source;
 mod status;
+mod strays;
 mod told;
 mod waypoint;
 mod webhook;

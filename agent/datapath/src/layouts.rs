@@ -8,7 +8,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -48,7 +48,33 @@ pub fn share_gate(own: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Takes a pod that this layout serves out of the others. With both in force it is refused.
+/// The pods that the others serve.
+pub fn pods(own: &Path) -> Result<Vec<NetnsCookie>, DatapathError> {
+    let mut cookies = Vec::new();
+    for other in others(own)? {
+        match keys(&other.join("maps/PODS")) {
+            Ok(keys) => cookies.extend(keys),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(DatapathError::Map { action: "list", map: "PODS", source }),
+        }
+        let pins = other.join("pods");
+        if pins.is_dir() {
+            cookies.extend(list(&pins)?.iter().filter_map(|pin| cookie_of(pin)));
+        }
+    }
+    Ok(cookies)
+}
+
+/// Whether the netns of a pod is gone, as far as a layout has a link to it.
+pub fn lost_netns(own: &Path, cookie: NetnsCookie) -> Result<bool, DatapathError> {
+    let layouts = others(own)?.into_iter().chain([own.to_owned()]);
+    let pins = layouts.map(|layout| layout.join("pods").join(cookie.to_string()));
+    let found: Vec<_> = pins.map(|pin| links::lost_netns(&pin)).collect::<Result<_, _>>()?;
+    let mut known = found.into_iter().flatten().peekable();
+    Ok(known.peek().is_some() && known.all(|lost| lost))
+}
+
+/// Takes a pod that this layout serves, or that has left the mesh, out of the others. With both in force it is refused.
 pub fn leave_pod(own: &Path, cookie: NetnsCookie) -> Result<(), DatapathError> {
     for other in others(own)? {
         match forget(&other.join("maps/PODS"), cookie) {
@@ -59,6 +85,11 @@ pub fn leave_pod(own: &Path, cookie: NetnsCookie) -> Result<(), DatapathError> {
         }
     }
     Ok(())
+}
+
+/// The pod whose link is pinned here.
+pub fn cookie_of(pin: &Path) -> Option<NetnsCookie> {
+    pin.file_name()?.to_str()?.parse().ok()
 }
 
 /// Removes the others, and with them what they still have in force. Returns which these were.
@@ -97,9 +128,19 @@ fn version(path: &Path) -> Option<u32> {
 }
 
 fn forget(pods: &Path, cookie: NetnsCookie) -> io::Result<()> {
+    maps::remove(by_cookie(pods)?.as_fd(), cookie)
+}
+
+fn keys(pods: &Path) -> io::Result<Vec<NetnsCookie>> {
+    // Of its values nothing is read.
+    maps::Map::<NetnsCookie, u32>::new(by_cookie(pods)?).keys()
+}
+
+/// Opens a map of which no more is known than its key.
+fn by_cookie(pods: &Path) -> io::Result<OwnedFd> {
     let map = sys::object_get(pods)?;
     if sys::map_shape(map.as_fd())?.key_size != size_of::<NetnsCookie>() as u32 {
         return Err(io::Error::other("its key is no netns cookie"));
     }
-    maps::remove(map.as_fd(), cookie)
+    Ok(map)
 }

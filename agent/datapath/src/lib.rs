@@ -223,8 +223,8 @@ impl Datapath {
         layouts::leave_pod(&self.directory, enrolment.cookie)
     }
 
-    /// Removes what agents of other layouts have left, once everything that they served is enrolled here. Returns
-    /// which layouts these were.
+    /// Removes what agents of other layouts have left, once everything that they served is enrolled here or withdrawn.
+    /// Returns which layouts these were.
     pub fn remove_other_layouts(&self) -> Result<Vec<PathBuf>, DatapathError> {
         layouts::remove_others(&self.directory)
     }
@@ -240,7 +240,8 @@ impl Datapath {
         self.udp.forget(cookie).map_err(map_error("write", "UDP_PEERS"))?;
         self.forget_addresses(cookie, |_| false).map_err(map_error("write", "POD_ADDRESSES"))?;
         self.set_strict(cookie, &BTreeMap::new())?;
-        self.set_probes(cookie, Some(&BTreeSet::new()))
+        self.set_probes(cookie, Some(&BTreeSet::new()))?;
+        layouts::leave_pod(&self.directory, cookie)
     }
 
     /// Refuses in the kernel what comes to a pod without mutual TLS, on the ports that `strict` says; what it
@@ -332,19 +333,21 @@ impl Datapath {
         Ok(())
     }
 
-    /// The pods that are enrolled in the kernel, by this agent or an earlier one.
+    /// The pods that are enrolled in the kernel, by this agent or an earlier one, whatever its layout.
     pub fn enrolled(&self) -> Result<Vec<NetnsCookie>, DatapathError> {
         let mut cookies = self.pods.keys().map_err(map_error("list", "PODS"))?;
         // A link without an entry is left by an agent that died between the two.
-        let directory = self.directory.join("pods");
-        for pin in fs::read_dir(&directory).map_err(file("list", &directory))?.flatten() {
-            if let Some(cookie) = pin.file_name().to_str().and_then(|name| name.parse().ok()) {
-                cookies.push(cookie);
-            }
-        }
+        let pins = layouts::list(&self.directory.join("pods"))?;
+        cookies.extend(pins.iter().filter_map(|pin| layouts::cookie_of(pin)));
+        cookies.extend(layouts::pods(&self.directory)?);
         cookies.sort_unstable();
         cookies.dedup();
         Ok(cookies)
+    }
+
+    /// Whether the netns of an enrolled pod is gone for good. What can't be told is there.
+    pub fn is_gone(&self, cookie: NetnsCookie) -> Result<bool, DatapathError> {
+        layouts::lost_netns(&self.directory, cookie)
     }
 
     /// How often the hooks refused by themselves, by reason, since they were first pinned.

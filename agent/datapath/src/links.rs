@@ -57,6 +57,16 @@ pub fn attach_inbound(loaded: &Loaded, netns: BorrowedFd<'_>, pin: &Path) -> Res
     put(loaded.program(name, kind)?.as_fd(), netns, kind, pin)
 }
 
+/// Whether the netns of a pinned link is gone; `None` without such a pin.
+pub fn lost_netns(pin: &Path) -> Result<Option<bool>, DatapathError> {
+    let failed = |source| DatapathError::Link { action: "look at", path: pin.to_owned(), source };
+    match sys::object_get(pin) {
+        Ok(link) => sys::lost_netns(link.as_fd()).map(Some).map_err(failed),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Detaches a pinned link, in force when this returns, and removes its pin. That there is none is no error.
 pub fn detach(pin: &Path) -> Result<(), DatapathError> {
     let failed = |source| DatapathError::Link { action: "detach", path: pin.to_owned(), source };

@@ -21,6 +21,7 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_TYPE_NETNS: u32 = 5;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_MAP_FREEZE: libc::c_int = 22;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -226,6 +227,20 @@ pub struct MapShape {
     pub key_size: u32,
     /// In bytes.
     pub value_size: u32,
+}
+
+/// `struct bpf_link_info`, of a link to a netns.
+#[repr(C)]
+#[derive(Default)]
+struct NetnsLinkInfo {
+    /// `enum bpf_link_type`
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    reserved: u32,
+    /// 0 once the netns is gone.
+    netns_ino: u32,
+    attach_type: u32,
 }
 
 #[repr(C)]
@@ -437,6 +452,22 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the command reads a descriptor only.
     unsafe { bpf(BPF_LINK_DETACH, &link.as_raw_fd().cast_unsigned()) }.map(drop)
+}
+
+/// Whether what `link` is attached to is a netns that is gone, or `link` was taken off it (5.9).
+pub fn lost_netns(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut link_info = NetnsLinkInfo::default();
+    let attributes = GetInfo {
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        info_len: length(size_of::<NetnsLinkInfo>())?,
+        info: ptr::from_mut(&mut link_info) as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes at `info`, which are numbers.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes) }?;
+    if link_info.kind != BPF_LINK_TYPE_NETNS {
+        return Err(io::Error::other("it is no link to a netns"));
+    }
+    Ok(link_info.netns_ino == 0)
 }
 
 fn name(text: &str) -> [u8; NAME] {

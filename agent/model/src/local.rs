@@ -37,11 +37,7 @@ impl Local {
         let (prepared, policies) = prepared.apply(own.clone().map(|(pod, _)| pod));
         let mutual_tls =
             own.clone().map(|(pod, _)| (pod.name.clone(), peer_authentications.of(pod))).collect();
-        let pods = own.map(|(pod, workload)| LocalPod {
-            workload: Arc::clone(workload),
-            netns: netns(pod),
-            probed: pod.probed.clone(),
-        });
+        let pods = own.map(|(pod, workload)| local_pod(pod, workload));
         (Self { pods: pods.collect(), policies, mutual_tls }, prepared)
     }
 }
@@ -89,10 +85,26 @@ impl Snapshot {
         found.collect()
     }
 
+    /// The live pods of this node that are not in the mesh. Costs a look at all pods.
+    pub fn pods_outside(&self) -> impl Iterator<Item = LocalPod> {
+        let of_node = |workload: &Workload| {
+            self.input
+                .as_ref()
+                .is_some_and(|input| !workload.enrolled && workload.node == input.settings.node)
+        };
+        live(&self.world).filter_map(move |(name, pod)| {
+            Some(local_pod(pod, self.workloads.pods.get(name).filter(|workload| of_node(workload))?))
+        })
+    }
+
     /// The pod of this name, if it lives.
     pub(crate) fn live_pod(&self, name: &NamespacedName) -> Option<&Arc<Pod>> {
         self.world.pods.get(name).filter(|pod| !pod.phase.is_terminal())
     }
+}
+
+fn local_pod(pod: &Pod, workload: &Arc<Workload>) -> LocalPod {
+    LocalPod { workload: Arc::clone(workload), netns: netns(pod), probed: pod.probed.clone() }
 }
 
 /// A relative path would depend on where the agent was started.

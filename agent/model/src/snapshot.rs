@@ -199,7 +199,7 @@ pub enum WorkloadKind {
     WorkloadEntry,
 }
 
-/// An enrolled pod of this node.
+/// A pod of this node, enrolled unless it is said to be outside.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LocalPod {
     /// The pod.

@@ -87,6 +87,8 @@ fn only_enrolled_pods_of_this_node_are_local_and_their_netns_is_absolute() {
     assert_eq!(local, ["a", "b"]);
     assert_eq!(snapshot.local_pods()[0].netns.as_deref(), Some("/run/netns/a".as_ref()));
     assert_eq!(snapshot.local_pods()[1].netns, None);
+    let outside: Vec<_> = snapshot.pods_outside().map(|pod| pod.workload.name.name.to_string()).collect();
+    assert_eq!(outside, ["c"]);
 }
 
 #[test]
