@@ -15,7 +15,7 @@ use orlop_model::{LocalPod, NamespacedName, Snapshot};
 use orlop_proxy::{Inherited, Netns, Pod, Proxy};
 use tokio::task::spawn_blocking;
 
-use crate::sandboxes::{NetnsId, Sandbox, Sandboxes};
+use crate::sandboxes::{NetnsId, Sandbox, Sandboxes, is_static};
 
 /// What is in force, for readiness and for people.
 #[derive(Clone, Debug, Default)]
@@ -180,7 +180,8 @@ impl Enrolment {
     fn reconcile(&mut self, snapshot: &Snapshot) -> Applied {
         let wanted: HashMap<_, _> =
             snapshot.local_pods().iter().map(|local| (&local.workload.name, local)).collect();
-        let places: HashMap<_, _> = wanted.iter().map(|(name, local)| (*name, self.locate(local))).collect();
+        let places: HashMap<_, _> =
+            wanted.iter().map(|(name, local)| (*name, self.locate(snapshot, local))).collect();
         let uids: HashSet<_> = wanted.values().map(|local| &*local.workload.uid).collect();
         self.sandboxes.retain(|uid| uids.contains(uid));
         let is_at = |name: &NamespacedName, enrolled: &Enrolled| {
@@ -231,7 +232,7 @@ impl Enrolment {
         applied
     }
 
-    fn locate(&mut self, local: &LocalPod) -> anyhow::Result<Located> {
+    fn locate(&mut self, snapshot: &Snapshot, local: &LocalPod) -> anyhow::Result<Located> {
         if let Some(path) = &local.netns {
             return Ok(Located::Named(path.clone()));
         }
@@ -239,6 +240,11 @@ impl Enrolment {
         anyhow::ensure!(
             !uid.is_empty(),
             "neither a UID nor an annotation orlop.dev/netns says where its netns is"
+        );
+        // Anybody who may make pods may make an object that claims it, until kubelet deletes that.
+        anyhow::ensure!(
+            !is_static(uid) || !snapshot.is_contested(&local.workload),
+            "another pod of this node claims to be the same static pod: one of the two objects is not kubelet's"
         );
         Ok(self.sandboxes.find(uid)?.map_or(Located::Nowhere, Located::Found))
     }
@@ -413,7 +419,7 @@ impl Enrolment {
 
     /// The netns of this node's pods that are outside the mesh, where that can be told and no pod of the mesh is there too.
     fn outside(&mut self, snapshot: &Snapshot) -> HashSet<NetnsCookie> {
-        let mut cookie = |local: &LocalPod| Some(self.locate(local).ok()?.open().ok()??.0.cookie());
+        let mut cookie = |local: &LocalPod| Some(self.locate(snapshot, local).ok()?.open().ok()??.0.cookie());
         let mut found: HashSet<_> = snapshot.pods_outside().filter_map(|local| cookie(&local)).collect();
         for inside in snapshot.local_pods().iter().filter_map(cookie) {
             found.remove(&inside);

@@ -10,6 +10,11 @@ use crate::probes;
 use crate::read;
 
 const NETNS: &str = "orlop.dev/netns";
+/// Of the object that kubelet makes of a static pod: the hash that is the pod's UID on its node. Nobody can change it
+/// once the object is there.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Label of nodes.
+const OS: &str = "kubernetes.io/os";
 
 /// Converts a `v1` Pod whose author also runs the node, as in a world directory, and so may say by annotation
 /// where its network namespace is.
@@ -39,9 +44,9 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
     subdomain(&service_account, "spec.serviceAccountName")?;
     Ok(Pod {
         name,
-        uid: metadata.uid.unwrap_or_default().into(),
+        uid: uid_on_node(&metadata).into(),
         labels: metadata.labels.unwrap_or_default(),
-        // None is read, and there may be much in them. Never the network namespace: in a cluster anyone who may make a pod
+        // No other is read, and there may be much in them. Never the network namespace: in a cluster anyone who may make a pod
         // may write it, and could name the node's own.
         annotations: Labels::new(),
         node: given(&spec.node_name),
@@ -50,6 +55,7 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
         service_account: service_account.into(),
         addresses: addresses(&status)?.into(),
         host_network: spec.host_network.unwrap_or(false),
+        windows: is_windows(&spec),
         phase,
         ready: ready(&status, phase),
         terminating: metadata.deletion_timestamp.is_some(),
@@ -57,6 +63,21 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
         container_ports: container_ports(&spec)?,
         probed: probes::ports(&spec),
     })
+}
+
+/// The UID by which kubelet knows a pod, its cgroup and its volumes: of a static pod not its object's. Anybody who may
+/// make pods may claim to have a static pod's, but no other pod's: those are UUIDs.
+fn uid_on_node(metadata: &read::Metadata) -> &str {
+    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    let mirror = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR));
+    mirror.filter(is_hash).or(metadata.uid.as_ref()).map_or("", String::as_str)
+}
+
+/// What kubelet and the scheduler go by.
+fn is_windows(spec: &read::PodSpec) -> bool {
+    let selected = spec.node_selector.as_ref().and_then(|labels| labels.get(OS));
+    let named = spec.os.as_ref().map(|os| os.name.as_str());
+    [named, selected.map(Text::as_str)].contains(&Some("windows"))
 }
 
 fn given(text: &Option<String>) -> Option<Text> {
@@ -185,6 +206,31 @@ mod tests {
     #[test]
     fn a_pending_pod_is_not_ready() {
         assert!(!pod(json!({"metadata": {"name": "web"}, "status": {"phase": "Pending"}})).unwrap().ready);
+    }
+
+    #[test]
+    fn a_static_pod_has_the_uid_that_its_node_knows() {
+        const HASH: &str = "0f3a9c1e5b7d2468ace013579bdf8642";
+        let uid = |mirror: &str| {
+            let annotations =
+                json!({"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": mirror});
+            let metadata = json!({"name": "web-n1", "uid": "u-1", "annotations": annotations});
+            pod(json!({ "metadata": metadata })).unwrap().uid.to_string()
+        };
+        assert_eq!(uid(HASH), HASH);
+        // The UID of another pod, which is no static one.
+        assert_eq!(uid("8f3a1c52-7c0e-4a59-9d2c-3f0a6b1e2d4c"), "u-1");
+        assert_eq!(uid(""), "u-1");
+        assert!(pod(json!({"metadata": {"name": "web"}})).unwrap().uid.is_empty());
+    }
+
+    #[test]
+    fn a_pod_for_windows_says_so() {
+        let windows = |spec| pod(json!({"metadata": {"name": "web"}, "spec": spec})).unwrap().windows;
+        assert!(windows(json!({"os": {"name": "windows"}})));
+        assert!(windows(json!({"nodeSelector": {"kubernetes.io/os": "windows"}})));
+        assert!(!windows(json!({"os": {"name": "linux"}, "nodeSelector": {"disk": "windows"}})));
+        assert!(!windows(json!(null)));
     }
 
     #[test]

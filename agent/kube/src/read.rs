@@ -77,8 +77,16 @@ pub(crate) struct PodSpec {
     pub hostname: Option<String>,
     pub subdomain: Option<String>,
     pub host_network: Option<bool>,
+    pub os: Option<PodOs>,
+    pub node_selector: Option<Labels>,
     pub containers: Option<Vec<Container>>,
     pub init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct PodOs {
+    pub name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -124,7 +124,7 @@ pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workloa
         identity: Identity::new(&settings.trust_domain, &pod.name.namespace, &pod.service_account),
         node: pod.node.clone().unwrap_or_default(),
         addresses: unicast(&pod.addresses).into(),
-        enrolled: !pod.host_network && opted_in(namespace, &pod.labels),
+        enrolled: !pod.host_network && !pod.windows && opted_in(namespace, &pod.labels),
         names: names(pod, &settings.cluster),
     }
 }

@@ -78,11 +78,19 @@ impl Snapshot {
                 None if pod.host_network => {
                     "it has its node's network (hostNetwork), and none of its own".to_owned()
                 }
+                None if pod.windows => "it is for Windows, where there is no agent".to_owned(),
                 None => return None,
             };
             Some(Outsider { name: name.clone(), why, namespace_asks: opted_in(namespace, &none) })
         });
         found.collect()
+    }
+
+    /// Whether another live pod of this node says that it has the same UID. Costs a look at all pods.
+    pub fn is_contested(&self, pod: &Workload) -> bool {
+        live(&self.world).any(|(name, other)| {
+            other.uid == pod.uid && *name != pod.name && other.node.as_deref() == Some(&*pod.node)
+        })
     }
 
     /// The live pods of this node that are not in the mesh. Costs a look at all pods.

@@ -183,7 +183,8 @@ pub struct Locality {
 pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,
-    /// `metadata.uid`; empty where the source has none.
+    /// As its node knows it: `metadata.uid`, and of a static pod the hash that kubelet made. Empty where the source has
+    /// none.
     pub uid: Arc<str>,
     /// `metadata.labels`
     pub labels: Labels,
@@ -201,6 +202,9 @@ pub struct Pod {
     pub addresses: Addresses,
     /// `spec.hostNetwork`: the pod shares its node's address, so it can't be enrolled.
     pub host_network: bool,
+    /// `spec.os` or `spec.nodeSelector` want Windows, where there is no agent.
+    #[serde(default)]
+    pub windows: bool,
     /// `status.phase`
     pub phase: Phase,
     /// The condition `Ready`.

@@ -70,6 +70,28 @@ fn a_host_network_pod_is_not_enrolled_and_its_address_is_the_nodes() {
 }
 
 #[test]
+fn a_pod_for_windows_is_not_enrolled() {
+    let world = world([Pod { windows: true, ..pod("a", "10.0.0.1") }]);
+    let snapshot = snapshot(&world);
+    assert!(!snapshot.workload_at(ip("10.0.0.1")).unwrap().enrolled);
+    assert!(snapshot.outsiders()[0].why.contains("Windows"));
+}
+
+#[test]
+fn a_uid_that_two_pods_of_a_node_claim_is_contested() {
+    let of = |name, address, uid: &str| Pod { uid: uid.into(), ..pod(name, address) };
+    let world = world([
+        of("a", "10.0.0.1", "1"),
+        Pod { labels: labels(&[("orlop.dev/mesh", "disabled")]), ..of("b", "10.0.0.2", "1") },
+        of("c", "10.0.0.3", "2"),
+        Pod { node: Some("two".into()), ..of("d", "10.0.0.4", "2") },
+    ]);
+    let snapshot = snapshot(&world);
+    let contested = |name| snapshot.is_contested(snapshot.workload(&id(name)).unwrap());
+    assert_eq!(["a", "b", "c", "d"].map(contested), [true, true, false, false]);
+}
+
+#[test]
 fn only_enrolled_pods_of_this_node_are_local_and_their_netns_is_absolute() {
     let with_netns = |name, address, path: &str| Pod {
         annotations: labels(&[("orlop.dev/netns", path)]),

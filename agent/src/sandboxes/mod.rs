@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 
 pub use cgroups::PodCgroups;
-pub use names::is_uid;
+pub use names::{is_static, is_uid};
 pub use processes::NetnsId;
 use processes::{PodProcess, netns_of, oldest};
 pub use watch::Changes;

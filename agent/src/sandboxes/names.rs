@@ -36,6 +36,11 @@ pub fn is_uid(uid: &str) -> bool {
     !uid.is_empty() && uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
+/// Whether the pod with this UID is static: kubelet makes a hash for it, and the API server UUIDs.
+pub fn is_static(uid: &str) -> bool {
+    !uid.contains('-')
+}
+
 /// What the cgroup of the pod with this UID may be called, in the one that all pods' are below and is called `root`:
 /// one name for each quality of service.
 pub fn pod_cgroups(root: &str, uid: &str) -> [String; 3] {

@@ -145,3 +145,34 @@ fn what_is_in_force_stays_while_the_api_server_is_away() {
     nodes[0].relay.mend().unwrap();
     agents[0].wait_enrolled([&pods[0], &late]).unwrap();
 }
+
+#[test]
+fn a_static_pod_is_found_by_the_uid_that_its_node_knows_and_by_no_other_object() {
+    const HASH: &str = "0f3a9c1e5b7d2468ace013579bdf8642";
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespaces = ["static", "fake"].map(|prefix| kubernetes.namespace(prefix, &[ENABLED]));
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let agent = node.agent(&[]);
+    let mirror = |namespace: &str| {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web-n1", "namespace": namespace,
+                "annotations": {"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH},
+            },
+            "spec": {"nodeName": node.node.name(), "containers": [{"name": "app", "image": "app"}]},
+        }));
+    };
+    mirror(&namespaces[0]);
+    let pod = node.sandbox(&namespaces[0], "web-n1", HASH);
+    node.report(&pod);
+    agent.wait_enrolled([&pod]).unwrap();
+
+    mirror(&namespaces[1]);
+    agent.wait_until(|dump| dump.contains("claims to be the same static pod")).unwrap();
+    let dump: serde_json::Value = serde_json::from_str(&agent.config_dump().unwrap()).unwrap();
+    let [own, fake] = namespaces.map(|namespace| dump["enrolled"][format!("{namespace}/web-n1")].clone());
+    assert_eq!(own["netns_cookie"].as_u64(), Some(pod.netns_cookie().unwrap()));
+    assert!(fake.is_null(), "{fake}");
+}

@@ -73,6 +73,7 @@ fn pod() -> impl Strategy<Value = Pod> {
             service_account: texts.4.into(),
             addresses: addresses.into(),
             host_network: flags.0,
+            windows: flags.1,
             phase: flags.3,
             ready: flags.1,
             terminating: flags.2,
