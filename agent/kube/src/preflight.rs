@@ -1,5 +1,7 @@
 //! What a person can see of a cluster that matters before Orlop is installed there, and after.
 
+mod sidecars;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::ClusterError;
 use crate::cluster::client;
+pub use sidecars::Sidecar;
 
 /// For one answer of the API server.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const ISTIO: &str = "app in (istiod, ztunnel)";
 /// The label of a namespace that the admission of pods goes by.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
+const ISTIO_CNI: &str = "k8s-app=istio-cni-node";
 const NODE: &str = "orlop-node";
 const CONTROLLER: &str = "orlop-controller";
 
@@ -46,7 +50,7 @@ pub enum Unknown {
 /// Something of Istio's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IstioPod {
-    /// `istiod` or `ztunnel`.
+    /// `istiod`, `ztunnel` or `istio-cni`.
     pub app: String,
     /// Where it runs.
     pub namespace: String,
@@ -135,6 +139,9 @@ impl Preflight {
             .filter_map(|pod| Some((pod.labels().get("app")?.clone(), pod.namespace()?)))
             .map(|(app, namespace)| IstioPod { app, namespace })
             .collect();
+        let plugins = answered(pods.list_metadata(&ListParams::default().labels(ISTIO_CNI))).await?;
+        let namespaces = plugins.iter().filter_map(|pod| pod.namespace());
+        parts.extend(namespaces.map(|namespace| IstioPod { app: "istio-cni".to_owned(), namespace }));
         parts.sort_by(|a, b| (&a.app, &a.namespace).cmp(&(&b.app, &b.namespace)));
         parts.dedup();
         Ok(parts)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use orlop_kube::preflight::{Asks, IstioPod, Pods, Preflight, Unknown};
+use orlop_kube::preflight::{Asks, IstioPod, Pods, Preflight, Sidecar, Unknown};
 use serde_json::Value;
 
 use super::{Report, Row, State};
@@ -89,6 +89,7 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
     rows.push(of_pod_security(&arguments.namespace, runtime.block_on(preflight.pod_security())));
     let found = runtime.block_on(async { (preflight.istio().await, preflight.namespaces().await) });
     rows.extend(of_istio(found));
+    rows.extend(of_sidecars(runtime.block_on(preflight.sidecars())));
     let is_missing = rows.iter().any(|row| row.state == State::Missing);
     let verdict = match (installed, is_missing) {
         (false, false) => {
@@ -290,6 +291,7 @@ fn of_istio((pods, asks): (Result<Vec<IstioPod>, Unknown>, Result<Vec<Asks>, Unk
     let found: Vec<_> = pods.iter().map(|pod| format!("{} in {}", pod.app, pod.namespace)).collect();
     let mut rows = vec![row("Istio", State::Note, format!("there is {}", found.join(", ")))];
     let ambient = pods.iter().any(|pod| pod.app == "ztunnel");
+    let plugin = pods.iter().any(|pod| pod.app == "istio-cni");
     for Asks { namespace, sidecars, ambient: asks_for_ambient, orlop } in asks {
         let name = format!("namespace {namespace}");
         if sidecars && (orlop || asks_for_ambient) {
@@ -299,9 +301,31 @@ fn of_istio((pods, asks): (Result<Vec<IstioPod>, Unknown>, Result<Vec<Asks>, Unk
             let detail = "istio.io/dataplane-mode=ambient is for ztunnel and for Orlop: use orlop.dev/mesh=enabled for Orlop, and \
                           orlop.dev/mesh=disabled for what stays with ztunnel";
             rows.push(row(name, State::Missing, detail));
+        } else if plugin && asks_for_ambient {
+            let detail = "istio.io/dataplane-mode=ambient is for Orlop, and for istio-cni if its ambient mode is on: \
+                          orlop.dev/mesh=enabled is for Orlop alone";
+            rows.push(row(name, State::Note, detail));
         }
     }
     rows
+}
+
+/// Pods that two meshes would redirect, whoever labelled what.
+fn of_sidecars(found: Result<Vec<Sidecar>, Unknown>) -> Vec<Row> {
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return vec![unknown("sidecars", &error)],
+    };
+    let told = found.into_iter().map(|Sidecar { namespace, name, runs }| {
+        let detail = match runs {
+            true => "has Istio's sidecar and is in Orlop's mesh",
+            false => "asks for Istio's sidecar (sidecar.istio.io/inject) and is in Orlop's mesh",
+        };
+        let how =
+            "take it out of one: sidecar.istio.io/inject=false and a restart, or orlop.dev/mesh=disabled";
+        row(format!("pod {namespace}/{name}"), State::Missing, format!("{detail}: {how}"))
+    });
+    as_many_as_fit(told.collect())
 }
 
 #[cfg(test)]
@@ -336,6 +360,8 @@ mod tests {
         assert_eq!(states(&sidecars), [("Istio", State::Note), ("namespace both", State::Missing)]);
         let ambient = of_istio((Ok(vec![pod("istiod"), pod("ztunnel")]), Ok(all())));
         assert_eq!(states(&ambient)[2], ("namespace ambient", State::Missing));
+        let plugin = of_istio((Ok(vec![pod("istio-cni")]), Ok(all())));
+        assert_eq!(states(&plugin)[2], ("namespace ambient", State::Note));
         let forbidden = of_istio((Err(Unknown::Forbidden("no".into())), Ok(all())));
         assert_eq!(states(&forbidden), [("Istio", State::Note)]);
     }
@@ -358,6 +384,15 @@ mod tests {
         assert_eq!([Some("baseline"), Some("restricted")].map(state), [State::Missing, State::Missing]);
         let forbidden = of_pod_security("orlop-system", Err(Unknown::Forbidden("no".into())));
         assert_eq!(forbidden.state, State::Note);
+    }
+
+    #[test]
+    fn a_pod_of_both_meshes_is_told() {
+        let pod = |name: &str, runs| Sidecar { namespace: "shop".into(), name: name.into(), runs };
+        let rows = of_sidecars(Ok(vec![pod("a", true), pod("b", false)]));
+        assert_eq!(states(&rows), [("pod shop/a", State::Missing), ("pod shop/b", State::Missing)]);
+        assert!(rows[0].detail.starts_with("has") && rows[1].detail.starts_with("asks"));
+        assert!(of_sidecars(Ok(Vec::new())).is_empty());
     }
 
     #[test]

@@ -65,6 +65,34 @@ fn whether_it_can_be_installed_is_said_before_it_is() {
     let (said, code) = check(&kubernetes.plane.kubeconfig());
     assert_eq!((code, state(&said, "namespace both").0.as_str()), (Some(2), "missing"), "{said:#}");
 
+    // Pods that ask for one mesh by themselves, and for the other by their namespace.
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"orlop.dev/mesh": "enabled"}},
+    }));
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "shop"},
+    }));
+    for (name, labels, container) in [
+        ("web", json!({}), "istio-proxy"),
+        ("till", json!({"sidecar.istio.io/inject": "true"}), "app"),
+        ("ours", json!({}), "app"),
+    ] {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"containers": [{"name": container, "image": "app"}]},
+        }));
+    }
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "cni", "namespace": "istio-system", "labels": {"k8s-app": "istio-cni-node"}},
+        "spec": {"serviceAccountName": "ztunnel", "containers": [{"name": "install-cni", "image": "cni"}]},
+    }));
+    let (said, _) = check(&kubernetes.plane.kubeconfig());
+    assert!(state(&said, "pod shop/web").1.contains("has Istio's sidecar"), "{said:#}");
+    assert!(state(&said, "pod shop/till").1.contains("sidecar.istio.io/inject"), "{said:#}");
+    assert!(!said.to_string().contains("shop/ours"), "{said:#}");
+    assert!(state(&said, "Istio").1.contains("istio-cni in istio-system"), "{said:#}");
+
     // Who may not install it is told so, and of what can't be seen that it is not known.
     kubernetes.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}));
     kubernetes.apply(&json!({
