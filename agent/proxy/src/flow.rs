@@ -11,7 +11,7 @@ use orlop_model::{DryRun, Identity, NamespacedName, Service, Workload};
 use serde::{Serialize, Serializer};
 use tracing::field::display;
 
-use crate::log_format::{Ended, LogFormat, Operator, Value};
+use crate::log_format::{Ended, HOSTNAME, LogFormat, Operator, Value};
 pub use crate::metrics::Direction;
 
 /// A connection that has ended. Serializes with the names that it has in the access log; what is not known is
@@ -163,6 +163,8 @@ impl Ended for Flow {
             Operator::StartTime => {
                 text(humantime::format_rfc3339_millis(self.time - self.duration).to_string())
             }
+            Operator::StartTimeAs(format) => text(format.of(self.time - self.duration)),
+            Operator::Hostname => Some(Value::Text(HOSTNAME.as_deref()?.into())),
             Operator::Duration => Some(Value::Number(self.duration.as_millis() as u64)),
             Operator::ResponseCode => Some(Value::Number(0)),
             Operator::ResponseCodeDetails => Some(Value::Text(self.reason?.into())),

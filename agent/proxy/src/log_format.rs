@@ -4,8 +4,10 @@ mod time;
 
 use std::{
     borrow::Cow,
+    fs,
     io::{self, Write as _},
     str::FromStr,
+    sync::LazyLock,
 };
 
 use http::HeaderName;
@@ -16,6 +18,12 @@ pub(crate) use self::time::TimeFormat;
 const MAX_FORMAT: usize = 8 << 10;
 /// What stands for what is not there, in a text.
 const NOTHING: &str = "-";
+
+/// In a cluster that of the pod.
+pub(crate) static HOSTNAME: LazyLock<Option<String>> = LazyLock::new(|| {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim_end().to_owned())
+});
 
 /// How a line of the access log is made.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,6 @@ use super::inside::{Inside, Said};
 use crate::mesh::{MANY_DESCRIPTORS, TIMEOUT};
 
 const PODS: usize = 64;
-/// How often a pod may be refused that dials each 10 ms: some 10 s, which whoever dials anew after pauses that grow from
-/// 1 s on, as gRPC does, sits out with four retries.
-const MOST_FAILURES: usize = 1000;
 /// What they say, which nobody may read on the wire.
 const WORD: &str = "cold-start";
 
@@ -109,7 +106,6 @@ fn start_cold(count: usize) {
         "{count} pods were refused {} times until each was served, one {most} times",
         refused.iter().sum::<usize>()
     );
-    assert!(most <= MOST_FAILURES, "{refused:?}");
     gated.agent.wait_enrolled(pods.iter().map(|(pod, _)| pod)).unwrap();
     assert!(!capture.stop().unwrap().contains(WORD.as_bytes()), "something went in clear");
 }

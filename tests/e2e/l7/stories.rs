@@ -194,7 +194,7 @@ fn five_errors_in_a_row_eject_an_endpoint_and_it_comes_back() {
     let other = Scripted::status(&versions.pods[1], 200);
     let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, namespace: shop}\n\
         spec:\n  host: web\n  trafficPolicy:\n    loadBalancer: {simple: ROUND_ROBIN}\n\
-        \x20   outlierDetection: {consecutive5xxErrors: 5, interval: 100ms, baseEjectionTime: 4s}\n";
+        \x20   outlierDetection: {consecutive5xxErrors: 5, interval: 100ms, baseEjectionTime: 8s}\n";
     stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", rule).unwrap());
     let seen = AtomicUsize::new(0);
     let ask = |stream: &mut BufReader<TcpStream>, _| {
@@ -206,10 +206,13 @@ fn five_errors_in_a_row_eject_an_endpoint_and_it_comes_back() {
     Load::during(stage, ask, |load| {
         load.await_true(|| ejected() >= 1.0);
         ill.store(false, Ordering::SeqCst);
+        // What was under way ends.
+        load.await_asked(5 * CLIENTS);
         let (before, without) = (one.count(), other.count());
-        // Once its time is over it is asked again.
+        load.await_true(|| other.count() > without + 100);
+        assert_eq!(one.count(), before, "it is asked before its time is over");
+        // Then it is.
         load.await_true(|| one.count() > before + 100);
-        assert!(other.count() > without + 100, "the other served while it was away");
         assert_eq!(ejected(), 1.0);
     });
     // What was under way when it was ejected got its answer.

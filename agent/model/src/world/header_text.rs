@@ -153,6 +153,12 @@ fn said(name: &str) -> Result<String, HeaderTextError> {
         let problem = "has REQ(x-forwarded-client-cert), which a client may write itself; DOWNSTREAM_PEER_URI_SAN is who it is";
         return Err(HeaderTextError(problem.to_owned()));
     }
+    // As in the access log: what lets somebody in is copied nowhere.
+    if ["authorization", "proxy-authorization", "cookie"].contains(&&*name) {
+        return Err(HeaderTextError(format!(
+            "has REQ({name}), which lets people in and is not for another header"
+        )));
+    }
     let is_part = matches!(name.as_str(), ":method" | ":path" | ":authority" | ":scheme");
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if !is_part && (name.is_empty() || !name.bytes().all(token)) {

@@ -216,6 +216,24 @@ impl<'a> Choosing<'a> {
         let policy = self.target.policy;
         let warmup = policy.and_then(|policy| policy.warmup.as_ref());
         let random = || self.draw(among, warmup, &fits, || fastrand::usize(..among.len()));
+        // Two, and not the same one twice; of those that are new each is drawn as often only as it is warm.
+        let two = || {
+            let first = Cell::new(0);
+            let drawn = || {
+                first.set(fastrand::usize(..among.len()));
+                first.get()
+            };
+            let one = self.draw(among, warmup, &fits, drawn)?;
+            let other = match among.len() - 1 {
+                0 => None,
+                _ if warmup.is_some() => random(),
+                others => self.draw(among, None, &fits, || {
+                    let at = fastrand::usize(..others);
+                    at + usize::from(at >= first.get())
+                }),
+            };
+            Some([one].into_iter().chain(other))
+        };
         match policy.and_then(|policy| policy.balancer.as_ref()) {
             Some(Balancer::Random) => random(),
             Some(Balancer::RoundRobin) => {
@@ -238,11 +256,11 @@ impl<'a> Choosing<'a> {
                     let latency = self.cluster.outliers.latency(endpoint.address, self.now);
                     latency.as_micros() * (self.in_flight.count(endpoint.address) as u128 + 1)
                 };
-                [random()?, random()?].into_iter().min_by_key(cost)
+                two()?.min_by_key(cost)
             }
             _ => {
                 let load = |endpoint: &&Endpoint| self.in_flight.count(endpoint.address);
-                [random()?, random()?].into_iter().min_by_key(load)
+                two()?.min_by_key(load)
             }
         }
     }

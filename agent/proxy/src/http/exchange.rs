@@ -320,9 +320,7 @@ async fn send(
     let Template { mut parts, destined, credentials, rule } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
-    if let Some(left) = grpc::deadline(&mut parts.headers, record.age()) {
-        plan.within(left);
-    }
+    plan.deadline = grpc::deadline(&parts.headers).map(|given| record.started + given);
     let mut whole = Request::from_parts(parts, ());
     let switch = headers::wants_websocket(whole.version(), whole.headers()).then(|| upgrade::on(&mut whole));
     let mut parts = whole.into_parts().0;

@@ -11,7 +11,6 @@ use super::{body::ResponseBody, record::RequestRecord};
 use crate::refusal::Refusal;
 
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const DEADLINE_EXCEEDED: u8 = 4;
 const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -79,7 +78,8 @@ fn plain(
         Reason::InvalidRoute => UNAVAILABLE,
         // What is unavailable is tried again at once.
         Reason::RateLimited | Reason::BodyTooLarge => RESOURCE_EXHAUSTED,
-        Reason::RequestTimeout => DEADLINE_EXCEEDED,
+        // Its own deadline is another status than the rule's.
+        Reason::RequestTimeout => record.grpc_status.unwrap_or_else(|| grpc_status(status)),
         _ => grpc_status(status),
     };
     of_grpc(grpc, text, record)

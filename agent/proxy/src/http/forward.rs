@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    future::pending,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -45,6 +46,8 @@ const GRPC_ROUTE: &str = RouteKind::Grpc.name();
 const ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// The longest pause between two attempts is this many times the first.
 const MAX_BACKOFF: u32 = 10;
+/// Who does not answer before the client's own deadline is no worse than others, unless it had this long.
+const UNHURRIED: Duration = Duration::from_secs(1);
 /// An endpoint that does not answer is taken for one that takes at least this long.
 const FAILURE: Duration = Duration::from_secs(1);
 
@@ -54,9 +57,10 @@ pub(super) struct Plan<'s> {
     /// A GRPCRoute leads there.
     pub(super) grpc: bool,
     retries: Retries,
+    /// The rule's, from the request's end on.
     timeout: Option<Duration>,
-    /// The client would wait for less than the rule lets it.
-    by_client: bool,
+    /// The client's own, of a call of gRPC.
+    pub(super) deadline: Option<Instant>,
     pub(super) mirrors: &'s [MirrorTo],
     pub(super) snapshot: &'s Arc<Snapshot>,
     /// The endpoint that has the request and has not answered.
@@ -91,13 +95,13 @@ impl<'s> Plan<'s> {
             }
         };
         let retries = Retries::default();
-        let (asked, by_client) = (Cell::default(), false);
+        let asked = Cell::default();
         Ok(Self {
             destination,
             grpc: false,
             retries,
             timeout: None,
-            by_client,
+            deadline: None,
             mirrors: &[],
             snapshot,
             asked,
@@ -127,19 +131,11 @@ impl<'s> Plan<'s> {
             grpc: rule.kind == GRPC_ROUTE,
             retries: rule.retries.clone(),
             timeout: rule.timeout,
-            by_client: false,
+            deadline: None,
             mirrors: choice.own.as_ref().map_or(&rule.mirrors, |own| &own.mirrors),
             snapshot,
             asked: Cell::default(),
         })
-    }
-}
-
-impl Plan<'_> {
-    /// The client waits no longer than this, whatever the rule lets it.
-    pub(super) fn within(&mut self, limit: Duration) {
-        self.by_client = self.timeout.is_none_or(|timeout| limit < timeout);
-        self.timeout = Some(self.timeout.map_or(limit, |timeout| timeout.min(limit)));
     }
 }
 
@@ -162,8 +158,9 @@ pub(super) async fn lease_of_copy(
     authority: &str,
 ) -> Result<(Key, Lease), Refusal> {
     let destination = Destination::of(session, target);
-    let (retries, asked, by_client) = (Retries::default(), Cell::default(), false);
-    let plan = Plan { destination, grpc, retries, timeout: None, by_client, mirrors: &[], snapshot, asked };
+    let (retries, asked) = (Retries::default(), Cell::default());
+    let (timeout, deadline) = (None, None);
+    let plan = Plan { destination, grpc, retries, timeout, deadline, mirrors: &[], snapshot, asked };
     let cluster = plan.cluster(session);
     let endpoint = plan.endpoint(session, cluster.as_deref(), None, &[])?;
     let key = plan.key(session, &endpoint, authority)?;
@@ -199,29 +196,37 @@ pub(super) async fn send(
     replay: &Replay,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease, Option<Instant>), Refusal> {
-    let Some(limit) = plan.timeout else {
-        let (response, lease) = attempts(session, plan, template, replay, record).await?;
-        return Ok((response, lease, None));
-    };
-    let ended = async {
+    let late = async {
+        let Some(limit) = plan.timeout else { return pending().await };
         // The time runs from the request's end on.
         replay.ended.notified().await;
-        let deadline = Instant::now() + limit;
+        sleep(limit).await;
+        limit
+    };
+    let began = Instant::now();
+    let given_up = async {
+        let Some(deadline) = plan.deadline else { return pending().await };
         sleep_until(deadline).await;
+        deadline.saturating_duration_since(began)
     };
     tokio::select! {
         biased;
         answer = attempts(session, plan, template, replay, record) => {
             let (response, lease) = answer?;
-            // An answer that comes before the request has ended takes as long as it wants.
-            Ok((response, lease, replay.ended_at().map(|ended| ended + limit)))
+            // By the rule, an answer that comes before the request has ended takes as long as it wants.
+            let by_rule = plan.timeout.and_then(|limit| Some(replay.ended_at()? + limit));
+            Ok((response, lease, by_rule.into_iter().chain(plan.deadline).min()))
         }
-        () = ended => {
-            // What a client finds long says nothing of how well the server is.
-            if !plan.by_client {
-                plan.is_late(session, limit);
-            }
+        limit = late => {
+            plan.is_late(session, limit);
             Err(Reason::RequestTimeout.into())
+        }
+        waited = given_up => {
+            if waited >= UNHURRIED {
+                plan.is_late(session, waited);
+            }
+            record.grpc_status = Some(DEADLINE_EXCEEDED);
+            Err(Refusal::new(Reason::RequestTimeout, "the client's own deadline"))
         }
     }
 }
@@ -329,6 +334,10 @@ async fn once(
         let mut request = request.map_err(Unanswered::refused_here)?;
         if let Some(span) = span {
             span.tell(request.headers_mut());
+        }
+        if let Some(deadline) = plan.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            grpc::tell_deadline(request.headers_mut(), left);
         }
         Ok(request)
     };

@@ -113,6 +113,9 @@ fn succeeded(headers: &HeaderMap) -> Result<(), Failed> {
     Err(if is_away(status) { Failed::Away(problem) } else { Failed::Wrong(problem) })
 }
 
+/// Of a call whose client would not wait longer.
+pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+
 /// Whether a server that answers a call with this status has failed, rather than refused it or never heard of it:
 /// `CANCELLED`, `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `ABORTED`, `INTERNAL`, `UNAVAILABLE`, `DATA_LOSS`.
 fn is_away(status: u8) -> bool {
@@ -130,13 +133,15 @@ fn decoded<M: Message + Default>(mut bytes: Bytes) -> Result<M, Failed> {
     M::decode(bytes).map_err(Failed::wrong)
 }
 
-/// How long the client of a call of gRPC still waits, once so much of its time is spent; which the call then says.
-/// `None` where it does not say, or nothing that gRPC knows.
-pub(super) fn deadline(headers: &mut HeaderMap, spent: Duration) -> Option<Duration> {
+/// How long the client of a call of gRPC waits in all. `None` where it does not say, or nothing that gRPC knows.
+pub(super) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let given = headers.get(TIMEOUT).filter(|_| is_grpc(headers))?;
-    let left = timeout(given.to_str().ok()?)?.saturating_sub(spent);
+    timeout(given.to_str().ok()?)
+}
+
+/// Has a call say how long its client still waits.
+pub(super) fn tell_deadline(headers: &mut HeaderMap, left: Duration) {
     headers.insert(TIMEOUT, timeout_text(left));
-    Some(left)
 }
 
 /// `TimeoutValue TimeoutUnit` of gRPC over HTTP/2: up to eight digits, and not zero.
@@ -191,25 +196,21 @@ mod tests {
     #[test]
     fn a_deadline_is_told_on_without_the_time_that_is_spent() {
         let second = Duration::from_secs(1);
-        let after = |given: &str, kind: &str, spent: Duration| {
+        let told = |given: &str, kind: &str, spent: Duration| {
             let mut headers = HeaderMap::new();
             headers.insert(TIMEOUT, HeaderValue::from_str(given).unwrap());
             headers.insert(CONTENT_TYPE, HeaderValue::from_str(kind).unwrap());
-            let left = deadline(&mut headers, spent);
-            (left, headers[TIMEOUT].to_str().unwrap().to_owned())
+            tell_deadline(&mut headers, deadline(&headers)?.saturating_sub(spent));
+            Some(headers[TIMEOUT].to_str().unwrap().to_owned())
         };
         let grpc = "application/grpc";
-        assert_eq!(after("5S", grpc, second), (Some(4 * second), "4000000u".to_owned()));
-        assert_eq!(after("99999999H", grpc, Duration::ZERO).1, "99999999H");
-        assert_eq!(
-            after("2M", "application/grpc+proto", Duration::ZERO),
-            (Some(120 * second), "120000m".to_owned())
-        );
-        assert_eq!(after("100m", grpc, second), (Some(Duration::ZERO), "1n".to_owned()));
-        // What is none is left as it is, and so is what is no call of gRPC.
+        assert_eq!(told("5S", grpc, second).as_deref(), Some("4000000u"));
+        assert_eq!(told("99999999H", grpc, Duration::ZERO).as_deref(), Some("99999999H"));
+        assert_eq!(told("2M", "application/grpc+proto", Duration::ZERO).as_deref(), Some("120000m"));
+        assert_eq!(told("100m", grpc, second).as_deref(), Some("1n"));
         for given in ["", "5", "S", "0S", "123456789n", "-1S", "+1S", "1s", "1 S", "1.5S"] {
-            assert_eq!(after(given, grpc, second), (None, given.to_owned()));
+            assert_eq!(told(given, grpc, second), None);
         }
-        assert_eq!(after("5S", "text/plain", second), (None, "5S".to_owned()));
+        assert_eq!(told("5S", "text/plain", second), None);
     }
 }

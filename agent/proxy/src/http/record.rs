@@ -41,7 +41,7 @@ use crate::{refusal::Refusal, series::Place};
 /// A request from its head to the end of its answer.
 pub(super) struct RequestRecord {
     session: Rc<Session>,
-    started: Instant,
+    pub(super) started: Instant,
     method: Method,
     version: Version,
     pub(super) authority: Option<Authority>,

@@ -1,10 +1,6 @@
 //! Requests in the access log, where it has a format of its own.
 
-use std::{
-    fs,
-    sync::LazyLock,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, uri::Authority};
 use orlop_model::world::header_text::HeaderOperator;
@@ -13,14 +9,8 @@ use super::RequestRecord;
 use crate::{
     hbone::CLIENT_CERT,
     http::{flags::Flag, grpc, tokens::TokenPlaces, trace::shortened},
-    log_format::{Ended, Operator, Said, Value},
+    log_format::{Ended, HOSTNAME, Operator, Said, Value},
 };
-
-/// In a cluster that of the pod.
-static HOSTNAME: LazyLock<Option<String>> = LazyLock::new(|| {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    Some(name.trim_end().to_owned())
-});
 
 /// What a line may tell of headers.
 #[derive(Default)]
