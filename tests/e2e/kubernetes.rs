@@ -25,6 +25,7 @@ mod last_world;
 mod node;
 mod outage;
 mod replica;
+mod resumption;
 mod rights;
 mod source;
 mod status;

@@ -2,6 +2,9 @@
 //! are from a controller that goes by what it knew.
 
 use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kube::Api;
@@ -15,15 +18,49 @@ use super::install::{AUDIENCE, NODE_ACCOUNT, SYSTEM, roots};
 use super::kubelet::Kubelet;
 use super::replica::{LONG, Replica};
 use crate::mesh::TIMEOUT;
+use crate::pair::{dial, ping};
+use crate::samenode::is_in_kernel;
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 /// How often each client dials after an agent has started anew.
 const DIALS: usize = 25;
+/// Between two dials of one that goes on dialling: so short that every start is met, and no port is used up.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// `ORLOP_OUTAGE_MINUTES`, or a moment.
 fn outage() -> Duration {
     let minutes = std::env::var("ORLOP_OUTAGE_MINUTES").ok().and_then(|minutes| minutes.parse::<f32>().ok());
     Duration::from_secs_f32(minutes.map_or(20.0, |minutes| minutes * 60.0))
+}
+
+/// Goes on dialling, whatever happens.
+#[derive(Default)]
+struct Dialling {
+    made: AtomicUsize,
+    /// From when to when each dial took that was not served.
+    refused: Mutex<Vec<(Instant, Instant)>>,
+}
+
+impl Dialling {
+    fn run(&self, stop: &AtomicBool, is_served: impl Fn() -> bool) {
+        while !stop.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            if !is_served() {
+                self.refused.lock().unwrap().push((start, Instant::now()));
+            }
+            self.made.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Ends those that go on dialling, also where a test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -43,18 +80,27 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     }));
     let client = nodes[0].run(&buys, "client", &[]);
     let stranger = nodes[0].run(&sells, "stranger", &[]);
+    let neighbour = nodes[0].run(&sells, "neighbour", &[]);
     let server = nodes[1].run(&sells, "server", &[]);
     let mut agents = nodes.each_ref().map(agent);
-    agents[0].wait_enrolled([&client, &stranger]).unwrap();
+    agents[0].wait_enrolled([&client, &stranger, &neighbour]).unwrap();
     agents[1].wait_enrolled([&server]).unwrap();
     let _http = server.serve_http(8080).unwrap();
     let get = |pod: &Pod| pod.http_get(server.addr(8080), "/", TIMEOUT).map(|answer| answer.status).ok();
     assert!(wait_for(LONG, || get(&client) == Some(200)), "{}", agents[0].log().unwrap());
     assert!(wait_for(LONG, || get(&stranger).is_none()), "{}", agents[1].log().unwrap());
+    let (near, far) = (neighbour.serve_echo(80).unwrap(), server.serve_echo(80).unwrap());
+    let mut straight = None;
+    let goes_straight = || {
+        straight = dial(&client, near.addr()).ok();
+        straight.as_ref().is_some_and(|open| is_in_kernel(&client, open.local_addr().unwrap().port(), 80))
+    };
+    assert!(wait_for(LONG, goes_straight), "it goes through the proxy: {}", agents[0].log().unwrap());
+    let straight = straight.unwrap();
     for node in &nodes {
         let kept = || {
             let kept = fs::read_to_string(node.node.run_dir().join("state/world")).unwrap_or_default();
-            let pods = [&client, &stranger, &server].map(|pod| format!("\"{}\"", pod.ipv4()));
+            let pods = [&client, &stranger, &neighbour, &server].map(|pod| format!("\"{}\"", pod.ipv4()));
             pods.iter().all(|address| kept.contains(address)) && kept.contains("buyers")
         };
         assert!(wait_for(LONG, kept), "the world is not on disk");
@@ -80,27 +126,55 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     kubernetes.plane.stop_api();
     let ask = |token: &str, namespace: &str| ask(&nodes[0], &root, token, namespace);
     let start = Instant::now();
-    let (mut dials, mut rounds) = (0, 0);
-    while rounds < 2 || start.elapsed() < outage() {
-        for index in 0..agents.len() {
-            agents[index].restart().unwrap();
-            agents[0].wait_enrolled([&client, &stranger]).unwrap();
-            agents[1].wait_enrolled([&server]).unwrap();
-            let (log, signs) = (|| agents.each_ref().map(|agent| agent.log().unwrap()).concat(), &controller);
-            // An agent that asks in vain at first asks again.
-            let first = wait_for(LONG, || get(&client) == Some(200));
-            assert!(first, "{}\n{}", log(), signs.log());
-            for _ in 0..DIALS {
-                assert_eq!(get(&client), Some(200), "{}", log());
-                assert_eq!(get(&stranger), None, "{}", log());
-                dials += 2;
+    let (mut dials, mut rounds, mut cut) = (0, 0, 0);
+    // From when an agent is killed until the next one has its pods and their certificates.
+    let mut windows = Vec::new();
+    let (stop, by_kernel, tunnelled) = (AtomicBool::new(false), Dialling::default(), Dialling::default());
+    thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| by_kernel.run(&stop, || dial(&client, near.addr()).is_ok()));
+        scope.spawn(|| tunnelled.run(&stop, || dial(&client, far.addr()).is_ok()));
+        while rounds < 2 || start.elapsed() < outage() {
+            for index in 0..agents.len() {
+                let open = dial(&client, far.addr()).unwrap();
+                let killed = Instant::now();
+                agents[index].restart().unwrap();
+                agents[0].wait_enrolled([&client, &stranger, &neighbour]).unwrap();
+                agents[1].wait_enrolled([&server]).unwrap();
+                let log = || agents.each_ref().map(|agent| agent.log().unwrap()).concat();
+                let is_valid =
+                    |agent: usize, namespace| certificate(&agents[agent], namespace)["state"] == "valid";
+                // One that asks in vain at first asks again.
+                let valid = || is_valid(0, &buys) && is_valid(0, &sells) && is_valid(1, &sells);
+                assert!(wait_for(LONG, valid), "{}\n{}", log(), controller.log());
+                windows.push((killed, Instant::now()));
+                for _ in 0..DIALS {
+                    assert_eq!(get(&client), Some(200), "{}", log());
+                    assert_eq!(get(&stranger), None, "{}", log());
+                    dials += 2;
+                }
+                // What the agent carried ends with it.
+                cut += usize::from(ping(&open, "still here?\n").is_err());
+                ping(&straight, "still here?\n").unwrap();
             }
-            assert_eq!(certificate(&agents[0], &buys)["state"], "valid");
-            assert_eq!(certificate(&agents[1], &sells)["state"], "valid");
+            rounds += 1;
         }
-        rounds += 1;
-    }
-    println!("API server down for {:.0?}: {} agents started, {dials} dials", start.elapsed(), rounds * 2);
+    });
+    let [by_kernel, tunnelled] =
+        [by_kernel, tunnelled].map(|of| (of.made.into_inner(), of.refused.into_inner().unwrap()));
+    let longest = windows.iter().map(|(from, to)| *to - *from).max().unwrap_or_default();
+    println!(
+        "API server down for {:.0?}: {} agents started, {dials} dials, {cut} open connections cut; all the while {} \
+         dials to another node, {} refused while an agent started (at most {longest:.1?}), and {} in the kernel",
+        start.elapsed(),
+        rounds * 2,
+        tunnelled.0,
+        tunnelled.1.len(),
+        by_kernel.0,
+    );
+    assert!(by_kernel.1.is_empty(), "{} of {} were refused in the kernel", by_kernel.1.len(), by_kernel.0);
+    let late = tunnelled.1.iter().find(|(from, to)| !windows.iter().any(|of| *from <= of.1 && *to >= of.0));
+    assert_eq!(late, None, "refused although every agent was ready: {windows:?}");
     assert!(controller.log().contains("going by what it said before"), "{}", controller.log());
     ask(&token, &buys).unwrap();
     ask(&a_day, &buys).unwrap();
