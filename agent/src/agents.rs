@@ -14,7 +14,10 @@ use hyper::{
     header::HOST,
 };
 use hyper_util::rt::TokioIo;
-use orlop_kube::{AgentPod, Agents};
+use orlop_kube::{
+    AgentPod, Agents,
+    preflight::{Part, Preflight, Role},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -27,6 +30,8 @@ use crate::cli::AgentArguments;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the admin API in the chart.
 const ADMIN_PORT: u16 = 15000;
+/// Where controllers say how they are.
+const HEALTH_PORT: u16 = 15021;
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ADMIN_PORT);
 
 /// What an agent of a cluster answers.
@@ -131,6 +136,13 @@ pub fn complain(answers: Vec<Answer>) -> (Vec<(String, Bytes)>, bool) {
 
 async fn ask_pod(agents: &Agents, pod: &AgentPod, path: &str) -> anyhow::Result<Bytes> {
     get(agents.dial(pod, ADMIN_PORT).await?, "localhost", path).await
+}
+
+/// Asks a waypoint or gateway as an agent is asked, and a controller where it says how it is.
+pub async fn ask_part(preflight: &Preflight, part: &Part, path: &str) -> anyhow::Result<Bytes> {
+    let port = if part.role == Role::Controller { HEALTH_PORT } else { ADMIN_PORT };
+    let asked = async { get(preflight.dial(part, port).await?, "localhost", path).await };
+    timeout(TIMEOUT, asked).await?
 }
 
 pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

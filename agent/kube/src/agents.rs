@@ -132,7 +132,7 @@ fn one_a_node(pods: Vec<Pod>) -> Vec<AgentPod> {
     best.into_iter().map(|(node, (_, name))| AgentPod { node, name }).collect()
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

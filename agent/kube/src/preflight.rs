@@ -1,5 +1,6 @@
 //! What a person can see of a cluster that matters before Orlop is installed there, and after.
 
+mod parts;
 mod sidecars;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::ClusterError;
 use crate::cluster::client;
+pub use parts::{Part, Role};
 pub use sidecars::Sidecar;
 
 /// For one answer of the API server.

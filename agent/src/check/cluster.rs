@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use orlop_kube::preflight::{Asks, IstioPod, Pods, Preflight, Sidecar, Unknown};
+use orlop_kube::preflight::{Asks, IstioPod, Part, Pods, Preflight, Role, Sidecar, Unknown};
 use serde_json::Value;
 
 use super::{Report, Row, State};
 use crate::{
-    agents::{Which, ask_cluster, runtime},
+    agents::{Which, ask_cluster, ask_part, runtime},
     cli::{AgentArguments, CheckArguments},
 };
 
@@ -73,6 +73,14 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
             }
             let nodes = runtime.block_on(preflight.nodes());
             rows.extend(of_agents(arguments, nodes));
+            match runtime.block_on(preflight.parts()) {
+                Ok(parts) => rows.extend(parts.iter().map(|part| {
+                    let path = if part.role == Role::Controller { "/version" } else { "/config_dump" };
+                    let said = runtime.block_on(ask_part(&preflight, part, path));
+                    of_part(part, said.as_deref(), env!("CARGO_PKG_VERSION"))
+                })),
+                Err(error) => rows.push(unknown("waypoints and gateways", &error)),
+            }
         }
         Ok(None) => {
             for (group, resource, namespaced, value) in MADE {
@@ -262,7 +270,8 @@ fn of_dump(name: String, dump: &Value, own_version: &str) -> Row {
     let (enrolled, refused) = (count(&dump["enrolled"]), count(&dump["not_enrolled"]));
     let certificates: Vec<&Value> = dump["certificates"].as_array().into_iter().flatten().collect();
     let spoilt = certificates.iter().find(|one| one["state"] != "valid");
-    let detail = format!("version {version}, {enrolled} pods, {} certificates", certificates.len());
+    let pods = if enrolled > 0 { format!("{enrolled} pods, ") } else { String::new() };
+    let detail = format!("version {version}, {pods}{} certificates", certificates.len());
     if let Some(spoilt) = spoilt {
         let said = |key: &str| spoilt[key].as_str().unwrap_or_default().to_owned();
         let detail =
@@ -277,6 +286,36 @@ fn of_dump(name: String, dump: &Value, own_version: &str) -> Row {
         return row(name, State::Note, format!("{detail}; this orlop is of version {own_version}"));
     }
     row(name, State::Ok, detail)
+}
+
+/// Of what version a controller, waypoint or gateway is, and how its certificates stand.
+fn of_part(part: &Part, said: Result<&[u8], &anyhow::Error>, own_version: &str) -> Row {
+    let role = match part.role {
+        Role::Controller => "controller",
+        Role::Waypoint => "waypoint",
+        Role::Gateway => "gateway",
+    };
+    let name = format!("{role} {}/{}", part.namespace, part.name);
+    let problem = match said {
+        _ if !part.ready => {
+            format!("not ready: `kubectl describe pod {} -n {}` says why not", part.name, part.namespace)
+        }
+        // Who may list pods need not have the right to ask them.
+        Err(error) => return row(name, State::Note, format!("ready; it does not answer: {error:#}")),
+        Ok(said) if part.role == Role::Controller => {
+            let version = String::from_utf8_lossy(said);
+            let note = format!("version {version}; this orlop is of version {own_version}");
+            return match version == own_version {
+                true => row(name, State::Ok, format!("version {version}")),
+                false => row(name, State::Note, note),
+            };
+        }
+        Ok(said) => match serde_json::from_slice::<Value>(said) {
+            Ok(dump) => return of_dump(name, &dump, own_version),
+            Err(error) => format!("its answer is no JSON: {error}"),
+        },
+    };
+    row(name, State::Missing, problem)
 }
 
 /// What of Istio would be in the way.
@@ -384,6 +423,21 @@ mod tests {
         assert_eq!([Some("baseline"), Some("restricted")].map(state), [State::Missing, State::Missing]);
         let forbidden = of_pod_security("orlop-system", Err(Unknown::Forbidden("no".into())));
         assert_eq!(forbidden.state, State::Note);
+    }
+
+    #[test]
+    fn what_is_no_agent_says_its_version_and_whether_it_is_ready() {
+        let part = |role, ready| Part { role, namespace: "shop".into(), name: "w-1".into(), ready };
+        let dump = |state: &str| json!({"version": "1", "certificates": [{"state": state}]}).to_string();
+        let state = |of: &Part, said: &str| of_part(of, Ok(said.as_bytes()), "1").state;
+        let (controller, waypoint) = (part(Role::Controller, true), part(Role::Waypoint, true));
+        assert_eq!((state(&controller, "1"), state(&controller, "0")), (State::Ok, State::Note));
+        assert_eq!(state(&waypoint, &dump("valid")), State::Ok);
+        assert_eq!(state(&waypoint, &dump("expired")), State::Missing);
+        assert_eq!(state(&part(Role::Gateway, false), &dump("valid")), State::Missing);
+        let silent = of_part(&waypoint, Err(&anyhow::anyhow!("no right")), "1");
+        assert!(silent.state == State::Note && silent.detail.contains("no right"), "{}", silent.detail);
+        assert_eq!(silent.name, "waypoint shop/w-1");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::admin;
 
-/// `/healthz/ready`, `/healthz/live` and `/metrics`.
+/// `/healthz/ready`, `/healthz/live`, `/version` and `/metrics`.
 pub struct Health(watch::Sender<bool>);
 
 impl Health {
@@ -59,6 +59,7 @@ impl Health {
 fn answer(request: &Request<Incoming>, ready: bool, registry: &Registry) -> Response<Full<Bytes>> {
     let (status, body) = match (request.uri().path(), ready) {
         ("/metrics", _) => return admin::metrics(registry),
+        ("/version", _) => (StatusCode::OK, env!("CARGO_PKG_VERSION")),
         ("/healthz/live", _) => (StatusCode::OK, "alive\n"),
         ("/healthz/ready", true) => (StatusCode::OK, "ready\n"),
         ("/healthz/ready", false) => {

@@ -139,6 +139,14 @@ pub fn people_ask_the_agents(cluster: &Cluster) {
         assert!(checked["checks"].as_array().unwrap().iter().any(is_ok), "{checked:#}");
     }
 
+    let is_controller = |one: &&Value| one["name"].as_str().unwrap().starts_with("controller orlop-system/");
+    let controllers: Vec<_> = checked["checks"].as_array().unwrap().iter().filter(is_controller).collect();
+    let version = format!("version {}", env!("CARGO_PKG_VERSION"));
+    assert!(
+        !controllers.is_empty() && controllers.iter().all(|one| one["detail"] == *version),
+        "{checked:#}"
+    );
+
     let pods = checked["checks"].as_array().unwrap().iter().filter(|one| is_of_pod(one));
     let pods: Vec<_> = pods.map(|one| one["name"].clone()).collect();
     assert_eq!(pods, ["pod shop/probed"], "{checked:#}");
