@@ -400,16 +400,18 @@ impl Enrolment {
             true => HashSet::new(),
             false => self.outside(snapshot),
         };
-        let mut all_withdrawn = true;
-        for cookie in strays {
-            if all_known || outside.contains(&cookie) || self.datapath.is_gone(cookie)? {
-                self.datapath.withdraw(cookie)?;
-                tracing::info!(netns = cookie, "withdrawn, as no pod of the mesh has it any more");
-            } else {
-                all_withdrawn = false;
+        let withdrawn = |cookie| {
+            if !all_known && !outside.contains(&cookie) && !self.datapath.is_gone(cookie)? {
+                return Ok(false);
             }
-        }
-        if all_withdrawn {
+            self.datapath.withdraw(cookie)?;
+            tracing::info!(netns = cookie, "withdrawn, as no pod of the mesh has it any more");
+            Ok(true)
+        };
+        // One that fails holds up no other.
+        let all: Vec<anyhow::Result<bool>> = strays.into_iter().map(withdrawn).collect();
+        let all: Vec<bool> = all.into_iter().collect::<Result<_, _>>()?;
+        if !all.contains(&false) {
             for layout in self.datapath.remove_other_layouts()? {
                 tracing::info!(layout = %layout.display(), "removed what an agent of another version had pinned");
             }

@@ -147,7 +147,7 @@ fn container_ports(spec: &read::PodSpec) -> Result<Box<[Port]>, FieldError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(pod(relative).unwrap_err().path.to_string(), r#"metadata.annotations["orlop.dev/netns"]"#);
     }
 
-    fn pod(mut object: serde_json::Value) -> Result<Pod, FieldError> {
+    fn pod(mut object: Value) -> Result<Pod, FieldError> {
         object["apiVersion"] = json!("v1");
         object["kind"] = json!("Pod");
         convert_trusted(serde_json::from_value(object).unwrap())

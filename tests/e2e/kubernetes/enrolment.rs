@@ -1,3 +1,5 @@
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
 use orlop_tests::{CgroupDriver, ContainerRuntime, PodCgroups, Testbed};
 use serde_json::json;
 
@@ -169,7 +171,13 @@ fn a_static_pod_is_found_by_the_uid_that_its_node_knows_and_by_no_other_object()
     node.report(&pod);
     agent.wait_enrolled([&pod]).unwrap();
 
+    // Whoever may make pods may make this one, but not write its status.
     mirror(&namespaces[1]);
+    let fake = Api::<Pod>::namespaced(kubernetes.client.clone(), &namespaces[1]);
+    let status =
+        json!({"status": {"phase": "Running", "podIPs": [{"ip": "192.0.2.9"}], "podIP": "192.0.2.9"}});
+    let status = Patch::Merge(status);
+    kubernetes.wait(fake.patch_status("web-n1", &PatchParams::default(), &status)).unwrap();
     agent.wait_until(|dump| dump.contains("claims to be the same static pod")).unwrap();
     let dump: serde_json::Value = serde_json::from_str(&agent.config_dump().unwrap()).unwrap();
     let [own, fake] = namespaces.map(|namespace| dump["enrolled"][format!("{namespace}/web-n1")].clone());

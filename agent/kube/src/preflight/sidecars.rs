@@ -14,6 +14,10 @@ use super::{Preflight, Unknown, answered};
 
 /// What Istio calls its container.
 const PROXY: &str = "istio-proxy";
+/// Annotation of a pod: what Istio makes of it.
+const TEMPLATES: &str = "inject.istio.io/templates";
+/// Label of the pods that were made for a Gateway.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Label, or annotation, of pods that ask for it.
 const INJECT: &str = "sidecar.istio.io/inject";
 /// How many pods are asked for at once.
@@ -88,6 +92,12 @@ fn sidecar(namespace: &Labels, pod: &Pod) -> Option<Sidecar> {
     if has_ended || pod.spec.host_network || !opted_in(namespace, &mesh_labels(pod.labels())) {
         return None;
     }
+    // Istio's own gateways redirect nothing.
+    let templates = pod.annotations().get(TEMPLATES).map_or("", String::as_str);
+    if pod.labels().contains_key(GATEWAY) || templates.split(',').any(|template| template.trim() == "gateway")
+    {
+        return None;
+    }
     let runs = pod.spec.containers.iter().chain(&pod.spec.init_containers).any(|one| one.name == PROXY);
     // The label has the last word.
     let asked = pod.labels().get(INJECT).or_else(|| pod.annotations().get(INJECT));
@@ -124,6 +134,10 @@ mod tests {
         assert_eq!(found("enabled", none(), none(), json!({"containers": proxy})), Some(true));
         let native = json!({"containers": app, "initContainers": proxy});
         assert_eq!(found("enabled", none(), none(), native), Some(true));
+        let gateway = || json!({"inject.istio.io/templates": "gateway"});
+        assert_eq!(found("enabled", none(), gateway(), json!({"containers": proxy})), None);
+        let gateway = json!({"gateway.networking.k8s.io/gateway-name": "gate"});
+        assert_eq!(found("enabled", gateway, none(), json!({"containers": proxy})), None);
         let inject = |value: &str| json!({"sidecar.istio.io/inject": value});
         assert_eq!(found("enabled", inject("true"), none(), plain()), Some(false));
         assert_eq!(found("enabled", none(), inject("true"), plain()), Some(false));

@@ -320,7 +320,8 @@ async fn send(
     let Template { mut parts, destined, credentials, rule } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
-    plan.deadline = grpc::deadline(&parts.headers).map(|given| record.started + given);
+    let deadline = grpc::deadline(&parts.headers).and_then(|given| record.started.checked_add(given));
+    plan.deadline = deadline.map(tokio::time::Instant::from_std);
     let mut whole = Request::from_parts(parts, ());
     let switch = headers::wants_websocket(whole.version(), whole.headers()).then(|| upgrade::on(&mut whole));
     let mut parts = whole.into_parts().0;

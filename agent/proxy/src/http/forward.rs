@@ -28,6 +28,7 @@ use super::{
     body::grpc_status,
     exchange::Template,
     flags::Flag,
+    grpc::{self, DEADLINE_EXCEEDED},
     hosts::ClusterState,
     key::Key,
     outlier::Outcome,
@@ -330,8 +331,7 @@ async fn once(
     let mut leased = lease(false).await?;
     plan.asked.set(Some(endpoint.address));
     let anew = || {
-        let request = template.request(&key, replay.attempt());
-        let mut request = request.map_err(Unanswered::refused_here)?;
+        let mut request = template.request(&key, replay.attempt())?;
         if let Some(span) = span {
             span.tell(request.headers_mut());
         }
@@ -339,9 +339,9 @@ async fn once(
             let left = deadline.saturating_duration_since(Instant::now());
             grpc::tell_deadline(request.headers_mut(), left);
         }
-        Ok(request)
+        Ok::<_, Refusal>(request)
     };
-    let mut request = anew()?;
+    let mut request = anew().map_err(Unanswered::refused_here)?;
     loop {
         match leased.send(request).await {
             Ok(response) => return Ok((response, leased)),
@@ -350,7 +350,7 @@ async fn once(
             Err(Unanswered { reach: Reach::Sent, .. })
                 if leased.reused && is_safe(template.method(), replay) =>
             {
-                request = anew()?;
+                request = anew().map_err(Unanswered::refused_here)?;
             }
             Err(unanswered) => return Err(unanswered),
         }

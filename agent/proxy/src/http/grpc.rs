@@ -200,7 +200,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(TIMEOUT, HeaderValue::from_str(given).unwrap());
             headers.insert(CONTENT_TYPE, HeaderValue::from_str(kind).unwrap());
-            tell_deadline(&mut headers, deadline(&headers)?.saturating_sub(spent));
+            let left = deadline(&headers)?.saturating_sub(spent);
+            tell_deadline(&mut headers, left);
             Some(headers[TIMEOUT].to_str().unwrap().to_owned())
         };
         let grpc = "application/grpc";
