@@ -1,5 +1,5 @@
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use orlop_tests::{CgroupDriver, ContainerRuntime, PodCgroups, Testbed};
 use serde_json::json;
 
@@ -156,15 +156,17 @@ fn a_static_pod_is_found_by_the_uid_that_its_node_knows_and_by_no_other_object()
     let namespaces = ["static", "fake"].map(|prefix| kubernetes.namespace(prefix, &[ENABLED]));
     let node = Kubelet::start(&kubernetes, &testbed, "n1");
     let agent = node.agent(&[]);
+    let pods = |namespace: &str| Api::<Pod>::namespaced(kubernetes.client.clone(), namespace);
     let mirror = |namespace: &str| {
-        kubernetes.apply(&json!({
-            "apiVersion": "v1", "kind": "Pod",
+        let object = json!({
             "metadata": {
                 "name": "web-n1", "namespace": namespace,
                 "annotations": {"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH},
             },
             "spec": {"nodeName": node.node.name(), "containers": [{"name": "app", "image": "app"}]},
-        }));
+        });
+        let object = serde_json::from_value(object).unwrap();
+        kubernetes.wait(pods(namespace).create(&PostParams::default(), &object)).unwrap();
     };
     mirror(&namespaces[0]);
     let pod = node.sandbox(&namespaces[0], "web-n1", HASH);
@@ -173,11 +175,11 @@ fn a_static_pod_is_found_by_the_uid_that_its_node_knows_and_by_no_other_object()
 
     // Whoever may make pods may make this one, but not write its status.
     mirror(&namespaces[1]);
-    let fake = Api::<Pod>::namespaced(kubernetes.client.clone(), &namespaces[1]);
     let status =
         json!({"status": {"phase": "Running", "podIPs": [{"ip": "192.0.2.9"}], "podIP": "192.0.2.9"}});
     let status = Patch::Merge(status);
-    kubernetes.wait(fake.patch_status("web-n1", &PatchParams::default(), &status)).unwrap();
+    let told = pods(&namespaces[1]);
+    kubernetes.wait(told.patch_status("web-n1", &PatchParams::default(), &status)).unwrap();
     agent.wait_until(|dump| dump.contains("claims to be the same static pod")).unwrap();
     let dump: serde_json::Value = serde_json::from_str(&agent.config_dump().unwrap()).unwrap();
     let [own, fake] = namespaces.map(|namespace| dump["enrolled"][format!("{namespace}/web-n1")].clone());

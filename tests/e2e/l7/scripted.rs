@@ -138,8 +138,8 @@ fn answer(stream: &mut TcpStream, status: u16, headers: &[(&str, &str)], body: &
 
 /// `None` at the end of the connection.
 fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
-    let mut line = String::new();
-    if reader.read_line(&mut line)? == 0 {
+    let line = line_of(reader)?;
+    if line.is_empty() {
         return Ok(None);
     }
     let mut asked = Asked {
@@ -150,8 +150,7 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
     };
     if asked.headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
         loop {
-            line.clear();
-            reader.read_line(&mut line)?;
+            let line = line_of(reader)?;
             let size = usize::from_str_radix(line.trim_end(), 16).unwrap_or(0);
             let start = asked.body.len();
             asked.body.resize(start + size, 0);
@@ -160,8 +159,7 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
                 return Ok(Some(asked));
             }
             reader.read_exact(&mut asked.body[start..])?;
-            line.clear();
-            reader.read_line(&mut line)?;
+            line_of(reader)?;
         }
     }
     let length = asked.headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
@@ -170,12 +168,18 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
     Ok(Some(asked))
 }
 
+/// Of what is no UTF-8 only that much.
+fn line_of(reader: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line)?;
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
 /// Headers or trailers, to the line that ends them.
 fn fields(reader: &mut BufReader<TcpStream>) -> std::io::Result<HashMap<String, String>> {
     let mut fields = HashMap::new();
     loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
+        let line = line_of(reader)?;
         let Some((name, value)) = line.trim_end().split_once(':') else { return Ok(fields) };
         fields.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }

@@ -2,11 +2,13 @@
 
 use std::io::BufReader;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use orlop_tests::traffic::{Response, request};
 use orlop_tests::wait_for;
 
@@ -172,6 +174,8 @@ fn whatever_a_mirror_does_the_caller_gets_the_servers_answer() {
         // It answers nobody before everybody was asked. What it is sent, nobody reads.
         let silent = versions.pods[1].listen(false, 80).unwrap();
         load.await_asked(1000);
+        // A process that is being started may have it open still.
+        shutdown(silent.as_raw_fd(), Shutdown::Both).unwrap();
         drop(silent);
         // It is well again, and gets copies as before.
         let well = Scripted::status(&versions.pods[1], 200);

@@ -80,7 +80,8 @@ fn keys_that_are_none_are_refused_unless_they_were_none_before() {
             "jwtRules": [{"issuer": "https://idp.example", "jwks": text}],
         })
     };
-    let (good, bad) = (keys(r#"{"keys": [{"kty": "new"}, {"kty": "EC"}]}"#), keys(r#"{"kty": "EC"}"#));
+    let good = r#"{"keys": [{"kty": "new"}, {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let (good, bad) = (keys(good), keys(r#"{"kty": "EC"}"#));
     for old in [None, Some(&good)] {
         let refused = verdict(kind, old, &bad);
         let [error] = refused.errors.as_slice() else { panic!("{refused:?}") };
