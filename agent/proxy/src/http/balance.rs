@@ -256,7 +256,8 @@ impl<'a> Choosing<'a> {
                     let latency = self.cluster.outliers.latency(endpoint.address, self.now);
                     latency.as_micros() * (self.in_flight.count(endpoint.address) as u128 + 1)
                 };
-                two()?.min_by_key(cost)
+                // Drawn twice, one whose answers took long is asked again now and then.
+                [random()?, random()?].into_iter().min_by_key(cost)
             }
             _ => {
                 let load = |endpoint: &&Endpoint| self.in_flight.count(endpoint.address);
