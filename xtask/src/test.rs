@@ -11,6 +11,7 @@ const WITH_CONTAINERD: &[&str] = &["kubernetes::node::"];
 const WITH_HELM: &[&str] = &[
     "chart::",
     "kubernetes::boot_gate::",
+    "kubernetes::check::",
     "kubernetes::conditions::",
     "kubernetes::node::",
     "kubernetes::rights::",
