@@ -375,7 +375,7 @@ fn wire(node: &Node, netns: &Netns) -> Result<Wired> {
          addr add {ipv6}/64 dev eth0 nodad\n\
          link set eth0 up\n\
          route add 0.0.0.0/0 via {gateway4}\n\
-         route add ::/0 via {gateway6}\n\
+         route add ::/0 via {gateway6} dev eth0 onlink\n\
          neigh add {gateway4} lladdr {bridge} nud permanent dev eth0\n\
          neigh add {gateway6} lladdr {bridge} nud permanent dev eth0\n",
         node.netns().name(),
