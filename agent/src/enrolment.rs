@@ -241,7 +241,7 @@ impl Enrolment {
             !uid.is_empty(),
             "neither a UID nor an annotation orlop.dev/netns says where its netns is"
         );
-        // Anybody who may make pods may make an object that claims it, until kubelet deletes that.
+        // Whoever may make pods and write their status may make an object that claims it, until kubelet deletes that.
         anyhow::ensure!(
             !is_static(uid) || !snapshot.is_contested(&local.workload),
             "another pod of this node claims to be the same static pod: one of the two objects is not kubelet's"
