@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,17 +31,6 @@ pub(crate) fn build(args: &BuildArgs) -> Result<PathBuf> {
         bail!("cargo built no {}", binary.display());
     }
     Ok(binary)
-}
-
-/// Builds `orlop` as it ships, one static binary, and puts it at `to`.
-pub(crate) fn build_static(to: &Path) -> Result<PathBuf> {
-    let mut command = cargo()?;
-    // Only the last crate is told: the libraries are those of any other build.
-    command.args(["rustc", "--package", "orlop", "--bin", "orlop", "--", "-C", "target-feature=+crt-static"]);
-    run(&mut command)?;
-    let built = target_dir()?.join("debug/orlop");
-    fs::copy(&built, to).with_context(|| format!("copying {}", built.display()))?;
-    Ok(to.to_owned())
 }
 
 /// Builds the end-to-end tests, with the features that `cargo xtask test` builds them with, and says where their

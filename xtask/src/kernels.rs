@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
-use crate::{cargo, setup};
+use crate::{cargo, image, setup};
 use guest::Outcome;
 
 #[derive(ClapArgs)]
@@ -122,7 +122,7 @@ fn report(kernel: &Kernel, dir: &Path, programs: &Programs, args: &Args) -> bool
 
 /// What runs in the guests.
 struct Programs {
-    /// As it ships: one static binary.
+    /// The very binary of the image.
     orlop: PathBuf,
     /// The end-to-end tests.
     tests: PathBuf,
@@ -133,7 +133,7 @@ impl Programs {
     fn build(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         Ok(Self {
-            orlop: cargo::build_static(&dir.join("orlop"))?,
+            orlop: image::static_binary()?,
             tests: cargo::build_tests()?,
             busybox: debian::busybox(&dir.join("busybox"))?,
         })

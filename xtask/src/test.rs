@@ -1,3 +1,5 @@
+use std::thread;
+
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
@@ -49,6 +51,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .args(&args.filters)
         .args(skipped)
         .env("ORLOP_BIN", binary);
+    // They wait more than they work.
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        let cores = thread::available_parallelism().context("counting the cores")?;
+        command.env("RUST_TEST_THREADS", (2 * cores.get()).to_string());
+    }
     let tests = cargo::run(&mut command);
     let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;
     for leftover in &leftovers {

@@ -33,11 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => cargo::target_dir()?.join("image"),
     };
-    let paths = if args.binary.is_empty() {
-        vec![binary::build(&root()?, &cargo::target_dir()?.join("static"))?]
-    } else {
-        args.binary.clone()
-    };
+    let paths = if args.binary.is_empty() { vec![static_binary()?] } else { args.binary.clone() };
     for (architecture, size) in write(&out, &read(&paths)?)? {
         println!(
             "{}: {} of {architecture}, {:.1} MB (at most {} MB)",
@@ -62,6 +58,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fs::remove_dir_all(&elsewhere.0).with_context(|| format!("removing {}", elsewhere.0.display()))?;
     }
     Ok(())
+}
+
+/// Builds `orlop` as it ships, unless nothing has changed since, and says where it is.
+pub(crate) fn static_binary() -> Result<PathBuf> {
+    binary::build(&root()?, &cargo::target_dir()?.join("static"))
 }
 
 /// The binaries, each with the architecture that it is for.
