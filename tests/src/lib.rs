@@ -47,7 +47,7 @@ pub use agent::{ADMIN_PORT, METRICS_PORT};
 pub use agent::{Agent, AgentOptions, READY_PORT, binary, wait_for};
 pub use capture::{Capture, Frames};
 pub use control_plane::{ControlPlane, DetachedControlPlane, start_detached, stop_detached};
-pub use control_plane::{build as build_control_plane, control_plane_binary};
+pub use control_plane::{build as build_control_plane, control_plane_binary, published_definitions};
 pub use deploy_tools::DeployTools;
 pub use greed::{Greed, call_times, call_times_while, raise_descriptors};
 pub use image::{EPOCH, Image, Layout};

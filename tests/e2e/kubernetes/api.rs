@@ -12,7 +12,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config, Resource};
-use orlop_tests::{ControlPlane, Node};
+use orlop_tests::{ControlPlane, Node, published_definitions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
@@ -109,7 +109,12 @@ impl Kubernetes {
     /// Server-side apply of any object, with its status if it has a subresource for that.
     #[track_caller]
     pub fn apply(&self, object: &Value) {
-        self.wait(apply(&self.client, object)).unwrap();
+        self.try_apply(object).unwrap();
+    }
+
+    /// The same, of what the API server may refuse.
+    pub fn try_apply(&self, object: &Value) -> kube::Result<()> {
+        self.wait(apply(&self.client, object))
     }
 
     /// What the API answers.
@@ -150,14 +155,32 @@ impl Kubernetes {
     }
 
     /// Makes Orlop's own kinds, as `deploy/crds` has them.
-    fn define_own(&self) {
+    pub fn define_own(&self) {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
         let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
         let is_own = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with("orlop.dev_");
-        for path in files.filter(|path| is_own(path)) {
+        self.define_all(files.filter(|path| is_own(path)), |_| true);
+    }
+
+    /// Makes kinds of Istio and the Gateway API as their projects define them.
+    pub fn define_published(&self, kinds: &[&str]) {
+        let files = published_definitions().unwrap().into_iter();
+        self.define_all(files, |definition| {
+            // Of other groups there are kinds of the same names.
+            let group = definition["spec"]["group"].as_str().unwrap_or_default();
+            let is_read = group == "gateway.networking.k8s.io" || group.ends_with(".istio.io");
+            let kind = definition["spec"]["names"]["kind"].as_str().unwrap_or_default();
+            let is_istios_gateway = kind == "Gateway" && group == "networking.istio.io";
+            is_read && !is_istios_gateway && kinds.contains(&kind)
+        });
+    }
+
+    fn define_all(&self, files: impl Iterator<Item = PathBuf>, is_wanted: impl Fn(&Value) -> bool) {
+        for path in files {
             let text = fs::read_to_string(path).unwrap();
-            for definition in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
-                self.apply(&definition);
+            let definitions = serde_saphyr::from_multiple::<Value>(&text).unwrap();
+            for definition in definitions.iter().filter(|definition| is_wanted(definition)) {
+                self.apply(definition);
                 let spec = &definition["spec"];
                 let text = |value: &Value| value.as_str().unwrap().to_owned();
                 let version = text(&spec["versions"][0]["name"]);

@@ -7,31 +7,47 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
+use super::definitions;
+
 /// Of Kubernetes, as in the module's go.mod.
 const VERSION: (u32, u32, u32) = (1, 36, 3);
 
 const PLACE: &str = "control-plane/cluster";
+const DEFINITIONS: &str = "control-plane/definitions";
 
 /// Where [`build`] puts it, or what `$ORLOP_CONTROL_PLANE` names.
 pub fn control_plane_binary() -> Result<PathBuf> {
     if let Some(binary) = std::env::var_os("ORLOP_CONTROL_PLANE") {
         return Ok(PathBuf::from(binary));
     }
+    built(PLACE)
+}
+
+/// Files of YAML with the CustomResourceDefinitions of the Gateway API's and Istio's own projects, each of their
+/// newest version that this Go toolchain can have.
+pub fn published_definitions() -> Result<Vec<PathBuf>> {
+    Ok(definitions::files(&built(DEFINITIONS)?))
+}
+
+/// What [`build`] has put there in the target directory.
+fn built(place: &str) -> Result<PathBuf> {
     let me = std::env::current_exe().context("finding this program's own path")?;
     // Tests are in target/PROFILE/deps, programs in target/PROFILE.
-    let found = me.ancestors().skip(2).take(2).map(|dir| dir.join(PLACE)).find(|path| path.is_file());
+    let found = me.ancestors().skip(2).take(2).map(|dir| dir.join(place)).find(|path| path.exists());
     found.context("there is no control plane here: run `cargo xtask cluster build`")
 }
 
-/// Builds the control plane, the Go module in `source`, into the target directory, unless it is there already.
+/// Builds the control plane, the Go module in `source`, into the target directory, and fetches what
+/// [`published_definitions`] has, unless all that is there already.
 ///
 /// Needs Go as new as the module's go.mod says, or one that may fetch such a toolchain.
 pub fn build(source: &Path, target: &Path) -> Result<PathBuf> {
     let binary = target.join(PLACE);
+    let go = go().context("there is no Go toolchain: install one, or put `go` into PATH")?;
+    definitions::fetch(&go, &target.join(DEFINITIONS))?;
     if is_newer(&binary, source)? {
         return Ok(binary);
     }
-    let go = go().context("there is no Go toolchain: install one, or put `go` into PATH")?;
     // Two jobs: each of the larger packages takes a gigabyte. Without what only a debugger reads it is half the
     // size, and compiled in six sevenths of the time. The version is what charts ask for, and what kubelet says.
     let mut flags = "-s -w".to_owned();

@@ -1,4 +1,5 @@
 mod build;
+mod definitions;
 mod detached;
 mod parts;
 
@@ -17,7 +18,7 @@ use crate::id::Id;
 use crate::process::{command_in, command_in_cgroup};
 use crate::sweep::clean;
 use crate::{Node, Process, Relay, cgroup};
-pub use build::{build, control_plane_binary};
+pub use build::{build, control_plane_binary, published_definitions};
 pub use detached::{DetachedControlPlane, start_detached, stop_detached};
 pub(crate) use parts::tails;
 use parts::{Part, Serves, port};

@@ -470,6 +470,14 @@ fn routes() -> Vec<Row> {
     // Each before a Service of its own, as one kind of route counts there.
     for (kind, web) in [("HTTPRoute", "web"), ("GRPCRoute", "rpc"), ("TLSRoute", "tls"), ("TCPRoute", "tcp")]
     {
+        let route = |parent: &str, rules: Value| {
+            let mut spec = route(parent, rules);
+            // Such a route must have them.
+            if kind == "TLSRoute" {
+                spec["hostnames"] = json!(["web.example"]);
+            }
+            spec
+        };
         rows.extend([
             row(kind, "good", route(web, to(web)), good()),
             row(kind, "backend", route(web, to("nobody")), unresolved("BackendNotFound", "nobody")),
