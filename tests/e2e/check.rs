@@ -1,8 +1,11 @@
 //! `orlop check`, and `orlop node` where it can't run.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use orlop_tests::{AgentOptions, PodSpec, Testbed, binary};
+use serde_json::Value;
 
 #[test]
 fn this_kernel_has_everything_and_nothing_stays_behind() {
@@ -11,7 +14,7 @@ fn this_kernel_has_everything_and_nothing_stays_behind() {
     let (code, text) = run(&["check", "--bpffs", &bpffs]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("ok       program orlop_inbound"), "{text}");
-    assert!(!std::path::Path::new(&bpffs).exists(), "a check pins nothing");
+    assert!(!Path::new(&bpffs).exists(), "a check pins nothing");
 }
 
 #[test]
@@ -52,12 +55,57 @@ fn node_says_what_check_says() {
 /// Root without the rights to load programs, as in a container.
 #[test]
 fn without_the_rights_nothing_else_is_said_to_be_missing() {
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-all", "--inh-caps=-all", binary().unwrap().to_str().unwrap(), "check"]);
-    let (code, text) = output(command.output().unwrap());
+    let (code, text) = output(with_capabilities(&[], &["check"]));
     assert_eq!(code, Some(2), "{text}");
-    assert!(text.contains("bpf(2): Operation not permitted (os error 1): run this as root"), "{text}");
-    assert!(!text.contains("MISSING  program type"), "{text}");
+    assert!(text.contains("CAP_SYS_ADMIN: without it no program can be loaded"), "{text}");
+    assert!(text.contains("run this as root"), "{text}");
+    assert!(!text.contains("bpf(2)") && !text.contains("MISSING  program type"), "{text}");
+}
+
+#[test]
+fn what_the_daemon_set_may_do_is_enough_and_each_missing_capability_is_named() {
+    let given = capabilities_of_the_daemon_set();
+    // Without it a limit may stay as it is.
+    let needed: Vec<_> = given.iter().map(String::as_str).filter(|name| *name != "SYS_RESOURCE").collect();
+    assert_eq!(needed.len() + 1, given.len());
+    let (code, text) = output(with_capabilities(&needed, &["check", "--bpffs", "/sys/fs/bpf"]));
+    assert_eq!(code, Some(0), "{text}");
+
+    let testbed = Testbed::new().unwrap();
+    let (world, ca) = (testbed.world().dir().display().to_string(), testbed.ca_dir().display().to_string());
+    let node = ["node", "--world", &world, "--node", "n1", "--ca-dir", &ca, "--bpffs", "/sys/fs/bpf/none"];
+    for missing in &needed {
+        let others: Vec<_> = needed.iter().copied().filter(|name| name != missing).collect();
+        let (code, text) = output(with_capabilities(&others, &["check", "--bpffs", "/sys/fs/bpf"]));
+        let named = format!("MISSING  capability CAP_{missing}");
+        assert_eq!((code, text.matches("MISSING").count()), (Some(2), 1), "{text}");
+        assert!(text.contains(&named), "{text}");
+        let refused = with_capabilities(&others, &node);
+        let error = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            !refused.status.success() && error.contains(&format!("CAP_{missing}: without it")),
+            "{error}"
+        );
+    }
+}
+
+/// Those that the plain manifests give the agents, without `CAP_`.
+fn capabilities_of_the_daemon_set() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/orlop.yaml");
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(path).unwrap()).unwrap();
+    let agents = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    let context = &agents["spec"]["template"]["spec"]["containers"][0]["securityContext"];
+    let names = context["capabilities"]["add"].as_array().unwrap().iter();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+/// Runs `orlop` as root with these capabilities and no others.
+fn with_capabilities(capabilities: &[&str], args: &[&str]) -> Output {
+    let set = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase()));
+    let set = format!("--bounding-set=-all{}", set.collect::<String>());
+    let mut command = Command::new("setpriv");
+    command.args([&set, "--inh-caps=-all", binary().unwrap().to_str().unwrap()]).args(args);
+    command.output().unwrap()
 }
 
 fn run(args: &[&str]) -> (Option<i32>, String) {

@@ -30,7 +30,7 @@ pub enum DatapathError {
     Object(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The kernel refused a part of the object.
     #[error(
-        "cannot load {what} (kernel 5.15 or newer and root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, are needed)"
+        "cannot load {what} (kernel 5.15 or newer and root, or CAP_NET_ADMIN and CAP_SYS_ADMIN, are needed)"
     )]
     Load {
         /// Which part.

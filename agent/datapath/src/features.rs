@@ -4,6 +4,7 @@
 //! kernels have broken the verifier. So each feature is tried with the smallest program that uses it, and
 //! in the end the real programs are loaded.
 
+mod capabilities;
 mod known;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
     object::{self, Constants},
     sys::{self, MapDefinition, ProgramDefinition, ProgramKind},
 };
+pub use capabilities::capabilities;
 
 /// A version of Linux: major and minor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,11 +59,15 @@ pub struct Feature {
 
 /// Tries everything that [`Datapath`](crate::Datapath) uses, with what is missing told. Leaves nothing behind.
 ///
-/// If bpf(2) or a file system is not there at all, the rest is not tried: it would fail for that reason.
+/// Without a [capability](capabilities), bpf(2) or a file system, the rest is not tried: it would fail for that
+/// reason.
 pub fn features(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Feature> {
     // Before 5.11, maps count against this limit.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    let mut probe = Probe { running: running(), features: Vec::new() };
+    let mut probe = Probe { running: running(), features: capabilities() };
+    if probe.missing() != 0 {
+        return probe.features;
+    }
     probe.add("bpf(2)", None, small_map().map(drop).map_err(no_bpf));
     probe.add("cgroup2 file system", None, open_cgroup(cgroup).map(drop));
     probe.add("BPF file system", None, bpf_file_system(bpffs));
@@ -254,8 +260,7 @@ fn small_map() -> io::Result<OwnedFd> {
 fn no_bpf(error: io::Error) -> String {
     let remedy = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "run this as root; in a container, with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN, and a \
-             seccomp profile that lets bpf(2) pass"
+            "run this as root of the machine; in a container, with a seccomp profile that lets bpf(2) pass"
         }
         _ => "this kernel is built without CONFIG_BPF_SYSCALL; take another",
     };

@@ -58,7 +58,7 @@ pub use crate::{
     diag::{Wanted, can_close},
     error::DatapathError,
     events::{Ending, Event, Events, RefusedConnection, VouchedConnection},
-    features::{Feature, Version, features},
+    features::{Feature, Version, capabilities, features},
     gate::{CgroupId, Gate},
     services::Services,
     sockets::Sockets,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use orlop_datapath::{DatapathError, Feature, features};
+use orlop_datapath::{DatapathError, Feature, capabilities, features};
 
 use super::{Report, Row, State};
 use crate::cli::CheckArguments;
@@ -23,6 +23,14 @@ pub(super) fn check(arguments: &CheckArguments) -> Report {
         format!("orlop node runs here: nothing of {count} features is missing")
     });
     Report { of, rows, verdict }
+}
+
+/// Fails as `orlop check` would for want of a capability.
+pub fn require_capabilities() -> anyhow::Result<()> {
+    match missing(&capabilities()) {
+        Some(missing) => Err(anyhow::anyhow!(missing)),
+        None => Ok(()),
+    }
 }
 
 /// What `orlop check` would say is missing, or `error` as it is if that is not the reason.
