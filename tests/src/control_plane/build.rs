@@ -43,9 +43,13 @@ fn built(place: &str) -> Result<PathBuf> {
 /// Needs Go as new as the module's go.mod says, or one that may fetch such a toolchain.
 pub fn build(source: &Path, target: &Path) -> Result<PathBuf> {
     let binary = target.join(PLACE);
+    let (is_built, definitions) = (is_newer(&binary, source)?, target.join(DEFINITIONS));
+    if is_built && definitions::files(&definitions).iter().all(|file| file.is_file()) {
+        return Ok(binary);
+    }
     let go = go().context("there is no Go toolchain: install one, or put `go` into PATH")?;
-    definitions::fetch(&go, &target.join(DEFINITIONS))?;
-    if is_newer(&binary, source)? {
+    definitions::fetch(&go, &definitions)?;
+    if is_built {
         return Ok(binary);
     }
     // Two jobs: each of the larger packages takes a gigabyte. Without what only a debugger reads it is half the

@@ -49,7 +49,7 @@ impl Part {
         let log = log.with_context(|| format!("opening {}", path.display()))?;
         let errors = log.try_clone().context("sharing the log")?;
         command.arg(self.name()).args(self.flags(port, serves)).current_dir(dir);
-        // A third of what they take of a processor is else garbage collection, of heaps that are small.
+        // Their heaps are small: there is more memory to spare than processor time.
         command.env("GOGC", "400");
         Process::spawn(command.stdin(Stdio::null()).stdout(log).stderr(errors))
     }
