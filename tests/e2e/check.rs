@@ -1,11 +1,11 @@
 //! `orlop check`, and `orlop node` where it can't run.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use orlop_tests::{AgentOptions, PodSpec, Testbed, binary};
-use serde_json::Value;
+
+use crate::kubernetes::install::manifests;
 
 #[test]
 fn this_kernel_has_everything_and_nothing_stays_behind() {
@@ -91,8 +91,7 @@ fn what_the_daemon_set_may_do_is_enough_and_each_missing_capability_is_named() {
 
 /// Those that the plain manifests give the agents, without `CAP_`.
 fn capabilities_of_the_daemon_set() -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/orlop.yaml");
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(path).unwrap()).unwrap();
+    let objects = manifests();
     let agents = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
     let context = &agents["spec"]["template"]["spec"]["containers"][0]["securityContext"];
     let names = context["capabilities"]["add"].as_array().unwrap().iter();

@@ -18,7 +18,7 @@ mod gateway_api;
 mod gateways;
 mod hostile;
 mod ingress;
-mod install;
+pub mod install;
 mod kubelet;
 mod large;
 mod last_world;

@@ -162,16 +162,11 @@ impl Kubernetes {
         self.define_all(files.filter(|path| is_own(path)), |_| true);
     }
 
-    /// Makes kinds of Istio and the Gateway API as their projects define them.
-    pub fn define_published(&self, kinds: &[&str]) {
-        let files = published_definitions().unwrap().into_iter();
-        self.define_all(files, |definition| {
-            // Of other groups there are kinds of the same names.
-            let group = definition["spec"]["group"].as_str().unwrap_or_default();
-            let is_read = group == "gateway.networking.k8s.io" || group.ends_with(".istio.io");
-            let kind = definition["spec"]["names"]["kind"].as_str().unwrap_or_default();
-            let is_istios_gateway = kind == "Gateway" && group == "networking.istio.io";
-            is_read && !is_istios_gateway && kinds.contains(&kind)
+    /// Makes kinds of Istio and the Gateway API, each a group and its kind, as their projects define them.
+    pub fn define_published(&self, kinds: &[(&str, &str)]) {
+        self.define_all(published_definitions().unwrap().into_iter(), |definition| {
+            let spec = &definition["spec"];
+            kinds.iter().any(|(group, kind)| spec["group"] == *group && spec["names"]["kind"] == *kind)
         });
     }
 
