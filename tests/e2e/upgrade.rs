@@ -274,18 +274,28 @@ fn assert_gives_up(pair: &Pair, mut new: Process, why: &str) {
     pair.near.wait_log(said, TIMEOUT).unwrap();
 }
 
-/// A name that nobody resolves holds a new agent up for a moment, between its coming and its being ready.
-const NOWHERE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: nowhere, namespace: shop}\n\
-     spec:\n  hosts: [nowhere.invalid]\n  resolution: DNS\n  ports: [{number: 80, name: http}]\n";
+/// A new agent asks for its name before it is ready, and waits for the answer.
+const SOMEWHERE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+     metadata: {name: somewhere, namespace: shop}\n\
+     spec:\n  hosts: [somewhere.example]\n  resolution: DNS\n  ports: [{number: 80, name: http}]\n";
+
+/// A new agent that waits, for some seconds, since nobody tells it where a name is.
+fn waiting(pair: &Pair) -> Process {
+    let mute = pair.outsider(pair.near.node(), "mute");
+    let resolver = mute.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))).unwrap().unwrap();
+    resolver.set_read_timeout(Some(PATIENCE)).unwrap();
+    pair.change(|world| world.write("somewhere.yaml", SOMEWHERE));
+    let new = pair.near.start_beside(&["--host-resolver", &mute.addr(53).to_string()]).unwrap();
+    resolver.recv(&mut [0; 512]).unwrap();
+    new
+}
 
 #[test]
 fn a_new_agent_that_hangs_is_given_up_and_harms_nothing() {
     let pair = Pair::with(options(PATIENCE));
-    pair.change(|world| world.write("nowhere.yaml", NOWHERE));
     let ways = Ways::new(&pair);
     let open: Vec<_> = ways.ways.iter().map(|(from, to)| dial(from, *to).unwrap()).collect();
-    let new = pair.near.start_beside(&[]).unwrap();
-    pair.near.wait_log(|log| log.contains("another agent wants to take over"), PATIENCE).unwrap();
+    let new = waiting(&pair);
     new.signal(Signal::SIGSTOP).unwrap();
     pair.near.wait_log(|log| log.contains("not handed over; serving on"), PATIENCE).unwrap();
     assert_serves_on(&pair, &open, &ways);
@@ -299,17 +309,10 @@ fn a_new_agent_that_hangs_is_given_up_and_harms_nothing() {
 #[test]
 fn a_new_agent_that_is_ended_before_it_serves_leaves_the_sockets_as_they_are() {
     let pair = Pair::with(options(PATIENCE));
-    let mute = pair.outsider(pair.near.node(), "mute");
-    let resolver = mute.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))).unwrap().unwrap();
-    resolver.set_read_timeout(Some(PATIENCE)).unwrap();
-    // What is below `invalid` nobody is asked.
-    let somewhere = NOWHERE.replace("nowhere.invalid", "nowhere.example");
-    pair.change(|world| world.write("nowhere.yaml", &somewhere));
     let ways = Ways::new(&pair);
     let open: Vec<_> = ways.ways.iter().map(|(from, to)| dial(from, *to).unwrap()).collect();
-    let mut new = pair.near.start_beside(&["--host-resolver", &mute.addr(53).to_string()]).unwrap();
     // The old agent has given it everything, and does not get to say that it is the new one's.
-    resolver.recv(&mut [0; 512]).unwrap();
+    let mut new = waiting(&pair);
     let enrolled = |log: &str| log.matches("\"enrolled\"").count();
     let before = enrolled(&pair.near.log().unwrap());
     pair.near.signal(Signal::SIGSTOP).unwrap();

@@ -51,10 +51,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .args(&args.filters)
         .args(skipped)
         .env("ORLOP_BIN", binary);
-    // They wait more than they work.
+    // They wait as well as work.
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
         let cores = thread::available_parallelism().context("counting the cores")?;
-        command.env("RUST_TEST_THREADS", (2 * cores.get()).to_string());
+        command.env("RUST_TEST_THREADS", (cores.get() + 1).to_string());
     }
     let tests = cargo::run(&mut command);
     let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;

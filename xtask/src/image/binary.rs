@@ -25,6 +25,8 @@ pub(super) fn build(root: &Path, target: &Path) -> Result<PathBuf> {
     command.args(["build", "--package", "orlop", "--release", "--locked", "--target", TARGET]);
     command.arg("--target-dir").arg(target).current_dir(root);
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // It would be stripped.
+    command.env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     command.env("CFLAGS", c_flags.trim()).env("SOURCE_DATE_EPOCH", "0");
     cargo::run(&mut command)?;
     let built = target.join(TARGET).join("release/orlop");
