@@ -195,7 +195,7 @@ fn what_policy_forbids_is_closed_and_refused() {
     let open: Vec<_> = [set.server.addr(), set.server.addr6()].map(|to| set.straight(to)).into();
     apply(&set.pair, "policy.yaml", &authorization_policy(NO_NEIGHBOURS));
     for mut stream in open {
-        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let end = stream.read_uninterrupted(&mut [0]);
         assert!(end.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock), "{end:?}");
     }

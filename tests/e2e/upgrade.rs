@@ -279,7 +279,7 @@ const SOMEWHERE: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\
      metadata: {name: somewhere, namespace: shop}\n\
      spec:\n  hosts: [somewhere.example]\n  resolution: DNS\n  ports: [{number: 80, name: http}]\n";
 
-/// A new agent that waits, for some seconds, since nobody tells it where a name is.
+/// A new agent that waits, for a second, since nobody tells it where a name is.
 fn waiting(pair: &Pair) -> Process {
     let mute = pair.outsider(pair.near.node(), "mute");
     let resolver = mute.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))).unwrap().unwrap();

@@ -22,7 +22,7 @@ pub const METRICS_PORT: u16 = 15020;
 pub const READY_PORT: u16 = 15021;
 
 const POLL: Duration = Duration::from_millis(10);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to start an agent.
 #[derive(Clone, Debug)]

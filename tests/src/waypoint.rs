@@ -14,7 +14,7 @@ use crate::traffic::{self, Response};
 use crate::{Pod, Process};
 
 const POLL: Duration = Duration::from_millis(10);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A waypoint or a gateway that runs in a pod; killed when this is dropped.

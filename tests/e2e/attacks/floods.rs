@@ -25,7 +25,7 @@ fn ten_thousand_half_open_handshakes() {
     let _alone = MANY_DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let siege = Siege::with(&["--handshake-timeout", "3s"]);
+    let siege = Siege::with(&["--handshake-timeout", "5s"]);
     let newcomer =
         siege.mesh.nodes[0].pod(NAMESPACE, "newcomer", PodSpec::new().service_account("newcomer")).unwrap();
     siege.mesh.client_agent().wait_enrolled([&siege.mesh.client, &newcomer]).unwrap();

@@ -18,7 +18,7 @@ fn is_stalled(record: &serde_json::Value) -> bool {
     record["reason"] == "idle_timeout" && record["flags"] == "SI"
 }
 
-const STALL: [&str; 2] = ["--stall-timeout", "500ms"];
+const STALL: [&str; 2] = ["--stall-timeout", "2s"];
 
 /// All that comes until the connection ends, which must not take as long as tests wait.
 fn read_to_end(stream: &mut impl Read) -> String {
@@ -43,7 +43,7 @@ fn a_request_that_stops_halfway_is_answered_and_closed() {
         .write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n")
         .unwrap();
     for _ in 0..100 {
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(50));
         stream.write_all(b"x").unwrap();
     }
     assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 200"));
@@ -89,7 +89,7 @@ fn a_stream_that_stops_costs_the_client_its_connection() {
         assert_eq!(h2c::read(&mut body, 4).await, b"half");
         // As long as something moves, it goes on.
         for _ in 0..100 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             write(&mut send, Bytes::from_static(b"x")).await.unwrap();
             assert_eq!(h2c::read(&mut body, 1).await, b"x");
         }

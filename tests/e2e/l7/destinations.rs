@@ -82,11 +82,17 @@ fn peak_ewma_asks_the_slow_one_less() {
     let quick = Scripted::status(&versions.pods[1], 200);
     treat_as(&versions, "orlop.dev/load-balancer: PEAK_EWMA", "");
     let mut stream = versions.stage.connect();
-    for _ in 0..100 {
-        assert_eq!(request(&mut stream, GET).unwrap().status, 200);
-    }
-    // It is asked where both that were drawn are the slow one: a quarter of all. 40 are more once in some thousand times.
-    assert!(slow.count() > 0 && slow.count() < 40, "{} {}", slow.count(), quick.count());
+    let mut share = || {
+        let before = slow.count();
+        for _ in 0..100 {
+            assert_eq!(request(&mut stream, GET).unwrap().status, 200);
+        }
+        slow.count() - before
+    };
+    // It is asked where both that were drawn are the slow one: a quarter of all. 40 are more once in some thousand times,
+    // or where the quick one was slow for once.
+    let shares: Vec<_> = (0..3).map(|_| share()).take_while(|share| *share >= 40).collect();
+    assert!(shares.len() < 3 && slow.count() > 0, "{shares:?} {}", quick.count());
 }
 
 #[test]
@@ -99,10 +105,10 @@ fn an_endpoint_that_is_new_gets_its_share_by_and_by() {
         stage.change(|| stage.mesh.testbed.world().service(&web).unwrap());
     };
     only(&[&versions.pods[0]]);
-    treat(&versions, "loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 4s, minimumPercent: 5}}");
+    treat(&versions, "loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 6s, minimumPercent: 5}}");
     assert_eq!(shares(&versions, |_| GET.to_owned(), 10).len(), 1);
     // By then the first is warm.
-    thread::sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(6));
     only(&[&versions.pods[0], &versions.pods[1]]);
     let of_new =
         |count| shares(&versions, |_| GET.to_owned(), count).get("shop/v2").copied().unwrap_or_default();

@@ -51,13 +51,13 @@ fn what_a_server_has_had_for_too_long_is_sent_again_only_where_that_is_wanted() 
     let stage = Stage::new();
     let slow = never_answers(&stage);
     let rules = [
-        ("/default", "perTryTimeout: 1s", 1),
-        ("/connect", "perTryTimeout: 1s, retryOn: connect-failure", 1),
-        ("/before", "perTryTimeout: 1s, retryOn: \"reset-before-request,refused-stream\"", 1),
-        ("/none", "perTryTimeout: 1s, retryOn: retriable-headers", 1),
-        ("/reset", "perTryTimeout: 1s, retryOn: reset", 3),
-        ("/gateway", "perTryTimeout: 1s, retryOn: gateway-error", 3),
-        ("/5xx", "perTryTimeout: 1s, retryOn: 5xx", 3),
+        ("/default", "perTryTimeout: 2s", 1),
+        ("/connect", "perTryTimeout: 2s, retryOn: connect-failure", 1),
+        ("/before", "perTryTimeout: 2s, retryOn: \"reset-before-request,refused-stream\"", 1),
+        ("/none", "perTryTimeout: 2s, retryOn: retriable-headers", 1),
+        ("/reset", "perTryTimeout: 2s, retryOn: reset", 3),
+        ("/gateway", "perTryTimeout: 2s, retryOn: gateway-error", 3),
+        ("/5xx", "perTryTimeout: 2s, retryOn: 5xx", 3),
     ];
     retry(&stage, rules.map(|(path, how, _)| (path, how)));
     for (path, how, attempts) in rules {
@@ -74,7 +74,7 @@ fn what_a_server_has_had_for_too_long_is_sent_again_only_where_that_is_wanted() 
 fn what_a_server_has_had_for_too_long_by_an_http_route_is_sent_again_only_if_it_has_retry() {
     let stage = Stage::new();
     let slow = never_answers(&stage);
-    let to = "timeouts: {backendRequest: 1s}\n  backendRefs: [{name: web, port: 80}]";
+    let to = "timeouts: {backendRequest: 2s}\n  backendRefs: [{name: web, port: 80}]";
     let rules = format!(
         "- {to}\n- matches: [{{path: {{value: /again}}}}]\n  retry: {{attempts: 2, codes: [503]}}\n  {to}"
     );

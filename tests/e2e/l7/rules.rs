@@ -207,9 +207,10 @@ fn faults_and_deadlines_answer_grpc_as_it_knows_them() {
         ("/late-rule", "0S", Some("0S"), "14"),
         ("/late-rule", "1s", Some("1s"), "14"),
     ] {
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), server.count());
         assert_eq!(call(path, &format!("grpc-timeout: {given}\r\n")), status(says), "{path} {given}");
         assert!(began.elapsed() >= Duration::from_secs(1), "{path} {given}");
+        await_value(before + 1, || server.count());
         let told = server.asked().pop().unwrap().headers["grpc-timeout"].clone();
         match passed {
             Some(passed) => assert_eq!(told, passed),

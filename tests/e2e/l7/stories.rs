@@ -211,7 +211,7 @@ fn five_errors_in_a_row_eject_an_endpoint_and_it_comes_back() {
         load.await_true(|| ejected() >= 1.0);
         ill.store(false, Ordering::SeqCst);
         // What was under way ends.
-        load.await_asked(5 * CLIENTS);
+        load.await_asked(50 * CLIENTS);
         let (before, without) = (one.count(), other.count());
         load.await_true(|| other.count() > without + 100);
         assert_eq!(one.count(), before, "it is asked before its time is over");

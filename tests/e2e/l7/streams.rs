@@ -304,7 +304,7 @@ fn one_that_idles_or_is_there_for_long_ends_as_the_destinations_policy_wants() {
     for (limit, reason) in [("idleTimeout", "idle_timeout"), ("maxConnectionDuration", "max_duration")] {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
-             spec: {{host: web, trafficPolicy: {{connectionPool: {{tcp: {{{limit}: 2s}}}}}}}}\n"
+             spec: {{host: web, trafficPolicy: {{connectionPool: {{tcp: {{{limit}: 4s}}}}}}}}\n"
         );
         stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &text).unwrap());
         let mut stream = stage.mesh.client.connect(stage.web(), TIMEOUT).unwrap();
