@@ -61,7 +61,7 @@ pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
 }
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
-    check::require_capabilities()?;
+    check::require_capabilities(arguments.boot_gate)?;
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let Arrival { coming, world, mut predecessor } = arrive(&arguments).await?;
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;

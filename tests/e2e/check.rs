@@ -87,6 +87,9 @@ fn what_the_daemon_set_may_do_is_enough_and_each_missing_capability_is_named() {
             "{error}"
         );
     }
+    let gated = with_capabilities(&needed, &[&node[..], &["--boot-gate"]].concat());
+    let error = String::from_utf8(gated.stderr).unwrap();
+    assert!(!gated.status.success() && error.contains("CAP_DAC_READ_SEARCH: without it"), "{error}");
 }
 
 /// Those that the plain manifests give the agents, without `CAP_`.

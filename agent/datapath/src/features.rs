@@ -64,7 +64,7 @@ pub struct Feature {
 pub fn features(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Feature> {
     // Before 5.11, maps count against this limit.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    let mut probe = Probe { running: running(), features: capabilities() };
+    let mut probe = Probe { running: running(), features: capabilities(false) };
     if probe.missing() != 0 {
         return probe.features;
     }

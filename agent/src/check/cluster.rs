@@ -96,8 +96,9 @@ pub(super) fn check(arguments: &CheckArguments) -> anyhow::Result<Report> {
     }
     rows.push(of_pod_security(&arguments.namespace, runtime.block_on(preflight.pod_security())));
     let found = runtime.block_on(async { (preflight.istio().await, preflight.namespaces().await) });
+    let nobody_injects = found.0.as_ref().is_ok_and(Vec::is_empty);
     rows.extend(of_istio(found));
-    rows.extend(of_sidecars(runtime.block_on(preflight.sidecars())));
+    rows.extend(of_sidecars(runtime.block_on(preflight.sidecars()), nobody_injects));
     let is_missing = rows.iter().any(|row| row.state == State::Missing);
     let verdict = match (installed, is_missing) {
         (false, false) => {
@@ -243,7 +244,7 @@ fn of_pods(node: &str, dump: &Value) -> Vec<Row> {
         row(name(pod), State::Missing, detail)
     });
     let ungated = of("enrolled").filter(|(_, of)| of["gated"] == false).map(|(pod, _)| {
-        let detail = format!("not held by the boot gate of {node}, as it is older than that: replace it");
+        let detail = format!("not held by the boot gate of {node}, as it is static or older than that: replace it if it is older");
         row(name(pod), State::Note, detail)
     });
     let outside = of("outside").filter(|(_, of)| of["namespace_asks"] == true).map(|(pod, of)| {
@@ -350,7 +351,7 @@ fn of_istio((pods, asks): (Result<Vec<IstioPod>, Unknown>, Result<Vec<Asks>, Unk
 }
 
 /// Pods that two meshes would redirect, whoever labelled what.
-fn of_sidecars(found: Result<Vec<Sidecar>, Unknown>) -> Vec<Row> {
+fn of_sidecars(found: Result<Vec<Sidecar>, Unknown>, nobody_injects: bool) -> Vec<Row> {
     let found = match found {
         Ok(found) => found,
         Err(error) => return vec![unknown("sidecars", &error)],
@@ -362,7 +363,8 @@ fn of_sidecars(found: Result<Vec<Sidecar>, Unknown>) -> Vec<Row> {
         };
         let how =
             "take it out of one: sidecar.istio.io/inject=false and a restart, or orlop.dev/mesh=disabled";
-        row(format!("pod {namespace}/{name}"), State::Missing, format!("{detail}: {how}"))
+        let state = if nobody_injects && !runs { State::Note } else { State::Missing };
+        row(format!("pod {namespace}/{name}"), state, format!("{detail}: {how}"))
     });
     as_many_as_fit(told.collect())
 }
@@ -443,10 +445,13 @@ mod tests {
     #[test]
     fn a_pod_of_both_meshes_is_told() {
         let pod = |name: &str, runs| Sidecar { namespace: "shop".into(), name: name.into(), runs };
-        let rows = of_sidecars(Ok(vec![pod("a", true), pod("b", false)]));
+        let found = || Ok(vec![pod("a", true), pod("b", false)]);
+        let rows = of_sidecars(found(), false);
         assert_eq!(states(&rows), [("pod shop/a", State::Missing), ("pod shop/b", State::Missing)]);
         assert!(rows[0].detail.starts_with("has") && rows[1].detail.starts_with("asks"));
-        assert!(of_sidecars(Ok(Vec::new())).is_empty());
+        let rows = of_sidecars(found(), true);
+        assert_eq!(states(&rows), [("pod shop/a", State::Missing), ("pod shop/b", State::Note)]);
+        assert!(of_sidecars(Ok(Vec::new()), false).is_empty());
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub(super) fn check(arguments: &CheckArguments) -> Report {
 }
 
 /// Fails as `orlop check` would for want of a capability.
-pub fn require_capabilities() -> anyhow::Result<()> {
-    match missing(&capabilities()) {
+pub fn require_capabilities(boot_gate: bool) -> anyhow::Result<()> {
+    match missing(&capabilities(boot_gate)) {
         Some(missing) => Err(anyhow::anyhow!(missing)),
         None => Ok(()),
     }

@@ -69,7 +69,8 @@ pub fn table(view: View, dump: &Value) -> Table {
 }
 
 /// Of a pod that the boot gate does not know.
-const NOT_GATED: &str = "not gated: in clear from its next start until it is enrolled; replace the pod";
+const NOT_GATED: &str =
+    "not gated: in clear from its next start until it is enrolled; replace the pod unless it is static";
 
 /// The node's pods, and how each stands.
 fn status(dump: &Value) -> Table {

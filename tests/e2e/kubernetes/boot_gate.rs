@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::api::Kubernetes;
 use super::kubelet::Kubelet;
+use super::replica::LONG;
 use crate::boot_gate::inside::{Inside, Said};
 use crate::boot_gate::kubelet::{DRIVER, Kubelet as Asks};
 use crate::chart::deploy;
@@ -38,7 +39,7 @@ fn install(kubernetes: &Kubernetes) {
         let namespace = kubernetes.namespace("gate-in-force", &[("orlop.dev/mesh", "enabled")]);
         let pod = object(&Labels::new(), &json!({}));
         let in_force = || is_gated(&create(kubernetes, &namespace, &pod).unwrap());
-        assert!(wait_for(TIMEOUT, in_force), "no pod gets the volume");
+        assert!(wait_for(LONG, in_force), "no pod gets the volume");
     });
 }
 
@@ -134,7 +135,9 @@ fn who_is_not_enrolled_gets_none_and_who_would_be_without_is_refused() {
     install(&kubernetes);
     let namespace = kubernetes.namespace("gate-odd", &[("orlop.dev/mesh", "enabled")]);
     let none = Labels::new();
-    for more in [json!({"hostNetwork": true}), json!({"os": {"name": "windows"}})] {
+    let windows =
+        [json!({"os": {"name": "windows"}}), json!({"nodeSelector": {"kubernetes.io/os": "windows"}})];
+    for more in windows.into_iter().chain([json!({"hostNetwork": true})]) {
         let made = create(&kubernetes, &namespace, &object(&none, &more)).unwrap();
         assert!(!is_gated(&made), "{more}");
     }

@@ -6,15 +6,17 @@ use super::Feature;
 
 /// By its number in linux/capability.h, with what is impossible without it. The kernel takes `CAP_SYS_ADMIN` for
 /// `CAP_BPF` and `CAP_PERFMON`, too.
-const NEEDED: [(u32, &str, &str); 4] = [
+const NEEDED: [(u32, &str, &str); 3] = [
     (21, "CAP_SYS_ADMIN", "no program can be loaded, and no network namespace of a pod be entered"),
     (12, "CAP_NET_ADMIN", "connections that policy no longer allows would stay open"),
     (19, "CAP_SYS_PTRACE", "network namespaces of pods are not found in /proc"),
-    (2, "CAP_DAC_READ_SEARCH", "before Linux 6.11, no cgroup is found by its id"),
 ];
+/// What the boot gate needs besides.
+const OF_BOOT_GATE: (u32, &str, &str) =
+    (2, "CAP_DAC_READ_SEARCH", "before Linux 6.11, the boot gate finds no cgroup by its id");
 
-/// The capabilities that `orlop node` can't do without, and whether this process has them.
-pub fn capabilities() -> Vec<Feature> {
+/// The capabilities that `orlop node`, with or without a boot gate, can't do without, and whether this process has them.
+pub fn capabilities(boot_gate: bool) -> Vec<Feature> {
     let effective = effective();
     let feature = |(number, name, without): (u32, &str, &str)| {
         let found = match &effective {
@@ -24,7 +26,7 @@ pub fn capabilities() -> Vec<Feature> {
         };
         Feature { name: format!("capability {name}"), since: None, found }
     };
-    NEEDED.map(feature).into()
+    NEEDED.into_iter().chain(boot_gate.then_some(OF_BOOT_GATE)).map(feature).collect()
 }
 
 /// `CapEff`, a bit for each capability (proc_pid_status(5)).

@@ -10,7 +10,7 @@ use orlop_model::opted_in;
 use orlop_model::world::Labels;
 use serde::Deserialize;
 
-use super::{Preflight, Unknown, answered};
+use super::{Preflight, Unknown, answered, has_ended};
 
 /// What Istio calls its container.
 const PROXY: &str = "istio-proxy";
@@ -88,8 +88,7 @@ fn mesh_labels(labels: &BTreeMap<String, String>) -> Labels {
 
 fn sidecar(namespace: &Labels, pod: &Pod) -> Option<Sidecar> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let has_ended = matches!(phase, Some("Succeeded" | "Failed"));
-    if has_ended || pod.spec.host_network || !opted_in(namespace, &mesh_labels(pod.labels())) {
+    if has_ended(phase) || pod.spec.host_network || !opted_in(namespace, &mesh_labels(pod.labels())) {
         return None;
     }
     // Istio's own gateways redirect nothing.

@@ -65,7 +65,7 @@ pub(super) struct Plan<'s> {
     pub(super) mirrors: &'s [MirrorTo],
     pub(super) snapshot: &'s Arc<Snapshot>,
     /// The endpoint that has the request and has not answered.
-    asked: Cell<Option<SocketAddr>>,
+    asked: Cell<Option<(SocketAddr, Instant)>>,
 }
 
 enum Destination<'s> {
@@ -204,11 +204,9 @@ pub(super) async fn send(
         sleep(limit).await;
         limit
     };
-    let began = Instant::now();
     let given_up = async {
         let Some(deadline) = plan.deadline else { return pending().await };
         sleep_until(deadline).await;
-        deadline.saturating_duration_since(began)
     };
     tokio::select! {
         biased;
@@ -222,7 +220,8 @@ pub(super) async fn send(
             plan.is_late(session, limit);
             Err(Reason::RequestTimeout.into())
         }
-        waited = given_up => {
+        () = given_up => {
+            let waited = plan.asked.get().map_or(Duration::ZERO, |(_, since)| since.elapsed());
             if waited >= UNHURRIED {
                 plan.is_late(session, waited);
             }
@@ -287,7 +286,7 @@ async fn attempts(
         }
         if !again || retrying.is_none() {
             // Another would have been one too many at once.
-            record.flags.add(again.then_some(Flag::UpstreamOverflow));
+            record.flags.add((again && cluster.is_some()).then_some(Flag::UpstreamOverflow));
             let may_help = result.as_ref().err().is_none_or(|failed| is_of_endpoint(&failed.refusal));
             let used_up = wanted && may_help && attempt > 0 && attempt == plan.retries.attempts;
             record.flags.add(used_up.then_some(Flag::UpstreamRetryLimitExceeded));
@@ -329,7 +328,7 @@ async fn once(
         Upstreams::lease(session, &key, lane, fresh).await.map_err(Unanswered::without_connection)
     };
     let mut leased = lease(false).await?;
-    plan.asked.set(Some(endpoint.address));
+    plan.asked.set(Some((endpoint.address, Instant::now())));
     let anew = || {
         let mut request = template.request(&key, replay.attempt())?;
         if let Some(span) = span {
@@ -473,7 +472,7 @@ impl Plan<'_> {
     /// Tells that whoever has the request has not answered in time.
     fn is_late(&self, session: &Session, limit: Duration) {
         let asked = self.asked.get().zip(self.cluster(session)).zip(self.target());
-        if let Some(((host, cluster), target)) = asked {
+        if let Some((((host, _), cluster), target)) = asked {
             tell(session, target, &cluster, host, Outcome::Failed, limit);
         }
     }

@@ -21,7 +21,11 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     assert!(wait_for(LONG, registered), "{}", cluster.state());
     cluster.shop("shop", &json!({"orlop.dev/mesh": "enabled"}));
     let server = cluster.address("shop", "server");
-    check_notes(&cluster, "early/client", "not held by the boot gate of n1, as it is older than that");
+    check_notes(
+        &cluster,
+        "early/client",
+        "not held by the boot gate of n1, as it is static or older than that",
+    );
 
     let capture = cluster.testbed.capture().unwrap();
     // Each dials as its first act, and again whenever it is refused.
