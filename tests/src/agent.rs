@@ -272,17 +272,19 @@ impl Agent {
     }
 }
 
-/// Polls `condition` every 10 ms until it holds, at most for `timeout`; says whether it held.
+/// Polls `condition` every 10 ms, or with pauses as long as it takes itself, until it holds, at most for `timeout`; says
+/// whether it held.
 pub fn wait_for(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     loop {
+        let asked = Instant::now();
         if condition() {
             return true;
         }
         if Instant::now() > deadline {
             return false;
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL.max(asked.elapsed()));
     }
 }
 
