@@ -169,7 +169,8 @@ pub const BUSYBOX: &str = "orlop.test/busybox:1";
 /// [`config::SOCKET`] in the machine's home.
 const SOCKET_BELOW: &str = "run/containerd/containerd.sock";
 
-/// Run by process 1.
+/// Run by process 1. A kubelet that ends is started again, as by a machine's init: it does so where containerd does not
+/// answer yet.
 fn start_script(
     node: &Node,
     plane: &ControlPlane,
@@ -183,7 +184,8 @@ fn start_script(
         "cd {home}\n\
          containerd --config containerd.toml >containerd.log 2>&1 &\n\
          until [ -S {} ]; do sleep 0.02; done\n\
-         {binary} kubelet --config=kubelet.yaml --kubeconfig={} --hostname-override={name} --node-ip={} \
+         forever() {{ while :; do \"$@\" || :; sleep 0.5; done; }}\n\
+         forever {binary} kubelet --config=kubelet.yaml --kubeconfig={} --hostname-override={name} --node-ip={} \
          >kubelet.log 2>&1 &\n\
          {binary} kube-proxy --config=proxy.yaml >kube-proxy.log 2>&1 &\n",
         config::SOCKET,
