@@ -7,7 +7,7 @@ mod tricks;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use orlop_tests::traffic::{EchoServer, ReadUninterrupted, echo};
 use orlop_tests::{AgentOptions, Pod, PodSpec, wait_for};
