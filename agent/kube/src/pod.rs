@@ -86,6 +86,11 @@ fn given(text: &Option<String>) -> Option<Text> {
     text.as_deref().filter(|text| !text.is_empty()).map(Text::from)
 }
 
+/// Whether a pod of this phase runs no more, and never will.
+pub(crate) fn has_ended(phase: Option<&str>) -> bool {
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 fn phase(phase: Option<&str>) -> Result<Phase, FieldError> {
     match phase {
         Some("Pending") => Ok(Phase::Pending),

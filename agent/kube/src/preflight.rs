@@ -206,11 +206,6 @@ impl Preflight {
     }
 }
 
-/// Whether a pod of this phase runs no more, and never will.
-fn has_ended(phase: Option<&str>) -> bool {
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
 async fn answered<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, Unknown> {
     match timeout(TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer),

@@ -12,6 +12,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde::Deserialize;
 
 use crate::controller::{Backoff, CallError};
+use crate::pod::has_ended;
 
 /// What is read of a pod.
 type Pod = Object<Spec, Status>;
@@ -150,7 +151,7 @@ fn remove(nodes: &mut HashMap<String, Node>, pod: &Pod) {
 fn placed(pod: &Pod) -> Option<(String, (String, String), Placed)> {
     let spec = &pod.spec;
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
+    if has_ended(phase) {
         return None;
     }
     let node = spec.node_name.clone().filter(|node| !node.is_empty())?;

@@ -5,7 +5,8 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use tokio::io::DuplexStream;
 
-use super::{CONTROLLER, Preflight, Unknown, answered, has_ended};
+use super::{CONTROLLER, Preflight, Unknown, answered};
+use crate::pod::has_ended;
 
 /// What the controller labels the pods of waypoints and gateways with.
 const PROXIES: &str = "app.kubernetes.io/managed-by=orlop-controller,gateway.networking.k8s.io/gateway-name";
@@ -44,9 +45,10 @@ impl Preflight {
         let mut found = answered(controllers.list(&of_controllers)).await?.items;
         let proxies = Api::<Pod>::all(self.client.clone());
         found.extend(answered(proxies.list(&ListParams::default().labels(PROXIES))).await?);
-        let phase = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.clone());
-        let is_left =
-            |pod: &&Pod| pod.metadata.deletion_timestamp.is_none() && !has_ended(phase(pod).as_deref());
+        let is_left = |pod: &&Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            pod.metadata.deletion_timestamp.is_none() && !has_ended(phase)
+        };
         Ok(found.iter().filter(is_left).map(part).collect())
     }
 

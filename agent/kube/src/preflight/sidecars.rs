@@ -10,7 +10,8 @@ use orlop_model::opted_in;
 use orlop_model::world::Labels;
 use serde::Deserialize;
 
-use super::{Preflight, Unknown, answered, has_ended};
+use super::{Preflight, Unknown, answered};
+use crate::pod::has_ended;
 
 /// What Istio calls its container.
 const PROXY: &str = "istio-proxy";
