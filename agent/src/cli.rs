@@ -40,6 +40,8 @@ pub enum Command {
     /// Enrol this node's pods and carry their connections.
     #[command(args_override_self = true)]
     Node(Box<NodeArguments>),
+    /// Hold what `orlop node` listens on while none runs, beside it: whoever dials then waits for the next one.
+    Keeper(KeeperArguments),
     /// Read the HTTP of services behind a waypoint, and carry each request to an endpoint.
     #[command(args_override_self = true)]
     Waypoint(Box<WaypointArguments>),
@@ -172,6 +174,18 @@ pub struct NodeArguments {
     /// Threads that carry connections [default: one a core].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub log: LogArguments,
+}
+
+#[derive(Args, Debug)]
+pub struct KeeperArguments {
+    /// The agent's --run-dir.
+    #[arg(long, value_name = "DIR", default_value = "/run/orlop")]
+    pub run_dir: PathBuf,
+    /// How long whoever dials waits for an agent. After that enrolled pods are refused until one serves.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub hold: Duration,
     #[command(flatten)]
     pub log: LogArguments,
 }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -15,6 +15,7 @@ use orlop_model::{LocalPod, NamespacedName, Snapshot};
 use orlop_proxy::{Inherited, Netns, Pod, Proxy};
 use tokio::task::spawn_blocking;
 
+use crate::keeper::Kept;
 use crate::sandboxes::{NetnsId, Sandbox, Sandboxes, is_static};
 
 /// What is in force, for readiness and for people.
@@ -70,8 +71,11 @@ pub struct Enrolment {
     unclosed: Vec<AllowedPair>,
     pods: HashMap<NamespacedName, Enrolled>,
     failed: BTreeMap<NamespacedName, String>,
-    /// While it takes over from an earlier agent: its sockets.
-    inherited: Option<Inherited>,
+    /// Sockets of an earlier agent that no pod has had use for so far.
+    inherited: Inherited,
+    /// While it takes over from an agent that runs, which gave them.
+    takes_over: bool,
+    started: Instant,
 }
 
 struct Enrolled {
@@ -110,22 +114,46 @@ impl Enrolment {
     /// Between two attempts to answer the DNS of pods where somebody has the port.
     pub const RETRY_DNS: Duration = Duration::from_secs(2);
 
-    /// With the sockets of an earlier agent, if there is one.
+    /// How long sockets of an agent that has died wait for their pods, where not all of those can be enrolled.
+    const INHERITED: Duration = Duration::from_secs(60);
+
+    /// With the sockets of an earlier agent, if there are any: of one that has died, or of one that runs and from which
+    /// this one `takes_over`.
     pub fn new(
         datapath: Arc<Datapath>,
         proxy: Arc<Proxy>,
         identities: Identities,
         sandboxes: Sandboxes,
         same_node: bool,
-        inherited: Option<Inherited>,
+        inherited: Inherited,
+        takes_over: bool,
     ) -> Self {
         let (unclosed, pods, failed) = (Vec::new(), HashMap::new(), BTreeMap::new());
-        Self { datapath, proxy, identities, sandboxes, same_node, unclosed, pods, failed, inherited }
+        Self {
+            datapath,
+            proxy,
+            identities,
+            sandboxes,
+            same_node,
+            unclosed,
+            pods,
+            failed,
+            inherited,
+            takes_over,
+            started: Instant::now(),
+        }
     }
 
     /// The earlier agent has left. Its sockets that no pod had use for are closed.
     pub fn taken_over(&mut self) {
-        self.inherited = None;
+        self.takes_over = false;
+        self.inherited = Inherited::default();
+    }
+
+    /// What is to be held while no agent runs.
+    pub fn kept(&self) -> Kept {
+        let pods = self.enrolled().map(|(_, enrolled)| Arc::clone(&enrolled.pod)).collect();
+        Kept { pods, settled: self.inherited.is_empty() }
     }
 
     /// The pods that are enrolled.
@@ -154,7 +182,7 @@ impl Enrolment {
     /// Enrols and withdraws until kernel and proxy match `snapshot`, off the runtime's thread.
     pub async fn apply(mut self, snapshot: Arc<Snapshot>) -> anyhow::Result<(Self, Applied)> {
         // An agent serves these pods and has certificates: this one takes none of them over without.
-        if self.inherited.is_some() {
+        if self.takes_over {
             let identities = snapshot.local_pods().iter().map(|local| &local.workload.identity);
             let identities: HashSet<_> = identities.collect();
             for identity in &identities {
@@ -168,7 +196,7 @@ impl Enrolment {
         spawn_blocking(move || {
             let mut applied = self.reconcile(&snapshot);
             // What an earlier agent still serves is not this one's to cut.
-            if self.inherited.is_none() {
+            if !self.takes_over {
                 self.judge_again(&snapshot, &mut applied)?;
             }
             Ok((self, applied))
@@ -219,11 +247,14 @@ impl Enrolment {
         self.report(&applied.failed);
         // None of the unknown ones is this agent's to open before it has taken over, or while it knows of the past alone.
         let all_known = applied.failed.is_empty() && applied.waiting.is_empty();
-        if self.inherited.is_none()
+        if !self.takes_over
             && snapshot.as_of().is_none()
             && let Err(error) = self.withdraw_strays(snapshot, all_known)
         {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
+        }
+        if !self.takes_over && (all_known || self.started.elapsed() > Self::INHERITED) {
+            self.inherited = Inherited::default();
         }
         let identities: HashSet<_> =
             snapshot.local_pods().iter().map(|local| local.workload.identity.clone()).collect();
@@ -258,19 +289,17 @@ impl Enrolment {
             return self.change(local);
         }
         let Some((netns, place)) = place.open()? else { return Ok(()) };
-        let mut none = Inherited::default();
         match self.identities.ensure(&workload.identity) {
-            Err(error) if self.inherited.is_some() => return Err(error.into()),
-            Ok(()) if self.inherited.is_some() && !self.identities.is_valid(&workload.identity) => {
+            Err(error) if self.takes_over => return Err(error.into()),
+            Ok(()) if self.takes_over && !self.identities.is_valid(&workload.identity) => {
                 bail!("no certificate for {} yet", workload.identity)
             }
             // Without a certificate the pod is enrolled all the same, and refused until there is one.
             Err(error) => tracing::error!(pod = %workload.name, %error, "no certificate yet"),
             Ok(()) => {}
         }
-        let inherited = self.inherited.as_mut().unwrap_or(&mut none);
-        let pod =
-            self.proxy.add(workload.name.clone(), netns, inherited).context("cannot listen in its netns")?;
+        let pod = self.proxy.add(workload.name.clone(), netns, &mut self.inherited);
+        let pod = pod.context("cannot listen in its netns")?;
         self.lead_to(&pod, local).inspect_err(|_| self.proxy.remove(&pod))?;
         tracing::info!(pod = %workload.name, identity = %workload.identity, netns = pod.netns().cookie(), "enrolled");
         self.pods.insert(

@@ -20,6 +20,7 @@ mod handover;
 mod hosts;
 mod http_proxy;
 mod inspect;
+mod keeper;
 mod last_world;
 mod limits;
 mod logging;
@@ -27,6 +28,7 @@ mod node;
 mod replay;
 mod request;
 mod sandboxes;
+mod seqpacket;
 mod token_keys;
 mod traces;
 mod udp;
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Keeper(arguments) => keeper::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Waypoint(arguments) => http_proxy::waypoint(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Gateway(arguments) => http_proxy::gateway(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Controller(arguments) => controller::run(*arguments).map(|()| ExitCode::SUCCESS),

@@ -37,6 +37,7 @@ use crate::{
         self, Coming, Door, Estate, HANDOVER, Leaving, Meeting, Predecessor, ServerSockets, Successor,
     },
     hosts::Names,
+    keeper::Keeping,
     last_world, limits, logging,
     sandboxes::{Changes, PodCgroups, Sandboxes},
     udp,
@@ -143,7 +144,11 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let renewal = identities.clone();
     tokio::spawn(async move { renewal.run().await });
     tokio::spawn(authority.upkeep);
-    let inherited = predecessor.as_mut().map(|predecessor| mem::take(&mut predecessor.pods));
+    let takes_over = predecessor.is_some();
+    let (keeper, inherited) = match &mut predecessor {
+        Some(predecessor) => (Keeping::new(&arguments.run_dir), mem::take(&mut predecessor.pods)),
+        None => Keeping::arrive(&arguments.run_dir).await,
+    };
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let sandboxes = Sandboxes::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
     let sandbox_changes = sandboxes.watch().context("cannot watch pods' cgroups")?;
@@ -158,6 +163,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         sandboxes,
         same_node,
         inherited,
+        takes_over,
     );
     let settings = arguments.names.settings(&arguments.node);
     let names = Names::start(arguments.host_resolver);
@@ -175,6 +181,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         status,
         sandbox_changes,
         boot_gate,
+        keeper,
         coming: Some(coming),
         serving: watch::Sender::new(false),
         giving: watch::Sender::new(false),
@@ -231,8 +238,10 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         }
         None => {
             tracing::info!(connections = proxy.connections(), ?timeout, "draining");
-            let left = proxy.drain(timeout).await;
-            tracing::info!(connections = left, "stopped; enrolled pods are refused until an agent is back");
+            let left = drain(&proxy, &agent.keeper, timeout).await;
+            let next =
+                if agent.keeper.holds() { "who dials waits for it" } else { "enrolled pods are refused" };
+            tracing::info!(connections = left, "stopped; until an agent is back, {next}");
         }
     }
     Ok(())
@@ -283,7 +292,7 @@ async fn leave(
     loop {
         let was_open = leaving.is_open();
         let left = tokio::select! {
-            left = proxy.drain(timeout.saturating_sub(start.elapsed())) => left,
+            left = proxy.drain(timeout.saturating_sub(start.elapsed()), false) => left,
             never = worlds.publish_all() => match never? {},
             () = async {
                 successor.move_all(&mut leaving, proxy).await;
@@ -298,6 +307,18 @@ async fn leave(
     }
 }
 
+/// Nobody takes over: lets what is open end. Whoever dials meanwhile waits in what the keeper holds, or is refused.
+async fn drain(proxy: &Proxy, keeper: &Keeping, timeout: Duration) -> usize {
+    let start = Instant::now();
+    if keeper.holds() {
+        tokio::select! {
+            left = proxy.drain(timeout, true) => return left,
+            () = keeper.lost() => {}
+        }
+    }
+    proxy.drain(timeout.saturating_sub(start.elapsed()), false).await
+}
+
 /// The running agent.
 struct Agent {
     node: String,
@@ -308,6 +329,7 @@ struct Agent {
     status: watch::Sender<Status>,
     sandbox_changes: Changes,
     boot_gate: Option<BootGate>,
+    keeper: Keeping,
     /// Until it serves.
     coming: Option<Coming>,
     serving: watch::Sender<bool>,
@@ -353,6 +375,7 @@ impl Agent {
                     // Only now is it this agent's to withdraw and to cut what its world does not hold.
                     (enrolment, applied) = enrolment.apply(Arc::clone(&snapshot)).await?;
                 }
+                self.keeper.renew(enrolment.kept());
                 let (complete, waiting) = (applied.failed.is_empty(), !applied.waiting.is_empty());
                 self.status.send_modify(|status| status.applied(&snapshot, applied));
                 if mem::take(&mut starting) {
@@ -382,6 +405,7 @@ impl Agent {
         self.proxy.serve();
         self.serving.send_replace(true);
         self.coming = None;
+        self.keeper.begin();
         self.servers.serve(&self.admin);
         self.boot_gate.as_mut().map_or(Ok(()), BootGate::serve)
     }
@@ -428,6 +452,7 @@ impl Agent {
         match given {
             Ok(()) => {
                 self.servers.stop();
+                self.keeper.leave();
                 Ok(Some(successor))
             }
             Err(error) => {

@@ -105,6 +105,20 @@ fn no_profile_of_the_node_keeps_an_agent_from_what_its_capabilities_are_for() {
     assert!(context(&["--set=node.seLinuxOptions=null"])["seLinuxOptions"].is_null());
 }
 
+/// It is given everything, and needs no capability to have it.
+#[test]
+fn the_keeper_is_beside_the_agent_with_nothing_but_its_directory() {
+    let pod = |args: &[&str]| {
+        object(&rendered(args), "DaemonSet", "orlop-node")["spec"]["template"]["spec"].clone()
+    };
+    let keeper = &pod(&["--set=node.keeper.hold=7s"])["containers"][1];
+    assert_eq!(keeper["args"], json!(["keeper", "--hold=7s", "--log=info"]));
+    assert_eq!(keeper["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(keeper["volumeMounts"], json!([{"name": "run", "mountPath": "/run/orlop"}]));
+    let without = pod(&["--set=node.keeper.enabled=false"]);
+    assert_eq!(without["containers"].as_array().unwrap().len(), 1, "{without}");
+}
+
 /// Agents without the roots' volume would never start.
 #[test]
 fn agents_find_the_roots_of_whichever_authority_they_have() {

@@ -249,13 +249,13 @@ fn clean_removes_everything() {
 
 /// Between enrolled pods nothing but TLS to the tunnels' port may cross the wire.
 #[track_caller]
-fn assert_only_tunnels(frames: &Frames) {
+pub fn assert_only_tunnels(frames: &Frames) {
     let ports = frames.tcp_ports();
     assert!(ports.iter().all(|port| *port == 15008), "data went over the wire to ports {ports:?}");
     assert!(!frames.contains(SECRET.as_bytes()), "in clear on the wire");
 }
 
-fn draining(timeout: Duration) -> AgentOptions {
+pub fn draining(timeout: Duration) -> AgentOptions {
     AgentOptions { drain_timeout: Some(timeout), ..AgentOptions::default() }
 }
 

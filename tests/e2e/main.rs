@@ -16,6 +16,7 @@ mod gateway;
 mod handover;
 mod hbone;
 mod integrity;
+mod keeper;
 mod kubernetes;
 mod l7;
 mod layouts;

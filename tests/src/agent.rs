@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -125,6 +125,24 @@ impl Agent {
         let mut options = self.options.clone();
         options.args.extend(args.iter().map(|arg| (*arg).to_owned()));
         spawn(&self.node, &options, &self.binary, &self.log)
+    }
+
+    /// Starts a keeper beside the agent, and waits until that has it hold its sockets. Its log is in [`Self::log`], too.
+    pub fn keeper(&self, hold: Duration) -> Result<Process> {
+        let holds = |log: &str| log.matches("a keeper holds what this agent listens on").count();
+        let before = holds(&self.log()?);
+        let keeper = self.start_keeper(hold)?;
+        self.wait_log(|log| holds(log) > before, self.options.ready_timeout)?;
+        Ok(keeper)
+    }
+
+    /// Starts a keeper beside the agent, which may have one already. It has no capabilities, as in the DaemonSet.
+    pub fn start_keeper(&self, hold: Duration) -> Result<Process> {
+        let mut command = self.node.command("setpriv")?;
+        command.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(&self.binary);
+        command.arg("keeper").arg("--run-dir").arg(self.node.run_dir());
+        command.arg("--hold").arg(format!("{}ms", hold.as_millis()));
+        logged(&mut command, &self.log)
     }
 
     /// Starts the agent again after it ended, without waiting until it is ready.
@@ -289,11 +307,6 @@ pub fn wait_for(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool 
 }
 
 fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Result<Process> {
-    let output = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("opening {}", log.display()))?;
     let mut command = node.command(&binary.to_string_lossy())?;
     command.arg("node").arg("--node").arg(node.name());
     match &options.kubeconfig {
@@ -315,9 +328,19 @@ fn spawn(node: &Node, options: &AgentOptions, binary: &Path, log: &Path) -> Resu
         command.arg("--drain-timeout").arg(format!("{}ms", timeout.as_millis()));
     }
     command.args(&options.args).envs(options.env.iter().map(|(key, value)| (key, value)));
+    logged(&mut command, log)
+}
+
+/// Starts `command`, which writes to the end of `log`.
+fn logged(command: &mut Command, log: &Path) -> Result<Process> {
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("opening {}", log.display()))?;
     let errors = output.try_clone().context("sharing the log")?;
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
-    Process::spawn(&mut command)
+    Process::spawn(command)
 }
 
 /// The `orlop` program: `$ORLOP_BIN`, or the one in cargo's directory that this program is in.

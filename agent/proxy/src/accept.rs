@@ -36,19 +36,20 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
         return;
     };
     // The phase is looked at again before anything is accepted.
-    let _source = worker.shared.sources.enter_always();
+    let source = worker.shared.sources.enter_always();
     let mut pace = Pace::default();
-    loop {
+    let held = loop {
         let accepted = tokio::select! {
             biased;
             () = pod.closed() => {
                 take_waiting(&worker, &pod, port, &listener).await;
-                break;
+                break false;
             }
             left = phase.wait_for(Phase::is_leaving) => match left.as_deref() {
                 // Another agent has the same socket.
                 Ok(Phase::HandingOver(_)) => return,
-                _ => break,
+                Ok(Phase::Draining { held: true }) => break true,
+                _ => break false,
             },
             accepted = listener.accept() => accepted,
         };
@@ -67,6 +68,11 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Arc<Pod>, port: u16, listener: 
                 sleep(PAUSE).await;
             }
         }
+    };
+    drop(source);
+    // In vain, unless the other process goes.
+    if held && phase.wait_for(|phase| matches!(phase, Phase::Draining { held: false })).await.is_err() {
+        return;
     }
     socket::stop_listening(&listener);
 }

@@ -23,8 +23,8 @@ pub enum Protocol {
     Udp,
 }
 
-/// Sockets of an earlier agent, until their pods are opened. What is left goes with this: the pod, or the
-/// earlier agent, has it still.
+/// Sockets of an earlier agent, until their pods are opened. What is left goes with this: whoever gave it has it
+/// still.
 #[derive(Debug, Default)]
 pub struct Inherited(HashMap<SocketName, OwnedFd>);
 
@@ -32,6 +32,11 @@ impl Inherited {
     /// Keeps a socket for its pod.
     pub fn put(&mut self, name: SocketName, socket: OwnedFd) {
         self.0.insert(name, socket);
+    }
+
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn take(&mut self, name: SocketName) -> Option<OwnedFd> {

@@ -239,7 +239,9 @@ impl Proxy {
     /// Takes no more connections, tells the tunnels' peers, and waits until what is open has ended or
     /// `limit` has passed. What can be moved to another agent is moved, however long it takes: what waits to be
     /// connected, and what is [expected](Self::expect), too. Returns how many connections were left.
-    pub async fn drain(&self, limit: Duration) -> usize {
+    ///
+    /// What it listened on is closed, and whoever waits there refused, unless it is `held` elsewhere.
+    pub async fn drain(&self, limit: Duration, held: bool) -> usize {
         let mut way = None;
         self.shared.phase.send_if_modified(|phase| match phase {
             Phase::HandingOver(other) => {
@@ -247,7 +249,7 @@ impl Proxy {
                 false
             }
             _ => {
-                *phase = Phase::Draining;
+                *phase = Phase::Draining { held };
                 true
             }
         });

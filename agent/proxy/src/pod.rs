@@ -42,8 +42,9 @@ impl Pod {
     ) -> io::Result<Self> {
         let mut listen = |port| {
             let name = SocketName { netns: netns.cookie(), port, protocol: Protocol::Tcp };
-            let listener = match inherited.take(name) {
-                Some(socket) => TcpListener::from(socket),
+            let inherited = inherited.take(name).map(TcpListener::from);
+            let listener = match inherited.filter(socket::is_listening) {
+                Some(listener) => listener,
                 None => netns.listen(port)?,
             };
             socket::send_at_once(&listener);

@@ -50,13 +50,16 @@ pub(crate) enum Phase {
     /// Another agent takes the new ones, and whatever can be moved goes there.
     HandingOver(UnboundedSender<Passthrough>),
     /// It takes no more.
-    Draining,
+    Draining {
+        /// Another process has the sockets, where whoever dials waits for the next agent.
+        held: bool,
+    },
 }
 
 impl Phase {
     /// Whether new connections are no longer taken.
     pub(crate) fn is_leaving(&self) -> bool {
-        matches!(self, Self::HandingOver(_) | Self::Draining)
+        matches!(self, Self::HandingOver(_) | Self::Draining { .. })
     }
 }
 

@@ -130,6 +130,11 @@ pub(crate) fn stop_listening(listener: &TcpListener) {
     let _ = SockRef::from(listener).shutdown(std::net::Shutdown::Both);
 }
 
+/// Whether nobody has [stopped](stop_listening) it.
+pub(crate) fn is_listening(listener: &std::net::TcpListener) -> bool {
+    SockRef::from(listener).is_listener().unwrap_or(false)
+}
+
 /// Closes `stream` with a reset instead of an orderly end.
 pub(crate) fn reset(stream: TcpStream) {
     // If it fails the socket is gone already.

@@ -1,6 +1,5 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::ErrorKind,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::Path,
@@ -11,12 +10,12 @@ use anyhow::{Context as _, anyhow, bail};
 use orlop_model::NamespacedName;
 use orlop_proxy::{Expected, Inherited, Passthrough, Proxy};
 use tokio::{spawn, task::JoinHandle, time::sleep};
-use tokio_seqpacket::UnixSeqpacket;
 
 use super::{
     BEAT, LOOK_AGAIN, PATIENCE, VERSION,
-    wire::{Message, Packet, Peer, Socket},
+    wire::{Message, Socket},
 };
+use crate::seqpacket::{Packet, Peer};
 
 /// Listening sockets of the node's own HTTP endpoints, by address.
 pub type ServerSockets = HashMap<SocketAddr, OwnedFd>;
@@ -43,7 +42,7 @@ pub struct Foreigner {
 impl Foreigner {
     /// Until it has ended, which it does once it is told to and has drained.
     pub async fn ended(self) {
-        while let Ok(Some(_)) = self.peer.receive().await {}
+        while let Ok(Some(_)) = self.peer.receive::<Message>().await {}
         // What it listened on is closed in the same moment, not before.
         sleep(LOOK_AGAIN).await;
     }
@@ -68,13 +67,8 @@ impl Predecessor {
     /// Asks the agent that listens in `run_dir` for its sockets.
     pub async fn meet(run_dir: &Path, node: &str) -> anyhow::Result<Meeting> {
         let path = super::door(run_dir);
-        let socket = match UnixSeqpacket::connect(&path).await {
-            Err(error) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) => {
-                return Ok(Meeting::Nobody);
-            }
-            result => result.with_context(|| format!("cannot connect to {}", path.display()))?,
-        };
-        Self::ask(Peer::new(socket), node).await.with_context(|| {
+        let Some(peer) = Peer::connect(&path).await? else { return Ok(Meeting::Nobody) };
+        Self::ask(peer, node).await.with_context(|| {
             format!("cannot take over from the agent at {}, which serves on", path.display())
         })
     }
@@ -178,7 +172,7 @@ async fn beat(peer: Arc<Peer>) {
     }
 }
 
-fn passthrough(packet: Packet) -> anyhow::Result<Passthrough> {
+fn passthrough(packet: Packet<Message>) -> anyhow::Result<Passthrough> {
     let Packet { message: Message::Passthrough { state, to_server }, mut payload, descriptors } = packet
     else {
         bail!("it says {:?} instead of moving a connection", packet.message);

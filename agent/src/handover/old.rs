@@ -1,11 +1,7 @@
 use std::{
-    fs::{self, DirBuilder, Permissions},
     io,
     net::SocketAddr,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    },
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -13,52 +9,31 @@ use anyhow::{Context as _, bail};
 use orlop_model::NamespacedName;
 use orlop_proxy::{Passthrough, Pod, Proxy};
 use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
-use tokio_seqpacket::UnixSeqpacketListener;
 
 use super::{
     PATIENCE, PREPARATION, VERSION,
-    wire::{Message, Peer, Socket},
+    wire::{Message, Socket},
 };
+use crate::seqpacket::{self, Peer};
 
 /// Where the next agent comes to take over.
-pub struct Door(UnixSeqpacketListener);
+pub struct Door(seqpacket::Door);
 
 impl Door {
     /// Opens it in `run_dir`, which is made if it is not there.
     pub fn open(run_dir: &Path) -> anyhow::Result<Self> {
-        let path = super::door(run_dir);
-        let open = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
-            match fs::remove_file(&path) {
-                // Of an agent that is gone.
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-            let listener = UnixSeqpacketListener::bind(&path)?;
-            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-            Ok(Self(listener))
-        };
-        open().with_context(|| format!("cannot listen on {}; choose another --run-dir", path.display()))
+        seqpacket::Door::open(&super::door(run_dir)).map(Self)
     }
 
     /// The one of the agent before.
     pub fn inherit(socket: OwnedFd) -> anyhow::Result<Self> {
-        UnixSeqpacketListener::try_from(socket).map(Self).context("the socket in --run-dir is of no use")
+        let listener = socket.try_into().context("the socket in --run-dir is of no use")?;
+        Ok(Self(seqpacket::Door(listener)))
     }
 
     /// Waits until somebody comes, who may do so as root alone. May be dropped while it waits.
     pub async fn knock(&mut self) -> Successor {
-        loop {
-            match self.0.accept().await.map(Peer::new) {
-                Ok(peer) if peer.is_root() => return Successor(peer),
-                Ok(_) => tracing::warn!("somebody who is not root came to take over"),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept in --run-dir");
-                    tokio::time::sleep(PATIENCE).await;
-                }
-            }
-        }
+        Successor(self.0.knock().await)
     }
 }
 
@@ -106,7 +81,7 @@ impl Successor {
         for (address, socket) in estate.servers {
             self.send(&Message::Socket(Socket::Server(*address)), *socket).await?;
         }
-        self.send(&Message::Socket(Socket::Door), estate.door.0.as_fd()).await?;
+        self.send(&Message::Socket(Socket::Door), estate.door.0.0.as_fd()).await?;
         let enrolled = estate.pods.iter().map(|(name, _)| name.to_string()).collect();
         self.0.send(&Message::Enrolled(enrolled)).await?;
         let ready = async {
@@ -132,7 +107,7 @@ impl Successor {
 
     /// Until the new agent has ended.
     pub async fn ended(&self) {
-        while let Ok(Some(_)) = self.0.receive().await {}
+        while let Ok(Some(_)) = self.0.receive::<Message>().await {}
     }
 
     /// Moves connections for as long as there are some to move. May be dropped meanwhile.

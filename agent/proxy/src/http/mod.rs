@@ -341,7 +341,7 @@ impl HttpProxy {
     /// Takes no more tunnels, tells clients to take further requests elsewhere, and waits until what is open has
     /// ended or `limit` has passed. Returns how many connections were left.
     pub async fn drain(&self, limit: Duration) -> usize {
-        self.shared.phase.send_replace(Phase::Draining);
+        self.shared.phase.send_replace(Phase::Draining { held: false });
         let _ = timeout(limit, self.shared.live.ended()).await;
         self.connections()
     }

@@ -1,10 +1,12 @@
 //! A cluster of two nodes, and Orlop's image on them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use orlop_tests::{BUSYBOX, DeployTools, Image, KubeNode, Testbed, binary, wait_for};
 use serde_json::{Value, json};
 
@@ -223,6 +225,19 @@ impl Cluster {
         let output = orlop.arg("flows").output().unwrap();
         let flows = String::from_utf8(output.stdout).unwrap();
         flows.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The process of a node's agent: it is on the node's own network.
+    pub fn agent(&self, node: usize) -> Pid {
+        let netns = fs::metadata(self.nodes[node].node().netns_path()).unwrap().ino();
+        let is_agent = |process: &Path| {
+            let arguments = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+            let there = fs::metadata(process.join("ns/net")).is_ok_and(|its| its.ino() == netns);
+            there && arguments.split('\0').nth(1) == Some("node")
+        };
+        let mut processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let agent = processes.find(|process| is_agent(process)).expect("no agent runs");
+        Pid::from_raw(agent.file_name().unwrap().to_str().unwrap().parse().unwrap())
     }
 }
 

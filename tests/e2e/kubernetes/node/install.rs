@@ -1,6 +1,7 @@
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use orlop_tests::wait_for;
 use serde_json::{Value, json};
 
@@ -50,7 +51,7 @@ fn the_readme_s_three_commands_make_running_pods_talk_by_mutual_tls_and_helm_tak
     policy_holds(&cluster, &server);
     kubelet_s_probes_pass_under_strict(&cluster);
     people_ask_the_agents(&cluster);
-    a_new_agent_costs_no_connection(&cluster, &server);
+    no_agent_s_end_costs_a_connection(&cluster, &server);
     nothing_stays(&cluster, &server);
 }
 
@@ -90,7 +91,7 @@ fn kubelet_s_probes_pass_under_strict(cluster: &Cluster) {
     assert!(ready["ready"] == true && ready["restartCount"] == 0, "{ready}");
 }
 
-fn a_new_agent_costs_no_connection(cluster: &Cluster, server: &str) {
+fn no_agent_s_end_costs_a_connection(cluster: &Cluster, server: &str) {
     // It makes one connection after the other.
     let busybox = "/bin/busybox";
     let talk = format!(
@@ -103,13 +104,30 @@ fn a_new_agent_costs_no_connection(cluster: &Cluster, server: &str) {
         let count = cluster.shell("shop", "client", &format!("{busybox} grep -c {word} /said"));
         count.lines().next().and_then(|line| line.trim().parse::<u32>().ok()).unwrap_or(0)
     };
-    assert!(wait_for(LONG, || said("served") > 0), "{}", cluster.state());
+    let goes_on = || {
+        let before = said("served");
+        assert!(wait_for(LONG, || said("served") > before), "{}", cluster.state());
+    };
+    goes_on();
     cluster.kubectl(&["rollout", "restart", "daemonset/orlop-node", "--namespace", SYSTEM]);
     cluster.wait_rollout("daemonset/orlop-node");
-    let before = said("served");
-    assert!(wait_for(LONG, || said("served") > before), "{}", cluster.state());
-    cluster.shell("shop", "client", ">/stop");
+    goes_on();
     assert_eq!(said("lost"), 0, "{}", cluster.state());
+
+    // One that dies takes with it what it carries just then; who dials meanwhile waits.
+    let restarts = || {
+        let count =
+            "--output=jsonpath={.items[*].status.containerStatuses[?(@.name==\"orlop\")].restartCount}";
+        let agents = "--selector=app.kubernetes.io/name=orlop-node";
+        let on = format!("--field-selector=spec.nodeName={}", cluster.nodes[0].node().name());
+        cluster.kubectl(&["get", "pods", agents, &on, count, "--namespace", SYSTEM])
+    };
+    assert_eq!(restarts(), "0", "{}", cluster.state());
+    kill(cluster.agent(0), Signal::SIGKILL).unwrap();
+    assert!(wait_for(LONG, || restarts() == "1"), "{}", cluster.state());
+    goes_on();
+    cluster.shell("shop", "client", ">/stop");
+    assert!(said("lost") <= 1, "{} lost: {}", said("lost"), cluster.state());
 }
 
 fn nothing_stays(cluster: &Cluster, server: &str) {
