@@ -114,7 +114,7 @@ impl Enrolment {
     /// Between two attempts to answer the DNS of pods where somebody has the port.
     pub const RETRY_DNS: Duration = Duration::from_secs(2);
 
-    /// How long sockets of an agent that has died wait for their pods, where not all of those can be enrolled.
+    /// How long sockets of an agent that has died wait for their pods, where not all of those are known and enrolled.
     const INHERITED: Duration = Duration::from_secs(60);
 
     /// With the sockets of an earlier agent, if there are any: of one that has died, or of one that runs and from which
@@ -253,7 +253,8 @@ impl Enrolment {
         {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
         }
-        if !self.takes_over && (all_known || self.started.elapsed() > Self::INHERITED) {
+        let knows_all = all_known && snapshot.as_of().is_none();
+        if !self.takes_over && (knows_all || self.started.elapsed() > Self::INHERITED) {
             self.inherited = Inherited::default();
         }
         let identities: HashSet<_> =

@@ -238,7 +238,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         }
         None => {
             tracing::info!(connections = proxy.connections(), ?timeout, "draining");
-            let left = drain(&proxy, &agent.keeper, timeout).await;
+            let left = drain(&proxy, &agent.keeper, &arguments.run_dir, timeout).await;
             let next =
                 if agent.keeper.holds() { "who dials waits for it" } else { "enrolled pods are refused" };
             tracing::info!(connections = left, "stopped; until an agent is back, {next}");
@@ -308,15 +308,18 @@ async fn leave(
 }
 
 /// Nobody takes over: lets what is open end. Whoever dials meanwhile waits in what the keeper holds, or is refused.
-async fn drain(proxy: &Proxy, keeper: &Keeping, timeout: Duration) -> usize {
+async fn drain(proxy: &Proxy, keeper: &Keeping, run_dir: &Path, timeout: Duration) -> usize {
     let start = Instant::now();
-    if keeper.holds() {
+    let mut held = keeper.leave();
+    if held {
         tokio::select! {
             left = proxy.drain(timeout, true) => return left,
             () = keeper.lost() => {}
         }
+        // One that has come meanwhile has the same sockets.
+        held = handover::is_served(run_dir);
     }
-    proxy.drain(timeout.saturating_sub(start.elapsed()), false).await
+    proxy.drain(timeout.saturating_sub(start.elapsed()), held).await
 }
 
 /// The running agent.
@@ -452,7 +455,7 @@ impl Agent {
         match given {
             Ok(()) => {
                 self.servers.stop();
-                self.keeper.leave();
+                self.keeper.hand_over();
                 Ok(Some(successor))
             }
             Err(error) => {
@@ -555,13 +558,8 @@ struct SocketHooks {
 }
 
 impl Kernel for SocketHooks {
-    fn take_original_destination(
-        &self,
-        netns: u64,
-        source: SocketAddr,
-        port: u16,
-    ) -> io::Result<Option<(SocketAddr, Choice)>> {
-        self.sockets.take_original_destination(netns, source, port)
+    fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<(SocketAddr, Choice)>> {
+        self.sockets.original_destination(accepted)
     }
 
     fn allow(&self, generation: u64, netns: u64, source: IpAddr, destination: SocketAddr) {

@@ -31,10 +31,15 @@ pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
 #[btf_map]
 pub static AGENT_SOCKETS: SkStorage<Endpoint> = SkStorage::new();
 
-/// Original destination of a redirected connection. Written by `sockops`, read by `inbound`, taken by the agent
-/// at accept.
+/// Original destination of a connection that is being redirected, until the proxy's own socket is there. Written, read
+/// and removed by `sockops`, read by `inbound`.
 #[btf_map]
 pub static ORIGINAL_DST: LruHashMap<Flow, Dialled, 65536> = LruHashMap::new();
+
+/// Original destination of a connection that was redirected, with the proxy's socket of it, however long that waits to be
+/// accepted: the same pair of ports may be another connection's by then. Written by `sockops`, read by the agent.
+#[btf_map]
+pub static REDIRECTED: SkStorage<Dialled> = SkStorage::new();
 
 /// The resolver that queries from a port of a pod are meant for. Written by `dns`, read by the agent.
 #[btf_map]
@@ -140,7 +145,7 @@ pub fn pod(netns: u64) -> Option<&'static Pod> {
     unsafe { PODS.get(netns) }
 }
 
-/// Whether the connection was redirected, and not yet accepted.
+/// Whether the connection is being redirected.
 #[inline(always)]
 pub fn is_redirected(flow: &Flow) -> bool {
     ORIGINAL_DST.get_ptr(flow).is_some()

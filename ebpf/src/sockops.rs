@@ -13,12 +13,12 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
-use orlop_common::REDIRECT_PORTS;
+use orlop_common::{DNS_PORT, REDIRECT_PORTS};
 
 use crate::{
     context::{SockOps, store_with, stored},
     gate,
-    maps::{self, ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST},
+    maps::{ACCEPTED, AGENT_SOCKETS, CLIENTS, DIALLED, ORIGINAL_DST, REDIRECTED},
     services, trusted,
 };
 
@@ -69,9 +69,15 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
     }
     // Not redirected, whatever a connection of the same name was that nobody has accepted.
     let flow = ops.flow();
-    if REDIRECT_PORTS.contains(&flow.destination_port) {
+    if is_redirect(flow.destination_port) {
         let _ = ORIGINAL_DST.remove(flow);
     }
+}
+
+/// Whether redirected connections go to this port of the pod's own.
+#[inline(always)]
+fn is_redirect(port: u16) -> bool {
+    REDIRECT_PORTS.contains(&port) || port == DNS_PORT
 }
 
 /// Asked as a socket is about to send its SYN, after `publish`. One that the agent's full queue has no room for is sent
@@ -125,7 +131,7 @@ fn closed(ops: &SockOps) {
 }
 
 /// The accepting end of the connections that `publish` tells of. The client is handed over to the server's
-/// socket, which is there before the dialling side can close.
+/// socket, and the original destination to the proxy's, which is there before the dialling side can close.
 #[inline(always)]
 fn adopt(ops: &SockOps) {
     let socket = ops.socket();
@@ -137,8 +143,14 @@ fn adopt(ops: &SockOps) {
     if let Some(client) = unsafe { CLIENTS.get(flow) }.copied() {
         ops.stays_in_pod();
         store_with(&ACCEPTED, socket, &client);
-    } else if REDIRECT_PORTS.contains(&flow.destination_port) && maps::is_redirected(&flow) {
+    } else if is_redirect(flow.destination_port)
+        // SAFETY: as above.
+        && let Some(dialled) = unsafe { ORIGINAL_DST.get(flow) }.copied()
+    {
         ops.stays_in_pod();
+        // Without it the proxy closes the connection.
+        store_with(&REDIRECTED, socket, &dialled);
+        let _ = ORIGINAL_DST.remove(flow);
     } else {
         trusted::use_up(ops);
     }

@@ -127,8 +127,6 @@ impl Probe {
             }
             Err(error) => self.add("eBPF object", None, Err(text(error))),
         }
-        let taken = small_map().and_then(|map| Map::<u32, u32>::new(map).take(0).map(drop));
-        self.add("look-up and removal in one step", Some(Version(5, 14)), taken.map_err(text));
     }
 
     /// The kinds of our programs, and the helpers that ours of that kind call.

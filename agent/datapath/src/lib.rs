@@ -169,7 +169,7 @@ impl Datapath {
             gate: Gate::new(loaded.take_map("GATED")?, root, hierarchy),
             services: Services::new(loaded.take_map("SERVICES")?, loaded.take_map("LAST")?),
             sockets: Sockets::new(
-                loaded.take_map("ORIGINAL_DST")?,
+                loaded.take_map("REDIRECTED")?,
                 loaded.take_map("RESOLVERS")?,
                 loaded.take_map("AGENT_SOCKETS")?,
             ),

@@ -20,7 +20,6 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 
 /// A type that crosses into the kernel as its bytes.
 ///
@@ -89,11 +88,6 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Looks up.
     pub fn get(&self, key: K) -> io::Result<Option<V>> {
         self.read(BPF_MAP_LOOKUP_ELEM, key)
-    }
-
-    /// Looks up and removes in one step (5.14 for hash maps).
-    pub fn take(&self, key: K) -> io::Result<Option<V>> {
-        self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key)
     }
 
     /// Removes; that there was nothing to remove is no error.

@@ -15,36 +15,40 @@ pub struct Sockets(Arc<Maps>);
 
 #[derive(Debug)]
 struct Maps {
-    original: Map<Flow, Dialled>,
+    redirected: Map<i32, Dialled>,
     resolvers: Map<Flow, Endpoint>,
     agent: Map<i32, Endpoint>,
 }
 
 impl Sockets {
-    pub(crate) fn new(original: OwnedFd, resolvers: OwnedFd, agent: OwnedFd) -> Self {
+    pub(crate) fn new(redirected: OwnedFd, resolvers: OwnedFd, agent: OwnedFd) -> Self {
         Self(Arc::new(Maps {
-            original: Map::new(original),
+            redirected: Map::new(redirected),
             resolvers: Map::new(resolvers),
             agent: Map::new(agent),
         }))
     }
 
-    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
-    /// `port`, and what a hook has chosen of the endpoints of that. The answer is given once: a second connection
-    /// from the same port has its own.
-    pub fn take_original_destination(
+    /// Whom the client of `accepted` dialled before it was redirected to that, and what a hook has chosen of the
+    /// endpoints of that.
+    pub fn original_destination(
         &self,
-        netns: NetnsCookie,
-        source: SocketAddr,
-        port: u16,
+        accepted: BorrowedFd<'_>,
     ) -> io::Result<Option<(SocketAddr, orlop_model::Choice)>> {
-        let dialled = self.0.original.take(flow(netns, source, port))?;
+        let dialled = self.0.redirected.get(accepted.as_raw_fd())?;
         Ok(dialled.map(|dialled| (socket_address(dialled.destination), choice(&dialled))))
     }
 
     /// The resolver that the UDP socket at `source`, in the pod with this netns cookie, asked last.
     pub fn resolver(&self, netns: NetnsCookie, source: SocketAddr) -> io::Result<Option<SocketAddr>> {
-        Ok(self.0.resolvers.get(flow(netns, source, DNS_PORT))?.map(socket_address))
+        let source = Flow {
+            netns,
+            source: address(source.ip()),
+            source_port: source.port(),
+            destination_port: DNS_PORT,
+            reserved: 0,
+        };
+        Ok(self.0.resolvers.get(source)?.map(socket_address))
     }
 
     /// Claims `socket`, which must not have dialled yet, as the agent's own: the hooks leave it alone.
@@ -52,10 +56,6 @@ impl Sockets {
     pub fn claim(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
         self.0.agent.insert(socket.as_raw_fd(), client.map_or(NO_ENDPOINT, endpoint))
     }
-}
-
-fn flow(netns: NetnsCookie, source: SocketAddr, destination_port: u16) -> Flow {
-    Flow { netns, source: address(source.ip()), source_port: source.port(), destination_port, reserved: 0 }
 }
 
 fn choice(dialled: &Dialled) -> orlop_model::Choice {

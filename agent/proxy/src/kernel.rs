@@ -8,14 +8,9 @@ use orlop_model::Choice;
 
 /// What the proxy asks of the kernel side. The agent wires it to the eBPF maps.
 pub trait Kernel: Send + Sync + 'static {
-    /// Whom the socket at `source`, in the pod with this netns cookie, dialled before it was redirected to
-    /// `port`, and what of that the kernel has chosen; answered once for each connection.
-    fn take_original_destination(
-        &self,
-        netns: u64,
-        source: SocketAddr,
-        port: u16,
-    ) -> io::Result<Option<(SocketAddr, Choice)>>;
+    /// Whom the client of an accepted socket dialled before it was redirected to that, and what of that the kernel has
+    /// chosen.
+    fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<(SocketAddr, Choice)>>;
 
     /// Where the last connection that the pod with this netns cookie made to `service` went, as far as the kernel
     /// knows, and as long as the service wants the next to follow it.

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::AsFd as _,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -75,16 +76,12 @@ pub(crate) async fn serve(
     }
 }
 
-/// What the connection was for before a hook sent it to the proxy, and what the kernel has chosen of it. Asked once for
-/// each.
+/// What the connection was for before a hook sent it to the proxy, and what the kernel has chosen of it.
 pub(crate) fn original_destination(
     worker: &Worker,
-    pod: &Pod,
     client: &Accepted,
 ) -> Result<(SocketAddr, Choice), Refusal> {
-    let port = client.tcp.local_addr().map_err(Refusal::internal)?.port();
-    let netns = pod.netns().cookie();
-    let found = worker.shared.kernel.take_original_destination(netns, client.peer, port);
+    let found = worker.shared.kernel.original_destination(client.tcp.as_fd());
     found.map_err(Refusal::internal)?.ok_or(Reason::NoOriginalDestination.into())
 }
 
@@ -112,7 +109,7 @@ async fn connect(
 ) -> Result<(Way, InFlightGuard), Refusal> {
     let destination = match destination {
         Some(destination) => (destination, Choice::Open),
-        None => original_destination(worker, pod, client)?,
+        None => original_destination(worker, client)?,
     };
     let upstream = resolve_reachable(worker, pod, client, destination, record)?;
     if upstream.tunnel.is_none() {

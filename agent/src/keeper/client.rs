@@ -6,7 +6,11 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use orlop_proxy::{Inherited, Pod, SocketName};
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{LOOK_AGAIN, PATIENCE, VERSION, Word};
 use crate::seqpacket::{Packet, Peer};
@@ -24,10 +28,22 @@ pub struct Kept {
 pub struct Keeping {
     run_dir: PathBuf,
     met: Option<Keeper>,
-    kept: watch::Sender<Kept>,
+    wish: watch::Sender<Wish>,
     /// Whether a keeper holds all that it is to.
     holds: watch::Sender<bool>,
     following: JoinSet<()>,
+}
+
+/// What is wanted of a keeper.
+#[derive(Clone, Debug, Default)]
+enum Wish {
+    /// To hold what it has.
+    #[default]
+    Wait,
+    /// To hold this, while the agent serves.
+    Hold(Kept),
+    /// To hold what it has for a while, as the agent takes nobody any more.
+    Leave,
 }
 
 impl Keeping {
@@ -47,7 +63,7 @@ impl Keeping {
         Self {
             run_dir: run_dir.to_owned(),
             met: None,
-            kept: watch::Sender::default(),
+            wish: watch::Sender::default(),
             holds: watch::Sender::default(),
             following: JoinSet::new(),
         }
@@ -55,18 +71,24 @@ impl Keeping {
 
     /// From now on this agent serves, and what it listens on is held.
     pub fn begin(&mut self) {
-        let (met, kept, holds) = (self.met.take(), self.kept.subscribe(), self.holds.clone());
-        self.following.spawn(follow(self.run_dir.clone(), met, kept, holds));
+        let (met, wish, holds) = (self.met.take(), self.wish.subscribe(), self.holds.clone());
+        self.following.spawn(follow(self.run_dir.clone(), met, wish, holds));
     }
 
     /// This is what the keeper is to hold now.
     pub fn renew(&self, kept: Kept) {
-        self.kept.send_replace(kept);
+        self.wish.send_replace(Wish::Hold(kept));
     }
 
     /// Another agent says from now on what is to be held.
-    pub fn leave(&mut self) {
+    pub fn hand_over(&mut self) {
         self.following.abort_all();
+    }
+
+    /// This agent takes nobody any more, and no other does. Whether who dials waits all the same, until [`Self::lost`].
+    pub fn leave(&self) -> bool {
+        self.wish.send_replace(Wish::Leave);
+        self.holds()
     }
 
     /// Whether a keeper holds what this agent listens on.
@@ -84,11 +106,11 @@ impl Keeping {
 async fn follow(
     run_dir: PathBuf,
     mut met: Option<Keeper>,
-    mut kept: watch::Receiver<Kept>,
+    mut wish: watch::Receiver<Wish>,
     holds: watch::Sender<bool>,
 ) {
     let mut said = String::new();
-    loop {
+    while !matches!(*wish.borrow(), Wish::Leave) {
         let keeper = match met.take() {
             Some(keeper) => Ok(Some(keeper)),
             // What it has is of no use to an agent that has begun.
@@ -96,13 +118,13 @@ async fn follow(
         };
         let ended = match keeper {
             Ok(None) => Ok(()),
-            Ok(Some(keeper)) => keeper.follow(&mut kept, &holds).await,
+            Ok(Some(keeper)) => keeper.follow(&mut wish, &holds).await,
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
             let error = format!("{error:#}");
             if error != said {
-                tracing::warn!(error, "no keeper holds what this agent listens on; looking for one");
+                tracing::warn!(error, "no keeper holds what this agent listens on");
             }
             said = error;
         }
@@ -116,6 +138,8 @@ struct Keeper {
     peer: Peer,
     /// What it has of agents before this one, which has no pod for it so far.
     unclaimed: HashSet<SocketName>,
+    /// What it has been given, once it has.
+    given: Option<HashMap<SocketName, Arc<Pod>>>,
 }
 
 impl Keeper {
@@ -139,54 +163,68 @@ impl Keeper {
                     inherited.put(name, socket);
                     unclaimed.insert(name);
                 }
-                Word::All => return Ok((Self { peer, unclaimed }, inherited)),
+                Word::All => return Ok((Self { peer, unclaimed, given: None }, inherited)),
                 Word::Refused { reason } => bail!(reason),
                 other => bail!("the keeper says {other:?}"),
             }
         }
     }
 
-    /// Has it hold what `kept` says, until it has gone.
+    /// Has it do what is wished, until it has gone.
     async fn follow(
         mut self,
-        kept: &mut watch::Receiver<Kept>,
+        wish: &mut watch::Receiver<Wish>,
         holds: &watch::Sender<bool>,
     ) -> anyhow::Result<()> {
-        self.peer.send(&Word::Serving).await?;
-        let mut given = HashMap::new();
         loop {
-            let Kept { pods, settled } = kept.borrow_and_update().clone();
-            let now: HashMap<_, _> = pods
-                .iter()
-                .flat_map(|pod| pod.sockets().map(move |(name, _)| (name, Arc::clone(pod))))
-                .collect();
-            for (name, pod) in &now {
-                // A pod that left the mesh and came again has others of the same name.
-                if given.get(name).is_some_and(|before| Arc::ptr_eq(before, pod)) {
-                    continue;
+            let wished = wish.borrow_and_update().clone();
+            match wished {
+                Wish::Wait => {}
+                Wish::Hold(kept) => {
+                    timeout(PATIENCE, self.give(kept)).await.context("the keeper hangs")??;
+                    holds.send_replace(true);
                 }
-                let Some((_, socket)) = pod.sockets().find(|(its, _)| its == name) else { continue };
-                self.peer.send_with(&Word::Socket(*name), &[], &[socket]).await?;
-                self.unclaimed.remove(name);
-            }
-            let mut gone: Vec<_> = given.into_keys().filter(|name| !now.contains_key(name)).collect();
-            if settled {
-                gone.extend(self.unclaimed.drain());
-            }
-            for name in gone {
-                self.peer.send(&Word::Forget(name)).await?;
-            }
-            given = now;
-            if !holds.send_replace(true) {
-                tracing::info!(pods = pods.len(), "a keeper holds what this agent listens on");
+                Wish::Leave => {
+                    timeout(PATIENCE, self.peer.send(&Word::Leaving)).await.context("the keeper hangs")??
+                }
             }
             tokio::select! {
-                changed = kept.changed() => changed?,
+                changed = wish.changed() => changed?,
                 said = self.peer.receive::<Word>() => {
                     said?;
                     bail!("the keeper has gone");
                 }
             }
         }
+    }
+
+    async fn give(&mut self, Kept { pods, settled }: Kept) -> anyhow::Result<()> {
+        let given = self.given.take();
+        let serves = given.is_some();
+        let given = given.unwrap_or_default();
+        let now: HashMap<_, _> =
+            pods.iter().flat_map(|pod| pod.sockets().map(move |(name, _)| (name, Arc::clone(pod)))).collect();
+        for (name, pod) in &now {
+            // A pod that left the mesh and came again has others of the same name.
+            if given.get(name).is_some_and(|before| Arc::ptr_eq(before, pod)) {
+                continue;
+            }
+            let Some((_, socket)) = pod.sockets().find(|(its, _)| its == name) else { continue };
+            self.peer.send_with(&Word::Socket(*name), &[], &[socket]).await?;
+            self.unclaimed.remove(name);
+        }
+        let mut gone: Vec<_> = given.into_keys().filter(|name| !now.contains_key(name)).collect();
+        if settled {
+            gone.extend(self.unclaimed.drain());
+        }
+        for name in gone {
+            self.peer.send(&Word::Forget(name)).await?;
+        }
+        self.given = Some(now);
+        if !serves {
+            self.peer.send(&Word::Serving).await?;
+            tracing::info!(pods = pods.len(), "a keeper holds what this agent listens on");
+        }
+        Ok(())
     }
 }

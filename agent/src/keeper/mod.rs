@@ -6,12 +6,13 @@
 //! ```text
 //! agent → keeper   Hello
 //! keeper → agent   Refused, or a Socket for each that it holds and then All
-//! agent → keeper   Serving, once it does; a Socket for each of its own, and Forget for each that it closes
+//! agent → keeper   a Socket for each of its own, and Forget for each that it closes; Serving, once it does
+//! agent → keeper   Leaving, when it takes nobody any more and no other agent does
 //! ```
 //!
 //! An agent that starts takes those of the agent before, if that one has died. What was accepted has died with it, and
-//! what nobody has accepted is the next agent's. If none serves soon enough the keeper closes them all, and pods are
-//! refused as they are without it. It never accepts anything itself.
+//! what nobody has accepted is the next agent's. If none serves soon enough the keeper closes them all, and ends the talk
+//! with those that are leaving, which close theirs: pods are refused as they are without it. It never accepts anything itself.
 
 mod client;
 mod serve;
@@ -51,6 +52,7 @@ enum Word {
     /// Every socket that is held has been sent.
     All,
     Serving,
+    Leaving,
     Forget(SocketName),
 }
 

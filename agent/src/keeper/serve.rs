@@ -17,7 +17,8 @@ use nix::unistd::geteuid;
 use orlop_proxy::SocketName;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::sleep,
+    sync::Notify,
+    time::{sleep, timeout},
 };
 
 use super::{LOOK_AGAIN, PATIENCE, VERSION, Word};
@@ -67,7 +68,7 @@ async fn keep(run_dir: &Path, hold: Duration) -> anyhow::Result<()> {
         sleep(LOOK_AGAIN).await;
     }
     let mut door = Door::open(&super::door(run_dir))?;
-    let keeper = Arc::new(Keeper { hold, state: Mutex::default() });
+    let keeper = Arc::new(Keeper { hold, state: Mutex::default(), let_go: Notify::new() });
     tracing::info!(?hold, "holding what agents listen on");
     loop {
         let agent = door.knock().await;
@@ -84,6 +85,8 @@ struct Keeper {
     /// How long whoever dials waits for an agent.
     hold: Duration,
     state: Mutex<State>,
+    /// It has closed everything.
+    let_go: Notify,
 }
 
 #[derive(Default)]
@@ -112,14 +115,27 @@ impl Keeper {
         }
         let held: Vec<_> =
             self.state().sockets.iter().map(|(name, socket)| (*name, Arc::clone(socket))).collect();
-        for (name, socket) in held {
-            agent.send_with(&Word::Socket(name), &[], &[socket.as_fd()]).await?;
-        }
-        agent.send(&Word::All).await?;
+        let give = async {
+            for (name, socket) in held {
+                agent.send_with(&Word::Socket(name), &[], &[socket.as_fd()]).await?;
+            }
+            agent.send(&Word::All).await
+        };
+        timeout(PATIENCE, give).await.context("it does not take its sockets")??;
         let mut serving = None;
-        while let Some(mut packet) = agent.receive().await? {
+        let mut leaving = false;
+        loop {
+            let packet = tokio::select! {
+                packet = agent.receive() => packet?,
+                () = self.let_go.notified(), if leaving => return Ok(()),
+            };
+            let Some(mut packet) = packet else { return Ok(()) };
             match packet.message {
                 Word::Serving => serving = serving.or_else(|| Some(self.begin())),
+                Word::Leaving => {
+                    leaving = true;
+                    serving = None;
+                }
                 Word::Socket(name) => {
                     let socket = packet.descriptors.pop().context("a socket without its descriptor")?;
                     self.state().sockets.insert(name, Arc::new(socket));
@@ -128,7 +144,6 @@ impl Keeper {
                 other => bail!("it says {other:?}"),
             }
         }
-        Ok(())
     }
 
     fn begin(self: &Arc<Self>) -> Serving {
@@ -158,7 +173,8 @@ impl Keeper {
             let mut state = keeper.state();
             if state.begun == begun {
                 state.sockets.clear();
-                tracing::error!(after = ?hold, "no agent has come: enrolled pods are refused until one serves");
+                keeper.let_go.notify_waiters();
+                tracing::error!(after = ?hold, "no agent has come: who waited is refused");
             }
         });
     }

@@ -13,7 +13,7 @@ use core::ops::Range;
 /// Version of the layout below and of the maps; part of the pin path, so that two layouts never meet in one map.
 ///
 /// A change of either takes the next number, and a line in `ebpf/common/layouts`: `cargo xtask tidy` knows.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Where the proxy takes an enrolled pod's outbound connections, in the pod's own netns.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -58,7 +58,7 @@ pub struct Endpoint {
     pub reserved: u16,
 }
 
-/// Value of `DIALLED` and `ORIGINAL_DST`: what a pod's socket dialled before it was redirected.
+/// Value of `DIALLED`, `ORIGINAL_DST` and `REDIRECTED`: what a pod's socket dialled before it was redirected.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialled {

@@ -22,7 +22,7 @@ const LENGTH: usize = 2;
 /// Serves one connection that a hook sent to the DNS port: answers its queries for as long as the snapshot can, and
 /// leaves it to the resolver with the first other one.
 pub(crate) async fn serve(worker: &Rc<Worker>, pod: &Pod, mut client: Accepted) {
-    let resolver = match outbound::original_destination(worker, pod, &client) {
+    let resolver = match outbound::original_destination(worker, &client) {
         Ok((resolver, _)) => worker.shared.config.dns.upstream.unwrap_or(resolver),
         Err(refusal) => return outbound::refuse(worker, client, refusal),
     };

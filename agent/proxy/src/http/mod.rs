@@ -368,12 +368,7 @@ async fn sweep(local: Weak<Local>, idle: Duration) {
 struct NoKernel;
 
 impl Kernel for NoKernel {
-    fn take_original_destination(
-        &self,
-        _: u64,
-        _: SocketAddr,
-        _: u16,
-    ) -> std_io::Result<Option<(SocketAddr, Choice)>> {
+    fn original_destination(&self, _: BorrowedFd<'_>) -> std_io::Result<Option<(SocketAddr, Choice)>> {
         Ok(None)
     }
 
