@@ -28,7 +28,6 @@ use nix::{
 
 use crate::{
     DatapathError, links,
-    maps::Map,
     object::{self, Constants},
     sys::{self, MapDefinition, ProgramDefinition, ProgramKind},
 };
