@@ -115,7 +115,7 @@ impl Enrolment {
     pub const RETRY_DNS: Duration = Duration::from_secs(2);
 
     /// How long sockets of an agent that has died wait for their pods, where not all of those are known and enrolled.
-    const INHERITED: Duration = Duration::from_secs(60);
+    const INHERITED: Duration = Duration::from_secs(30);
 
     /// With the sockets of an earlier agent, if there are any: of one that has died, or of one that runs and from which
     /// this one `takes_over`.
@@ -148,6 +148,12 @@ impl Enrolment {
     pub fn taken_over(&mut self) {
         self.takes_over = false;
         self.inherited = Inherited::default();
+    }
+
+    /// How long sockets of an agent that has died still wait for their pods; `None` if there are none.
+    pub fn waits(&self) -> Option<Duration> {
+        let waits = !self.takes_over && !self.inherited.is_empty();
+        waits.then(|| Self::INHERITED.saturating_sub(self.started.elapsed()))
     }
 
     /// What is to be held while no agent runs.
@@ -254,7 +260,7 @@ impl Enrolment {
             tracing::error!(error = format!("{error:#}"), "cannot withdraw what an earlier agent enrolled");
         }
         let knows_all = all_known && snapshot.as_of().is_none();
-        if !self.takes_over && (knows_all || self.started.elapsed() > Self::INHERITED) {
+        if !self.takes_over && (knows_all || self.started.elapsed() >= Self::INHERITED) {
             self.inherited = Inherited::default();
         }
         let identities: HashSet<_> =

@@ -317,7 +317,7 @@ async fn drain(proxy: &Proxy, keeper: &Keeping, run_dir: &Path, timeout: Duratio
             () = keeper.lost() => {}
         }
         // One that has come meanwhile has the same sockets.
-        held = handover::is_served(run_dir);
+        held = handover::is_awaited(run_dir) || handover::is_served(run_dir);
     }
     proxy.drain(timeout.saturating_sub(start.elapsed()), held).await
 }
@@ -386,6 +386,7 @@ impl Agent {
                     let_go_of_code().unwrap_or_else(|error| tracing::debug!(%error, "code stays in memory"));
                 }
                 let door = door.as_mut().context("nobody listens in --run-dir")?;
+                let waits = enrolment.waits();
                 // A pod whose netns is not there yet will have one soon.
                 tokio::select! {
                     changed = worlds.changed() => break changed?,
@@ -393,6 +394,7 @@ impl Agent {
                     () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
                     () = tokio::time::sleep(Enrolment::LOOK_AGAIN), if waiting => {}
                     () = tokio::time::sleep(Enrolment::RETRY_DNS), if enrolment.lacks_dns() => {}
+                    () = tokio::time::sleep(waits.unwrap_or_default()), if waits.is_some() => {}
                     // It may have replaced something after it was given up.
                     Some(_) = self.given_up.join_next() => enrolment.restore()?,
                     successor = door.knock() => match self.give(worlds, &mut enrolment, door, successor).await? {

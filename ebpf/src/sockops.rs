@@ -58,7 +58,10 @@ fn publish(ctx: &SockOpsContext, ops: &SockOps) {
         }
     } else if let Some(mut dialled) = stored(&DIALLED, socket) {
         ops.stays_in_pod();
-        let _ = ORIGINAL_DST.insert(ops.flow(), dialled, BPF_ANY);
+        if ORIGINAL_DST.insert(ops.flow(), dialled, BPF_ANY).is_err() {
+            // Whatever a connection of the same name was.
+            let _ = ORIGINAL_DST.remove(ops.flow());
+        }
         if services::begins(&mut dialled) && store_with(&DIALLED, socket, &dialled) {
             let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
         }

@@ -116,6 +116,9 @@ async fn follow(
             // What it has is of no use to an agent that has begun.
             None => Keeper::meet(&run_dir).await.map(|met| met.map(|(keeper, _)| keeper)),
         };
+        // What it has of an agent before is what this one listens on, too.
+        let has_some = |met: &Option<Keeper>| met.as_ref().is_some_and(|keeper| !keeper.unclaimed.is_empty());
+        holds.send_replace(keeper.as_ref().is_ok_and(has_some));
         let ended = match keeper {
             Ok(None) => Ok(()),
             Ok(Some(keeper)) => keeper.follow(&mut wish, &holds).await,
@@ -202,6 +205,10 @@ impl Keeper {
         let given = self.given.take();
         let serves = given.is_some();
         let given = given.unwrap_or_default();
+        // First: it must not let go of what it gets.
+        if !serves {
+            self.peer.send(&Word::Serving).await?;
+        }
         let now: HashMap<_, _> =
             pods.iter().flat_map(|pod| pod.sockets().map(move |(name, _)| (name, Arc::clone(pod)))).collect();
         for (name, pod) in &now {
@@ -222,7 +229,6 @@ impl Keeper {
         }
         self.given = Some(now);
         if !serves {
-            self.peer.send(&Word::Serving).await?;
             tracing::info!(pods = pods.len(), "a keeper holds what this agent listens on");
         }
         Ok(())

@@ -6,7 +6,7 @@
 //! ```text
 //! agent → keeper   Hello
 //! keeper → agent   Refused, or a Socket for each that it holds and then All
-//! agent → keeper   a Socket for each of its own, and Forget for each that it closes; Serving, once it does
+//! agent → keeper   Serving, once it does; a Socket for each of its own, and Forget for each that it closes
 //! agent → keeper   Leaving, when it takes nobody any more and no other agent does
 //! ```
 //!
