@@ -119,6 +119,35 @@ fn the_keeper_is_beside_the_agent_with_nothing_but_its_directory() {
     assert_eq!(without["containers"].as_array().unwrap().len(), 1, "{without}");
 }
 
+#[test]
+fn every_container_is_hardened_and_agents_go_where_they_are_wanted() {
+    let objects = rendered(&["--set=webhook.enabled=true"]);
+    let runs = objects
+        .iter()
+        .filter(|object| ["DaemonSet", "Deployment"].iter().any(|kind| object["kind"] == *kind));
+    let mut seen = 0;
+    for object in runs {
+        let pod = &object["spec"]["template"]["spec"];
+        assert!(pod["priorityClassName"].is_string(), "{object}");
+        for container in pod["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{container}");
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
+            assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{container}");
+            assert!(container["resources"]["requests"]["memory"].is_string(), "{container}");
+            assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
+            assert!(container["name"] == "keeper" || container["readinessProbe"].is_object(), "{container}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 4);
+    let agents = &object(&objects, "DaemonSet", "orlop-node")["spec"];
+    assert_eq!(agents["updateStrategy"]["rollingUpdate"], json!({"maxSurge": "10%", "maxUnavailable": 0}));
+    assert_eq!(agents["template"]["spec"]["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(agents["template"]["spec"]["priorityClassName"], "system-node-critical");
+    assert!(agents["template"]["spec"]["containers"][0]["startupProbe"].is_object());
+}
+
 /// Agents without the roots' volume would never start.
 #[test]
 fn agents_find_the_roots_of_whichever_authority_they_have() {

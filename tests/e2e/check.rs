@@ -1,11 +1,14 @@
 //! `orlop check`, and `orlop node` where it can't run.
 
+use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use orlop_tests::{AgentOptions, PodSpec, Testbed, binary};
+use orlop_tests::{AgentOptions, PodSpec, Process, Testbed, binary, wait_for};
 
 use crate::kubernetes::install::manifests;
+use crate::pair::TIMEOUT;
 
 #[test]
 fn this_kernel_has_everything_and_nothing_stays_behind() {
@@ -92,6 +95,51 @@ fn what_the_daemon_set_may_do_is_enough_and_each_missing_capability_is_named() {
     assert!(!gated.status.success() && error.contains("CAP_DAC_READ_SEARCH: without it"), "{error}");
 }
 
+/// The agent's own word is not all that tells what it is for.
+#[test]
+fn what_each_capability_of_the_daemon_set_is_for_cannot_be_done_without_it() {
+    let needed = capabilities_of_the_daemon_set();
+    let other =
+        Process::spawn(Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "sleep", "600"]));
+    let other = other.unwrap();
+    let netns = format!("/proc/{}/ns/net", other.pid());
+    let is_other =
+        || fs::read_to_string(format!("/proc/{}/comm", other.pid())).is_ok_and(|name| name == "sleep\n");
+    assert!(wait_for(TIMEOUT, is_other));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let port = client.local_addr().unwrap().port();
+    let close = format!(
+        "ss --kill --tcp state established sport = :{port} >/dev/null; ! ss -Htn sport = :{port} | grep -q ."
+    );
+    let operations = [
+        ("SYS_ADMIN", "nsenter --net=/proc/self/ns/net true".to_owned()),
+        ("SYS_PTRACE", format!("readlink {netns}")),
+        ("SYS_RESOURCE", "ulimit -n 100 && ulimit -Hn 200".to_owned()),
+        ("NET_ADMIN", close),
+    ];
+    let mut named: Vec<_> = operations.iter().map(|(capability, _)| (*capability).to_owned()).collect();
+    named.sort();
+    let mut sorted = needed.clone();
+    sorted.sort();
+    assert_eq!(named, sorted);
+    for (capability, operation) in operations {
+        let rest: Vec<_> = needed.iter().map(|name| &**name).filter(|name| *name != capability).collect();
+        let shell = ["sh", "-c", &operation];
+        let without = run_with_capabilities(&rest, &shell);
+        assert!(!without.status.success(), "{operation} needs no CAP_{capability}");
+        // Which some machines keep from root, too.
+        if capability == "SYS_RESOURCE"
+            && !Command::new("sh").args(["-c", &operation]).status().unwrap().success()
+        {
+            continue;
+        }
+        let with = run_with_capabilities(&[&rest[..], &[capability]].concat(), &shell);
+        assert!(with.status.success(), "{operation}: {}", String::from_utf8_lossy(&with.stderr));
+    }
+    drop(client);
+}
+
 /// Those that the plain manifests give the agents, without `CAP_`.
 fn capabilities_of_the_daemon_set() -> Vec<String> {
     let objects = manifests();
@@ -103,10 +151,15 @@ fn capabilities_of_the_daemon_set() -> Vec<String> {
 
 /// Runs `orlop` as root with these capabilities and no others.
 fn with_capabilities(capabilities: &[&str], args: &[&str]) -> Output {
+    run_with_capabilities(capabilities, &[&[binary().unwrap().to_str().unwrap()], args].concat())
+}
+
+/// Runs a command as root with these capabilities and no others.
+fn run_with_capabilities(capabilities: &[&str], command_line: &[&str]) -> Output {
     let set = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase()));
     let set = format!("--bounding-set=-all{}", set.collect::<String>());
     let mut command = Command::new("setpriv");
-    command.args([&set, "--inh-caps=-all", binary().unwrap().to_str().unwrap()]).args(args);
+    command.args([&set, "--inh-caps=-all"]).args(command_line);
     command.output().unwrap()
 }
 

@@ -19,6 +19,7 @@ mod gateways;
 mod hostile;
 mod ingress;
 pub mod install;
+mod istio_ca;
 mod kubelet;
 mod large;
 mod last_world;

@@ -160,10 +160,7 @@ impl Kind {
             Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
-            Self::ServiceEntry | Self::WorkloadEntry => {
-                &["networking.istio.io/v1", "networking.istio.io/v1beta1"]
-            }
-            Self::VirtualService | Self::DestinationRule => {
+            Self::ServiceEntry | Self::WorkloadEntry | Self::VirtualService | Self::DestinationRule => {
                 &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
             }
             Self::Gateway | Self::HttpRoute | Self::ReferenceGrant => {

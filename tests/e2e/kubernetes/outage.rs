@@ -19,12 +19,14 @@ use super::install::{AUDIENCE, NODE_ACCOUNT, SYSTEM, roots};
 use super::kubelet::Kubelet;
 use super::replica::{LONG, Replica};
 use crate::mesh::TIMEOUT;
-use crate::pair::{dial, ping};
+use crate::pair::{dial, is_refusal, ping};
 use crate::samenode::is_in_kernel;
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 /// How often each client dials after an agent has started anew.
 const DIALS: usize = 25;
+/// Of a keeper, as it comes.
+const HOLD: Duration = Duration::from_secs(30);
 /// Between two dials of one that goes on dialling: so short that every start is met, and no port is used up.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -87,7 +89,7 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     let neighbour = nodes[0].run(&sells, "neighbour", &[]);
     let server = nodes[1].run(&sells, "server", &[]);
     let mut agents = nodes.each_ref().map(agent);
-    let _keepers = agents.each_ref().map(|agent| agent.keeper(LONG).unwrap());
+    let _keepers = agents.each_ref().map(|agent| agent.keeper(HOLD).unwrap());
     agents[0].wait_enrolled([&client, &stranger, &neighbour]).unwrap();
     agents[1].wait_enrolled([&server]).unwrap();
     let _http = server.serve_http(8080).unwrap();
@@ -177,8 +179,11 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
         // What an agent has taken ends with it.
         let is_cut = kills.iter().any(|(from, to)| start <= to && end >= from);
         let last = kills.iter().rfind(|(_, to)| to <= start).map(|(_, to)| *start - *to);
-        assert!(is_cut, "{error}, {last:?} after an agent had been killed");
+        assert!(is_cut && is_refusal(error), "{error}, {last:?} after an agent had been killed");
     }
+    // One dials after the other.
+    let cuts = tunnelled.refused.lock().unwrap().len();
+    assert!(cuts <= kills.len(), "{cuts} by {} kills", kills.len());
     let made = |of: &Dialling| (of.made.load(Ordering::Relaxed), of.refused.lock().unwrap().len());
     let (tunnelled, by_kernel, longest) =
         (made(&tunnelled), made(&by_kernel), tunnelled.longest.into_inner());

@@ -25,6 +25,9 @@ fn asked(kubernetes: &Kubernetes) -> (usize, usize) {
     };
     let lists = events.iter().filter(|event| lists_all(event)).count();
     let resumed = |event: &&Value| event["verb"] == "watch" && !lists_all(event);
+    // Without them there is nothing to go on from where little changes.
+    let asks = |event: &Value| event["requestURI"].as_str().unwrap().contains("allowWatchBookmarks=true");
+    assert!(events.iter().filter(|event| event["verb"] == "watch").all(asks), "{log}");
     (lists, events.iter().filter(resumed).filter(|event| event["stage"] == "ResponseStarted").count())
 }
 

@@ -22,7 +22,10 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
         "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }));
     // Without a node the controller makes no endpoint.
-    kubernetes.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": namespace}}));
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": namespace, "labels": {"topology.kubernetes.io/zone": "here"}},
+    }));
     kubernetes.apply(&json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": metadata("web-0"),
         "spec": {"nodeName": namespace, "containers": [{"name": "web", "image": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},

@@ -350,5 +350,7 @@ mod tests {
         let pauses: Vec<_> = Pauses::default().take(20).collect();
         assert!(pauses[0] <= Pauses::FIRST && pauses[0] >= Pauses::FIRST / 2);
         assert!(pauses[19] <= Pauses::LONGEST && pauses[19] >= Pauses::LONGEST / 2);
+        // Agents of many nodes do not come all at once.
+        assert_ne!(pauses, Pauses::default().take(20).collect::<Vec<_>>());
     }
 }
