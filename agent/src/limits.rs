@@ -33,7 +33,7 @@ pub fn raise_descriptors(wanted: Option<u64>) -> usize {
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     make_room(limit);
-    tracing::info!(limit, "open files that this agent may have");
+    tracing::info!(limit, "open files that this process may have");
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 

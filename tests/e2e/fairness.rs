@@ -25,7 +25,7 @@ const DIALS: usize = 50_000;
 /// A listener's queue holds 4096.
 const SINKS: u16 = 16;
 const THREADS: usize = 4;
-const OPEN_FILES: &str = "open files that this agent may have";
+const OPEN_FILES: &str = "open files that this process may have";
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What 99 of 100 calls from `pod` take at the most. Each of them is served.
