@@ -58,7 +58,7 @@ impl Keeping {
         (Self { met, ..Self::new(run_dir) }, inherited)
     }
 
-    /// Where an agent serves that has died not yet.
+    /// Nothing is left with a keeper while the agent before serves.
     pub fn new(run_dir: &Path) -> Self {
         Self {
             run_dir: run_dir.to_owned(),
