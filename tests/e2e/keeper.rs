@@ -64,16 +64,22 @@ fn start_again(pair: &mut Pair) {
     pair.near.wait_ready().unwrap();
 }
 
+/// Who dials while the agent is dead is served by the next.
+#[track_caller]
+fn assert_held(pair: &mut Pair, servers: &[EchoServer; 2]) {
+    pair.near.kill().unwrap();
+    let waiting = wait(pair, servers);
+    start_again(pair);
+    assert_answered(waiting);
+}
+
 #[test]
 fn who_dials_while_no_agent_runs_is_served_by_the_next_in_good_order() {
     let (mut pair, _keeper, servers) = kept(LONG);
     let capture = pair.testbed.capture().unwrap();
     // The second one has what the first has left.
     for _ in 0..2 {
-        pair.near.kill().unwrap();
-        let waiting = wait(&pair, &servers);
-        start_again(&mut pair);
-        assert_answered(waiting);
+        assert_held(&mut pair, &servers);
     }
     let outsider = pair.outsider(pair.near.node(), "outsider");
     pair.near.kill().unwrap();
@@ -124,10 +130,7 @@ fn after_its_hold_pods_are_refused_until_an_agent_is_back() {
 
     // And all over again.
     pair.near.wait_log(|log| log.matches("a keeper holds").count() == 2, TIMEOUT).unwrap();
-    pair.near.kill().unwrap();
-    let waiting = wait(&pair, &servers);
-    start_again(&mut pair);
-    assert_answered(waiting);
+    assert_held(&mut pair, &servers);
 }
 
 /// Also where its drain would take longer.
@@ -198,10 +201,7 @@ fn keepers_come_and_go_and_nothing_is_lost_with_them() {
     assert!(keeper.wait(TIMEOUT).unwrap().success());
     pair.near.wait_log(|log| log.matches("a keeper holds").count() == 3, PATIENCE).unwrap();
     ping(&open, "and now?\n").unwrap();
-    pair.near.kill().unwrap();
-    let waiting = wait(&pair, &servers);
-    start_again(&mut pair);
-    assert_answered(waiting);
+    assert_held(&mut pair, &servers);
     drop(next);
 }
 
@@ -288,10 +288,7 @@ fn an_agent_that_has_taken_over_is_kept_as_the_one_before() {
     assert!(old.wait(PATIENCE).unwrap().success());
     pair.near.wait_log(|log| log.matches("a keeper holds").count() == 2, TIMEOUT).unwrap();
     assert!(wait_for(TIMEOUT, || sockets(&keeper) == held), "{} of {held}", sockets(&keeper));
-    pair.near.kill().unwrap();
-    let waiting = wait(&pair, &servers);
-    start_again(&mut pair);
-    assert_answered(waiting);
+    assert_held(&mut pair, &servers);
 }
 
 #[test]
@@ -318,8 +315,5 @@ fn only_root_gets_to_a_keeper_and_nonsense_does_not_stop_it() {
     // One that begins to serve and goes leaves the one that serves alone.
     say(&["{\"hello\":{\"version\":1}}", "\"serving\""]);
     dial(&pair.client, servers[0].addr()).unwrap();
-    pair.near.kill().unwrap();
-    let waiting = wait(&pair, &servers);
-    start_again(&mut pair);
-    assert_answered(waiting);
+    assert_held(&mut pair, &servers);
 }
