@@ -6,6 +6,7 @@ mod seen;
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +17,9 @@ use kube::{Client, Config};
 use orlop_model::World;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use crate::object::Kinds;
+use crate::object::{Kind, Kinds};
 pub(crate) use head::Head;
 #[cfg(test)]
 pub(crate) use head::Parents;
@@ -26,7 +27,7 @@ pub(crate) use item::Item;
 pub(crate) use seen::Seen;
 use store::{Store, Update};
 pub(crate) use watch::{Definitions, describe, resource, watch_definitions};
-use watch::{Telling, watch_kind};
+use watch::{Problem, Telling, watch_kind};
 
 /// How long it must be quiet before a change is seen, so that one of many objects is seen as one.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -76,7 +77,7 @@ pub enum ClusterError {
     #[error("can't make a client of the Kubernetes API: {0}")]
     Client(#[source] kube::Error),
     /// A kind can't be read.
-    #[error("can't read {kind}s of the Kubernetes API: {problem}")]
+    #[error("can't read objects of kind {kind} of the Kubernetes API: {problem}")]
     Failing {
         /// Its name.
         kind: &'static str,
@@ -118,7 +119,8 @@ impl ClusterWorld {
         }
     }
 
-    /// What there is of these kinds now, for somebody who waits for it: fails with the first thing that can't be asked.
+    /// What there is of these kinds now, for somebody who waits for it: fails with the first thing that can't be asked,
+    /// unless that may pass.
     /// A context names another cluster than the kubeconfig's current one.
     pub async fn read(
         kubeconfig: Option<&Path>,
@@ -127,21 +129,24 @@ impl ClusterWorld {
     ) -> Result<World, ClusterError> {
         let mut keeper = Keeper::start(&client(kubeconfig, context).await?, kinds, Telling::Objects);
         let mut world = World::default();
-        let listed = async {
-            while !keeper.store.is_complete() {
-                match keeper.updates.recv().await.ok_or(ClusterError::Ended)? {
-                    Update::Failing(kind, problem) => {
-                        return Err(ClusterError::Failing { kind: kind.name(), problem });
+        let late = Instant::now() + READ_TIMEOUT;
+        let mut failing = BTreeMap::new();
+        while !keeper.store.is_complete() {
+            let Ok(update) = timeout_at(late, keeper.updates.recv()).await else {
+                return Err(failing.pop_first().map_or(ClusterError::Late(READ_TIMEOUT), failed));
+            };
+            match update.ok_or(ClusterError::Ended)? {
+                Update::Failing(kind, problem) if problem.may_pass => drop(failing.insert(kind, problem)),
+                Update::Failing(kind, problem) => return Err(failed((kind, problem))),
+                update => {
+                    if let Update::Works(kind) = &update {
+                        failing.remove(kind);
                     }
-                    update => drop(keeper.store.apply(&mut world, update)),
+                    keeper.store.apply(&mut world, update);
                 }
             }
-            Ok(())
-        };
-        match timeout(READ_TIMEOUT, listed).await {
-            Ok(listed) => listed.map(|()| world),
-            Err(_) => Err(ClusterError::Late(READ_TIMEOUT)),
         }
+        Ok(world)
     }
 
     /// The world as it was listed, or kept.
@@ -166,6 +171,10 @@ impl ClusterWorld {
         });
         receiver
     }
+}
+
+fn failed((kind, problem): (Kind, Problem)) -> ClusterError {
+    ClusterError::Failing { kind: kind.name(), problem: problem.text }
 }
 
 #[derive(Debug)]

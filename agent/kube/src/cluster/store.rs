@@ -4,6 +4,7 @@ use std::sync::Arc;
 use orlop_model::World;
 
 use super::head::Head;
+use super::watch::Problem;
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Kinds, Object};
 use crate::stand_in::stand_in;
@@ -22,7 +23,7 @@ pub(super) enum Update {
     /// These are all objects of the kind.
     Listed(Kind, BTreeSet<Key>),
     /// The kind can't be asked for.
-    Failing(Kind, String),
+    Failing(Kind, Problem),
     /// It can again.
     Works(Kind),
 }
@@ -71,7 +72,7 @@ impl Store {
                 gone.iter().filter(|key| key.remove_from(world)).count() > 0
             }
             Update::Failing(kind, problem) => {
-                self.fails(kind, problem);
+                self.fails(kind, problem.text);
                 false
             }
             Update::Works(kind) => {

@@ -133,7 +133,7 @@ async fn watch_version(
     telling: Telling,
     updates: &mpsc::Sender<Update>,
     failing: &mut bool,
-) -> Result<String, Ended> {
+) -> Result<Problem, Ended> {
     let api = Api::<Item>::all_with(client.clone(), &resource(kind, api_version));
     let update = |item: &Item| update(kind, item, api_version, telling);
     let config = match kind {
@@ -167,18 +167,19 @@ async fn watch_version(
             Ok(Event::Apply(item)) => send(updates, update(&item)).await?,
             Ok(Event::Delete(item)) => send(updates, Update::Delete(item.key(kind))).await?,
             Err(error) => {
-                if is_absent(&error) {
-                    return Ok(describe(&error));
+                let problem = Problem::of(&error);
+                if status_code(&error) == Some(404) {
+                    return Ok(problem);
                 }
                 *failing = true;
-                send(updates, Update::Failing(kind, describe(&error))).await?;
+                send(updates, Update::Failing(kind, problem)).await?;
                 if let Some(pause) = pauses.next() {
                     sleep(pause).await;
                 }
             }
         }
     }
-    Ok("the watch has ended".to_owned())
+    Ok(Problem { text: "the watch has ended".to_owned(), may_pass: true })
 }
 
 /// Whether the API server has said something. `Init` comes before each attempt to list, whatever becomes of that: it must
@@ -237,15 +238,32 @@ impl Iterator for Pauses {
     }
 }
 
-fn is_absent(error: &watcher::Error) -> bool {
-    let status = match error {
+/// Why a kind can't be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// What the client or the server said.
+    pub text: String,
+    /// Whether the server answers, and may say something else in a moment: a kind that was just defined is not there at
+    /// once (404), and one whose definition was changed is told to come again (429).
+    pub may_pass: bool,
+}
+
+impl Problem {
+    fn of(error: &watcher::Error) -> Self {
+        let may_pass = status_code(error).is_some_and(|code| matches!(code, 404 | 429 | 500..));
+        Self { text: describe(error), may_pass }
+    }
+}
+
+/// What the API server answered, if it did.
+fn status_code(error: &watcher::Error) -> Option<u16> {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
-        watcher::Error::WatchError(status) => status,
-        _ => return false,
-    };
-    status.code == 404
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
 }
 
 /// With all that it comes from.
