@@ -1,3 +1,5 @@
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -56,17 +58,58 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let cores = thread::available_parallelism().context("counting the cores")?;
         command.env("RUST_TEST_THREADS", (cores.get() + 1).to_string());
     }
-    let tests = cargo::run(&mut command);
+    let (tests, failures) = run_tests(&mut command)?;
     let leftovers = orlop_tests::leftovers().context("looking for what the tests left behind")?;
     for leftover in &leftovers {
         eprintln!("left behind: {leftover}");
     }
-    tests?;
+    for line in failures {
+        eprintln!("{line}");
+    }
+    if !tests.success() {
+        bail!("there are tests that failed: {tests}");
+    }
     if !leftovers.is_empty() {
         bail!("the tests left {} things behind; the next run removes them", leftovers.len());
     }
     println!("nothing left behind: no namespace, cgroup, pin, process or file");
     Ok(())
+}
+
+/// Runs the test programs and shows what they print. Gives how that ended, and once more what is said of those that
+/// failed: it may be a thousand lines up.
+fn run_tests(command: &mut Command) -> Result<(ExitStatus, Vec<String>)> {
+    if io::stdout().is_terminal() {
+        // In colours, and with somebody who can look further up.
+        return Ok((command.status().context("running cargo test")?, Vec::new()));
+    }
+    let mut cargo = command.stdout(Stdio::piped()).spawn().context("running cargo test")?;
+    let output = cargo.stdout.take().context("cargo test has no output")?;
+    let mut failures = Failures::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading what cargo test prints")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        failures.read(&line);
+    }
+    Ok((cargo.wait().context("waiting for cargo test")?, failures.lines))
+}
+
+/// What test programs say of tests that failed.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    within: bool,
+}
+
+impl Failures {
+    fn read(&mut self, line: &str) {
+        self.within |= line == "failures:";
+        if self.within {
+            self.lines.push(line.to_owned());
+        }
+        self.within &= !line.starts_with("test result:");
+    }
 }
 
 /// Removes what runs that are over left behind, and says so.
@@ -96,6 +139,17 @@ mod tests {
                 found.push((format!("{name}{own}"), fs::read_to_string(&path).unwrap()));
             }
         }
+    }
+
+    #[test]
+    fn what_is_said_of_tests_that_failed_is_kept() {
+        let mut failures = Failures::default();
+        let said = "failures:\n\n---- a stdout ----\nwhy\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed";
+        let others = "running 2 tests\ntest a ... FAILED\ntest b ... ok\n\n";
+        for line in [others, said, others, "test result: ok. 2 passed"].iter().flat_map(|text| text.lines()) {
+            failures.read(line);
+        }
+        assert_eq!(failures.lines.join("\n"), said);
     }
 
     #[test]
