@@ -1,5 +1,5 @@
-//! The API server is down for a while, and agents die and start anew meanwhile. The world is theirs from disk,
-//! certificates are from a controller that goes by what it knew, and who dials waits in what keepers hold.
+//! The API server is down for a while, and agents are restarted, or die and start anew, meanwhile. The world is theirs
+//! from disk, certificates are from a controller that goes by what it knew, and who dials waits in what keepers hold.
 
 use std::fs;
 use std::io;
@@ -70,7 +70,7 @@ impl Drop for Stop<'_> {
 }
 
 #[test]
-fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy_allows() {
+fn agents_that_restart_while_the_api_server_is_down_lose_no_connection_that_policy_allows() {
     let kubernetes = Kubernetes::own();
     kubernetes.define_istio();
     let testbed = Testbed::new().unwrap();
@@ -133,7 +133,7 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     kubernetes.plane.stop_api();
     let ask = |token: &str, namespace: &str| ask(&nodes[0], &root, token, namespace);
     let start = Instant::now();
-    let (mut dials, mut rounds, mut cut) = (0, 0, 0);
+    let (mut dials, mut restarts, mut cut) = (0, 0, 0);
     // From when to when an agent was being killed.
     let mut kills = Vec::new();
     let (stop, by_kernel, tunnelled) = (AtomicBool::new(false), Dialling::default(), Dialling::default());
@@ -147,12 +147,29 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
                 ping(&stream, "anybody there?\n")
             })
         });
-        while rounds < 2 || start.elapsed() < outage() {
-            for index in 0..agents.len() {
+        // Each is restarted, and then killed.
+        for index in [0, 1].into_iter().cycle() {
+            if kills.len() >= 2 && start.elapsed() > outage() {
+                break;
+            }
+            for dies in [false, true] {
                 let open = dial(&client, far.addr()).unwrap();
-                let killed = Instant::now();
-                agents[index].kill().unwrap();
-                kills.push((killed, Instant::now()));
+                if dies {
+                    let killed = Instant::now();
+                    agents[index].kill().unwrap();
+                    kills.push((killed, Instant::now()));
+                    // What the agent carried ends with it.
+                    cut += usize::from(ping(&open, "still here?\n").is_err());
+                } else {
+                    let drained = |log: &str| log.matches("draining").count();
+                    let before = drained(&agents[index].log().unwrap());
+                    agents[index].terminate().unwrap();
+                    agents[index].wait_log(|log| drained(log) > before, TIMEOUT).unwrap();
+                    ping(&open, "still here?\n").unwrap();
+                    drop(open);
+                    assert!(agents[index].wait(LONG).unwrap().success());
+                    restarts += 1;
+                }
                 agents[index].start_again().unwrap();
                 agents[index].wait_ready().unwrap();
                 agents[0].wait_enrolled([&client, &stranger, &neighbour]).unwrap();
@@ -168,11 +185,8 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
                     assert_eq!(get(&stranger), None, "{}", log());
                     dials += 2;
                 }
-                // What the agent carried ends with it.
-                cut += usize::from(ping(&open, "still here?\n").is_err());
                 ping(&straight, "still here?\n").unwrap();
             }
-            rounds += 1;
         }
     });
     for (start, end, error) in &*tunnelled.refused.lock().unwrap() {
@@ -188,11 +202,12 @@ fn agents_that_start_while_the_api_server_is_down_lose_no_connection_that_policy
     let (tunnelled, by_kernel, longest) =
         (made(&tunnelled), made(&by_kernel), tunnelled.longest.into_inner());
     println!(
-        "API server down for {:.0?}: {} agents killed, each with one connection open, {cut} of these cut; {dials} dials \
-         once the next served; all the while {} dials to another node, {} of these cut with an agent and none refused, \
-         none longer than {longest} ms; {} dials in the kernel, {} refused",
+        "API server down for {:.0?}: {restarts} agents restarted, each with one connection open, none of these cut; {} \
+         agents killed, {cut} of theirs cut; {dials} dials once the next served; all the while {} dials to another node, \
+         {} of these cut with an agent that was killed and none refused, none longer than {longest} ms; {} dials in the \
+         kernel, {} refused",
         start.elapsed(),
-        rounds * 2,
+        kills.len(),
         tunnelled.0,
         tunnelled.1,
         by_kernel.0,
