@@ -1,6 +1,7 @@
 //! Agents that start while the API server is away, and what they know of the world then.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::controller;
 use super::kubelet::Kubelet;
 use super::replica::{self, Replica};
 use crate::mesh::{TIMEOUT, records};
+use crate::pair::{dial, is_refusal, ping};
 
 const ENABLED: (&str, &str) = ("orlop.dev/mesh", "enabled");
 /// A world that has changed is on disk within 10 s.
@@ -69,6 +71,43 @@ fn an_agent_that_starts_without_the_api_goes_by_the_world_that_it_knew_last() {
     assert_eq!(get(&late), Some(200), "{}", near.log().unwrap());
     label(&kubernetes, &namespace, "disabled");
     near.wait_enrolled([]).unwrap();
+}
+
+#[test]
+fn who_waits_in_a_pod_that_the_world_on_disk_does_not_know_is_refused_in_the_end() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let [namespace, street] = [("forgotten", &[ENABLED][..]), ("street", &[])]
+        .map(|(prefix, labels)| kubernetes.namespace(prefix, labels));
+    let mut node = Kubelet::start(&kubernetes, &testbed, "n1");
+    // What the kernel lets talk waits for nobody.
+    let outsider = node.run(&street, "server", &[]);
+    let known = node.run(&namespace, "known", &[]);
+    let mut agent = node.agent(&[]);
+    let _keeper = agent.keeper(Duration::from_secs(600)).unwrap();
+    agent.wait_enrolled([&known]).unwrap();
+    let kept = wait_kept(&node, &[&known]);
+    let late = node.run(&namespace, "late", &[]);
+    agent.wait_enrolled([&known, &late]).unwrap();
+    let server = outsider.serve_echo(80).unwrap();
+    ping(&dial(&late, server.addr()).unwrap(), "still known\n").unwrap();
+    node.relay.cut();
+    agent.kill().unwrap();
+    fs::write(path(&node), kept).unwrap();
+
+    let mut waits = late.connect(server.addr(), TIMEOUT).unwrap();
+    waits.set_read_timeout(Some(replica::LONG)).unwrap();
+    agent.start_again().unwrap();
+    agent.wait_ready().unwrap();
+    ping(&dial(&known, server.addr()).unwrap(), "known as before\n").unwrap();
+    let refused = waits.read(&mut [0]).expect_err("was served");
+    assert!(is_refusal(&refused), "{refused}");
+    let refused = late.connect(server.addr(), TIMEOUT).expect_err("was taken");
+    assert!(is_refusal(&refused), "{refused}");
+
+    node.relay.mend().unwrap();
+    agent.wait_enrolled([&known, &late]).unwrap();
+    ping(&dial(&late, server.addr()).unwrap(), "known again\n").unwrap();
 }
 
 #[test]
