@@ -372,7 +372,9 @@ impl Enrolment {
             let (Some(source), Some(pod)) = (pods.get(&pair.source), pods.get(&pair.pod)) else {
                 return false;
             };
-            let found = snapshot.same_node(&source.local.workload, pair.destination);
+            // As it is now, even if the change of its pod has failed.
+            let Some(workload) = snapshot.workload(&source.local.workload.name) else { return false };
+            let found = snapshot.same_node(workload, pair.destination);
             let same = found.is_some_and(|found| {
                 found.source == pair.source_ip && found.destination.name == pod.local.workload.name
             });

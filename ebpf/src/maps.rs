@@ -72,7 +72,7 @@ pub static PROBES: HashMap<PodPort, u32, 16384> = HashMap::new();
 #[btf_map]
 pub static VERDICTS: HashMap<Pair, Verdict, 65536> = HashMap::new();
 
-/// Verdicts of an earlier epoch are no longer in force. Written by the agent whenever the world changes.
+/// Verdicts of an earlier epoch are no longer in force. Written by an agent that is new here.
 #[btf_map]
 pub static EPOCH: Array<u64, 1> = Array::new();
 

@@ -127,19 +127,18 @@ pub fn settle(world: &World, agents: [&Agent; 2]) {
 
 /// Writes a file of the world and waits until the server's agent has it in force.
 pub fn apply(pair: &Pair, file: &str, text: &str) {
-    let before = generation(&pair.far);
-    pair.testbed.world().write(file, text).unwrap();
-    wait_after(&pair.far, before);
+    wait_applied(&pair.far, || pair.testbed.world().write(file, text).unwrap());
 }
 
 /// Removes a file of the world and waits until the server's agent knows.
 pub fn remove(pair: &Pair, file: &str) {
-    let before = generation(&pair.far);
-    pair.testbed.world().remove(file).unwrap();
-    wait_after(&pair.far, before);
+    wait_applied(&pair.far, || pair.testbed.world().remove(file).unwrap());
 }
 
-fn wait_after(agent: &Agent, before: u64) {
+/// Changes the world and waits until the agent has that in force.
+pub fn wait_applied(agent: &Agent, change: impl FnOnce()) {
+    let before = generation(agent);
+    change();
     agent.wait_until(|dump| generation_of(dump, |dump| &dump["applied_generation"]) > before).unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod load;
+mod revocation;
 mod services;
 mod tricks;
 

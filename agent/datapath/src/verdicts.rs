@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, hash_map::Entry},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
@@ -16,8 +16,8 @@ const MAX_OF_A_POD: usize = 4096;
 /// Which pods of this node may talk without the proxy. Cheap to clone; used from every thread at once.
 ///
 /// The kernel's map is a cache of what policy says: each entry is of an epoch, and one number puts all entries of
-/// earlier epochs out of force. No entry is pushed out by others, so that every pair that may have connections
-/// open is known until it is judged anew.
+/// earlier epochs out of force, such as those that another agent wrote. No entry is pushed out by others, so that every
+/// pair that may have connections open is known until it is judged anew.
 #[derive(Clone, Debug)]
 pub struct Verdicts(Arc<Inner>);
 
@@ -35,7 +35,7 @@ struct State {
     generation: u64,
     epoch: u64,
     /// What is in the kernel.
-    known: HashSet<Pair>,
+    known: HashMap<Pair, Verdict>,
     of_pod: HashMap<NetnsCookie, usize>,
 }
 
@@ -56,7 +56,7 @@ impl Verdicts {
     pub(crate) fn new(pairs: OwnedFd, epoch: OwnedFd, addresses: OwnedFd) -> io::Result<Self> {
         let (pairs, epoch) = (Map::new(pairs), Map::new(epoch));
         let current = epoch.get(0)?.unwrap_or(0);
-        let state = State { generation: 0, epoch: current, known: HashSet::new(), of_pod: HashMap::new() };
+        let state = State { generation: 0, epoch: current, known: HashMap::new(), of_pod: HashMap::new() };
         let addresses = Map::new(addresses);
         Ok(Self(Arc::new(Inner { pairs, epoch, addresses, state: Mutex::new(state) })))
     }
@@ -74,7 +74,7 @@ impl Verdicts {
         let key = key(source, destination);
         let mut state = self.state();
         let full = state.of_pod.get(&source).is_some_and(|pairs| *pairs >= MAX_OF_A_POD);
-        if generation != state.generation || state.known.contains(&key) || full {
+        if generation != state.generation || state.known.contains_key(&key) || full {
             return Ok(());
         }
         let Some(pod) = self.0.addresses.get(key.destination)? else { return Ok(()) };
@@ -83,39 +83,67 @@ impl Verdicts {
             Err(error) if error.raw_os_error() == Some(nix::libc::E2BIG) => return Ok(()),
             result => result?,
         }
-        state.add(key);
+        state.add(key, verdict);
         Ok(())
     }
 
-    /// Judges every pair anew for the snapshot of this generation, and puts out of force, in one step, all that
-    /// `allowed` does not allow any more. Returns those: their connections may still be open.
+    /// Judges every pair anew for the snapshot of this generation, and puts out of force all that `allowed` does not
+    /// allow any more. Returns those: their connections may still be open.
     ///
-    /// Pairs that stay are in force all the time.
+    /// Pairs that stay are in force all the time. If this fails none is.
     pub fn renew(
         &self,
         generation: u64,
         allowed: impl Fn(&AllowedPair) -> bool,
     ) -> io::Result<Vec<AllowedPair>> {
         let mut state = self.state();
-        // Another agent may have been here, during an upgrade.
-        let epoch = self.0.epoch.get(0)?.unwrap_or(0).max(state.epoch) + 1;
-        let (mut known, mut revoked) = (Vec::new(), Vec::new());
-        for (key, verdict) in self.0.pairs.entries()? {
-            let pair = pair(&key, &verdict);
-            if self.0.addresses.get(key.destination)? == Some(verdict.pod) && allowed(&pair) {
-                // In force already: it is of a later epoch than the current one.
-                self.0.pairs.insert(key, Verdict { epoch, ..verdict })?;
-                known.push(key);
-            } else {
-                revoked.push((key, pair));
-            }
+        let epoch = self.0.epoch.get(0)?.unwrap_or(0);
+        let renewed = self.judge(&mut state, epoch, allowed);
+        match &renewed {
+            Ok(_) => state.generation = generation,
+            // The next one reads what is there.
+            Err(_) => self.0.epoch.insert(0, epoch.max(state.epoch) + 1)?,
         }
-        self.0.epoch.insert(0, epoch)?;
+        renewed
+    }
+
+    fn judge(
+        &self,
+        state: &mut State,
+        epoch: u64,
+        allowed: impl Fn(&AllowedPair) -> bool,
+    ) -> io::Result<Vec<AllowedPair>> {
+        // The first time, and where another agent has been here, as during an upgrade.
+        let is_foreign = state.generation == 0 || epoch != state.epoch;
+        let pairs = match is_foreign {
+            true => self.0.pairs.entries()?,
+            false => state.known.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
+        };
+        let mut pods = HashMap::new();
+        let (mut known, mut revoked) = (Vec::new(), Vec::new());
+        for (key, verdict) in pairs {
+            let pod = match pods.entry(key.destination) {
+                Entry::Occupied(pod) => *pod.get(),
+                Entry::Vacant(pod) => *pod.insert(self.0.addresses.get(key.destination)?),
+            };
+            let pair = pair(&key, &verdict);
+            let is_allowed = pod == Some(verdict.pod) && allowed(&pair);
+            if is_allowed { known.push((key, verdict)) } else { revoked.push((key, pair)) }
+        }
+        if is_foreign {
+            state.epoch = epoch.max(state.epoch) + 1;
+            for (key, verdict) in &mut known {
+                // In force already: it is of a later epoch than the current one.
+                verdict.epoch = state.epoch;
+                self.0.pairs.insert(*key, *verdict)?;
+            }
+            self.0.epoch.insert(0, state.epoch)?;
+        }
         for (key, _) in &revoked {
             self.0.pairs.remove(*key)?;
         }
-        *state = State { generation, epoch, known: HashSet::new(), of_pod: HashMap::new() };
-        known.into_iter().for_each(|key| state.add(key));
+        (state.known, state.of_pod) = Default::default();
+        known.into_iter().for_each(|(key, verdict)| state.add(key, verdict));
         Ok(revoked.into_iter().map(|(_, pair)| pair).collect())
     }
 
@@ -130,8 +158,8 @@ impl Verdicts {
 }
 
 impl State {
-    fn add(&mut self, key: Pair) {
-        self.known.insert(key);
+    fn add(&mut self, key: Pair, verdict: Verdict) {
+        self.known.insert(key, verdict);
         *self.of_pod.entry(key.source).or_default() += 1;
     }
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use orlop_tests::{Pod, PodSpec, wait_for};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{Neighbours, authorization_policy, is_straight};
 use crate::pair::{TIMEOUT, apply, assert_refused, dial, ping};
@@ -122,4 +122,24 @@ fn the_four_tuple_of_a_connection_serves_nobody_else() {
     thief.run(dial_from(from, server.addr())).unwrap().expect_err("was served");
     assert!(server.peers().is_empty(), "{:?}", server.peers());
     drop(stream);
+}
+
+#[test]
+fn the_four_tuple_of_a_connection_that_its_own_pod_has_ended_serves_nobody_else() {
+    let (set, _open) = besieged();
+    let Neighbours { neighbour, server, pair } = set;
+    let from = neighbour.addr(45_000);
+    let stream = neighbour.run(dial_from(from, server.addr())).unwrap().unwrap();
+    ping(&stream, "hello\n").unwrap();
+    assert!(is_straight(&neighbour, &stream));
+    let served = server.peers().len();
+    // With a reset, so that neither end waits for late packets.
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    let gone = || !pair.server.output("ss", &["-Htan"]).unwrap().contains(":45000");
+    assert!(wait_for(TIMEOUT, gone), "the server's end stays");
+    let thief = pair.outsider(pair.far.node(), "thief");
+    thief.output("ip", &["addr", "add", &format!("{}/16", neighbour.ipv4()), "dev", "eth0"]).unwrap();
+    thief.run(dial_from(from, server.addr())).unwrap().expect_err("was served");
+    assert_eq!(server.peers().len(), served, "{:?}", server.peers());
 }
