@@ -1,6 +1,8 @@
 //! HTTP/2 without TLS, as client and as server.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 
@@ -18,6 +20,8 @@ use crate::mesh::TIMEOUT;
 
 /// What is asked for here begins, and is cancelled once data comes.
 pub const BROKEN_OFF: &str = "/broken-off";
+/// What is asked for here is reset before it is answered.
+pub const RESET: &str = "/reset";
 /// What is asked for here is [`BULK`] bytes.
 pub const LARGE: &str = "/large";
 pub const BULK: usize = 2 << 20;
@@ -26,6 +30,7 @@ pub const BULK: usize = 2 << 20;
 /// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
 pub struct Server {
     stop: watch::Sender<bool>,
+    resets: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -33,21 +38,29 @@ impl Server {
     pub fn start(pod: &Pod, port: u16) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let (ready, started) = channel();
-        let pod = pod.clone();
+        let resets = Arc::<AtomicUsize>::default();
+        let (pod, counted) = (pod.clone(), Arc::clone(&resets));
         let thread = thread::spawn(move || {
             within(&pod, async move || {
                 let listener = tokio::net::TcpListener::bind(("::", port)).await.unwrap();
                 ready.send(()).unwrap();
                 loop {
                     tokio::select! {
-                        accepted = listener.accept() => drop(spawn_local(serve(accepted.unwrap().0))),
+                        accepted = listener.accept() => {
+                            drop(spawn_local(serve(accepted.unwrap().0, Arc::clone(&counted))));
+                        }
                         _ = stopped.wait_for(|stop| *stop) => return,
                     }
                 }
             });
         });
         started.recv_timeout(TIMEOUT).unwrap();
-        Self { stop, thread: Some(thread) }
+        Self { stop, resets, thread: Some(thread) }
+    }
+
+    /// How often it was asked for [`RESET`].
+    pub fn resets(&self) -> usize {
+        self.resets.load(Ordering::SeqCst)
     }
 }
 
@@ -60,9 +73,14 @@ impl Drop for Server {
     }
 }
 
-async fn serve(tcp: tokio::net::TcpStream) {
+async fn serve(tcp: tokio::net::TcpStream, resets: Arc<AtomicUsize>) {
     let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
-    while let Some(Ok((request, respond))) = connection.accept().await {
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        if request.uri().path() == RESET {
+            resets.fetch_add(1, Ordering::SeqCst);
+            respond.send_reset(h2::Reason::INTERNAL_ERROR);
+            continue;
+        }
         spawn_local(async move {
             let _ = answer(request, respond).await;
         });

@@ -1,9 +1,12 @@
 //! What is tried again, and what is not since a server may have acted upon it.
 
 use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
+use http::Request;
 use orlop_tests::traffic::{Response, request};
 use serde_json::Value;
 
@@ -11,9 +14,9 @@ use super::destinations::treat;
 use super::gateway_api::route;
 use super::routes::{Versions, routes};
 use super::scripted::{Reply, Scripted};
-use super::{Stage, grpc};
+use super::{Stage, grpc, h2c};
 use crate::hbone::within;
-use crate::mesh::{NAMESPACE, await_value};
+use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
 
 const TO: &str = "route: [{destination: {host: web}}]";
 
@@ -84,6 +87,73 @@ fn what_a_server_has_had_for_too_long_by_an_http_route_is_sent_again_only_if_it_
         assert_eq!(post(&stage, path).status, 504, "{path}");
         await_value(attempts, || slow.count() - before);
     }
+}
+
+/// RFC 9110, section 9.2.2: the server may have closed a connection just before the request came.
+#[test]
+fn a_connection_that_has_died_costs_what_is_idempotent_nothing_unless_nothing_is_to_be_tried_again() {
+    let stage = Stage::new();
+    let seen = Mutex::new(BTreeSet::new());
+    let server = Scripted::start(&stage.mesh.server, move |asked| {
+        let path = asked.line.split(' ').nth(1).unwrap();
+        match path {
+            "/warm" => Reply::Answer(200, String::new()),
+            _ if !seen.lock().unwrap().insert(path.to_owned()) => Reply::Answer(200, String::new()),
+            "/garbage" => Reply::Raw("what is no HTTP\r\n\r\n"),
+            _ => Reply::Close,
+        }
+    });
+    let rules =
+        format!("- match: [{{uri: {{exact: /never}}}}]\n  retries: {{attempts: 0}}\n  {TO}\n- {TO}\n");
+    stage.change(|| stage.mesh.testbed.world().write("routes.yaml", &routes(&rules)).unwrap());
+    // From one connection to one, that one worker has both.
+    let mut stream = stage.connect();
+    let mut ask =
+        |head: &str| request(&mut stream, &format!("{head} HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap();
+    for (head, answered, times) in [
+        ("GET /closes", true, 2),
+        ("GET /garbage", false, 1),
+        ("GET /never", false, 1),
+        ("POST /closes-as-well", false, 1),
+    ] {
+        assert_eq!(ask("GET /warm").status, 200);
+        let before = server.count();
+        let status = ask(head).status;
+        assert_eq!((status == 200, server.count() - before), (answered, times), "{head}: {status}");
+    }
+}
+
+#[test]
+fn what_a_server_of_http2_resets_is_not_sent_again_by_default() {
+    let stage = Stage::new();
+    let server = h2c::Server::start(&stage.mesh.server, 80);
+    let to = stage.web();
+    within(&stage.mesh.client, async move || {
+        let client = h2c::connect(to).await;
+        for (path, answered) in [("/warm", true), (h2c::RESET, false), ("/warm", true)] {
+            let request = Request::get(format!("http://web{path}")).body(()).unwrap();
+            let (answer, _) = client.clone().ready().await.unwrap().send_request(request, true).unwrap();
+            let status = answer.await.unwrap().status();
+            assert_eq!(status == 200, answered, "{path}: {status}");
+        }
+    });
+    assert_eq!(server.resets(), 1);
+}
+
+#[test]
+fn what_a_client_takes_to_send_its_request_is_no_part_of_an_attempts_time() {
+    let stage = Stage::new();
+    let slow = never_answers(&stage);
+    retry(&stage, [("/upload", "perTryTimeout: 1s, retryOn: 5xx")]);
+    let mut stream = stage.connect();
+    let head = "POST /upload HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let early = stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "answered before the request had ended");
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert_eq!(request(&mut stream, "0\r\n\r\n").unwrap().status, 504);
+    await_value(4, || slow.count());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use orlop_model::{
         routing::{Balancer, Retries, TrafficPolicy},
     },
 };
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     alike::hash_on,
@@ -200,7 +200,7 @@ pub(super) async fn send(
     let late = async {
         let Some(limit) = plan.timeout else { return pending().await };
         // The time runs from the request's end on.
-        replay.ended.notified().await;
+        replay.ended().await;
         sleep(limit).await;
         limit
     };
@@ -238,6 +238,9 @@ async fn attempts(
     replay: &Replay,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
+    if plan.retries.attempts == 0 {
+        replay.forget();
+    }
     let mut tried = Vec::new();
     let cluster = plan.cluster(session);
     let pool = plan.policy().and_then(|policy| policy.pool.as_ref());
@@ -258,16 +261,19 @@ async fn attempts(
         let span = record.trace.as_ref().map(|trace| trace.attempt(endpoint.address, attempt));
         let began = Instant::now();
         let tried_once = once(session, plan, template, replay, (&endpoint, lane, span.as_ref()), record);
-        let result = match plan.retries.per_try {
-            Some(limit) => match timeout(limit, tried_once).await {
-                Ok(result) => result,
-                Err(_) => {
-                    // Without an endpoint that has it, it waited for a connection.
-                    let reach = plan.asked.get().map_or(Reach::NotConnected, |_| Reach::Sent);
-                    Err(Unanswered::new(Refusal::new(Reason::RequestTimeout, "of one attempt"), reach))
-                }
-            },
-            None => tried_once.await,
+        let too_long = async {
+            let Some(limit) = plan.retries.per_try else { return pending().await };
+            // As Envoy has it, what the client takes to send its request is not the server's.
+            sleep_until(replay.ended().await.max(began) + limit).await;
+        };
+        let result = tokio::select! {
+            biased;
+            result = tried_once => result,
+            () = too_long => {
+                // Without an endpoint that has it, it waited for a connection.
+                let reach = plan.asked.get().map_or(Reach::NotConnected, |_| Reach::Sent);
+                Err(Unanswered::new(Refusal::new(Reason::RequestTimeout, "of one attempt"), reach))
+            }
         };
         if let Some(span) = span {
             span.end(result.as_ref().map(|(response, _)| response.status()).map_err(|error| &error.refusal));
@@ -295,6 +301,7 @@ async fn attempts(
                 unanswered.refusal
             })?;
             lease.counted = counted;
+            replay.forget();
             return Ok((response, lease));
         }
         record.attempts += 1;
@@ -346,8 +353,8 @@ async fn once(
             Ok(response) => return Ok((response, leased)),
             Err(Unanswered { request: Some(unsent), .. }) if leased.reused => request = unsent,
             // RFC 9110, section 9.2.2: the server may have closed it just before it came.
-            Err(Unanswered { reach: Reach::Sent, .. })
-                if leased.reused && is_safe(template.method(), replay) =>
+            Err(Unanswered { reach: Reach::Sent, severed: true, .. })
+                if leased.reused && plan.may_send_again(template.method(), replay) =>
             {
                 request = anew().map_err(Unanswered::refused_here)?;
             }
@@ -359,11 +366,12 @@ async fn once(
     }
 }
 
-fn is_safe(method: &Method, replay: &Replay) -> bool {
-    method.is_idempotent() && replay.is_whole()
-}
-
 impl Plan<'_> {
+    /// Whether to send once more what a server may have acted upon.
+    fn may_send_again(&self, method: &Method, replay: &Replay) -> bool {
+        self.retries.attempts > 0 && method.is_idempotent() && replay.is_whole()
+    }
+
     /// Whose DestinationRules count here: before those of a service behind a waypoint that stands.
     fn target(&self) -> Option<&Target<'_>> {
         match &self.destination {

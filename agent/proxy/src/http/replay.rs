@@ -6,7 +6,7 @@ use std::{
     error::Error,
     fmt,
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -33,10 +33,7 @@ const MAX_REPLAY: usize = 64 << 10;
 const MAX_BEHIND: usize = 256 << 10;
 
 /// The body of one request of a client's.
-pub(super) struct Replay {
-    state: Rc<RefCell<State>>,
-    pub(super) ended: Rc<Notify>,
-}
+pub(super) struct Replay(Rc<RefCell<State>>);
 
 struct State {
     source: Option<Incoming>,
@@ -44,15 +41,20 @@ struct State {
     /// Whether the client's trailers go on.
     trails: bool,
     size: SizeHint,
-    /// What has come so far, if it is not too much.
-    frames: Vec<Bytes>,
+    /// What has come so far, if it is not too much. Copied: a frame of one byte may keep a whole buffer.
+    kept: Vec<u8>,
     trailers: Option<HeaderMap>,
     length: usize,
     /// Nothing of it is forgotten, since nobody has sent it on.
     holding: bool,
+    /// It is not sent again.
+    last: bool,
     ended: Option<Instant>,
     /// Only the last of the bodies that were made of it reads on.
     attempt: usize,
+    /// So much of what is kept that one has sent.
+    position: usize,
+    trailed: bool,
     sent: Rc<Passed>,
     /// So many bytes may be sent.
     most: u64,
@@ -77,7 +79,7 @@ pub(super) struct RequestBody(Kind);
 enum Kind {
     Empty,
     Whole(Option<Bytes>),
-    Attempt { state: Rc<RefCell<State>>, attempt: usize, position: usize, trailed: bool },
+    Attempt { state: Rc<RefCell<State>>, attempt: usize },
     Mirror { frames: UnboundedReceiver<Part>, behind: Rc<Cell<usize>>, size: SizeHint, ended: bool },
 }
 
@@ -85,57 +87,78 @@ impl Replay {
     /// Counts in `sent` what the client has sent, which may be so many bytes. Trailers go on where `trailers` says so, but for what nobody may write.
     pub(super) fn new(body: Incoming, http2: bool, trailers: bool, (sent, most): (Rc<Passed>, u64)) -> Self {
         let ended = body.is_end_stream();
-        let told = Rc::new(Notify::new());
-        if ended {
-            told.notify_one();
-        }
         let state = State {
             size: body.size_hint(),
             source: (!ended).then_some(body),
             http2,
             trails: trailers,
-            frames: Vec::new(),
+            kept: Vec::new(),
             trailers: None,
             length: 0,
             holding: false,
+            last: false,
             ended: ended.then(Instant::now),
             attempt: 0,
+            position: 0,
+            trailed: false,
             sent,
             most,
             mirrors: Vec::new(),
-            told: Rc::clone(&told),
+            told: Rc::default(),
         };
-        Self { state: Rc::new(RefCell::new(state)), ended: told }
+        Self(Rc::new(RefCell::new(state)))
     }
 
     /// The body for the next attempt; earlier ones end.
     pub(super) fn attempt(&self) -> RequestBody {
-        let mut state = self.state.borrow_mut();
-        if state.source.is_none() && state.frames.is_empty() && state.trailers.is_none() {
+        let mut state = self.0.borrow_mut();
+        if state.is_empty() {
             return RequestBody(Kind::Empty);
         }
         state.attempt += 1;
-        let (attempt, state) = (state.attempt, Rc::clone(&self.state));
-        RequestBody(Kind::Attempt { state, attempt, position: 0, trailed: false })
+        (state.position, state.trailed) = (0, false);
+        RequestBody(Kind::Attempt { state: Rc::clone(&self.0), attempt: state.attempt })
     }
 
     /// When the client has sent the last of it.
     pub(super) fn ended_at(&self) -> Option<Instant> {
-        self.state.borrow().ended
+        self.0.borrow().ended
+    }
+
+    /// Waits until the client has sent the last of it.
+    pub(super) async fn ended(&self) -> Instant {
+        let told = Rc::clone(&self.0.borrow().told);
+        loop {
+            let mut told = pin!(told.notified());
+            told.as_mut().enable();
+            if let Some(ended) = self.ended_at() {
+                return ended;
+            }
+            told.await;
+        }
     }
 
     /// Whether all that has come so far is remembered.
     pub(super) fn is_whole(&self) -> bool {
-        let state = self.state.borrow();
-        state.length <= MAX_REPLAY && state.sent.bytes() <= state.most
+        let state = self.0.borrow();
+        state.length == state.kept.len() && state.sent.bytes() <= state.most
+    }
+
+    /// It is not sent again: what an attempt has sent of it need not be remembered.
+    pub(super) fn forget(&self) {
+        let mut state = self.0.borrow_mut();
+        state.last = true;
+        if state.position == state.kept.len() {
+            (state.kept, state.position) = (Vec::new(), 0);
+        }
     }
 
     /// The beginning of the body, up to so many bytes, and whether that is all of it. Holds what has come for the first
     /// attempt. To be called before that reads.
     pub(super) async fn beginning(&self, most: usize) -> Result<(Bytes, bool), BodyError> {
-        self.state.borrow_mut().holding = true;
+        self.0.borrow_mut().holding = true;
         let held = poll_fn(|cx| {
-            let mut state = self.state.borrow_mut();
+            let mut state = self.0.borrow_mut();
             loop {
                 if state.source.is_none() || state.length > most {
                     return Poll::Ready(Ok(()));
@@ -148,31 +171,30 @@ impl Replay {
             }
         });
         let held = held.await;
-        let mut state = self.state.borrow_mut();
+        let mut state = self.0.borrow_mut();
         state.holding = false;
         held?;
-        let mut bytes: Vec<u8> = state.frames.iter().flatten().copied().take(most).collect();
-        bytes.shrink_to_fit();
-        Ok((bytes.into(), state.length <= most))
+        let beginning = state.kept.get(..most).unwrap_or(&state.kept);
+        Ok((Bytes::copy_from_slice(beginning), state.length <= most))
     }
 
     /// How many bytes it has, if that is known.
     pub(super) fn size(&self) -> Option<u64> {
-        self.state.borrow().size.exact()
+        self.0.borrow().size.exact()
     }
 
     /// A body for a mirror, which gets what the server gets. To be made before the first attempt reads.
     pub(super) fn mirror(&self) -> RequestBody {
-        let mut state = self.state.borrow_mut();
-        if state.source.is_none() && state.frames.is_empty() && state.trailers.is_none() {
+        let mut state = self.0.borrow_mut();
+        if state.is_empty() {
             return RequestBody(Kind::Empty);
         }
         let (sender, frames) = unbounded_channel();
         // What was held, it gets as well.
-        for data in &state.frames {
-            let _ = sender.send(Part::Data(data.clone()));
+        if !state.kept.is_empty() {
+            let _ = sender.send(Part::Data(Bytes::copy_from_slice(&state.kept)));
         }
-        let behind = Rc::new(Cell::new(state.frames.iter().map(Bytes::len).sum()));
+        let behind = Rc::new(Cell::new(state.kept.len()));
         if state.source.is_none() {
             let trailers = state.trailers.clone().map(Part::Trailers);
             trailers.into_iter().chain([Part::End]).for_each(|part| drop(sender.send(part)));
@@ -191,6 +213,10 @@ impl RequestBody {
 }
 
 impl State {
+    fn is_empty(&self) -> bool {
+        self.source.is_none() && self.length == 0 && self.trailers.is_none()
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
         if self.sent.bytes() > self.most {
@@ -224,10 +250,10 @@ impl State {
                 return Poll::Ready(Some(Err(BodyError::new("the body is larger than may be"))));
             }
             self.length += data.len();
-            if self.length <= MAX_REPLAY || self.holding {
-                self.frames.push(data.clone());
+            if self.holding || (self.length <= MAX_REPLAY && !self.last) {
+                self.kept.extend_from_slice(data);
             } else {
-                self.frames.clear();
+                self.kept = Vec::new();
             }
             self.mirrors.retain(|mirror| {
                 mirror.behind.set(mirror.behind.get() + data.len());
@@ -249,7 +275,7 @@ impl State {
         self.source = None;
         if self.ended.is_none() {
             self.ended = Some(Instant::now());
-            self.told.notify_one();
+            self.told.notify_waiters();
             for mirror in self.mirrors.drain(..) {
                 let _ = mirror.frames.send(Part::End);
             }
@@ -278,22 +304,24 @@ impl Body for RequestBody {
         match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Attempt { state, attempt, position, trailed } => {
+            Kind::Attempt { state, attempt } => {
                 let mut state = state.borrow_mut();
                 if state.attempt != *attempt {
                     return Poll::Ready(Some(Err(BodyError("another attempt has begun".to_owned()))));
                 }
-                if let Some(frame) = state.frames.get(*position) {
-                    *position += 1;
-                    return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
+                if let Some(rest) = state.kept.get(state.position..).filter(|rest| !rest.is_empty()) {
+                    let rest = Bytes::copy_from_slice(rest);
+                    state.position = state.kept.len();
+                    return Poll::Ready(Some(Ok(Frame::data(rest))));
                 }
-                if let (Some(trailers), false) = (&state.trailers, *trailed) {
-                    *trailed = true;
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+                if let (Some(trailers), false) = (&state.trailers, state.trailed) {
+                    let trailers = trailers.clone();
+                    state.trailed = true;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
                 let frame = ready!(state.poll_source(cx));
-                *position = state.frames.len();
-                *trailed = state.trailers.is_some();
+                state.position = state.kept.len();
+                state.trailed = state.trailers.is_some();
                 Poll::Ready(frame)
             }
             Kind::Mirror { frames, behind, ended, .. } => Poll::Ready(match ready!(frames.poll_recv(cx)) {
@@ -316,11 +344,11 @@ impl Body for RequestBody {
         match &self.0 {
             Kind::Empty => true,
             Kind::Whole(bytes) => bytes.is_none(),
-            Kind::Attempt { state, position, trailed, .. } => {
+            Kind::Attempt { state, .. } => {
                 let state = state.borrow();
                 state.source.is_none()
-                    && *position >= state.frames.len()
-                    && (*trailed || state.trailers.is_none())
+                    && state.position >= state.kept.len()
+                    && (state.trailed || state.trailers.is_none())
             }
             Kind::Mirror { ended, .. } => *ended,
         }

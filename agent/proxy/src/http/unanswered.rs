@@ -7,7 +7,7 @@ use orlop_model::{Reason, http::Reach};
 use super::{
     flags::Flag,
     replay::RequestBody,
-    upstream::{described, flag_of, is_garbled, is_refused},
+    upstream::{described, flag_of, is_garbled, is_refused, is_severed},
 };
 use crate::refusal::Refusal;
 
@@ -20,6 +20,8 @@ pub(super) struct Unanswered {
     pub(super) request: Option<Request<RequestBody>>,
     /// What the server says is no HTTP of the version that it was asked in.
     pub(super) garbled: bool,
+    /// The connection ended, and not this exchange alone.
+    pub(super) severed: bool,
     /// It was the client that broke off.
     pub(super) by_client: bool,
     /// What is known of how the server broke off.
@@ -28,7 +30,7 @@ pub(super) struct Unanswered {
 
 impl Unanswered {
     pub(super) fn new(refusal: Refusal, reach: Reach) -> Self {
-        Self { refusal, reach, request: None, garbled: false, by_client: false, flag: None }
+        Self { refusal, reach, request: None, garbled: false, severed: false, by_client: false, flag: None }
     }
 
     /// It is refused before a server is asked for a connection.
@@ -56,6 +58,7 @@ impl Unanswered {
             reach,
             request,
             garbled: is_garbled(&error),
+            severed: is_severed(&error),
             by_client: error.is_user(),
             flag: flag_of(&error),
         }

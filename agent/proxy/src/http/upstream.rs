@@ -508,6 +508,14 @@ pub(super) fn is_garbled(error: &hyper::Error) -> bool {
     error.is_parse() || of_http2(error).is_some_and(h2::Error::is_library)
 }
 
+/// Whether the connection ended before there was an answer.
+pub(super) fn is_severed(error: &hyper::Error) -> bool {
+    match of_http2(error) {
+        Some(error) => error.is_io() || (error.is_go_away() && error.is_remote()),
+        None => !error.is_parse() && !error.is_user(),
+    }
+}
+
 /// How the server broke off, if it did otherwise than by closing the connection.
 pub(super) fn flag_of(error: &hyper::Error) -> Option<Flag> {
     if of_http2(error).is_some_and(|error| error.is_reset() && error.is_remote()) {
