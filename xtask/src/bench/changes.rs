@@ -15,8 +15,9 @@ use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, Testbed, Waypoint, Worl
 
 use super::figure::{Figure, Unit};
 use super::measure::prepare;
+use super::record::Output;
 use super::rig::{Programs, agent};
-use super::scale::{figure, large, table, with_growth};
+use super::scale::{Limit, figure, large, table, verdicts, with_growth};
 
 const NAMESPACE: &str = "mesh";
 const HBONE_PORT: u16 = 15008;
@@ -29,6 +30,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LOOK_AGAIN: Duration = Duration::from_micros(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const LIMITS: &[Limit] = &[
+    Limit { what: "one route", quantity: "p99", most: 0.05 },
+    Limit { what: "one endpoint", quantity: "p99", most: 0.05 },
+];
+
 #[derive(Args)]
 pub(super) struct Options {
     /// So many services, of ten endpoints each.
@@ -40,6 +46,8 @@ pub(super) struct Options {
     /// Measure this program instead of a release build.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -56,8 +64,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
         let figures = measure(&programs, services, options.changes);
         worlds.push(figures.with_context(|| format!("a world of {services} services"))?);
     }
-    println!("{}", table(&with_growth(worlds)));
-    Ok(())
+    let figures = with_growth(worlds);
+    println!("{}\n{}", table(&figures), verdicts(&figures, LIMITS));
+    options.output.finish("changes", &figures)
 }
 
 fn measure(programs: &Programs, services: usize, changes: usize) -> Result<Vec<Figure>> {

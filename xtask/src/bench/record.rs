@@ -71,6 +71,7 @@ fn draw(recorded_json: &Path, recorded: &Recorded) -> Result<()> {
             "samenode" => ("Two pods of one node: rate, by that with no mesh", rate),
             "fairness" => ("p99 of a call beside a greedy pod, by that without", None),
             "scale" => ("What a world of more workloads costs, by the world before", None),
+            "changes" => ("What a change before a waypoint costs, by the world before", None),
             other => (other, rate),
         };
         let figures: Vec<_> = (figures.iter())

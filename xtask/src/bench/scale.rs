@@ -27,6 +27,11 @@ const LOOK_AGAIN: Duration = Duration::from_micros(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(300);
 
+const LIMITS: &[Limit] = &[
+    Limit { what: "one endpoint", quantity: "p99", most: 0.05 },
+    Limit { what: "agent", quantity: "RSS", most: 150e6 },
+];
+
 #[derive(Args)]
 pub(super) struct Options {
     /// So many services, of ten endpoints each.
@@ -56,7 +61,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         worlds.push(world);
     }
     let figures = with_growth(worlds);
-    println!("{}", table(&figures));
+    println!("{}\n{}", table(&figures), verdicts(&figures, LIMITS));
     options.output.finish("scale", &figures)
 }
 
@@ -162,9 +167,47 @@ pub(super) fn table(figures: &[Figure]) -> String {
     text
 }
 
+/// What a figure is to be at most, in every world.
+pub(super) struct Limit {
+    pub(super) what: &'static str,
+    pub(super) quantity: &'static str,
+    pub(super) most: f64,
+}
+
+/// Whether each is, told of the world where it is highest.
+pub(super) fn verdicts(figures: &[Figure], limits: &[Limit]) -> String {
+    let mut text = String::new();
+    for Limit { what, quantity, most } in limits {
+        let of = figures.iter().filter(|figure| figure.what == *what && figure.quantity == *quantity);
+        let Some(highest) = of.max_by(|a, b| a.value.total_cmp(&b.value)) else { continue };
+        let most = Figure { value: *most, ..highest.clone() };
+        let met = if highest.value <= most.value { "met" } else { "MISSED" };
+        let _ = writeln!(
+            text,
+            "target: {what}, {quantity}: {highest} with {}, at most {most} {met}",
+            highest.case
+        );
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_are_told_of_the_world_where_they_are_hardest() {
+        let of = |services, value| figure(services, "one endpoint", "p99", value, Unit::Seconds);
+        let told = |values: [f64; 2]| verdicts(&[of(1, values[0]), of(10, values[1])], LIMITS);
+        assert_eq!(
+            told([0.02, 0.03]),
+            "target: one endpoint, p99: 30 ms with 100 workloads, at most 50 ms met\n"
+        );
+        assert_eq!(
+            told([0.06, 0.03]),
+            "target: one endpoint, p99: 60 ms with 10 workloads, at most 50 ms MISSED\n"
+        );
+    }
 
     #[test]
     fn growth_is_from_the_world_before() {
