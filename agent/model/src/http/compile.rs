@@ -249,7 +249,7 @@ impl<'a> Compiler<'a> {
             }
             let RuleAction::Delegate(name) = &rule.action else {
                 let alternatives = alternatives.into_iter().map(|of| vec![of]).collect();
-                found.push((self.rule(of, rule, None, number, findings), alternatives));
+                found.push((self.rule(Written { of, number, rule }, None, findings), alternatives));
                 continue;
             };
             let delegate = self.lookup.virtual_service(name);
@@ -276,41 +276,35 @@ impl<'a> Compiler<'a> {
                     .iter()
                     .flat_map(|outer| own.iter().map(|own| vec![outer.clone(), own.clone()]));
                 let pairs = pairs.collect();
-                found.push((self.rule(delegate, sub, Some(rule), inner, findings), pairs));
+                let sub = Written { of: delegate, number: inner, rule: sub };
+                found.push((self.rule(sub, Some(Written { of, number, rule }), findings), pairs));
             }
         }
         found
     }
 
     /// A rule; what a delegate's does not say, the one that delegates does.
-    fn rule(
-        &self,
-        of: &VirtualService,
-        rule: &HttpRule,
-        outer: Option<&HttpRule>,
-        number: usize,
-        findings: &mut Vec<Finding>,
-    ) -> Rule {
-        let mut cluster = |destination: &Destination, field: &str| {
-            let (cluster, problem) = self.cluster(destination, &of.name.namespace);
+    fn rule(&self, own: Written<'_>, root: Option<Written<'_>>, findings: &mut Vec<Finding>) -> Rule {
+        let mut cluster = |at: Written<'_>, destination: &Destination, field: &str| {
+            let (cluster, problem) = self.cluster(destination, &at.of.name.namespace);
             if let Some((reason, problem)) = problem {
-                tell(findings, &of.name, reason, format!("http[{number}].{field} {problem}"));
+                tell(findings, &at.of.name, reason, format!("http[{}].{field} {problem}", at.number));
             }
             cluster
         };
+        let (rule, outer) = (own.rule, root.map(|root| root.rule));
         let action = match &rule.action {
             RuleAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
             RuleAction::Direct(answer) => Action::Direct(answer.clone()),
             RuleAction::Route(route) => Action::Route(Split::new(route.iter().map(|of| {
-                let cluster = cluster(&of.destination, "route");
+                let cluster = cluster(own, &of.destination, "route");
                 (of.weight, Choice { cluster, headers: of.headers.clone(), own: None })
             }))),
             RuleAction::Delegate(_) => Action::Route(Split::new([])),
         };
-        let outer_mirrors = outer.map_or(&[][..], |outer| &outer.mirrors[..]);
-        let mirrors = if rule.mirrors.is_empty() { outer_mirrors } else { &rule.mirrors };
-        let mirrors = mirrors.iter().map(|mirror| MirrorTo {
-            cluster: cluster(&mirror.destination, "mirror"),
+        let mirroring = root.filter(|_| rule.mirrors.is_empty()).unwrap_or(own);
+        let mirrors = mirroring.rule.mirrors.iter().map(|mirror| MirrorTo {
+            cluster: cluster(mirroring, &mirror.destination, "mirror"),
             percent: mirror.percent,
         });
         let mirrors = mirrors.collect();
@@ -323,7 +317,8 @@ impl<'a> Compiler<'a> {
         Rule {
             name: rule.name.clone(),
             kind: VIRTUAL_SERVICE,
-            resource: Arc::new(of.name.clone()),
+            resource: Arc::new(own.of.name.clone()),
+            root: root.map(|root| Arc::new(root.of.name.clone())),
             action,
             rewrite: rule.rewrite.clone().or_else(|| outer.and_then(|outer| outer.rewrite.clone())),
             timeout: rule.timeout.or_else(|| outer.and_then(|outer| outer.timeout)),
@@ -348,6 +343,14 @@ impl<'a> Compiler<'a> {
         let service = service.ok_or(Reason::NoSuchDestination);
         (Cluster { host, service, port: destination.port, subset }, problem)
     }
+}
+
+/// A rule, and where it is written: there short names are at home.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    of: &'a VirtualService,
+    number: usize,
+    rule: &'a HttpRule,
 }
 
 /// A finding of a VirtualService.

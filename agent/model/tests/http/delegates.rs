@@ -1,0 +1,52 @@
+//! VirtualServices that delegate, and those that they delegate to.
+
+use orlop_model::NamespacedName;
+use orlop_model::http::Action;
+use orlop_model::world::World;
+use orlop_model::world::routing::{Destination, HttpRule, Mirror, Percent, RuleAction, VirtualService};
+
+use crate::support::{add, chosen, compiled, get, routes, rule, to, world};
+
+/// `web` of `shop` goes by this rule of the namespace `far`, which delegates to that of `shop`.
+fn delegated(root: HttpRule, inner: HttpRule) -> World {
+    let action = RuleAction::Delegate(NamespacedName::new("shop", "inner"));
+    let http = vec![HttpRule { action, ..root }];
+    let (name, hosts) = (NamespacedName::new("far", "root"), vec!["web.shop.svc.cluster.local".to_owned()]);
+    let mut world = world();
+    add(&mut world, VirtualService { name, hosts, http, ..VirtualService::default() });
+    add(&mut world, VirtualService { hosts: Vec::new(), ..routes("inner", [inner]) });
+    world
+}
+
+#[test]
+fn a_rule_of_a_delegate_tells_who_delegates_to_it() {
+    let snapshot = compiled(&delegated(rule("root", []), rule("inner", [])));
+    let found = chosen(&snapshot, &get("/"));
+    assert_eq!(*found.resource, NamespacedName::new("shop", "inner"));
+    assert_eq!(found.root.as_deref(), Some(&NamespacedName::new("far", "root")));
+    let mut world = world();
+    add(&mut world, routes("r", [rule("r", [])]));
+    assert_eq!(chosen(&compiled(&world), &get("/")).root, None);
+}
+
+#[test]
+fn each_short_name_is_of_the_namespace_of_whoever_writes_it() {
+    let mirror = |host: &str| {
+        let destination = Destination { host: host.to_owned(), ..Destination::default() };
+        vec![Mirror { destination, percent: Percent::ALL }]
+    };
+    let root = || HttpRule { mirrors: mirror("copies"), ..rule("root", []) };
+    for (inner, host, by) in [
+        (rule("inner", []), "copies.far.svc.cluster.local", "root"),
+        (HttpRule { mirrors: mirror("own"), ..rule("inner", []) }, "own.shop.svc.cluster.local", "inner"),
+    ] {
+        let snapshot = compiled(&delegated(root(), HttpRule { action: to("web"), ..inner }));
+        let found = chosen(&snapshot, &get("/"));
+        let Action::Route(split) = &found.action else { panic!("{:?}", found.action) };
+        assert_eq!(split.pick(0).unwrap().cluster.host, "web.shop.svc.cluster.local");
+        assert_eq!(found.mirrors[0].cluster.host, host);
+        let message = format!("http[0].mirror leads to {host}, which is no service: 503");
+        let told = snapshot.findings().iter().find(|finding| finding.message == message).unwrap();
+        assert_eq!(told.name.name, by);
+    }
+}
