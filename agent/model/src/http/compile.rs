@@ -34,7 +34,7 @@ use crate::world::routing::{
 
 const VIRTUAL_SERVICE: &str = "VirtualService";
 /// What stands for all sidecars and waypoints among gateways.
-const MESH: &str = "mesh";
+pub(super) const MESH: &str = "mesh";
 
 fn own_credentials(world: &World, namespace: &str) -> BTreeSet<NamespacedName> {
     let own = credentials(world).remove(namespace).unwrap_or_default();
@@ -270,8 +270,10 @@ impl<'a> Compiler<'a> {
                     tell(findings, &delegate.name, FindingReason::NoSuchDelegate, message);
                     continue;
                 }
-                let own =
-                    if sub.matches.is_empty() { vec![HttpMatch::default()] } else { sub.matches.clone() };
+                let own = meshed(&delegate.gateways, sub);
+                if own.is_empty() {
+                    continue;
+                }
                 let pairs = alternatives
                     .iter()
                     .flat_map(|outer| own.iter().map(|own| vec![outer.clone(), own.clone()]));

@@ -1,11 +1,12 @@
 //! VirtualServices that delegate, and those that they delegate to.
 
-use orlop_model::NamespacedName;
 use orlop_model::http::Action;
-use orlop_model::world::World;
-use orlop_model::world::routing::{Destination, HttpRule, Mirror, Percent, RuleAction, VirtualService};
+use orlop_model::world::routing::{
+    Destination, HttpMatch, HttpRule, Mirror, Percent, RuleAction, VirtualService,
+};
+use orlop_model::{NamespacedName, World};
 
-use crate::support::{add, chosen, compiled, get, routes, rule, to, world};
+use crate::support::{add, chosen, compiled, get, routes, rule, selected, to, world};
 
 /// `web` of `shop` goes by this rule of the namespace `far`, which delegates to that of `shop`.
 fn delegated(root: HttpRule, inner: HttpRule) -> World {
@@ -48,5 +49,26 @@ fn each_short_name_is_of_the_namespace_of_whoever_writes_it() {
         let message = format!("http[0].mirror leads to {host}, which is no service: 503");
         let told = snapshot.findings().iter().find(|finding| finding.message == message).unwrap();
         assert_eq!(told.name.name, by);
+    }
+}
+
+#[test]
+fn a_delegates_match_for_a_gateway_is_none_for_the_mesh() {
+    let of = |gateways: &[&str]| {
+        let gateways = gateways.iter().map(|name| (*name).to_owned()).collect();
+        [HttpMatch { gateways, ..HttpMatch::default() }]
+    };
+    for (root, inner, wanted) in [
+        (&[][..], &[][..], true),
+        (&[], &["mesh"], true),
+        (&[], &["edge"], false),
+        (&["edge"], &[], false),
+        (&["edge"], &["mesh"], false),
+        (&["edge", "mesh"], &["edge"], false),
+        (&["edge", "mesh"], &["mesh"], true),
+    ] {
+        let snapshot = compiled(&delegated(rule("root", of(root)), rule("inner", of(inner))));
+        let found = selected(&snapshot, &get("/")).ok().flatten();
+        assert_eq!(found.as_deref(), wanted.then_some("inner"), "{root:?} {inner:?}");
     }
 }
