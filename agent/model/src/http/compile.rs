@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use super::authorize::RequestPolicies;
@@ -28,9 +28,7 @@ use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::world::World;
-use crate::world::routing::{
-    Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, RuleAction, VirtualService,
-};
+use crate::world::routing::{Destination, HttpMatch, HttpRule, RuleAction, VirtualService};
 
 const VIRTUAL_SERVICE: &str = "VirtualService";
 /// What stands for all sidecars and waypoints among gateways.
@@ -310,26 +308,19 @@ impl<'a> Compiler<'a> {
             percent: mirror.percent,
         });
         let mirrors = mirrors.collect();
-        let retries = rule.retries.clone().or_else(|| outer.and_then(|outer| outer.retries.clone()));
-        let mut fault = rule.fault.clone();
-        if let Some(outer) = outer {
-            fault.delay = fault.delay.or(outer.fault.delay);
-            fault.abort = fault.abort.or(outer.fault.abort);
-        }
         Rule {
             name: rule.name.clone(),
             kind: VIRTUAL_SERVICE,
             resource: Arc::new(own.of.name.clone()),
             root: root.map(|root| Arc::new(root.of.name.clone())),
             action,
-            rewrite: rule.rewrite.clone().or_else(|| outer.and_then(|outer| outer.rewrite.clone())),
-            timeout: rule.timeout.or_else(|| outer.and_then(|outer| outer.timeout)),
-            retries: retries.unwrap_or_default(),
-            fault,
+            rewrite: said(rule, outer, |rule| &rule.rewrite),
+            timeout: said(rule, outer, |rule| &rule.timeout).filter(|timeout| !timeout.is_zero()),
+            retries: said(rule, outer, |rule| &rule.retries).unwrap_or_default(),
+            fault: said(rule, outer, |rule| &rule.fault).unwrap_or_default(),
             mirrors,
-            cors: rule.cors.clone().or_else(|| outer.and_then(|outer| outer.cors.clone())),
-            headers: outer
-                .map_or_else(|| rule.headers.clone(), |outer| merged(&outer.headers, &rule.headers)),
+            cors: said(rule, outer, |rule| &rule.cors),
+            headers: said(rule, outer, |rule| &rule.headers).unwrap_or_default(),
         }
     }
 
@@ -399,22 +390,13 @@ pub(super) fn missing(
     }
 }
 
-/// The inner changes come after the outer ones, and so win.
-fn merged(outer: &HeaderChanges, inner: &HeaderChanges) -> HeaderChanges {
-    let merge = |outer: &HeaderChange, inner: &HeaderChange| {
-        let mut set: BTreeMap<_, _> = outer.set.iter().cloned().collect();
-        set.extend(inner.set.iter().cloned());
-        let remove: BTreeSet<_> = outer.remove.iter().chain(&inner.remove).cloned().collect();
-        HeaderChange {
-            set: set.into_iter().collect(),
-            add: outer.add.iter().chain(&inner.add).cloned().collect(),
-            remove: remove.into_iter().collect(),
-        }
-    };
-    HeaderChanges {
-        request: merge(&outer.request, &inner.request),
-        response: merge(&outer.response, &inner.response),
-    }
+/// What a rule says itself, as a whole, or else the one that delegates to it: so Istio merges them.
+fn said<T: Clone>(
+    rule: &HttpRule,
+    outer: Option<&HttpRule>,
+    field: impl Fn(&HttpRule) -> &Option<T>,
+) -> Option<T> {
+    field(rule).as_ref().or_else(|| field(outer?).as_ref()).cloned()
 }
 
 /// How closely a host names another: itself before wildcards, the longer of those first.

@@ -1,8 +1,11 @@
 //! VirtualServices that delegate, and those that they delegate to.
 
+use std::time::Duration;
+
 use orlop_model::http::Action;
 use orlop_model::world::routing::{
-    Destination, HttpMatch, HttpRule, Mirror, Percent, RuleAction, VirtualService,
+    Abort, Destination, Fault, HeaderChange, HeaderChanges, HttpMatch, HttpRule, Mirror, Percent, RuleAction,
+    VirtualService,
 };
 use orlop_model::{NamespacedName, World};
 
@@ -71,4 +74,35 @@ fn a_delegates_match_for_a_gateway_is_none_for_the_mesh() {
         let found = selected(&snapshot, &get("/")).ok().flatten();
         assert_eq!(found.as_deref(), wanted.then_some("inner"), "{root:?} {inner:?}");
     }
+}
+
+#[test]
+fn a_field_that_a_delegate_has_counts_as_a_whole() {
+    let headers = HeaderChanges {
+        request: HeaderChange { remove: vec!["x".to_owned()], ..HeaderChange::default() },
+        ..HeaderChanges::default()
+    };
+    let delay = Some((Duration::from_secs(1), Percent::ALL));
+    let abort = |status| Some((Abort::Http(status), Percent::ALL));
+    let root = HttpRule {
+        timeout: Some(Duration::from_secs(9)),
+        fault: Some(Fault { delay, abort: abort(500) }),
+        headers: Some(headers.clone()),
+        ..rule("root", [])
+    };
+    let snapshot = compiled(&delegated(root.clone(), rule("inner", [])));
+    let found = chosen(&snapshot, &get("/"));
+    assert_eq!(found.timeout, root.timeout);
+    assert_eq!((&found.fault, &found.headers), (&Fault { delay, abort: abort(500) }, &headers));
+    let own = Fault { delay: None, abort: abort(503) };
+    let inner = HttpRule {
+        timeout: Some(Duration::ZERO),
+        fault: Some(own.clone()),
+        headers: Some(HeaderChanges::default()),
+        ..rule("inner", [])
+    };
+    let snapshot = compiled(&delegated(root, inner));
+    let found = chosen(&snapshot, &get("/"));
+    assert_eq!(found.timeout, None);
+    assert_eq!((&found.fault, &found.headers), (&own, &HeaderChanges::default()));
 }
