@@ -277,6 +277,14 @@ fn what_has_no_effect_is_told() {
     };
     assert_eq!(unread(json!({"statPrefix": "a"})), ["http.match.statPrefix"]);
     assert!(unread(json!({})).is_empty());
+    // An endpoint that was tried is passed over in any case.
+    let unread = |of: Value| {
+        let rule =
+            json!({"route": [{"destination": {"host": "a"}}], "retries": {"retryIgnorePreviousHosts": of}});
+        service(json!({"hosts": ["web"], "http": [rule]})).unwrap().unread
+    };
+    assert_eq!(unread(json!(false)), ["spec.http[0].retries.retryIgnorePreviousHosts: false"]);
+    assert!(unread(json!(true)).is_empty());
 }
 
 /// A delegate's rule that says so goes by it, not by the rule that delegates.
