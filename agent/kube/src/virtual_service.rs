@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use orlop_model::NamespacedName;
 use orlop_model::world::header_text::{HeaderText, HeaderTextError};
@@ -314,15 +315,16 @@ fn rule(
         action,
         rewrite: rule.rewrite.map(|object| rewrite(object, &at("rewrite"))).transpose()?,
         timeout: match rule.timeout.as_deref() {
+            None => None,
             // Istio's way to say that there is none.
-            None | Some("0s" | "0") => None,
+            Some("0s" | "0") => Some(Duration::ZERO),
             Some(text) => Some(positive(text, || at("timeout"))?),
         },
         retries: rule.retries.map(|object| object.convert(&at("retries"), unread)).transpose()?,
-        fault: rule.fault.map(|object| object.convert(&at("fault"))).transpose()?.unwrap_or_default(),
+        fault: rule.fault.map(|object| object.convert(&at("fault"))).transpose()?,
         mirrors,
         cors: rule.cors_policy.map(|object| object.convert(&at("corsPolicy"))).transpose()?,
-        headers: headers(rule.headers, &at("headers"))?,
+        headers: rule.headers.map(|of| headers(Some(of), &at("headers"))).transpose()?,
     })
 }
 

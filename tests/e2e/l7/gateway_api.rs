@@ -385,3 +385,29 @@ fn what_a_rule_of_another_namespace_makes_of_a_request_is_judged_too() {
     route(stage, "HTTPRoute", NAMESPACE, own);
     assert_eq!(ask("/public/x"), 200);
 }
+
+#[test]
+fn what_a_rule_of_another_namespace_makes_of_a_request_is_judged_too_where_it_delegates_to_the_services() {
+    let versions = versions(&[]);
+    let stage = &versions.stage;
+    let _servers = versions.pods.each_ref().map(|pod| pod.serve_http(80).unwrap());
+    let public = "rules: [{to: [{operation: {paths: [/public/*]}}]}]";
+    stage.change(|| write_policy(stage, "web", "Service, group: '', name: web", public));
+    let world = stage.mesh.testbed.world();
+    let inner = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: inner, namespace: shop}\n\
+        spec: {http: [{route: [{destination: {host: web}}]}]}\n";
+    stage.change(|| world.write("inner.yaml", inner).unwrap());
+    let rewritten = |namespace: &str, to: &str| {
+        let root = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: root, namespace: {namespace}}}\n\
+             spec:\n  hosts: [web.shop.svc.cluster.local]\n  http:\n  - match: [{{uri: {{exact: /public/x}}}}]\n    \
+             rewrite: {{uri: {to}}}\n    delegate: {{name: inner, namespace: shop}}\n"
+        );
+        stage.change(|| world.write("root.yaml", &root).unwrap());
+        stage.get("/public/x").status
+    };
+    assert_eq!(rewritten("far", "/public/y"), 200);
+    assert_eq!(rewritten("far", "/admin"), 403);
+    // What the service's own namespace does is its own affair.
+    assert_eq!(rewritten(NAMESPACE, "/admin"), 200);
+}

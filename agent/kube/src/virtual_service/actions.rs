@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{DestinationObject, StringObject, destination, header_name};
 use crate::duration::positive;
-use crate::field::{FieldError, FieldPath, Ignored, port};
+use crate::field::{FieldError, FieldPath, port};
 use k8s_openapi::ByteString;
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,9 +63,8 @@ pub(super) struct RetriesObject {
     backoff: Option<String>,
     /// Whether localities that were tried are passed over, as long as there are others.
     retry_remote_localities: Option<bool>,
-    /// Has no effect: each attempt is at another endpoint.
-    #[serde(rename = "retryIgnorePreviousHosts")]
-    _retry_ignore_previous_hosts: Option<Ignored>,
+    /// Has no effect: each attempt is at another endpoint, as if it were true.
+    retry_ignore_previous_hosts: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -196,7 +195,7 @@ impl DirectObject {
 }
 
 impl RetriesObject {
-    /// Conditions that there are not here go to `unread`.
+    /// Conditions that there are not here go to `unread`, as does what would have an endpoint asked again.
     pub(super) fn convert(self, path: &FieldPath, unread: &mut Vec<String>) -> Result<Retries, FieldError> {
         let at = |field: &str| path.clone().key(field);
         let default = Retries::default();
@@ -206,6 +205,9 @@ impl RetriesObject {
         let time =
             |text: Option<String>, field: &str| text.map(|text| positive(&text, || at(field))).transpose();
         let on = self.retry_on.filter(|words| !words.is_empty());
+        if self.retry_ignore_previous_hosts == Some(false) {
+            unread.push(format!("{}: false", at("retryIgnorePreviousHosts")));
+        }
         Ok(Retries {
             attempts,
             per_try: time(self.per_try_timeout, "perTryTimeout")?,

@@ -65,8 +65,9 @@ fn everything_the_waypoint_reads_is_carried_over() {
     assert_eq!(retries.on.as_deref(), Some(&on[..]));
     assert_eq!((retries.attempts, retries.backoff), (3, Duration::from_millis(10)));
     assert!(retries.remote_localities && !Retries::default().remote_localities);
-    assert_eq!(rule.fault.delay, Some((Duration::from_secs(5), Percent(1000))));
-    assert_eq!(rule.fault.abort, Some((Abort::Grpc(14), Percent::ALL)));
+    let fault = rule.fault.as_ref().unwrap();
+    assert_eq!(fault.delay, Some((Duration::from_secs(5), Percent(1000))));
+    assert_eq!(fault.abort, Some((Abort::Grpc(14), Percent::ALL)));
     assert_eq!(rule.mirrors[0].percent, Percent(500_000));
 }
 
@@ -276,4 +277,27 @@ fn what_has_no_effect_is_told() {
     };
     assert_eq!(unread(json!({"statPrefix": "a"})), ["http.match.statPrefix"]);
     assert!(unread(json!({})).is_empty());
+    // An endpoint that was tried is passed over in any case.
+    let unread = |of: Value| {
+        let rule =
+            json!({"route": [{"destination": {"host": "a"}}], "retries": {"retryIgnorePreviousHosts": of}});
+        service(json!({"hosts": ["web"], "http": [rule]})).unwrap().unread
+    };
+    assert_eq!(unread(json!(false)), ["spec.http[0].retries.retryIgnorePreviousHosts: false"]);
+    assert!(unread(json!(true)).is_empty());
+}
+
+/// A delegate's rule that says so goes by it, not by the rule that delegates.
+#[test]
+fn what_is_written_to_be_none_is_not_what_is_left_out() {
+    let rule = |more: Value| {
+        let mut rule = json!({"route": [{"destination": {"host": "a"}}]});
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        service(json!({"http": [rule]})).unwrap().http.remove(0)
+    };
+    let left_out = rule(json!({}));
+    assert_eq!((left_out.timeout, left_out.fault, left_out.headers), (None, None, None));
+    let none = rule(json!({"timeout": "0s", "fault": {}, "headers": {}}));
+    assert_eq!((none.timeout, none.fault), (Some(Duration::ZERO), Some(Default::default())));
+    assert_eq!(none.headers, Some(HeaderChanges::default()));
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use super::authorize::RequestPolicies;
@@ -28,13 +28,11 @@ use crate::reason::Reason;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::world::World;
-use crate::world::routing::{
-    Destination, HeaderChange, HeaderChanges, HttpMatch, HttpRule, RuleAction, VirtualService,
-};
+use crate::world::routing::{Destination, HttpMatch, HttpRule, RuleAction, VirtualService};
 
 const VIRTUAL_SERVICE: &str = "VirtualService";
 /// What stands for all sidecars and waypoints among gateways.
-const MESH: &str = "mesh";
+pub(super) const MESH: &str = "mesh";
 
 fn own_credentials(world: &World, namespace: &str) -> BTreeSet<NamespacedName> {
     let own = credentials(world).remove(namespace).unwrap_or_default();
@@ -249,7 +247,7 @@ impl<'a> Compiler<'a> {
             }
             let RuleAction::Delegate(name) = &rule.action else {
                 let alternatives = alternatives.into_iter().map(|of| vec![of]).collect();
-                found.push((self.rule(of, rule, None, number, findings), alternatives));
+                found.push((self.rule(Written { of, number, rule }, None, findings), alternatives));
                 continue;
             };
             let delegate = self.lookup.virtual_service(name);
@@ -270,69 +268,59 @@ impl<'a> Compiler<'a> {
                     tell(findings, &delegate.name, FindingReason::NoSuchDelegate, message);
                     continue;
                 }
-                let own =
-                    if sub.matches.is_empty() { vec![HttpMatch::default()] } else { sub.matches.clone() };
+                let own = meshed(&delegate.gateways, sub);
+                if own.is_empty() {
+                    continue;
+                }
                 let pairs = alternatives
                     .iter()
                     .flat_map(|outer| own.iter().map(|own| vec![outer.clone(), own.clone()]));
                 let pairs = pairs.collect();
-                found.push((self.rule(delegate, sub, Some(rule), inner, findings), pairs));
+                let sub = Written { of: delegate, number: inner, rule: sub };
+                found.push((self.rule(sub, Some(Written { of, number, rule }), findings), pairs));
             }
         }
         found
     }
 
     /// A rule; what a delegate's does not say, the one that delegates does.
-    fn rule(
-        &self,
-        of: &VirtualService,
-        rule: &HttpRule,
-        outer: Option<&HttpRule>,
-        number: usize,
-        findings: &mut Vec<Finding>,
-    ) -> Rule {
-        let mut cluster = |destination: &Destination, field: &str| {
-            let (cluster, problem) = self.cluster(destination, &of.name.namespace);
+    fn rule(&self, own: Written<'_>, root: Option<Written<'_>>, findings: &mut Vec<Finding>) -> Rule {
+        let mut cluster = |at: Written<'_>, destination: &Destination, field: &str| {
+            let (cluster, problem) = self.cluster(destination, &at.of.name.namespace);
             if let Some((reason, problem)) = problem {
-                tell(findings, &of.name, reason, format!("http[{number}].{field} {problem}"));
+                tell(findings, &at.of.name, reason, format!("http[{}].{field} {problem}", at.number));
             }
             cluster
         };
+        let (rule, outer) = (own.rule, root.map(|root| root.rule));
         let action = match &rule.action {
             RuleAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
             RuleAction::Direct(answer) => Action::Direct(answer.clone()),
             RuleAction::Route(route) => Action::Route(Split::new(route.iter().map(|of| {
-                let cluster = cluster(&of.destination, "route");
+                let cluster = cluster(own, &of.destination, "route");
                 (of.weight, Choice { cluster, headers: of.headers.clone(), own: None })
             }))),
             RuleAction::Delegate(_) => Action::Route(Split::new([])),
         };
-        let outer_mirrors = outer.map_or(&[][..], |outer| &outer.mirrors[..]);
-        let mirrors = if rule.mirrors.is_empty() { outer_mirrors } else { &rule.mirrors };
-        let mirrors = mirrors.iter().map(|mirror| MirrorTo {
-            cluster: cluster(&mirror.destination, "mirror"),
+        let mirroring = root.filter(|_| rule.mirrors.is_empty()).unwrap_or(own);
+        let mirrors = mirroring.rule.mirrors.iter().map(|mirror| MirrorTo {
+            cluster: cluster(mirroring, &mirror.destination, "mirror"),
             percent: mirror.percent,
         });
         let mirrors = mirrors.collect();
-        let retries = rule.retries.clone().or_else(|| outer.and_then(|outer| outer.retries.clone()));
-        let mut fault = rule.fault.clone();
-        if let Some(outer) = outer {
-            fault.delay = fault.delay.or(outer.fault.delay);
-            fault.abort = fault.abort.or(outer.fault.abort);
-        }
         Rule {
             name: rule.name.clone(),
             kind: VIRTUAL_SERVICE,
-            resource: Arc::new(of.name.clone()),
+            resource: Arc::new(own.of.name.clone()),
+            root: root.map(|root| Arc::new(root.of.name.clone())),
             action,
-            rewrite: rule.rewrite.clone().or_else(|| outer.and_then(|outer| outer.rewrite.clone())),
-            timeout: rule.timeout.or_else(|| outer.and_then(|outer| outer.timeout)),
-            retries: retries.unwrap_or_default(),
-            fault,
+            rewrite: said(rule, outer, |rule| &rule.rewrite),
+            timeout: said(rule, outer, |rule| &rule.timeout).filter(|timeout| !timeout.is_zero()),
+            retries: said(rule, outer, |rule| &rule.retries).unwrap_or_default(),
+            fault: said(rule, outer, |rule| &rule.fault).unwrap_or_default(),
             mirrors,
-            cors: rule.cors.clone().or_else(|| outer.and_then(|outer| outer.cors.clone())),
-            headers: outer
-                .map_or_else(|| rule.headers.clone(), |outer| merged(&outer.headers, &rule.headers)),
+            cors: said(rule, outer, |rule| &rule.cors),
+            headers: said(rule, outer, |rule| &rule.headers).unwrap_or_default(),
         }
     }
 
@@ -348,6 +336,14 @@ impl<'a> Compiler<'a> {
         let service = service.ok_or(Reason::NoSuchDestination);
         (Cluster { host, service, port: destination.port, subset }, problem)
     }
+}
+
+/// A rule, and where it is written: there short names are at home.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    of: &'a VirtualService,
+    number: usize,
+    rule: &'a HttpRule,
 }
 
 /// A finding of a VirtualService.
@@ -394,22 +390,13 @@ pub(super) fn missing(
     }
 }
 
-/// The inner changes come after the outer ones, and so win.
-fn merged(outer: &HeaderChanges, inner: &HeaderChanges) -> HeaderChanges {
-    let merge = |outer: &HeaderChange, inner: &HeaderChange| {
-        let mut set: BTreeMap<_, _> = outer.set.iter().cloned().collect();
-        set.extend(inner.set.iter().cloned());
-        let remove: BTreeSet<_> = outer.remove.iter().chain(&inner.remove).cloned().collect();
-        HeaderChange {
-            set: set.into_iter().collect(),
-            add: outer.add.iter().chain(&inner.add).cloned().collect(),
-            remove: remove.into_iter().collect(),
-        }
-    };
-    HeaderChanges {
-        request: merge(&outer.request, &inner.request),
-        response: merge(&outer.response, &inner.response),
-    }
+/// What a rule says itself, as a whole, or else the one that delegates to it: so Istio merges them.
+fn said<T: Clone>(
+    rule: &HttpRule,
+    outer: Option<&HttpRule>,
+    field: impl Fn(&HttpRule) -> &Option<T>,
+) -> Option<T> {
+    field(rule).as_ref().or_else(|| field(outer?).as_ref()).cloned()
 }
 
 /// How closely a host names another: itself before wildcards, the longer of those first.

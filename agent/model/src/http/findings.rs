@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::compile::{full_host, meshed, missing, specificity};
+use super::compile::{MESH, full_host, meshed, missing, specificity};
 use super::destination::{labels_of, most_specific};
 use super::gateway_api::{Attaching, Grants, survey_routes};
 use super::hidden::{hidden, hidden_tls};
@@ -191,13 +191,13 @@ impl<'a> Survey<'a> {
         let streams: Vec<_> = streams.filter(|(.., rule)| is_meshed(rule)).collect();
         let has_any = !of.http.is_empty() || !of.tls.is_empty() || !of.tcp.is_empty();
         let is_meshed = !rules.is_empty() || !streams.is_empty();
-        if of.hosts.is_empty() {
-            if !self.delegates.contains(&of.name) {
-                let message = "has no hosts, and no VirtualService delegates to it, so it has no effect";
-                self.tell(me, FindingReason::SelectsNothing, message.to_owned());
-            }
+        if of.hosts.is_empty() && !self.delegates.contains(&of.name) {
+            let message = "has no hosts, and no VirtualService delegates to it, so it has no effect";
+            self.tell(me, FindingReason::SelectsNothing, message.to_owned());
         } else if !is_meshed && has_any {
-            let names = of.gateways.join(", ");
+            let of_matches = of.http.iter().flat_map(|rule| &rule.matches).flat_map(|of| &of.gateways);
+            let names: BTreeSet<_> = of.gateways.iter().chain(of_matches).map(String::as_str).collect();
+            let names = names.into_iter().filter(|name| *name != MESH).collect::<Vec<_>>().join(", ");
             let message = format!(
                 "is for Istio's Gateways alone ({names}), which are not read: attach an HTTPRoute to a Gateway of class \
                  orlop, or name mesh among them to have waypoints go by it"

@@ -284,6 +284,7 @@ impl<'a> Attaching<'a> {
             name: rule.name.clone(),
             kind: route.kind.name(),
             resource: Arc::new(route.name.clone()),
+            root: None,
             action,
             rewrite: filters.rewrite.clone(),
             timeout: rule.timeout,

@@ -17,6 +17,8 @@ pub struct Rule {
     pub kind: &'static str,
     /// The resource itself.
     pub resource: Arc<NamespacedName>,
+    /// The VirtualService that has delegated to it, whose rule counts where its own says nothing.
+    pub root: Option<Arc<NamespacedName>>,
     /// What is done.
     pub action: Action,
     /// Done to the request before it is sent.

@@ -109,6 +109,7 @@ mod tests {
             name: number.to_string(),
             kind: "VirtualService",
             resource: Arc::default(),
+            root: None,
             action: Action::Route(Split::new([])),
             rewrite: None,
             timeout: None,

@@ -50,18 +50,18 @@ pub struct HttpRule {
     pub action: RuleAction,
     /// `rewrite`
     pub rewrite: Option<Rewrite>,
-    /// `timeout`
+    /// `timeout`; zero for none, whatever the rule that delegates says.
     pub timeout: Option<Duration>,
     /// `retries`
     pub retries: Option<Retries>,
     /// `fault`
-    pub fault: Fault,
+    pub fault: Option<Fault>,
     /// `mirror` and `mirrors`
     pub mirrors: Vec<Mirror>,
     /// `corsPolicy`
     pub cors: Option<Cors>,
     /// `headers`
-    pub headers: HeaderChanges,
+    pub headers: Option<HeaderChanges>,
 }
 
 /// What becomes of a request that matches.

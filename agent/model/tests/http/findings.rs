@@ -1,8 +1,8 @@
 //! What the authors of routes are told, whatever waypoint those are for.
 
 use orlop_model::world::routing::{
-    Balancer, Destination, DestinationRule, HttpRule, Mirror, Percent, RuleAction, ServerTls, Subset,
-    TrafficPolicy, VirtualService, WeightedDestination,
+    Balancer, Destination, DestinationRule, HttpMatch, HttpRule, Mirror, Percent, RuleAction, ServerTls,
+    Subset, TrafficPolicy, VirtualService, WeightedDestination,
 };
 use orlop_model::world::{Exports, Labels, Protocol, ServiceEntry, ServicePort, WorkloadEntry};
 use orlop_model::{Concern, FindingReason, NamespacedName, Settings, World, compile};
@@ -120,6 +120,23 @@ fn delegates_that_are_none_are_told() {
         ("lonely", "has no hosts, and no VirtualService delegates to it, so it has no effect"),
     ];
     assert_eq!(sorted(found), sorted(want.map(|(name, text)| (name.to_owned(), text.to_owned())).into()));
+}
+
+#[test]
+fn a_delegate_for_gateways_alone_is_told() {
+    let action = RuleAction::Delegate(NamespacedName::new("shop", "inner"));
+    let told_of = |gateways: &[&str]| {
+        let gateways = gateways.iter().map(|name| (*name).to_owned()).collect();
+        let inner = rule("i", [HttpMatch { gateways, ..HttpMatch::default() }]);
+        let mut world = world();
+        add(&mut world, routes("r", [HttpRule { action: action.clone(), ..rule("d", []) }]));
+        add(&mut world, VirtualService { hosts: Vec::new(), ..routes("inner", [inner]) });
+        told(&world)
+    };
+    assert_eq!(told_of(&["edge", "mesh"]), []);
+    let [(name, reason, message)] = &told_of(&["edge"])[..] else { panic!() };
+    assert_eq!((name.as_str(), *reason), ("inner", FindingReason::NoGateway));
+    assert!(message.starts_with("is for Istio's Gateways alone (edge), "), "{message}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod custom;
+mod delegates;
 mod destinations;
 mod findings;
 mod gateway;

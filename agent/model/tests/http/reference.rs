@@ -2,13 +2,19 @@ use std::collections::BTreeMap;
 
 use orlop_model::NamespacedName;
 use orlop_model::http::Request;
-use orlop_model::world::routing::{HttpMatch, HttpRule, StringMatch, VirtualService};
+use orlop_model::world::routing::{HttpMatch, HttpRule, RuleAction, StringMatch, VirtualService};
 use proptest::prelude::*;
 
 use crate::support::{Map, add, compiled, get, routes, rule, selected, world};
 
-/// Rule after rule, match after match, field after field. The name of a pod is its label `version`.
-fn reference(gateways: &[String], rules: &[HttpRule], request: &Request<'_>) -> Option<String> {
+/// Rule after rule, match after match, field after field. The name of a pod is its label `version`. A rule that delegates
+/// leads to the first of the delegate's that matches, too.
+fn reference(
+    gateways: &[String],
+    rules: &[HttpRule],
+    delegate: &[HttpRule],
+    request: &Request<'_>,
+) -> Option<String> {
     let is_mesh = |names: &[String]| names.is_empty() || names.iter().any(|name| name == "mesh");
     let text = |wanted: &StringMatch, text: Option<&str>, fold: bool| match (wanted, text) {
         (_, None) => false,
@@ -36,7 +42,7 @@ fn reference(gateways: &[String], rules: &[HttpRule], request: &Request<'_>) -> 
         });
         text(wanted, values.next(), false)
     };
-    let matches = |of: &HttpMatch| {
+    let matches = |of: &HttpMatch, gateways: &[String]| {
         let header = |(name, wanted): &(String, StringMatch)| {
             text(wanted, request.headers.value(name).as_deref(), false)
         };
@@ -54,11 +60,16 @@ fn reference(gateways: &[String], rules: &[HttpRule], request: &Request<'_>) -> 
             })
             && is_mesh(if of.gateways.is_empty() { gateways } else { &of.gateways })
     };
-    let found = rules.iter().find(|rule| match &rule.matches[..] {
+    let holds = |rule: &HttpRule, gateways: &[String]| match &rule.matches[..] {
         [] => is_mesh(gateways),
-        all => all.iter().any(matches),
-    });
-    found.map(|rule| rule.name.clone())
+        all => all.iter().any(|of| matches(of, gateways)),
+    };
+    rules.iter().filter(|rule| holds(rule, gateways)).find_map(|rule| match rule.action {
+        RuleAction::Delegate(_) => {
+            delegate.iter().find(|rule| holds(rule, &[])).map(|rule| rule.name.clone())
+        }
+        _ => Some(rule.name.clone()),
+    })
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -163,13 +174,24 @@ proptest! {
 
     #[test]
     fn the_index_finds_what_a_search_in_order_finds(
-        matches in proptest::collection::vec(proptest::collection::vec(http_match(), 0..3), 0..12),
+        matches in proptest::collection::vec(
+            (proptest::collection::vec(http_match(), 0..3), proptest::bool::weighted(0.2)),
+            0..12,
+        ),
+        delegate in proptest::collection::vec(proptest::collection::vec(http_match(), 0..3), 0..4),
         gateways in prop_oneof![3 => Just(Vec::new()), 1 => gateways()],
         requests in proptest::collection::vec(asked(), 1..16),
     ) {
-        let rules: Vec<_> =
-            matches.into_iter().enumerate().map(|(number, of)| rule(&number.to_string(), of)).collect();
+        let rules = matches.into_iter().enumerate().map(|(number, (of, delegates))| {
+            let rule = rule(&number.to_string(), of);
+            let action = RuleAction::Delegate(NamespacedName::new("shop", "delegate"));
+            if delegates { HttpRule { action, ..rule } } else { rule }
+        });
+        let rules: Vec<_> = rules.collect();
+        let delegate = delegate.into_iter().enumerate().map(|(number, of)| rule(&format!("of-{number}"), of));
+        let delegate: Vec<_> = delegate.collect();
         let mut world = world();
+        add(&mut world, VirtualService { hosts: Vec::new(), ..routes("delegate", delegate.clone()) });
         add(&mut world, VirtualService { gateways: gateways.clone(), ..routes("r", rules.clone()) });
         let snapshot = compiled(&world);
         for (path, headers, authority, scheme, port, pod, source_namespace) in requests {
@@ -185,7 +207,7 @@ proptest! {
                 ..get(&path)
             };
             let found = selected(&snapshot, &request).ok().flatten();
-            let wanted = reference(&gateways, &rules, &request);
+            let wanted = reference(&gateways, &rules, &delegate, &request);
             prop_assert_eq!(found, wanted, "{} {} {:?}", path, authority, headers);
         }
     }

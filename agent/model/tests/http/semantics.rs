@@ -218,7 +218,7 @@ fn a_delegate_has_no_hosts_one_level_and_both_matches_hold() {
     let root = HttpRule {
         action: delegate("inner"),
         timeout: Some(Duration::from_secs(9)),
-        headers: changes("outer"),
+        headers: Some(changes("outer")),
         ..rule("root", [prefix("/a")])
     };
     let mut world = world();
@@ -230,7 +230,7 @@ fn a_delegate_has_no_hosts_one_level_and_both_matches_hold() {
         ..VirtualService::default()
     };
     let rules = vec![
-        HttpRule { headers: changes("inner"), ..rule("ab", [prefix("/a/b")]) },
+        HttpRule { headers: Some(changes("inner")), ..rule("ab", [prefix("/a/b")]) },
         rule("outside", [exact("/z")]),
         HttpRule { action: delegate("inner"), ..rule("again", []) },
     ];

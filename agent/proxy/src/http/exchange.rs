@@ -143,13 +143,13 @@ async fn handle(
         let mut asked = parts.clone();
         asked.extensions.clear();
         let credentials = credentials.clone();
-        let asked = Template { parts: asked, destined: destined.clone(), credentials, rule: None };
+        let asked = Template { parts: asked, destined: destined.clone(), credentials, rules: [None, None] };
         let passed = record.checked.providers.clone();
         record.goes_on = Some(Box::new(GoesOn { asked, passed, elsewhere: None, at: None }));
     }
     let Some(selected) = select(session, &snapshot, &parts, &destined, presented)? else {
         let plan = forward::Plan::unrouted(session, &snapshot)?;
-        let asked = Template { parts, destined, credentials, rule: None };
+        let asked = Template { parts, destined, credentials, rules: [None, None] };
         let (response, answered) = send(session, plan, asked, replay, record).await?;
         return Ok(Answer::Server(response, Box::new(answered)));
     };
@@ -166,7 +166,7 @@ async fn handle(
     if let Some(answer) = cors.and_then(|cors| cors::preflight(cors, &parts)) {
         return Ok(Answer::Own(answer.map(|()| Vec::new())));
     }
-    let asked = Template { parts, destined, credentials, rule: None };
+    let asked = Template { parts, destined, credentials, rules: [None, None] };
     let answer = act(session, &snapshot, (&selected, choice), asked, replay, record).await;
     answer.map(|mut answer| {
         let headers = match &mut answer {
@@ -260,8 +260,8 @@ async fn act(
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
             rewrite::change_request(&changes, &mut parts.headers, &mut destined, &|of| record.told(of))?;
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
-            let rule = Some(Arc::clone(&rule.resource));
-            let asked = Template { parts, destined, credentials, rule };
+            let rules = [Some(Arc::clone(&rule.resource)), rule.root.clone()];
+            let asked = Template { parts, destined, credentials, rules };
             let (mut response, answered) = send(session, plan, asked, replay, record).await?;
             rewrite::change_response(&changes, response.headers_mut(), &|of| record.told(of));
             Ok(Answer::Server(response, Box::new(answered)))
@@ -317,7 +317,7 @@ async fn send(
     replay: Replay,
     record: &mut RequestRecord,
 ) -> Result<(Response<Incoming>, Answered), Refusal> {
-    let Template { mut parts, destined, credentials, rule } = asked;
+    let Template { mut parts, destined, credentials, rules } = asked;
     // Rules may have added what is for this hop alone.
     headers::for_next_hop(parts.version, &mut parts.headers);
     let deadline = grpc::deadline(&parts.headers).and_then(|given| record.started.checked_add(given));
@@ -332,7 +332,7 @@ async fn send(
         headers::remove(&mut parts.headers, hbone::CLIENT_CERT);
         parts.headers.insert(hbone::CLIENT_CERT, caller);
     }
-    let mut template = Template { parts, destined, credentials, rule };
+    let mut template = Template { parts, destined, credentials, rules };
     // Without what the service that the rule leads to wants in headers: a mirror may trust another one's word.
     let copied = (!plan.mirrors.is_empty()).then(|| template.clone());
     if let Some((service, port)) = plan.service()
@@ -417,15 +417,15 @@ pub(super) struct Template {
     parts: request::Parts,
     destined: Destined,
     credentials: Option<Rc<Credentials>>,
-    /// The resource whose rule has made of the request what it is.
-    rule: Option<Arc<NamespacedName>>,
+    /// The resources whose rules have made of the request what it is: of a delegate's, also that which delegates.
+    rules: [Option<Arc<NamespacedName>>; 2],
 }
 
 impl Template {
-    /// Whether it is what policies of this namespace's services were asked about, or what the namespace itself has made
+    /// Whether it is what policies of this namespace's services were asked about, or what the namespace alone has made
     /// of that.
     pub(super) fn is_own(&self, namespace: &str) -> bool {
-        self.rule.as_ref().is_none_or(|rule| rule.namespace == namespace)
+        self.rules.iter().flatten().all(|rule| rule.namespace == namespace)
     }
 
     /// Verifies what the client has shown by what is asked of it there.
