@@ -25,6 +25,7 @@ mod logged;
 mod measured;
 mod origination;
 mod policy;
+pub mod raw;
 mod resilience;
 mod retries;
 mod rolling;

@@ -9,7 +9,7 @@ use orlop_tests::{Pod, PodSpec, wait_for};
 use super::Stage;
 use crate::hbone::within;
 use crate::l7::scripted::{Reply, Scripted};
-use crate::l7::{framing, h2c};
+use crate::l7::{framing, h2c, raw};
 use crate::mesh::{TIMEOUT, await_value};
 
 fn stage(args: &[&str]) -> (Stage, Scripted) {
@@ -156,6 +156,16 @@ fn a_length_that_http2_does_not_keep_reaches_no_server_of_http1() {
         rest.iter().all(|asked| asked.body.is_empty() && asked.headers["content-length"] == "0"),
         "{rest:?}"
     );
+}
+
+#[test]
+fn a_head_of_http2_that_is_none_reaches_no_server_of_http1() {
+    let (stage, server) = stage(&[]);
+    let connect = || stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    raw::refuses_heads_that_are_none(connect);
+    assert_eq!(server.count(), 0, "{:?}", server.asked());
+    assert_eq!(raw::say(connect(), &raw::head(&raw::get(b"/"))), raw::Said::Status(200));
+    assert_eq!(server.asked()[0].line, "GET / HTTP/1.1");
 }
 
 #[test]
