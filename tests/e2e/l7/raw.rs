@@ -11,9 +11,11 @@ use crate::mesh::TIMEOUT;
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A field's name and value.
 pub type Field<'a> = (&'a [u8], &'a [u8]);
@@ -26,13 +28,14 @@ pub enum Said {
     Closed,
 }
 
-/// Says these frames, which begin the stream 1, on a connection of their own.
+/// Says these frames, which begin the stream 1, on a connection of their own. A status is that of a whole answer.
 pub fn say(mut stream: TcpStream, frames: &[u8]) -> Said {
-    let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..], frames].concat();
+    let opening = [PREFACE, &frame(SETTINGS, 0, 0, &[]), frames].concat();
     // It may be closed by then.
     let _ = stream.write_all(&opening);
+    let mut answered = None;
     loop {
-        let (kind, id, payload) = match next(&mut stream) {
+        let (kind, flags, id, payload) = match next(&mut stream) {
             Ok(frame) => frame,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 panic!("nothing is said to it")
@@ -40,22 +43,25 @@ pub fn say(mut stream: TcpStream, frames: &[u8]) -> Said {
             Err(_) => return Said::Closed,
         };
         match (kind, id) {
-            (HEADERS, 1) => return Said::Status(status(&payload)),
+            (HEADERS, 1) if answered.is_none() => answered = Some(status(&payload)),
             (RST_STREAM, 1) => return Said::Reset,
             (GOAWAY, _) => return Said::Closed,
             _ => {}
         }
+        if let (Some(status), DATA | HEADERS, 1, 1) = (answered, kind, id, flags & END_STREAM) {
+            return Said::Status(status);
+        }
     }
 }
 
-/// The next frame: its kind, its stream and what is in it.
-fn next(stream: &mut TcpStream) -> io::Result<(u8, u32, Vec<u8>)> {
+/// The next frame: its kind, its flags, its stream and what is in it.
+fn next(stream: &mut TcpStream) -> io::Result<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head)?;
-    let [a, b, c, kind, _, id @ ..] = head;
+    let [a, b, c, kind, flags, id @ ..] = head;
     let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
     stream.read_exact(&mut payload)?;
-    Ok((kind, u32::from_be_bytes(id), payload))
+    Ok((kind, flags, u32::from_be_bytes(id), payload))
 }
 
 /// RFC 9113, section 4.1.
