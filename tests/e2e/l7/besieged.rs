@@ -49,8 +49,8 @@ impl Siege {
     }
 
     fn failed(&self, reason: &str) -> f64 {
-        let labels = [&*format!("reason=\"{reason}\"")];
-        self.stage.waypoint.metric("orlop_connections_failed_total", &labels).unwrap()
+        let reason = format!("reason=\"{reason}\"");
+        self.stage.waypoint.metric("orlop_connections_failed_total", &[&reason]).unwrap()
     }
 
     /// Does `attack`; it must be refused for `reason`, in the access log and in the metrics. Gives the record.
