@@ -1,7 +1,7 @@
 //! What nobody may do: each attempt is refused for a reason that log and metrics give, and others go on.
 
-mod floods;
-mod forge;
+pub mod floods;
+pub mod forge;
 mod handshakes;
 mod impostors;
 mod ports;

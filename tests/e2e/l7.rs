@@ -2,6 +2,7 @@
 
 mod away;
 mod balancers;
+mod besieged;
 mod bodies;
 pub mod bounds;
 mod caller;
@@ -17,6 +18,7 @@ pub mod framing;
 mod gateway_api;
 mod grpc;
 pub mod h2c;
+mod heads;
 mod hostile;
 mod leaving;
 mod limits;
@@ -25,6 +27,7 @@ mod logged;
 mod measured;
 mod origination;
 mod policy;
+pub mod raw;
 mod resilience;
 mod retries;
 mod rolling;
@@ -37,6 +40,7 @@ mod streams;
 mod telemetry;
 mod tokens;
 mod traces;
+pub mod trailers;
 
 use std::io::BufReader;
 use std::net::{IpAddr, SocketAddr, TcpStream};

@@ -16,6 +16,8 @@ use crate::virtual_service::header_name;
 
 /// The name of the provider of metrics that there is; Istio's own.
 const PROMETHEUS: &str = "prometheus";
+/// The same of the access log.
+const ENVOY: &str = "envoy";
 /// Tags of metrics, or of spans, in all of an object: each is kept for each target and found out for each request.
 const MAX_TAGS: usize = 32;
 /// Overrides of metrics in all of an object.
@@ -136,7 +138,8 @@ struct OverrideObject {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct MetricMatchObject {
     /// ALL_METRICS (if left out), REQUEST_COUNT, REQUEST_DURATION, REQUEST_SIZE, RESPONSE_SIZE,
-    /// TCP_OPENED_CONNECTIONS, TCP_CLOSED_CONNECTIONS, TCP_SENT_BYTES or TCP_RECEIVED_BYTES.
+    /// TCP_OPENED_CONNECTIONS, TCP_CLOSED_CONNECTIONS, TCP_SENT_BYTES, TCP_RECEIVED_BYTES, GRPC_REQUEST_MESSAGES or
+    /// GRPC_RESPONSE_MESSAGES.
     metric: Option<String>,
     /// Has no effect.
     custom_metric: Option<Ignored>,
@@ -355,6 +358,7 @@ fn tracing(
     if !is_for_servers(of.matches.mode.as_deref(), || path.clone().key("match").key("mode"))? {
         return Ok(());
     }
+    unread.note_if(!of.providers.is_empty(), "tracing.providers");
     if let Some(percent) = of.random_sampling_percentage {
         if !(0.0..=100.0).contains(&percent) {
             let problem = format!("{percent} is not from 0 to 100");
@@ -400,6 +404,8 @@ fn tracing(
 
 /// `None` where it can't be read whole.
 fn logging(of: LoggingObject, path: &FieldPath, unread: &mut Unread) -> Option<AccessLogging> {
+    let other = of.providers.iter().any(|provider| provider.name != ENVOY);
+    unread.note_if(other, "accessLogging.providers other than envoy");
     let disabled = of.disabled.unwrap_or_default();
     let Some(filter) = of.filter else { return Some(AccessLogging { disabled, filter: None }) };
     let path = path.clone().key("filter").key("expression");
@@ -463,7 +469,9 @@ mod tests {
                 "place": {"literal": {"value": "here"}},
                 "user": {"header": {"name": "X-User", "defaultValue": "nobody"}},
             }}],
-            "accessLogging": [{"filter": {"expression": "response.code >= 400"}}],
+            "accessLogging": [
+                {"providers": [{"name": "envoy"}], "filter": {"expression": "response.code >= 400"}},
+            ],
         }))
         .unwrap();
         assert_eq!(of.unread, Vec::<String>::new());
@@ -491,11 +499,18 @@ mod tests {
                 {"providers": [{"name": "stackdriver"}], "overrides": [{"disabled": true}]},
                 {"overrides": [{"tagOverrides": {"a": {"value": "filter_state['x']"}}}]},
             ],
-            "tracing": [{"enableIstioTags": false, "customTags": {"a": {"environment": {"name": "A"}}}}],
-            "accessLogging": [{"filter": {"expression": "response.code"}}],
+            "tracing": [
+                {"enableIstioTags": false, "customTags": {"a": {"environment": {"name": "A"}}}},
+                {"providers": [{"name": "otel"}], "randomSamplingPercentage": 5},
+            ],
+            "accessLogging": [{"providers": [{"name": "otel"}], "filter": {"expression": "response.code"}}],
         }))
         .unwrap();
-        assert_eq!(of.unread.len(), 5, "{:?}", of.unread);
+        assert_eq!(of.unread.len(), 7, "{:?}", of.unread);
+        for providers in ["tracing.providers", "accessLogging.providers other than envoy"] {
+            assert!(of.unread.iter().any(|unread| unread == providers), "{:?}", of.unread);
+        }
+        assert_eq!(of.tracing.sampling, Some(Percent(50_000)), "it is for the collector that there is");
         assert!(of.metrics.iter().all(|of| of.tags.is_empty() && of.disabled.is_none()));
         assert_eq!(of.logging, None, "what is wider stays");
     }

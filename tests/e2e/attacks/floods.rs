@@ -64,7 +64,8 @@ fn misbehave(siege: &Siege, frames: Vec<u8>) {
     within(&siege.attacker, async move || say(to, config, &frames).await);
 }
 
-async fn say(to: SocketAddr, config: Arc<ClientConfig>, frames: &[u8]) {
+/// Opens a tunnel and says these frames in it, until the other side hangs up.
+pub async fn say(to: SocketAddr, config: Arc<ClientConfig>, frames: &[u8]) {
     let tcp = tokio::net::TcpStream::connect(to).await.unwrap();
     let name = ServerName::IpAddress(to.ip().into());
     let tls = TlsConnector::from(config).connect(name, tcp).await.unwrap();
@@ -109,17 +110,46 @@ fn assert_stays_small(siege: &Siege, before: u64) {
     assert!(now < before + 64 * MIB, "the agent grew from {before} to {now} bytes");
 }
 
-#[test]
-fn streams_that_are_reset_as_fast_as_they_are_opened() {
-    let siege = Siege::new();
-    let before = siege.mesh.server_agent().rss().unwrap();
-    let block = connect_block(&siege.mesh.server.addr(80).to_string());
+/// Streams that are reset as fast as they are opened.
+pub fn resets(authority: &str) -> Vec<u8> {
+    let block = connect_block(authority);
     let mut frames = Vec::new();
     for n in 0..20_000 {
         let stream = 2 * n + 1;
         frames.extend(frame(HEADERS, END_HEADERS, stream, &block));
         frames.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     }
+    frames
+}
+
+/// Headers that never end.
+pub fn endless_headers(authority: &str) -> Vec<u8> {
+    let mut frames = frame(HEADERS, 0, 1, &connect_block(authority));
+    // Literals with new names, 100 bytes each.
+    let header = [&[0, 49][..], &[b'a'; 49], &[48], &[b'b'; 48]].concat();
+    for _ in 0..5000 {
+        frames.extend(frame(CONTINUATION, 0, 1, &header.repeat(100)));
+    }
+    frames
+}
+
+/// Empty pieces of headers without end.
+pub fn empty_pieces(authority: &str) -> Vec<u8> {
+    let mut frames = frame(HEADERS, 0, 1, &connect_block(authority));
+    frames.extend(frame(CONTINUATION, 0, 1, &[]).repeat(200_000));
+    frames
+}
+
+/// DATA for a stream that was never opened: a connection error (RFC 9113, section 5.1).
+pub fn nonsense() -> Vec<u8> {
+    frame(0, 0, 99, b"data")
+}
+
+#[test]
+fn streams_that_are_reset_as_fast_as_they_are_opened() {
+    let siege = Siege::new();
+    let before = siege.mesh.server_agent().rss().unwrap();
+    let frames = resets(&siege.mesh.server.addr(80).to_string());
     let record = siege.assert_refused("stream_limit", || misbehave(&siege, frames));
     assert_eq!(record["src_identity"], crate::hbone::identity("mallory").as_str());
     await_value(1.0, || siege.mesh.server_agent().metric("orlop_connections_active", &[]).unwrap());
@@ -130,12 +160,7 @@ fn streams_that_are_reset_as_fast_as_they_are_opened() {
 fn headers_that_never_end() {
     let siege = Siege::new();
     let before = siege.mesh.server_agent().rss().unwrap();
-    let mut frames = frame(HEADERS, 0, 1, &connect_block(&siege.mesh.server.addr(80).to_string()));
-    // Literals with new names, 100 bytes each.
-    let header = [&[0, 49][..], &[b'a'; 49], &[48], &[b'b'; 48]].concat();
-    for _ in 0..5000 {
-        frames.extend(frame(CONTINUATION, 0, 1, &header.repeat(100)));
-    }
+    let frames = endless_headers(&siege.mesh.server.addr(80).to_string());
     siege.assert_refused("stream_limit", || misbehave(&siege, frames));
     assert_stays_small(&siege, before);
 }
@@ -144,8 +169,7 @@ fn headers_that_never_end() {
 fn empty_pieces_of_headers_without_end() {
     let siege = Siege::new();
     let before = siege.mesh.server_agent().rss().unwrap();
-    let mut frames = frame(HEADERS, 0, 1, &connect_block(&siege.mesh.server.addr(80).to_string()));
-    frames.extend(frame(CONTINUATION, 0, 1, &[]).repeat(200_000));
+    let frames = empty_pieces(&siege.mesh.server.addr(80).to_string());
     siege.assert_refused("stream_limit", || misbehave(&siege, frames));
     assert_stays_small(&siege, before);
 }
@@ -153,6 +177,5 @@ fn empty_pieces_of_headers_without_end() {
 #[test]
 fn frames_that_make_no_sense() {
     let siege = Siege::new();
-    // DATA for a stream that was never opened: a connection error (RFC 9113, 5.1).
-    siege.assert_refused("bad_connect_request", || misbehave(&siege, frame(0, 0, 99, b"data")));
+    siege.assert_refused("bad_connect_request", || misbehave(&siege, nonsense()));
 }

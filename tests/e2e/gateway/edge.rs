@@ -9,7 +9,7 @@ use orlop_tests::{Pod, PodSpec, wait_for};
 use super::Stage;
 use crate::hbone::within;
 use crate::l7::scripted::{Reply, Scripted};
-use crate::l7::{framing, h2c};
+use crate::l7::{framing, h2c, raw, trailers};
 use crate::mesh::{TIMEOUT, await_value};
 
 fn stage(args: &[&str]) -> (Stage, Scripted) {
@@ -156,6 +156,38 @@ fn a_length_that_http2_does_not_keep_reaches_no_server_of_http1() {
         rest.iter().all(|asked| asked.body.is_empty() && asked.headers["content-length"] == "0"),
         "{rest:?}"
     );
+}
+
+#[test]
+fn a_head_of_http2_that_is_none_reaches_no_server_of_http1() {
+    let (stage, server) = stage(&[]);
+    let connect = || stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    raw::refuses_heads_that_are_none(connect);
+    assert_eq!(server.count(), 0, "{:?}", server.asked());
+    assert_eq!(raw::say(connect(), &raw::head(&raw::get(b"/"))), raw::Said::Status(200));
+    assert_eq!(server.asked()[0].line, "GET / HTTP/1.1");
+}
+
+#[test]
+fn trailers_of_http2_say_nothing_to_a_server_of_http1_that_headers_must_not() {
+    let (stage, server) = stage(&[]);
+    let connect = || stage.stranger.connect(stage.address(), TIMEOUT).unwrap();
+    let names = [
+        "host",
+        "content-length",
+        "x-forwarded-client-cert",
+        "x_forwarded_client_cert",
+        "x-forwarded-for",
+        "mark",
+    ];
+    let fields = names.map(|name| (name.as_bytes(), &b"5"[..]));
+    assert_eq!(trailers::ask(connect(), &fields), raw::Said::Status(200));
+    let asked = server.asked();
+    assert_eq!(asked[0].body, b"abc");
+    assert_eq!(asked[0].trailers, [("mark".to_owned(), "5".to_owned())].into());
+    // Of what is broken off the beginning may have come.
+    trailers::refuses_those_that_are_none(connect);
+    assert!(server.asked()[1..].iter().all(|asked| asked.trailers.is_empty()), "{:?}", server.asked());
 }
 
 #[test]

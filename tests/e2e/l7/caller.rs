@@ -35,6 +35,31 @@ fn policy_at_the_destination_names_the_caller() {
 }
 
 #[test]
+fn policy_at_the_destination_sees_the_callers_address_and_namespace() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    stage.mesh.testbed.world().enrolled_namespace("far").unwrap();
+    let far = stage.mesh.nodes[0].pod("far", "other", PodSpec::new().service_account("other")).unwrap();
+    stage.mesh.client_agent().wait_enrolled([&stage.mesh.client, &far]).unwrap();
+    let [near, other, gate] = [&stage.mesh.client, &far, &stage.gate].map(Pod::ipv4);
+    for (source, wanted) in [
+        (format!("ipBlocks: [{near}]"), (200, 503)),
+        (format!("ipBlocks: [{other}]"), (503, 200)),
+        (format!("notIpBlocks: [{near}]"), (503, 200)),
+        // Both come through it.
+        (format!("ipBlocks: [{gate}]"), (503, 503)),
+        (format!("notIpBlocks: [{gate}]"), (200, 200)),
+        (format!("namespaces: [{NAMESPACE}]"), (200, 503)),
+        ("namespaces: [far]".to_owned(), (503, 200)),
+        (format!("notNamespaces: [{NAMESPACE}]"), (503, 200)),
+    ] {
+        allow_from(&stage, &source);
+        let found = (stage.get("/").status, far.http_get(stage.web(), "/", TIMEOUT).unwrap().status);
+        assert_eq!(found, wanted, "{source}");
+    }
+}
+
+#[test]
 fn a_caller_that_is_denied_later_loses_its_connections() {
     let stage = Stage::new();
     let _server = stage.mesh.server.serve_http(80).unwrap();
@@ -117,9 +142,14 @@ pub fn other(stage: &Stage) -> Pod {
 
 /// Lets only this account reach the server.
 pub fn allow(stage: &Stage, account: &str) {
+    allow_from(stage, &format!("principals: [cluster.local/ns/{NAMESPACE}/sa/{account}]"));
+}
+
+/// Lets only what is from this source reach the server.
+fn allow_from(stage: &Stage, source: &str) {
     let policy = format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: {NAMESPACE}}}\n\
-         spec:\n  rules:\n  - from:\n    - source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{account}]}}\n"
+         spec:\n  rules:\n  - from:\n    - source: {{{source}}}\n"
     );
     stage.change(|| stage.mesh.testbed.world().write("policy.yaml", &policy).unwrap());
 }

@@ -26,8 +26,21 @@ pub const RESET: &str = "/reset";
 pub const LARGE: &str = "/large";
 pub const BULK: usize = 2 << 20;
 
+/// The answer to what is asked for here has these trailers as well.
+pub const UNFIT: &str = "/unfit";
+/// The answer to what is asked for here has so many headers more.
+pub const MANY: &str = "/many";
+pub const MANY_HEADERS: usize = 30;
+/// The answer to what is asked for here has a header of this size.
+pub const LARGE_HEAD: &str = "/large-head";
+pub const LARGE_HEADER: usize = 9 << 10;
+/// What nobody has a say in who writes trailers.
+pub const UNFIT_NAMES: [&str; 5] =
+    ["host", "content-length", "x-forwarded-client-cert", "x_forwarded_client_cert", "content_length"];
+
 /// An HTTP/2 server that answers with what comes, as gRPC would: data as soon as it is there, and at the end trailers
-/// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
+/// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`, and the names of the
+/// trailers in the trailer `seen-trailers`.
 pub struct Server {
     stop: watch::Sender<bool>,
     resets: Arc<AtomicUsize>,
@@ -96,6 +109,11 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
     if let Some(caller) = parts.headers.get("x-forwarded-client-cert") {
         response = response.header("seen-caller", caller);
     }
+    match parts.uri.path() {
+        MANY => response = (0..MANY_HEADERS).fold(response, |response, n| response.header("many", n)),
+        LARGE_HEAD => response = response.header("large", "x".repeat(LARGE_HEADER)),
+        _ => {}
+    }
     let mut send = respond.send_response(response.body(()).unwrap(), false)?;
     if parts.uri.path() == BROKEN_OFF {
         write(&mut send, Bytes::from_static(b"half")).await?;
@@ -115,8 +133,17 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
     let asked = receive.trailers().await?;
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    if let Some(mark) = asked.and_then(|asked| asked.get("mark").cloned()) {
-        trailers.insert("mark", mark);
+    if let Some(asked) = asked {
+        if let Some(mark) = asked.get("mark").cloned() {
+            trailers.insert("mark", mark);
+        }
+        let names: Vec<_> = asked.keys().map(http::HeaderName::as_str).collect();
+        trailers.insert("seen-trailers", HeaderValue::try_from(names.join(" ")).unwrap());
+    }
+    if parts.uri.path() == UNFIT {
+        for name in UNFIT_NAMES {
+            trailers.insert(name, HeaderValue::from_static("5"));
+        }
     }
     send.send_trailers(trailers)
 }

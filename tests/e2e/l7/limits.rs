@@ -1,9 +1,10 @@
 //! RateLimits that the waypoint counts requests by.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use orlop_tests::traffic::{Response, request};
-use orlop_tests::{PodSpec, ServiceSpec, TargetPort};
+use orlop_tests::{PodSpec, ServiceSpec, TargetPort, wait_for};
 use serde_json::{Value, json};
 
 use super::Stage;
@@ -61,6 +62,8 @@ fn a_caller_has_as_many_requests_as_the_limit_says_and_is_told_of_it() {
     assert!((1..=8 * 60 * 60).contains(&wait), "{wait}");
     assert_eq!(limited.header("ratelimit-policy"), Some("\"callers\";q=3;w=86400"));
     assert_eq!(limited.header("ratelimit"), Some(&*format!("\"callers\";r=0;t={wait}")));
+    // By this a proxy before the waypoint knows not to try it again.
+    assert_eq!(limited.header("x-envoy-ratelimited"), Some("true"));
     assert_eq!(server.count(), 3);
     // The pod's own address is no way around it, and others have tokens of their own.
     assert_eq!(stage.mesh.client.http_get(stage.mesh.server.addr(80), "/", TIMEOUT).unwrap().status, 429);
@@ -74,6 +77,28 @@ fn a_caller_has_as_many_requests_as_the_limit_says_and_is_told_of_it() {
     let grpc = ask(&stage, "POST /a.B/C", &[("content-type", "application/grpc")]);
     assert_eq!((grpc.status, grpc.header("grpc-status")), (200, Some("8")));
     assert!(grpc.header("retry-after").is_some());
+    assert_eq!(grpc.header("x-envoy-ratelimited"), Some("true"));
+}
+
+#[test]
+fn tokens_come_back_in_their_time_and_a_burst_is_how_many_wait() {
+    let stage = Stage::new();
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    for (requests, burst) in [(1, 3), (5, 2)] {
+        limits(&stage, "web", json!([{"requests": requests, "unit": "day", "burst": burst}]));
+        (0..burst).for_each(|_| assert_eq!(stage.get("/").status, 200, "{requests} and {burst}"));
+        assert_eq!(stage.get("/").status, 429, "{requests} and {burst}");
+    }
+    // One each 3 s.
+    limits(&stage, "web", json!([{"requests": 20, "unit": "minute", "burst": 1}]));
+    let start = Instant::now();
+    assert_eq!(stage.get("/").status, 200);
+    let limited = stage.get("/");
+    assert_eq!(limited.status, 429);
+    let wait: u64 = limited.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=3).contains(&wait), "{wait}");
+    assert!(wait_for(TIMEOUT, || stage.get("/").status == 200), "no token has come back");
+    assert!(start.elapsed() >= Duration::from_secs(3), "it is back after {:?}", start.elapsed());
 }
 
 #[test]
@@ -197,6 +222,7 @@ fn a_service_counts_for_all_that_ask_it_in_envoys_words() {
     assert_eq!((over.status, over.header("retry-after")), (429, Some("7")));
     assert_eq!(over.header("ratelimit-policy"), Some("\"tenants\";q=5;w=60"));
     assert_eq!(over.header("ratelimit"), Some("\"tenants\";r=0;t=7"));
+    assert_eq!(over.header("x-envoy-ratelimited"), Some("true"));
     // What the service has the client told, as far as that can be.
     assert_eq!(over.header("x-ratelimit-remaining"), Some("3"));
     assert_eq!(over.text(), "rate_limited\n");
@@ -248,7 +274,17 @@ fn a_service_counts_for_all_that_ask_it_in_envoys_words() {
     assert_eq!(server.count(), served);
     limits(&stage, "web", json!([{"shared": shared(json!({"failOpen": true}))}]));
     assert_eq!(tenant("a").status, 200);
-    // What fails open passes while nobody answers, and not for what is no answer, or nobody to ask.
+    // What fails open passes while nobody answers, or says that it can't tell now: UNAVAILABLE and INTERNAL.
+    for away in [grpc::Reply::Status(14), grpc::Reply::Status(13), grpc::Reply::Reset] {
+        let _counts = grpc::Server::start(&pod, move |_| away.clone());
+        assert_eq!(tenant("a").status, 200);
+    }
+    limits(&stage, "web", json!([{"shared": shared(json!({"failOpen": true, "timeout": "100ms"}))}]));
+    let hung = grpc::Server::start(&pod, |_| grpc::Reply::Nothing);
+    assert_eq!(tenant("a").status, 200);
+    drop(hung);
+    limits(&stage, "web", json!([{"shared": shared(json!({"failOpen": true}))}]));
+    // And not for what is no answer, or nobody to ask.
     for nonsense in [
         grpc::Reply::Message(number(1, 3)),
         grpc::Reply::Garbage(b"garbage".to_vec()),
@@ -260,7 +296,7 @@ fn a_service_counts_for_all_that_ask_it_in_envoys_words() {
     let nobody = json!({"failOpen": true, "service": "nobody.shop.svc.cluster.local"});
     limits(&stage, "web", json!([{"shared": shared(nobody)}]));
     assert_eq!(tenant("a").status, 503);
-    assert_eq!(stage.waypoint.metric("orlop_rate_limit_failed_open_total", &[]).unwrap(), 1.0);
+    assert_eq!(stage.waypoint.metric("orlop_rate_limit_failed_open_total", &[]).unwrap(), 5.0);
 }
 
 #[test]

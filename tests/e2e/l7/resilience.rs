@@ -73,6 +73,38 @@ fn with_too_few_that_are_well_requests_go_to_all() {
 }
 
 #[test]
+fn with_nobody_well_requests_are_refused_unless_they_go_to_all() {
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let bad = versions.pods.each_ref().map(|pod| Scripted::status(pod, 500));
+    let asked = || bad.iter().map(Scripted::count).sum::<usize>();
+    let put = |health: u8| {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
+             spec:\n  host: web\n  trafficPolicy:\n    loadBalancer: {{simple: ROUND_ROBIN}}\n    \
+             outlierDetection: {{consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 60s, maxEjectionPercent: 100, \
+             minHealthPercent: {health}}}\n"
+        );
+        stage.change(|| stage.mesh.testbed.world().write("subsets.yaml", &rule).unwrap());
+    };
+    put(0);
+    let mut stream = stage.connect();
+    let mut status = || request(&mut stream, GET).unwrap().status;
+    while bad.iter().any(|bad| bad.count() == 0) {
+        assert_eq!(status(), 500);
+    }
+    await_value(2.0, || stage.waypoint.metric("orlop_endpoints_ejected_total", &[]).unwrap());
+    let before = asked();
+    (0..10).for_each(|_| assert_eq!(status(), 503));
+    assert_eq!(asked(), before);
+    let record = stage.record(|record| record["code"] == 503);
+    assert_eq!((&record["flags"], &record["reason"]), (&"UH".into(), &"no_healthy_endpoint".into()));
+    put(10);
+    (0..10).for_each(|_| assert_eq!(status(), 500));
+    assert_eq!(asked(), before + 10);
+}
+
+#[test]
 fn a_mirror_that_is_slow_failing_or_down_is_never_noticed() {
     let versions = Versions::new();
     let stage = &versions.stage;

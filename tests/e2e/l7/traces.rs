@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -290,4 +291,33 @@ fn a_telemetry_says_what_spans_are_tagged_with_and_whether_there_are_any() {
     let asked = server.asked();
     assert_eq!(asked[1].headers["traceparent"], parent);
     assert!(!asked[2].headers.contains_key("traceparent"), "{:?}", asked[2]);
+}
+
+#[test]
+fn a_collector_that_hangs_delays_no_request_and_gets_what_comes_later() {
+    let stage = Stage::with(&["--otlp", "http://127.0.0.1:4317"]);
+    let _server = Scripted::status(&stage.mesh.server, 200);
+    // It takes a connection, and says nothing on it.
+    let listener = stage.gate.run(|| TcpListener::bind(("127.0.0.1", PORT))).unwrap().unwrap();
+    let mut stream = stage.connect();
+    let mut ask = |path: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: web\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n\r\n");
+        let start = Instant::now();
+        assert_eq!(request(&mut stream, &head).unwrap().status, 200);
+        start.elapsed()
+    };
+    ask("/first");
+    let (hangs, _) = listener.accept().unwrap();
+    // More than wait for it: the rest is lost.
+    let slowest = (0..3000).map(|_| ask("/lost")).max().unwrap();
+    assert!(slowest < TIMEOUT / 2, "{slowest:?}");
+    drop((hangs, listener));
+    let collector = Collector::start(&stage.gate);
+    // It may take until the time of what is on its way is over.
+    let comes = || {
+        ask("/after");
+        collector.served().iter().any(|span| attribute(span, "url.path").as_deref() == Some("/after"))
+    };
+    assert!(wait_for(4 * TIMEOUT, comes), "{} came", collector.served().len());
+    assert!(collector.served().len() < 3000, "nothing was lost");
 }

@@ -197,6 +197,8 @@ fn defaults_are_those_of_the_specification() {
     let StringMatch::Regex(origin) = &cors.origins[0] else { panic!("{:?}", cors.origins) };
     assert!(origin.matches("https://a.b.example.com"));
     assert!(!origin.matches("https://example.com") && !origin.matches("https://a.example.com:8443"));
+    // A dot is one, and not any character.
+    assert!(!origin.matches("https://a.exampleXcom") && !origin.matches("https://aXexample.com"));
     // A route without rules has one that leads nowhere.
     assert_eq!(object("HTTPRoute", json!({"parentRefs": parents()})).unwrap().rules.len(), 1);
 }

@@ -253,6 +253,23 @@ fn the_service_and_then_the_method_with_more_characters_has_precedence() {
     }
 }
 
+#[test]
+fn a_dot_in_an_exact_name_is_no_other_character() {
+    let headers = Map([("content-type".to_owned(), vec!["application/grpc".to_owned()])].into());
+    let exact = |name: &str| Some(RpcName::Exact(name.to_owned()));
+    let any = || Some(RpcName::Regex(".+".to_owned()));
+    let of = |service, method| RouteMatch::of_rpc(RpcMatch { service, method }, Vec::new()).unwrap();
+    for (rpc, fits, other) in [
+        (of(exact("a.B"), any()), "/a.B/Do", "/aXB/Do"),
+        (of(any(), exact("Do.It")), "/a.B/Do.It", "/a.B/DoXIt"),
+        (of(None, exact("Do.It")), "/a.B/Do.It", "/a.B/DoXIt"),
+    ] {
+        let world = with([grpc("r", [leads("it", [rpc.clone()])])]);
+        assert_eq!(named(&world, &Request { headers: &headers, ..get(fits) }).as_deref(), Some("it"));
+        assert_eq!(named(&world, &Request { headers: &headers, ..get(other) }), None, "{rpc:?}");
+    }
+}
+
 /// What becomes of a request that follows this rule: where it leads, or why it is refused.
 fn outcome(world: &World, grants: Grants, number: u64) -> Result<String, Reason> {
     let settings = settings();

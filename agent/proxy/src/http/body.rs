@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     call::Failed,
+    headers::is_unfit,
     record::RequestRecord,
     replay::{BodyError, broke_off},
     upstream::{Lease, flag_of},
@@ -105,7 +106,7 @@ impl Body for ResponseBody {
             }
             Content::Server { body, ended, deadline, lease } => (body, ended, deadline, lease.is_http2()),
         };
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut *body).poll_frame(cx) else {
             let Some(deadline) = deadline else { return Poll::Pending };
             ready!(deadline.as_mut().poll(cx));
             if let Some(record) = &mut this.record {
@@ -113,6 +114,11 @@ impl Body for ResponseBody {
             }
             return Poll::Ready(Some(Err(BodyError::new("the answer took too long"))));
         };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            keep_fit(trailers);
+        }
         match (&frame, &mut this.record) {
             (Some(Ok(frame)), Some(record)) => {
                 record.activity.moved();
@@ -169,7 +175,35 @@ impl Drop for ResponseBody {
     }
 }
 
+/// A client may take trailers for headers (RFC 9110, section 6.5.1): what says where a message ends, or is this hop's
+/// alone, is not a server's to write there.
+fn keep_fit(trailers: &mut HeaderMap) {
+    let unfit: Vec<_> = trailers.keys().filter(|name| is_unfit(name)).cloned().collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
+}
+
 /// The status that gRPC has in its trailers, or in the head of an answer without a body.
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn an_answers_trailers_say_nothing_of_where_it_ends() {
+        let mut trailers = HeaderMap::new();
+        for name in
+            ["grpc-status", "grpc-message", "content-length", "transfer_encoding", "connection", "host"]
+        {
+            trailers.append(HeaderName::from_static(name), HeaderValue::from_static("0"));
+        }
+        keep_fit(&mut trailers);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["grpc-status", "grpc-message"]);
+    }
 }

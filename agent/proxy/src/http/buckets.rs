@@ -231,6 +231,18 @@ mod tests {
     }
 
     #[test]
+    fn tokens_come_back_in_their_time_and_no_more_than_the_burst_wait() {
+        for key in [None, Some(5)] {
+            let keyed = hourly(3);
+            let taken = |now| (0..10).filter(|_| keyed.take(key, now).is_ok()).count();
+            assert_eq!((taken(0), taken(HOUR - 1)), (3, 0));
+            assert_eq!((taken(HOUR), taken(3 * HOUR)), (1, 2));
+            // However long nobody asks.
+            assert_eq!(taken(100 * HOUR), 3);
+        }
+    }
+
+    #[test]
     fn what_is_given_back_can_be_taken_again() {
         for key in [None, Some(5)] {
             let keyed = hourly(1);

@@ -44,7 +44,7 @@ use crate::refusal::Refusal;
 /// The kind of the routes whose servers speak HTTP/2, whatever their ports say.
 const GRPC_ROUTE: &str = RouteKind::Grpc.name();
 /// In the answers of whoever limits how much is asked.
-const ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+pub(super) const ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// The longest pause between two attempts is this many times the first.
 const MAX_BACKOFF: u32 = 10;
 /// Who does not answer before the client's own deadline is no worse than others, unless it had this long.

@@ -13,6 +13,7 @@ use super::{
     authenticate::Credentials,
     authorize::{Seen, asked},
     failure::Extra,
+    forward::ENVOY_RATELIMITED,
     record::RequestRecord,
     rewrite::Destined,
     session::Session,
@@ -130,6 +131,8 @@ fn headers_of(over: &Over<'_>) -> Vec<(HeaderName, HeaderValue)> {
     let texts = [(RETRY_AFTER, wait.to_string()), (LIMIT, limit)].into_iter();
     texts
         .chain(policy.map(|policy| (POLICY, policy)))
+        // Whoever is before this proxy does not ask again for what is limited.
+        .chain([(ENVOY_RATELIMITED, "true".to_owned())])
         .filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)))
         .collect()
 }

@@ -436,10 +436,15 @@ impl Lease {
             Hold::Http2(shared) => shared.sender.try_send_request(request).await,
         };
         let response = answer.map_err(Unanswered::on_connection)?;
-        if headers::ends_clearly(response.headers()) {
+        // Of HTTP/1 they are counted as they are read.
+        let problem = if headers::count(response.headers()) > self.local.own.limits.max_headers {
+            "an answer with more headers than may be"
+        } else if !headers::ends_clearly(response.headers()) {
+            "an answer without one clear end"
+        } else {
             return Ok(response);
-        }
-        let refusal = Refusal::new(Reason::UpstreamReset, "an answer without one clear end");
+        };
+        let refusal = Refusal::new(Reason::UpstreamReset, problem);
         let flag = Some(Flag::UpstreamProtocolError);
         Err(Unanswered { garbled: true, flag, ..Unanswered::new(refusal, Reach::Sent) })
     }
