@@ -1,6 +1,7 @@
 //! Which rule a request follows, where that leads, and whether it may: VirtualServices, routes of the Gateway API,
 //! DestinationRules and AuthorizationPolicies, made ready to be asked.
 
+mod app_protocol;
 mod attached;
 mod authentication;
 mod authorize;
@@ -70,7 +71,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
-use crate::world::routing::VirtualService;
+use crate::world::routing::{ServerTls, VirtualService};
 use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, Labels, Locality, Pod, RemoteKeys};
 use attached::Attached;
@@ -416,7 +417,11 @@ impl Routes {
     ) -> Result<Target<'t>, Reason> {
         let service = cluster.service.as_ref().map_err(|reason| *reason)?;
         let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
-        self.destinations.target(service, cluster.subset.as_deref(), port, client, &self.pods)
+        let subset = cluster.subset.as_deref();
+        let target = self.destinations.target(service, subset, port, client, &self.pods)?;
+        // What secures it may do so for other clients alone.
+        let is_fit = !cluster.needs_tls || target.tls.is_some_and(ServerTls::is_with_server);
+        if is_fit { Ok(target) } else { Err(Reason::InvalidRoute) }
     }
 
     /// Where a service itself is, without any rule.
