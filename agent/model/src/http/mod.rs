@@ -128,6 +128,15 @@ pub trait Headers {
     fn otherwise(&self, _name: &str) -> Vec<Cow<'_, str>> {
         Vec::new()
     }
+
+    /// What headers hold that some servers take for the one of this name: see [`is_alike`].
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>>;
+}
+
+/// Whether both are the same header, or are to servers which know headers as variables (RFC 3875, section 4.1.18).
+pub fn is_alike(one: &str, other: &str) -> bool {
+    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
+    one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain))
 }
 
 /// A rule that a request follows.
