@@ -12,7 +12,10 @@ use anyhow::Context as _;
 use orlop_identity::jwt::{self, KeySet, Keys};
 use orlop_model::{
     Behind, Hop, Judgement, NamespacedName, Reason, Refused, Service, Snapshot, Workload,
-    http::{Claim, Claims, Counted, Headers, Request, ToAsk, TokenRefused, TokenRules, Tokens, normalised},
+    http::{
+        Claim, Claims, Counted, Headers, Request, ToAsk, TokenRefused, TokenRules, Tokens, is_alike,
+        normalised,
+    },
     world::{JwtRule, KeySource},
 };
 
@@ -200,5 +203,10 @@ impl Headers for Given<'_> {
             .filter(|header| header.name == name)
             .map(|header| Cow::Borrowed(&*header.value))
             .collect()
+    }
+
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let others = self.0.iter().filter(|header| header.name != name && is_alike(&header.name, name));
+        others.map(|header| Cow::Borrowed(&*header.value)).collect()
     }
 }

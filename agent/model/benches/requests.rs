@@ -46,6 +46,10 @@ impl Headers for NoHeaders {
     fn values(&self, _: &str) -> Vec<Cow<'_, str>> {
         Vec::new()
     }
+
+    fn alike(&self, _: &str) -> Vec<Cow<'_, str>> {
+        Vec::new()
+    }
 }
 
 fn request(path: &str) -> Request<'_> {

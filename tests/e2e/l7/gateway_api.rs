@@ -244,6 +244,12 @@ fn a_backend_is_asked_as_its_app_protocol_says() {
     // What only HTTP/2 understands is asked in that, whatever the client speaks.
     let answer = ask(stage, "GET /inner", "connection: close\r\n");
     assert_eq!((answer.status, answer.header("seen-path")), (200, Some("/inner")));
+    assert_eq!(hello(stage), "hello");
+    assert!(chat.join().unwrap().contains("upgrade: websocket\r\n"));
+}
+
+/// What a WebSocket says first at `/chat`.
+pub fn hello(stage: &Stage) -> String {
     let mut stream = stage.connect();
     let upgrade = "GET /chat HTTP/1.1\r\nhost: web\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
     stream.get_mut().write_all(upgrade.as_bytes()).unwrap();
@@ -254,8 +260,7 @@ fn a_backend_is_asked_as_its_app_protocol_says() {
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let mut hello = [0; 5];
     stream.read_exact(&mut hello).unwrap();
-    assert_eq!(&hello, b"hello");
-    assert!(chat.join().unwrap().contains("upgrade: websocket\r\n"));
+    String::from_utf8_lossy(&hello).into_owned()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use orlop_tests::traffic::request;
-use orlop_tests::{Pod, PodSpec};
+use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, date_time_ymd,
@@ -17,11 +17,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ServerConfig, ServerConnection};
 
+use super::gateway_api;
 use super::routes::Versions;
 use crate::mesh::{NAMESPACE, TIMEOUT};
 
 /// Of every certificate that is signed here.
 const SERIAL: u64 = 77;
+
+/// A WebSocket begins, and says `hello`.
+const UPGRADED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello";
 
 /// Puts this `tls` in force for the service.
 fn secure(versions: &Versions, tls: &str) {
@@ -123,6 +128,39 @@ fn a_backend_tls_policy_lets_nothing_go_in_clear() {
     stage.change(|| world.remove("backend.yaml").unwrap());
     lead_to(&versions, plain);
     assert_eq!(stage.get("/").status, 200);
+}
+
+#[test]
+fn a_route_leads_to_a_backend_that_speaks_tls_where_a_rule_has_it_reached_so() {
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let world = stage.mesh.testbed.world();
+    serve_tls(&versions.pods[0]);
+    let vip = stage.mesh.testbed.vip();
+    let speak = |protocol: &str| {
+        let service = ServiceSpec::new(NAMESPACE, "sealed", 80, TargetPort::Number(80));
+        let service = service.cluster_ips(vip.clone()).app_protocol(protocol);
+        stage.change(|| world.service(&service.endpoints([&versions.pods[0]])).unwrap());
+    };
+    let secure = |tls: &str| {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: sealed, namespace: shop}}\n\
+             spec: {{host: sealed, trafficPolicy: {{tls: {{{tls}}}}}}}\n"
+        );
+        stage.change(|| world.write("sealed.yaml", &rule).unwrap());
+    };
+    speak("https");
+    gateway_api::route(stage, "HTTPRoute", NAMESPACE, "- backendRefs: [{name: sealed, port: 80}]");
+    assert_eq!(stage.get("/nothing").status, 500);
+    secure("mode: DISABLE");
+    assert_eq!(stage.get("/plain").status, 500);
+    stage.record(|record| record["path"] == "/plain" && record["reason"] == "invalid_route");
+    secure("mode: SIMPLE, insecureSkipVerify: true");
+    assert_eq!(stage.get("/").text(), "sealed.shop.svc.cluster.local");
+    speak("kubernetes.io/wss");
+    assert_eq!(gateway_api::hello(stage), "hello");
+    secure("mode: DISABLE");
+    assert_eq!(stage.get("/chat").status, 500);
 }
 
 #[test]
@@ -425,12 +463,15 @@ fn serve(pod: &Pod, config: Arc<ServerConfig>, answer: fn(&ServerConnection) -> 
             thread::spawn(move || {
                 let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
                 let mut line = String::new();
+                let mut upgrades = false;
                 while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    upgrades |= line.to_ascii_lowercase().starts_with("upgrade: websocket");
                     if line == "\r\n" {
                         let tls = stream.get_mut();
                         let body = answer(&tls.conn);
                         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-                        tls.write_all((head + &body).as_bytes()).unwrap();
+                        let text = if upgrades { UPGRADED.to_owned() } else { head + &body };
+                        tls.write_all(text.as_bytes()).unwrap();
                         tls.flush().unwrap();
                     }
                     line.clear();

@@ -334,7 +334,7 @@ impl<'a> Compiler<'a> {
         let problem = missing(service.as_deref(), &host, destination.port);
         let subset = destination.subset.clone();
         let service = service.ok_or(Reason::NoSuchDestination);
-        (Cluster { host, service, port: destination.port, subset }, problem)
+        (Cluster { host, service, port: destination.port, subset, needs_tls: false }, problem)
     }
 }
 

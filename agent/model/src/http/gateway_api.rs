@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Tables;
+use super::app_protocol::Takes;
 use super::attached::{Attached, Ports};
 use super::by_service::ByService;
 use super::made::{Lookup, Made};
@@ -309,19 +310,20 @@ impl<'a> Attaching<'a> {
             Some(problem) => Err((FindingReason::NeverMatches, format!("has a backend that {problem}"))),
             None => self.backend(route, backend),
         };
-        let service = found.map_err(|(reason, problem)| {
+        found.unwrap_or_else(|(reason, problem)| {
             let refused = if route.kind.is_stream() { "refused" } else { "500" };
             tell(findings, route, reason, format!("rules[{number}] {problem}: {refused}"));
-            Reason::InvalidRoute
-        });
-        let host = match &service {
-            Ok(service) => service.hostname.clone(),
-            Err(_) => backend.to_string(),
-        };
-        Cluster { host, service, port: backend.port, subset: None }
+            Cluster {
+                host: backend.to_string(),
+                service: Err(Reason::InvalidRoute),
+                port: backend.port,
+                subset: None,
+                needs_tls: false,
+            }
+        })
     }
 
-    fn backend(&self, route: &Route, backend: &BackendRef) -> Result<Arc<Service>, Problem> {
+    fn backend(&self, route: &Route, backend: &BackendRef) -> Result<Cluster, Problem> {
         let problem = |reason, why: &str| (reason, format!("leads to {backend}{why}"));
         if !backend.group.is_empty() || backend.kind != "Service" {
             return Err(problem(FindingReason::InvalidKind, ": only a Service is a backend here"));
@@ -342,8 +344,11 @@ impl<'a> Attaching<'a> {
         let number = backend.port.ok_or_else(unsaid)?;
         let missing = || problem(FindingReason::NoSuchPort, ", which has no such port");
         let port = service.port(number).ok_or_else(missing)?;
-        if let Some(protocol) = port.app_protocol.as_deref().filter(|of| !speaks(route.kind, of)) {
-            let why = format!(", which speaks {protocol}");
+        let protocol = port.app_protocol.as_deref().unwrap_or_default();
+        let takes = Takes::of(route.kind, protocol);
+        let unsecured = if takes == Takes::Tls { ", and nothing has it asked by TLS" } else { "" };
+        if takes == Takes::Nothing || takes == Takes::Tls && !self.lookup.is_secured(service, port) {
+            let why = format!(", which speaks {protocol}{unsecured}");
             return Err(problem(FindingReason::UnsupportedProtocol, &why));
         }
         if let Some(waypoint) = self.waypoint.filter(|_| route.kind.is_stream())
@@ -351,7 +356,13 @@ impl<'a> Attaching<'a> {
         {
             return Err((FindingReason::RefNotPermitted, why));
         }
-        Ok(service.clone())
+        Ok(Cluster {
+            host: service.hostname.clone(),
+            service: Ok(service.clone()),
+            port: backend.port,
+            subset: None,
+            needs_tls: takes == Takes::Tls,
+        })
     }
 
     fn granted(&self, route: &Route, name: &NamespacedName) -> bool {
@@ -371,11 +382,7 @@ impl<'a> Attaching<'a> {
         findings: &mut Vec<Finding>,
     ) -> Vec<MirrorTo> {
         let mirrors = mirrors.iter().filter_map(|mirror| match self.backend(route, &mirror.backend) {
-            Ok(service) => {
-                let (host, port) = (service.hostname.clone(), mirror.backend.port);
-                let cluster = Cluster { host, service: Ok(service), port, subset: None };
-                Some(MirrorTo { cluster, percent: mirror.percent })
-            }
+            Ok(cluster) => Some(MirrorTo { cluster, percent: mirror.percent }),
             Err((reason, problem)) => {
                 tell(
                     findings,
@@ -474,18 +481,6 @@ fn unknown_matches<'r>(routes: &[&'r Route]) -> HashMap<&'r Text, (&'r Route, us
         }
     }
     found
-}
-
-/// Whether what is so called takes the requests of such routes (KEP-3726).
-fn speaks(kind: RouteKind, app_protocol: &str) -> bool {
-    if kind.is_stream() {
-        return true;
-    }
-    match app_protocol.to_ascii_lowercase().as_str() {
-        "tcp" | "udp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "kubernetes.io/wss" => false,
-        "kubernetes.io/ws" => kind == RouteKind::Http,
-        _ => true,
-    }
 }
 
 fn is_for(parent: &Parent, service: &Service, port: &ServicePort) -> bool {

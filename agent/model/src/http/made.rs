@@ -1,17 +1,20 @@
 //! What was made of rules, kept with all that it was made of: for the next state of the world only that is made anew
 //! which has changed.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
+use super::backend_tls::BackendPolicies;
+use super::compile::specificity;
+use super::traffic::Levels;
 use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::policy::Finding;
-use crate::service::Service;
+use crate::service::{Service, ServicePort};
 use crate::snapshot::Snapshot;
 use crate::world::World;
 use crate::world::gateway_api::ReferenceGrant;
-use crate::world::routing::VirtualService;
+use crate::world::routing::{DestinationRule, ServerTls, VirtualService};
 
 /// What was made of rules `R`, for a service or a gateway.
 #[derive(Clone, Debug)]
@@ -58,6 +61,7 @@ pub(super) fn all_same<T>(before: &[Arc<T>], now: &[&Arc<T>]) -> bool {
 pub(super) struct Lookup<'a> {
     world: &'a World,
     snapshot: &'a Snapshot,
+    backends: OnceCell<BackendPolicies>,
     answers: RefCell<Vec<Answer>>,
 }
 
@@ -69,11 +73,12 @@ enum Answer {
     Host(String, String, Option<Arc<Service>>),
     VirtualService(NamespacedName, Option<Arc<VirtualService>>),
     Grants(Map<NamespacedName, ReferenceGrant>),
+    IsSecured(Arc<Service>, u16, bool),
 }
 
 impl<'a> Lookup<'a> {
     pub fn new(world: &'a World, snapshot: &'a Snapshot) -> Self {
-        Self { world, snapshot, answers: RefCell::default() }
+        Self { world, snapshot, backends: OnceCell::new(), answers: RefCell::default() }
     }
 
     /// The Kubernetes Service of this name.
@@ -103,6 +108,26 @@ impl<'a> Lookup<'a> {
         &self.world.reference_grants
     }
 
+    /// Whether anything has clients, be it only some, reach the servers of this port by TLS of their own.
+    pub fn is_secured(&self, service: &Arc<Service>, port: &ServicePort) -> bool {
+        let secured = self.secured(service, port);
+        self.keep(Answer::IsSecured(Arc::clone(service), port.number, secured));
+        secured
+    }
+
+    fn secured(&self, service: &Service, port: &ServicePort) -> bool {
+        let backends = self.backends.get_or_init(|| BackendPolicies::new(self.world));
+        if let Some(tls) = backends.of(service, port) {
+            return tls.is_with_server();
+        }
+        let secures = |rule: &DestinationRule| {
+            let levels = Levels::new(&rule.policy, None);
+            levels.at(port.number).tls.as_ref().is_some_and(ServerTls::is_with_server)
+        };
+        let mut rules = self.world.destination_rules.values();
+        rules.any(|rule| names(rule, service) && secures(rule))
+    }
+
     fn keep(&self, answer: Answer) {
         self.answers.borrow_mut().push(answer);
     }
@@ -115,10 +140,19 @@ impl<'a> Lookup<'a> {
             }
             Answer::VirtualService(name, then) => is_same(then, self.world.virtual_services.get(name)),
             Answer::Grants(then) => then.is_same(&self.world.reference_grants),
+            Answer::IsSecured(service, port, then) => {
+                service.port(*port).is_some_and(|port| self.secured(service, port) == *then)
+            }
         })
     }
 }
 
 fn is_same<T>(then: &Option<Arc<T>>, now: Option<&Arc<T>>) -> bool {
     then.as_ref().map(Arc::as_ptr) == now.map(Arc::as_ptr)
+}
+
+/// Whether a DestinationRule is for the service.
+fn names(rule: &DestinationRule, service: &Service) -> bool {
+    let short = *rule.host == *service.name.name && rule.name.namespace == service.name.namespace;
+    short || specificity(&rule.host, &service.hostname).is_some()
 }

@@ -1,6 +1,7 @@
 //! Which rule a request follows, where that leads, and whether it may: VirtualServices, routes of the Gateway API,
 //! DestinationRules and AuthorizationPolicies, made ready to be asked.
 
+mod app_protocol;
 mod attached;
 mod authentication;
 mod authorize;
@@ -70,7 +71,7 @@ use crate::map::Map;
 use crate::name::NamespacedName;
 use crate::reason::Reason;
 use crate::service::{Endpoint, Service, ServiceKind};
-use crate::world::routing::VirtualService;
+use crate::world::routing::{ServerTls, VirtualService};
 use crate::world::stream::Sni;
 use crate::world::{ExtensionProvider, Labels, Locality, Pod, RemoteKeys};
 use attached::Attached;
@@ -127,6 +128,15 @@ pub trait Headers {
     fn otherwise(&self, _name: &str) -> Vec<Cow<'_, str>> {
         Vec::new()
     }
+
+    /// What headers hold that some servers take for the one of this name: see [`is_alike`].
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>>;
+}
+
+/// Whether both are the same header, or are to servers which know headers as variables (RFC 3875, section 4.1.18).
+pub fn is_alike(one: &str, other: &str) -> bool {
+    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
+    one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain))
 }
 
 /// A rule that a request follows.
@@ -416,7 +426,11 @@ impl Routes {
     ) -> Result<Target<'t>, Reason> {
         let service = cluster.service.as_ref().map_err(|reason| *reason)?;
         let port = cluster.port.or_else(|| only_port(service)).unwrap_or(dialled);
-        self.destinations.target(service, cluster.subset.as_deref(), port, client, &self.pods)
+        let subset = cluster.subset.as_deref();
+        let target = self.destinations.target(service, subset, port, client, &self.pods)?;
+        // What secures it may do so for other clients alone.
+        let is_fit = !cluster.needs_tls || target.tls.is_some_and(ServerTls::is_with_server);
+        if is_fit { Ok(target) } else { Err(Reason::InvalidRoute) }
     }
 
     /// Where a service itself is, without any rule.

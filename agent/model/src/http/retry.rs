@@ -1,4 +1,9 @@
+use std::time::Duration;
+
 use crate::world::routing::{Retries, RetryOn};
+
+/// The longest pause between two attempts is this many times the first.
+const MAX_BACKOFF: u32 = 10;
 
 /// What is tried again where nothing else is said: what can't have done anything yet, and what gRPC says may be.
 const DEFAULT: [RetryOn; 5] = [
@@ -45,6 +50,13 @@ impl Retries {
             Ok(answered) => conditions.iter().any(|on| on.meets_answer(answered)),
             Err(reach) => conditions.iter().any(|on| on.meets_failure(reach)),
         }
+    }
+
+    /// The pause before a retry, the first of which is number 0; `share`, from 0 to 1, is drawn anew for each. As Envoy's
+    /// `JitteredExponentialBackOffStrategy` has it, above what the Gateway API has as the shortest.
+    pub fn pause(&self, number: u32, share: f64) -> Duration {
+        let most = self.backoff.saturating_mul((1 << number.min(8)).min(MAX_BACKOFF));
+        self.at_least.saturating_add(most.mul_f64(share))
     }
 }
 
@@ -105,6 +117,21 @@ mod tests {
             let again: Vec<_> = all.into_iter().filter(|reach| retries.wants_again(Err(*reach))).collect();
             assert_eq!(again, wanted, "{:?}", retries.on);
         }
+    }
+
+    #[test]
+    fn a_pause_is_a_share_of_what_doubles_up_to_ten_times_the_first() {
+        let ms = Duration::from_millis;
+        let retries = Retries::default();
+        let longest = [0, 1, 2, 3, 4, 5, 31, u32::MAX].map(|number| retries.pause(number, 1.0));
+        assert_eq!(longest, [25, 50, 100, 200, 250, 250, 250, 250].map(ms));
+        assert_eq!([0.0, 0.5].map(|share| retries.pause(2, share)), [ms(0), ms(50)]);
+        let of = |backoff, at_least| Retries { backoff, at_least, ..Retries::default() };
+        assert_eq!(of(ms(10), ms(0)).pause(1, 1.0), ms(20));
+        // None is shorter than what the Gateway API asks for, and they differ all the same.
+        let slow = of(ms(25), ms(100));
+        assert_eq!([0.0, 1.0].map(|share| slow.pause(0, share)), [ms(100), ms(125)]);
+        assert_eq!(of(Duration::ZERO, ms(0)).pause(3, 1.0), ms(0));
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct Cluster {
     pub port: Option<u16>,
     /// The subset's name.
     pub subset: Option<String>,
+    /// Whether nothing goes there but by TLS with the server, which speaks nothing else.
+    pub needs_tls: bool,
 }
 
 /// Where copies of requests go.

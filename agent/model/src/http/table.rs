@@ -102,6 +102,10 @@ mod tests {
         fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
             (name == "x-user").then_some(Cow::Borrowed(&*self.0)).into_iter().collect()
         }
+
+        fn alike(&self, _: &str) -> Vec<Cow<'_, str>> {
+            Vec::new()
+        }
     }
 
     fn rule(number: usize) -> Rule {

@@ -135,7 +135,7 @@ pub(super) fn secures(policy: &TrafficPolicy) -> bool {
 impl Levels {
     /// A port's settings count instead of the others at their level, but for what they can't say; a subset's policy
     /// overrides block by block.
-    fn new(whole: &TrafficPolicy, subset: Option<&TrafficPolicy>) -> Self {
+    pub fn new(whole: &TrafficPolicy, subset: Option<&TrafficPolicy>) -> Self {
         let at = |policy: &TrafficPolicy, port: Option<u16>| {
             let own = policy.ports.iter().find(|(number, _)| Some(*number) == port);
             let (retry_budget, proxy_protocol) = (policy.retry_budget, policy.proxy_protocol);

@@ -172,17 +172,25 @@ impl Test {
             Test::Header(name, patterns) => {
                 let headers = facts.request?.headers;
                 let is = |value: &str| patterns.other.contains(&Pattern::Present) || patterns.hit(value);
-                let (mut values, mut others) = (headers.values(name), headers.otherwise(name));
-                match (&values[..], &others[..]) {
-                    ([], _) => return Some(false),
-                    ([value], []) => return Some(is(value)),
+                let (values, others) = (headers.values(name), headers.otherwise(name));
+                let spelled = headers.alike(name);
+                match (&values[..], &others[..], &spelled[..]) {
+                    ([], _, []) => return Some(false),
+                    ([value], [], []) => return Some(is(value)),
                     _ => {}
                 }
+                // Whoever knows one spelling alone sees none of the others.
+                let missing = values.is_empty().then_some(false);
+                let all: Vec<_> = match &spelled[..] {
+                    [] => Vec::new(),
+                    _ => values.iter().cloned().chain(spelled).collect(),
+                };
                 // One server takes the first, one the last, one all of them together.
-                for read in [&mut values, &mut others].into_iter().filter(|read| read.len() > 1) {
-                    read.extend([",", ", "].map(|between| read.join(between).into()));
+                let mut read = [values, others, all];
+                for values in read.iter_mut().filter(|values| values.len() > 1) {
+                    values.extend([",", ", "].map(|between| values.join(between).into()));
                 }
-                alike(values.iter().chain(&others).map(|value| is(value)))
+                alike(missing.into_iter().chain(read.iter().flatten().map(|value| is(value))))
             }
             Test::RequestPrincipal(patterns) => match facts.token {
                 Token::Untold => None,
@@ -231,7 +239,8 @@ impl Test {
             Test::Method(_) => of_request(&|request| format!("the method is {}", request.method)),
             Test::Path(_) => of_request(&|request| format!("the path is {}", request.path)),
             Test::Header(name, _) => of_request(&|request| match &request.headers.values(name)[..] {
-                [] => format!("there is no header {name}"),
+                [] if request.headers.alike(name).is_empty() => format!("there is no header {name}"),
+                [] => format!("there is a header that servers may take for {name}"),
                 // What a header holds may be a secret.
                 [_] => format!("there is a header {name}"),
                 several => format!("there are {} headers {name}", several.len()),

@@ -275,6 +275,13 @@ pub enum ServerTls {
     Unavailable(String),
 }
 
+impl ServerTls {
+    /// Whether a server is reached by TLS of its own, or not at all.
+    pub fn is_with_server(&self) -> bool {
+        matches!(self, Self::Simple(_) | Self::Unavailable(_))
+    }
+}
+
 /// Which servers are believed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerCheck {

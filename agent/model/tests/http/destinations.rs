@@ -39,8 +39,8 @@ fn target(
 ) -> Result<(Vec<IpAddr>, Option<Arc<TrafficPolicy>>), Reason> {
     let service = snapshot.service(&NamespacedName::new("shop", "web")).cloned();
     let service = service.ok_or(Reason::NoSuchDestination);
-    let cluster =
-        Cluster { host: String::new(), service, port: Some(port), subset: subset.map(str::to_owned) };
+    let subset = subset.map(str::to_owned);
+    let cluster = Cluster { host: String::new(), service, port: Some(port), subset, needs_tls: false };
     let target = snapshot.routes().target(&cluster, port, &client(namespace))?;
     let eligible = target.eligible(Ipv4Addr::UNSPECIFIED.into());
     Ok((eligible.iter().map(|endpoint| endpoint.address.ip()).collect(), target.policy.cloned()))

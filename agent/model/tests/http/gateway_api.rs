@@ -31,7 +31,7 @@ fn leads(name: &str, matches: impl Into<Vec<RouteMatch>>) -> RouteRule {
     RouteRule { name: name.to_owned(), matches: matches.into(), backends, ..RouteRule::default() }
 }
 
-fn backend(namespace: &str, name: &str, weight: u32) -> RouteBackend {
+pub fn backend(namespace: &str, name: &str, weight: u32) -> RouteBackend {
     let name = NamespacedName::new(namespace, name);
     let backend = BackendRef { group: String::new(), kind: "Service".to_owned(), name, port: Some(80) };
     RouteBackend { backend, weight, ..RouteBackend::default() }
@@ -69,7 +69,7 @@ fn named(world: &World, request: &Request<'_>) -> Option<String> {
     }
 }
 
-fn finding(snapshot: &Snapshot, kind: &str, says: &str) -> bool {
+pub fn finding(snapshot: &Snapshot, kind: &str, says: &str) -> bool {
     snapshot.findings().iter().any(|finding| finding.kind == kind && finding.message.contains(says))
 }
 
@@ -271,7 +271,7 @@ fn a_dot_in_an_exact_name_is_no_other_character() {
 }
 
 /// What becomes of a request that follows this rule: where it leads, or why it is refused.
-fn outcome(world: &World, grants: Grants, number: u64) -> Result<String, Reason> {
+pub fn outcome(world: &World, grants: Grants, number: u64) -> Result<String, Reason> {
     let settings = settings();
     let gate = NamespacedName::new("shop", "gate");
     let snapshot = compile(world, &settings, 1).with_routes(&gate, world, &settings, grants);
@@ -288,7 +288,7 @@ fn outcome(world: &World, grants: Grants, number: u64) -> Result<String, Reason>
     }
 }
 
-fn backends(backends: impl Into<Vec<RouteBackend>>) -> World {
+pub fn backends(backends: impl Into<Vec<RouteBackend>>) -> World {
     let rule = RouteRule { backends: backends.into(), ..RouteRule::default() };
     with([route("shop", "r", [rule])])
 }
@@ -327,13 +327,16 @@ fn an_invalid_backend_is_refused_for_its_share_with_a_finding() {
         assert_eq!(outcome(&nothing, Grants::Optional, 0), Err(Reason::InvalidRoute));
     }
     let mut world = backends([good()]);
-    for (protocol, fits) in
-        [("kubernetes.io/h2c", true), ("kubernetes.io/ws", true), ("kubernetes.io/wss", false)]
-    {
-        let service = world.services.get_mut(&NamespacedName::new("shop", "web")).unwrap();
-        service.ports[0].app_protocol = Some(protocol.to_owned());
+    for (protocol, fits) in [("kubernetes.io/h2c", true), ("kubernetes.io/ws", true), ("mysql", false)] {
+        speak(&mut world, protocol);
         assert_eq!(outcome(&world, Grants::Optional, 0).is_ok(), fits, "{protocol}");
     }
+}
+
+/// Has the port that routes lead to say that it speaks this.
+pub fn speak(world: &mut World, protocol: &str) {
+    let service = world.services.get_mut(&NamespacedName::new("shop", "web")).unwrap();
+    service.ports[0].app_protocol = Some(protocol.to_owned());
 }
 
 #[test]

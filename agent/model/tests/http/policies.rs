@@ -241,15 +241,16 @@ fn methods_hosts_and_addresses() {
     assert_eq!(matches(&when(Condition::RemoteIp(values(&["10.0.0.9"]))), &get("/")), Some(true));
 }
 
+fn of(pairs: &[(&str, &str)]) -> Map {
+    let mut map = Map::default();
+    for (name, value) in pairs {
+        map.0.entry((*name).to_owned()).or_default().push((*value).to_owned());
+    }
+    map
+}
+
 #[test]
 fn headers() {
-    let of = |pairs: &[(&str, &str)]| {
-        let mut map = Map::default();
-        for (name, value) in pairs {
-            map.0.entry((*name).to_owned()).or_default().push((*value).to_owned());
-        }
-        map
-    };
     let is = |values| when(Condition::Header("x-team".to_owned(), values));
     for (sent, wanted, want) in [
         (of(&[]), values(&["blue"]), Some(false)),
@@ -283,6 +284,30 @@ impl Headers for Odd {
     fn otherwise(&self, name: &str) -> Vec<Cow<'_, str>> {
         let values = self.1.iter().filter(|_| name == "x-team");
         values.map(|value| Cow::Borrowed(*value)).collect()
+    }
+
+    fn alike(&self, _: &str) -> Vec<Cow<'_, str>> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_header_that_servers_may_take_for_another_keeps_out_and_lets_nobody_in() {
+    let is = |values| when(Condition::Header("x-team".to_owned(), values));
+    for (sent, wanted, want) in [
+        (of(&[("x_team", "red")]), values(&["red"]), None),
+        (of(&[("x.team", "red")]), but(&["red"]), None),
+        (of(&[("x_team", "red")]), values(&["*"]), None),
+        (of(&[("x_team", "red")]), values(&["blue"]), Some(false)),
+        (of(&[("x-team", "red"), ("x_team", "red")]), values(&["red", "red,red", "red, red"]), Some(true)),
+        (of(&[("x-team", "red"), ("x_team", "blue")]), values(&["red"]), None),
+        (of(&[("x-team", "blue"), ("x_team", "red")]), values(&["red"]), None),
+        (of(&[("x-team", "red"), ("x_team", "blue")]), but(&["blue"]), None),
+        (of(&[("x-team", "red"), ("x-team", "red"), ("x_team", "green")]), values(&["red,red"]), None),
+        (of(&[("x-team", "red"), ("xteam", "blue")]), values(&["red"]), Some(true)),
+    ] {
+        let request = Request { headers: &sent, ..get("/") };
+        assert_eq!(matches(&is(wanted.clone()), &request), want, "{sent:?} {wanted:?}");
     }
 }
 

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use orlop_model::http::{Action, Client, Grants, Headers, Request, Rule};
+use orlop_model::http::{Action, Client, Grants, Headers, Request, Rule, is_alike};
 use orlop_model::world::routing::{
     Destination, DestinationRule, HttpMatch, HttpRule, RuleAction, StringMatch, VirtualService,
     WeightedDestination,
@@ -17,6 +17,11 @@ pub struct Map(pub BTreeMap<String, Vec<String>>);
 impl Headers for Map {
     fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
         self.0.get(name).into_iter().flatten().map(|value| Cow::Borrowed(value.as_str())).collect()
+    }
+
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let others = self.0.keys().filter(|other| *other != name && is_alike(other, name));
+        others.flat_map(|other| self.values(other)).collect()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, request};
+use http::{HeaderMap, HeaderName, HeaderValue, request};
 use orlop_model::{
     Behind, Endpoint, Identity, Judgement, Reason, Service, Snapshot,
-    http::{Headers, NoTokens, Request, Tokens},
+    http::{Headers, NoTokens, Request, Tokens, is_alike},
     world::ExtensionProvider,
 };
 
@@ -205,6 +205,12 @@ impl Headers for Seen<'_> {
         }
         values().map(|value| value.iter().map(|&byte| char::from(byte)).collect()).collect()
     }
+
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let names = self.0.keys().map(HeaderName::as_str);
+        let others = names.filter(|other| *other != name && is_alike(other, name));
+        others.flat_map(|other| self.values(other).into_iter().chain(self.otherwise(other))).collect()
+    }
 }
 
 #[cfg(test)]
@@ -221,5 +227,16 @@ mod tests {
         assert_eq!(with("caf\u{e9}".as_bytes()), ("caf\u{e9}".to_owned(), String::new()));
         let read = ("caf\u{e9}|caf\u{fffd}".to_owned(), "caf\u{c3}\u{a9}|caf\u{e9}".to_owned());
         assert_eq!(with(b"caf\xe9"), read);
+    }
+
+    #[test]
+    fn other_spellings_are_seen_of_which_servers_make_the_same() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-role", "a"), ("x_role", "b"), ("x.role", "c"), ("x-roles", "d")] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let mut alike = Seen(&headers).alike("x-role");
+        alike.sort();
+        assert_eq!(alike, ["b", "c"]);
     }
 }

@@ -45,8 +45,6 @@ use crate::refusal::Refusal;
 const GRPC_ROUTE: &str = RouteKind::Grpc.name();
 /// In the answers of whoever limits how much is asked.
 pub(super) const ENVOY_RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
-/// The longest pause between two attempts is this many times the first.
-const MAX_BACKOFF: u32 = 10;
 /// Who does not answer before the client's own deadline is no worse than others, unless it had this long.
 const UNHURRIED: Duration = Duration::from_secs(1);
 /// An endpoint that does not answer is taken for one that takes at least this long.
@@ -305,9 +303,8 @@ async fn attempts(
             return Ok((response, lease));
         }
         record.attempts += 1;
-        let most = plan.retries.backoff * (1 << attempt.min(8)).min(MAX_BACKOFF);
         drop(result);
-        sleep(plan.retries.at_least + most.mul_f64(fastrand::f64())).await;
+        sleep(plan.retries.pause(attempt, fastrand::f64())).await;
     }
 }
 

@@ -9,6 +9,8 @@ use http::{
     uri::Authority,
 };
 
+use orlop_model::http::is_alike;
+
 use crate::hbone::CLIENT_CERT;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -126,12 +128,6 @@ pub(super) fn strip(headers: &mut HeaderMap) {
 pub(super) fn upgrade(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
-}
-
-/// Whether both are the same header, or are to servers which know headers as variables (RFC 3875, section 4.1.18).
-pub(super) fn is_alike(one: &str, other: &str) -> bool {
-    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
-    one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain))
 }
 
 /// Takes a header out, in each spelling that is [alike](is_alike).

@@ -13,7 +13,7 @@ use orlop_model::world::{HttpCheck, security::Pattern};
 use super::super::{
     call::Failed,
     failure::Extra,
-    headers::{is_alike, is_unfit, strip},
+    headers::{is_unfit, strip},
     replay::RequestBody,
     session::Session,
 };
