@@ -1,11 +1,13 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod away;
+mod backend_filters;
 mod balancers;
 mod bodies;
 pub mod bounds;
 mod caller;
 mod circuit_breaking;
+mod connecting;
 mod counted;
 mod custom;
 mod custom_answers;
@@ -16,6 +18,7 @@ mod forged;
 pub mod framing;
 mod gateway_api;
 mod grpc;
+mod grpc_routes;
 pub mod h2c;
 mod hostile;
 mod leaving;
@@ -31,6 +34,7 @@ mod rolling;
 mod routes;
 mod rules;
 pub mod scripted;
+mod sources;
 mod speaks;
 mod stories;
 mod streams;

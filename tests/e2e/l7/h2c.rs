@@ -1,6 +1,8 @@
 //! HTTP/2 without TLS, as client and as server.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 
@@ -26,6 +28,7 @@ pub const BULK: usize = 2 << 20;
 /// with the status. What it was asked is in the headers `seen-path`, `seen-host` and `seen-caller`.
 pub struct Server {
     stop: watch::Sender<bool>,
+    count: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,20 +37,29 @@ impl Server {
         let (stop, mut stopped) = watch::channel(false);
         let (ready, started) = channel();
         let pod = pod.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         let thread = thread::spawn(move || {
             within(&pod, async move || {
                 let listener = tokio::net::TcpListener::bind(("::", port)).await.unwrap();
                 ready.send(()).unwrap();
                 loop {
                     tokio::select! {
-                        accepted = listener.accept() => drop(spawn_local(serve(accepted.unwrap().0))),
+                        accepted = listener.accept() => {
+                            drop(spawn_local(serve(accepted.unwrap().0, Arc::clone(&counted))));
+                        }
                         _ = stopped.wait_for(|stop| *stop) => return,
                     }
                 }
             });
         });
         started.recv_timeout(TIMEOUT).unwrap();
-        Self { stop, thread: Some(thread) }
+        Self { stop, count, thread: Some(thread) }
+    }
+
+    /// How often it was asked.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
     }
 }
 
@@ -60,9 +72,10 @@ impl Drop for Server {
     }
 }
 
-async fn serve(tcp: tokio::net::TcpStream) {
+async fn serve(tcp: tokio::net::TcpStream, count: Arc<AtomicUsize>) {
     let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
+        count.fetch_add(1, Ordering::SeqCst);
         spawn_local(async move {
             let _ = answer(request, respond).await;
         });
@@ -75,8 +88,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
         .header("content-type", "application/grpc")
         .header("seen-path", parts.uri.path())
         .header("seen-host", parts.uri.authority().map_or("none", |authority| authority.as_str()));
-    if let Some(caller) = parts.headers.get("x-forwarded-client-cert") {
-        response = response.header("seen-caller", caller);
+    for (name, seen) in [("x-forwarded-client-cert", "seen-caller"), ("x-set", "seen-set")] {
+        if let Some(value) = parts.headers.get(name) {
+            response = response.header(seen, value);
+        }
     }
     let mut send = respond.send_response(response.body(()).unwrap(), false)?;
     if parts.uri.path() == BROKEN_OFF {
@@ -120,11 +135,20 @@ pub async fn connect_with(to: SocketAddr, settings: h2::client::Builder) -> Send
 
 /// Asks for `path`; the body is still to come.
 pub async fn ask(client: &SendRequest<Bytes>, path: &str) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
+    ask_with(client, path, &[]).await
+}
+
+/// The same, with more headers.
+pub async fn ask_with(
+    client: &SendRequest<Bytes>,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
     let request = Request::post(format!("http://web{path}"))
         .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
+        .header("te", "trailers");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let request = request.body(()).unwrap();
     client.clone().ready().await.unwrap().send_request(request, false).unwrap()
 }
 
