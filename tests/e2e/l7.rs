@@ -1,12 +1,14 @@
 //! The waypoint: requests through it, read, routed and recorded.
 
 mod away;
+mod backend_filters;
 mod balancers;
 mod besieged;
 mod bodies;
 pub mod bounds;
 mod caller;
 mod circuit_breaking;
+mod connecting;
 mod counted;
 mod custom;
 mod custom_answers;
@@ -17,6 +19,7 @@ mod forged;
 pub mod framing;
 mod gateway_api;
 mod grpc;
+mod grpc_routes;
 pub mod h2c;
 mod heads;
 mod hostile;
@@ -34,6 +37,7 @@ mod rolling;
 mod routes;
 mod rules;
 pub mod scripted;
+mod sources;
 mod speaks;
 mod stories;
 mod streams;

@@ -163,22 +163,26 @@ pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Has the kernel look whether the other side is still there: after so long without a byte, so often, and how many such
-/// looks may go unanswered. What is `None` is as the system has it.
+/// looks may go unanswered. What is `None` is as the system has it, and what is out of the kernel's bounds (tcp.h:
+/// `MAX_TCP_KEEPIDLE` and others) is the nearest that it takes.
 pub(crate) fn keep_alive_as(
     stream: &TcpStream,
     time: Option<Duration>,
     interval: Option<Duration>,
     probes: Option<u32>,
 ) -> io::Result<()> {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(32_767);
+    const MOST: u32 = 127;
     let mut wanted = TcpKeepalive::new();
     if let Some(time) = time {
-        wanted = wanted.with_time(time);
+        wanted = wanted.with_time(time.clamp(SHORTEST, LONGEST));
     }
     if let Some(interval) = interval {
-        wanted = wanted.with_interval(interval);
+        wanted = wanted.with_interval(interval.clamp(SHORTEST, LONGEST));
     }
     if let Some(probes) = probes {
-        wanted = wanted.with_retries(probes);
+        wanted = wanted.with_retries(probes.clamp(1, MOST));
     }
     SockRef::from(stream).set_tcp_keepalive(&wanted)
 }
@@ -261,4 +265,35 @@ pub(crate) async fn read_out(twin: io::Result<OwnedFd>) {
     };
     // It is over anyhow.
     let _ = timeout(PATIENCE, read).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keepalive_is_set_as_wanted_within_what_the_kernel_takes() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = SockRef::from(&stream);
+        let seen = || {
+            let (time, interval) =
+                (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+            (
+                socket.keepalive().unwrap(),
+                time.as_secs(),
+                interval.as_secs(),
+                socket.tcp_keepalive_retries().unwrap(),
+            )
+        };
+        let secs = |secs| Some(Duration::from_secs(secs));
+        assert!(!seen().0);
+        keep_alive_as(&stream, secs(100), secs(7), Some(3)).unwrap();
+        assert_eq!(seen(), (true, 100, 7, 3));
+        // What is not said stays.
+        keep_alive_as(&stream, None, secs(8), None).unwrap();
+        assert_eq!(seen(), (true, 100, 8, 3));
+        keep_alive_as(&stream, secs(100_000), Some(Duration::from_millis(1)), Some(1000)).unwrap();
+        assert_eq!(seen(), (true, 32_767, 1, 127));
+    }
 }

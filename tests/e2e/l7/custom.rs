@@ -274,6 +274,13 @@ fn a_grpc_provider_is_asked_in_envoys_words_and_changes_headers() {
     let denied = ask(stage, "GET /admin", &[], "");
     assert_eq!((denied.status, denied.text().as_str()), (401, "no\n"));
     assert_eq!(denied.header("www-authenticate"), Some("Basic"));
+    // Bytes are bytes where it wants them so, and text nowhere.
+    let packed = json!({"includeRequestBodyInCheck": {"maxRequestBytes": 16, "packAsBytes": true}});
+    asked.ask(&grpc(packed), &of_admin());
+    assert_eq!(ask(stage, "POST /admin", &headers, "caf\u{e9}").status, 200);
+    let http = at(&authz.asked().pop().unwrap().1, &[1, 4, 2]).remove(0);
+    assert_eq!((at(&http, &[12]), at(&http, &[11])), (vec!["caf\u{e9}".as_bytes().to_vec()], vec![]));
+    asked.ask(&grpc(json!({"includeRequestBodyInCheck": {"maxRequestBytes": 16}})), &of_admin());
     // It sees no more of a body than it asks for, and what is longer goes nowhere.
     let count = server.count();
     assert_eq!(ask(stage, "POST /admin", &headers, "seventeen letters").status, 413);

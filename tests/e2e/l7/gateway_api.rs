@@ -16,7 +16,7 @@ use crate::hbone::within;
 use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
 
 /// A stage whose versions are a service each, `v1` and `v2`, besides being that which the routes are for.
-fn versions(args: &[&str]) -> Versions {
+pub fn versions(args: &[&str]) -> Versions {
     let versions = Versions::with(args);
     let stage = &versions.stage;
     stage.change(|| {

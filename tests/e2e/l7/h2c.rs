@@ -43,7 +43,7 @@ pub const UNFIT_NAMES: [&str; 5] =
 /// trailers in the trailer `seen-trailers`.
 pub struct Server {
     stop: watch::Sender<bool>,
-    resets: Arc<AtomicUsize>,
+    count: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,8 +51,9 @@ impl Server {
     pub fn start(pod: &Pod, port: u16) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let (ready, started) = channel();
-        let resets = Arc::<AtomicUsize>::default();
-        let (pod, counted) = (pod.clone(), Arc::clone(&resets));
+        let pod = pod.clone();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         let thread = thread::spawn(move || {
             within(&pod, async move || {
                 let listener = tokio::net::TcpListener::bind(("::", port)).await.unwrap();
@@ -68,12 +69,12 @@ impl Server {
             });
         });
         started.recv_timeout(TIMEOUT).unwrap();
-        Self { stop, resets, thread: Some(thread) }
+        Self { stop, count, thread: Some(thread) }
     }
 
-    /// How often it was asked for [`RESET`].
-    pub fn resets(&self) -> usize {
-        self.resets.load(Ordering::SeqCst)
+    /// How often it was asked.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
     }
 }
 
@@ -86,11 +87,11 @@ impl Drop for Server {
     }
 }
 
-async fn serve(tcp: tokio::net::TcpStream, resets: Arc<AtomicUsize>) {
+async fn serve(tcp: tokio::net::TcpStream, count: Arc<AtomicUsize>) {
     let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
+        count.fetch_add(1, Ordering::SeqCst);
         if request.uri().path() == RESET {
-            resets.fetch_add(1, Ordering::SeqCst);
             respond.send_reset(h2::Reason::INTERNAL_ERROR);
             continue;
         }
@@ -106,8 +107,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
         .header("content-type", "application/grpc")
         .header("seen-path", parts.uri.path())
         .header("seen-host", parts.uri.authority().map_or("none", |authority| authority.as_str()));
-    if let Some(caller) = parts.headers.get("x-forwarded-client-cert") {
-        response = response.header("seen-caller", caller);
+    for (name, seen) in [("x-forwarded-client-cert", "seen-caller"), ("x-set", "seen-set")] {
+        if let Some(value) = parts.headers.get(name) {
+            response = response.header(seen, value);
+        }
     }
     match parts.uri.path() {
         MANY => response = (0..MANY_HEADERS).fold(response, |response, n| response.header("many", n)),
@@ -165,11 +168,20 @@ pub async fn connect_with(to: SocketAddr, settings: h2::client::Builder) -> Send
 
 /// Asks for `path`; the body is still to come.
 pub async fn ask(client: &SendRequest<Bytes>, path: &str) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
+    ask_with(client, path, &[]).await
+}
+
+/// The same, with more headers.
+pub async fn ask_with(
+    client: &SendRequest<Bytes>,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (h2::client::ResponseFuture, SendStream<Bytes>) {
     let request = Request::post(format!("http://web{path}"))
         .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
+        .header("te", "trailers");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let request = request.body(()).unwrap();
     client.clone().ready().await.unwrap().send_request(request, false).unwrap()
 }
 

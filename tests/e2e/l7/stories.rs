@@ -185,6 +185,45 @@ fn whatever_a_mirror_does_the_caller_gets_the_servers_answer() {
 }
 
 #[test]
+fn who_is_mirrored_is_not_slower_for_it() {
+    const ASKED: usize = 300;
+    /// So many times slower it might be by chance.
+    const SLOWER: usize = 4;
+    let versions = Versions::new();
+    let stage = &versions.stage;
+    let _server = Scripted::status(&versions.pods[0], 200);
+    // It takes connections and answers nobody.
+    let _silent = versions.pods[1].listen(false, 80).unwrap();
+    versions.route(
+        "- match: [{uri: {exact: /mirrored}}]\n  mirrors: [{destination: {host: web, subset: v2}}]\n\
+         \x20 route: [{destination: {host: web, subset: v1}}]\n\
+         - route: [{destination: {host: web, subset: v1}}]",
+    );
+    let ask = |stream: &mut BufReader<TcpStream>, path: &str| {
+        let answer = request(stream, &format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap();
+        assert_eq!(answer.status, 200, "{path}");
+    };
+    // Of two clients at once, each as fast as it can, one is mirrored.
+    let (over, plain) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = stage.connect();
+            while !over.load(Ordering::SeqCst) && plain.load(Ordering::SeqCst) < 100 * ASKED {
+                ask(&mut stream, "/plain");
+                plain.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let mut stream = stage.connect();
+        assert!(wait_for(TIMEOUT, || plain.load(Ordering::SeqCst) > 0));
+        let before = plain.load(Ordering::SeqCst);
+        (0..ASKED).for_each(|_| ask(&mut stream, "/mirrored"));
+        let meanwhile = plain.load(Ordering::SeqCst) - before;
+        over.store(true, Ordering::SeqCst);
+        assert!(meanwhile < SLOWER * ASKED, "{meanwhile} to {ASKED} that were mirrored");
+    });
+}
+
+#[test]
 fn five_errors_in_a_row_eject_an_endpoint_and_it_comes_back() {
     let versions = Versions::new();
     let stage = &versions.stage;

@@ -92,8 +92,11 @@ fn a_token_says_whose_request_it_is_and_a_bad_one_is_answered_with_401() {
     let stage = Stage::new();
     let server = Scripted::start(&stage.mesh.server, |_| Reply::Answer(200, "ok\n".to_owned()));
     let (issuer, stranger) = (Issuer::new("1"), Issuer::new("1"));
-    authentication(&stage, json!({"issuer": ISSUER, "jwks": issuer.jwks(), "audiences": ["web"]}));
-    let good = issuer.token(json!({"aud": ["web"], "scope": "read write", "team": {"name": "blue"}}));
+    let rule = json!({"issuer": ISSUER, "jwks": issuer.jwks(), "audiences": ["web"], "spaceDelimitedClaims": ["roles"]});
+    authentication(&stage, rule);
+    let claims =
+        json!({"aud": ["web"], "scope": "read write", "roles": "buyer seller", "team": {"name": "blue"}});
+    let good = issuer.token(claims);
     assert_eq!(ask(&stage, "/", &[]).status, 200);
     assert_eq!(status(&stage, &good), 200);
     policy(
@@ -103,6 +106,7 @@ fn a_token_says_whose_request_it_is_and_a_bad_one_is_answered_with_401() {
             "from": [{"source": {"requestPrincipals": [format!("{ISSUER}/ann")]}}],
             "when": [
                 {"key": "request.auth.claims[scope]", "values": ["write"]},
+                {"key": "request.auth.claims[roles]", "values": ["seller"]},
                 {"key": "request.auth.claims[team][name]", "values": ["blue"]},
                 {"key": "request.auth.audiences", "values": ["web"]},
             ],
@@ -112,9 +116,10 @@ fn a_token_says_whose_request_it_is_and_a_bad_one_is_answered_with_401() {
     let served = server.count();
     assert_eq!(ask(&stage, "/", &[]).status, 403);
     for lacking in [
-        json!({"aud": "web", "scope": "read", "team": {"name": "blue"}}),
-        json!({"aud": "web", "scope": "write", "team": "blue"}),
-        json!({"aud": "web", "scope": "write", "team": {"name": "blue"}, "sub": "bob"}),
+        json!({"aud": "web", "scope": "read", "roles": "seller", "team": {"name": "blue"}}),
+        json!({"aud": "web", "scope": "write", "roles": "buyer sellers", "team": {"name": "blue"}}),
+        json!({"aud": "web", "scope": "write", "roles": "seller", "team": "blue"}),
+        json!({"aud": "web", "scope": "write", "roles": "seller", "team": {"name": "blue"}, "sub": "bob"}),
     ] {
         assert_eq!(status(&stage, &issuer.token(lacking.clone())), 403, "{lacking}");
     }

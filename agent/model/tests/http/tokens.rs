@@ -65,7 +65,7 @@ fn rule(issuer: &str) -> JwtRule {
         forward: false,
         payload_header: None,
         claim_headers: Vec::new(),
-        space_delimited: Vec::new(),
+        space_delimited: vec!["words".to_owned()],
     }
 }
 
@@ -174,6 +174,7 @@ fn claims_are_texts_lists_of_them_or_within_others() {
         ("groups", texts(&["a", "b"])),
         ("scope", text("read  write")),
         ("roles", text("x y")),
+        ("words", text(" x y")),
         ("level", Claim::Number("7".into())),
         ("staff", Claim::Bool(true)),
         ("mixed", Claim::List(vec![text("a"), Claim::Number("1".into())])),
@@ -197,6 +198,10 @@ fn claims_are_texts_lists_of_them_or_within_others() {
         (&["scope"], "read  write", Some(false)),
         (&["roles"], "x", Some(false)),
         (&["roles"], "x y", Some(true)),
+        // As the rule of its issuer says.
+        (&["words"], "x", Some(true)),
+        (&["words"], "y", Some(true)),
+        (&["words"], "x y", Some(false)),
         // Numbers, and what else is no text, are compared by nobody.
         (&["level"], "7", None),
         (&["staff"], "true", None),

@@ -113,8 +113,10 @@ async fn open(
     let Some(destination) = &key.destination else {
         let tcp = dial(session, key.address).await?;
         if let Some(Keepalive { probes, time, interval }) = pool.and_then(|pool| pool.keepalive) {
-            // What the kernel does not take is no reason to be without the connection.
-            let _ = socket::keep_alive_as(&tcp, time, interval, probes);
+            // Without it a dead server is noticed as for everybody else: no reason to be without the connection.
+            if let Err(error) = socket::keep_alive_as(&tcp, time, interval, probes) {
+                tracing::debug!(%error, address = %key.address, "no tcpKeepalive");
+            }
         }
         return Ok((Io::tcp(tcp), None));
     };
