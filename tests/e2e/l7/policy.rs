@@ -61,6 +61,9 @@ fn methods_paths_headers_and_callers_are_judged_by_the_request() {
         ("GET /users/7", ""),
         ("GET /users/7", "x-team: red\r\n"),
         ("GET /users/7", "x-team: blue\r\nx-team: red\r\n"),
+        // To some servers they are one.
+        ("GET /users/7", "x_team: blue\r\n"),
+        ("GET /users/7", "x-team: blue\r\nx_team: red\r\n"),
         // It would not reach the server.
         ("GET /users/7", "x-team: blue\r\nconnection: x-team\r\n"),
     ];

@@ -8,7 +8,6 @@ use http::{
     },
     uri::Authority,
 };
-
 use orlop_model::http::is_alike;
 
 use crate::hbone::CLIENT_CERT;

@@ -8,7 +8,10 @@ use http::{
     header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST},
     response,
 };
-use orlop_model::world::{HttpCheck, security::Pattern};
+use orlop_model::{
+    http::is_alike,
+    world::{HttpCheck, security::Pattern},
+};
 
 use super::super::{
     call::Failed,
