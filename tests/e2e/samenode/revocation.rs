@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::PoisonError;
-use std::thread;
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

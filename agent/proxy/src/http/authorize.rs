@@ -235,7 +235,8 @@ mod tests {
         for (name, value) in [("x-role", "a"), ("x_role", "b"), ("x.role", "c"), ("x-roles", "d")] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let mut alike = Seen(&headers).alike("x-role");
+        let seen = Seen(&headers);
+        let mut alike = seen.alike("x-role");
         alike.sort();
         assert_eq!(alike, ["b", "c"]);
     }
