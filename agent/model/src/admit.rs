@@ -84,8 +84,8 @@ impl Snapshot {
     }
 
     /// Like [`Self::admit`], for a connection that its source makes on behalf of `caller`, whom the
-    /// AuthorizationPolicies are asked about. If none of those that allow some names the caller, one that names the
-    /// waypoint itself will do.
+    /// AuthorizationPolicies are asked about. If none of those that allow some matches the caller, one will do that names
+    /// the waypoint itself, by its account: what else is true of the waypoint says nothing of whom it speaks for.
     ///
     /// Only the destination's own waypoints are believed; whatever others say of a caller is ignored.
     pub fn admit_for(
@@ -111,8 +111,9 @@ impl Snapshot {
         };
         match self.judge(&of_caller) {
             Err(refused) if refused.judgement.policy.is_none() => {
-                let trusted = own.ok().filter(|judgement| judgement.policy.is_some());
-                trusted.ok_or(refused)
+                let policies = self.policies_of(&connection.destination.name);
+                let is_named = policies.is_some_and(|policies| policies.name(&connection.facts()));
+                own.ok().filter(|_| is_named).ok_or(refused)
             }
             judged => judged,
         }

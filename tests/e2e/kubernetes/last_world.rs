@@ -84,11 +84,11 @@ fn who_waits_in_a_pod_that_the_world_on_disk_does_not_know_is_refused_in_the_end
     let outsider = node.run(&street, "server", &[]);
     let known = node.run(&namespace, "known", &[]);
     let mut agent = node.agent(&[]);
-    let _keeper = agent.keeper(Duration::from_secs(600)).unwrap();
     agent.wait_enrolled([&known]).unwrap();
     let kept = wait_kept(&node, &[&known]);
     let late = node.run(&namespace, "late", &[]);
     agent.wait_enrolled([&known, &late]).unwrap();
+    let _keeper = agent.keeper(Duration::from_secs(600)).unwrap();
     let server = outsider.serve_echo(80).unwrap();
     ping(&dial(&late, server.addr()).unwrap(), "still known\n").unwrap();
     node.relay.cut();

@@ -49,6 +49,8 @@ fn policy_at_the_destination_sees_the_callers_address_and_namespace() {
         // Both come through it.
         (format!("ipBlocks: [{gate}]"), (503, 503)),
         (format!("notIpBlocks: [{gate}]"), (200, 200)),
+        (format!("principals: [cluster.local/ns/{NAMESPACE}/*]"), (200, 503)),
+        (format!("principals: [\"*/ns/{NAMESPACE}/sa/gate\"]"), (200, 200)),
         (format!("namespaces: [{NAMESPACE}]"), (200, 503)),
         ("namespaces: [far]".to_owned(), (503, 200)),
         (format!("notNamespaces: [{NAMESPACE}]"), (503, 200)),

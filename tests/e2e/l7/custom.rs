@@ -300,7 +300,7 @@ fn a_grpc_provider_is_asked_in_envoys_words_and_changes_headers() {
             .metric("orlop_authorizer_checks_total", &labels.each_ref().map(String::as_str))
             .unwrap()
     };
-    assert_eq!((checks("allowed"), checks("denied")), (2.0, 1.0));
+    assert_eq!((checks("allowed"), checks("denied")), (3.0, 1.0));
 }
 
 #[test]

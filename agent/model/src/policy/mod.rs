@@ -188,6 +188,12 @@ impl Policies {
         }
     }
 
+    /// Whether an ALLOW policy matches by whoever connects being named in it.
+    pub fn name(&self, facts: &Facts<'_>) -> bool {
+        let allowing = self.policies().filter(|policy| policy.effect() == Effect::Allow);
+        allowing.flat_map(|policy| &policy.rules).any(|rule| rule.names(facts))
+    }
+
     /// Whether the name in the client's TLS may decide.
     pub fn want_sni(&self, facts: &Facts<'_>) -> bool {
         self.layers().flat_map(|layer| &layer.by_sni).any(|hit| hit.compiled().wants_sni(facts))

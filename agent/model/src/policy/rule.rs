@@ -127,6 +127,15 @@ impl CompiledRule {
         checks.into_iter().any(|check| matches!(check.test, Test::Sni(_)))
     }
 
+    /// Whether it matches, and names whoever connects: by the whole account, and not by what is true of others too.
+    pub fn names(&self, facts: &Facts<'_>) -> bool {
+        let names = |all: &Vec<Check>| {
+            let is_named = |check: &Check| !check.negated && check.test.names(facts);
+            all.iter().any(is_named) && all.iter().all(|check| self.holds(check, facts))
+        };
+        self.clauses.iter().any(|clause| clause.iter().any(names)) && self.matches(facts)
+    }
+
     /// Whether one of its checks holds.
     pub fn holds(&self, check: &Check, facts: &Facts<'_>) -> bool {
         check.test.hits(facts).map_or(self.if_in_doubt, |hits| hits != check.negated)
@@ -134,6 +143,23 @@ impl CompiledRule {
 }
 
 impl Test {
+    /// Whether one of the values is the account of whoever connects, of whatever trust domain.
+    fn names(&self, facts: &Facts<'_>) -> bool {
+        match self {
+            Test::Principal(Patterns { exact, other }) => {
+                let names_account = |pattern: &Pattern| match pattern {
+                    Pattern::Suffix(end) => {
+                        facts.principal.ends_with(&**end) && end.ends_with(facts.service_account)
+                    }
+                    _ => false,
+                };
+                exact.iter().any(|of| of == facts.principal) || other.iter().any(names_account)
+            }
+            Test::ServiceAccount(_) => self.hits(facts) == Some(true),
+            _ => false,
+        }
+    }
+
     /// Whether the fact is one of the values; `None` where nobody can tell: it is not seen, or is there in several
     /// ways that say different things.
     pub fn hits(&self, facts: &Facts<'_>) -> Option<bool> {
