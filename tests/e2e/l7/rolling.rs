@@ -26,9 +26,12 @@ struct Load {
     asked: AtomicUsize,
 }
 
+/// One that may be sent again where a connection has died, and one that may not.
+const REQUESTS: [&str; 2] =
+    ["GET /x HTTP/1.1\r\nhost: web\r\n\r\n", "POST /x HTTP/1.1\r\nhost: web\r\ncontent-length: 1\r\n\r\nx"];
+
 impl Load {
-    fn ask(&self, client: &Pod, to: SocketAddr) {
-        let get = "GET /x HTTP/1.1\r\nhost: web\r\n\r\n";
+    fn ask(&self, client: &Pod, to: SocketAddr, asks: &str) {
         let mut due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let mut stream = BufReader::new(client.connect(to, TIMEOUT).unwrap());
@@ -36,7 +39,7 @@ impl Load {
                 thread::sleep(due.saturating_duration_since(Instant::now()));
                 // What is late is made up for, but not all of a long stall at once.
                 due = (due + PACE).max(Instant::now() - 8 * PACE);
-                let answer = request(&mut stream, get).unwrap();
+                let answer = request(&mut stream, asks).unwrap();
                 assert_eq!(answer.status, 200, "{}", answer.text());
                 self.asked.fetch_add(1, Ordering::Relaxed);
                 if answer.header("connection") == Some("close") || self.stop.load(Ordering::Relaxed) {
@@ -81,33 +84,35 @@ fn started_anew_scaled_and_rolled_they_fail_no_request() {
     let to = SocketAddr::new(vip[0], 80);
     let begun = Instant::now();
     thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| load.ask(&mesh.client, to))).collect();
-        let stop = Stop(&load);
+        let (load, mesh) = (&load, &mesh);
+        let client = |asks| scope.spawn(move || load.ask(&mesh.client, to, asks));
+        let clients: Vec<_> = REQUESTS.into_iter().cycle().take(CLIENTS).map(client).collect();
+        let stop = Stop(load);
         thread::sleep(CALM);
         // The only one, in its place.
         end(waypoint);
         let first = Waypoint::start(&gate, &[]).unwrap();
         thread::sleep(CALM);
         // From one to three, and back: the world hears of one before it ends, and of one after.
-        let (second_pod, second) = start(&mesh, "gate-2");
-        let (third_pod, third) = start(&mesh, "gate-3");
+        let (second_pod, second) = start(mesh, "gate-2");
+        let (third_pod, third) = start(mesh, "gate-3");
         gates(&[&gate, &second_pod, &third_pod]);
-        settle_with(&mesh, [&first, &second, &third]);
+        settle_with(mesh, [&first, &second, &third]);
         thread::sleep(CALM);
         gates(&[&gate, &second_pod]);
-        settle_with(&mesh, [&first, &second, &third]);
+        settle_with(mesh, [&first, &second, &third]);
         end(third);
         end(second);
         gates(&[&gate]);
-        settle_with(&mesh, [&first]);
+        settle_with(mesh, [&first]);
         thread::sleep(CALM);
         // One in the place of another.
-        let (new_pod, new) = start(&mesh, "gate-4");
+        let (new_pod, new) = start(mesh, "gate-4");
         gates(&[&gate, &new_pod]);
-        settle_with(&mesh, [&first, &new]);
+        settle_with(mesh, [&first, &new]);
         end(first);
         gates(&[&new_pod]);
-        settle_with(&mesh, [&new]);
+        settle_with(mesh, [&new]);
         thread::sleep(CALM);
         drop(stop);
         clients.into_iter().for_each(|client| client.join().unwrap());
