@@ -136,6 +136,8 @@ impl ClusterWorld {
                 return Err(failing.pop_first().map_or(ClusterError::Late(READ_TIMEOUT), failed));
             };
             match update.ok_or(ClusterError::Ended)? {
+                // What was listed needs no watch.
+                Update::Failing(kind, _) if !keeper.store.is_missing(kind) => {}
                 Update::Failing(kind, problem) if problem.may_pass => drop(failing.insert(kind, problem)),
                 Update::Failing(kind, problem) => return Err(failed((kind, problem))),
                 update => {

@@ -49,6 +49,11 @@ impl Store {
         self.missing.is_empty()
     }
 
+    /// Whether this kind was not listed yet.
+    pub fn is_missing(&self, kind: Kind) -> bool {
+        self.missing.contains(&kind)
+    }
+
     /// Takes an update over into the world. Says whether that has changed.
     pub fn apply(&mut self, world: &mut World, update: Update) -> bool {
         match update {

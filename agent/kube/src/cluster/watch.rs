@@ -244,13 +244,13 @@ pub(super) struct Problem {
     /// What the client or the server said.
     pub text: String,
     /// Whether the server answers, and may say something else in a moment: a kind that was just defined is not there at
-    /// once (404), and one whose definition was changed is told to come again (429).
+    /// once (404), and one whose definition was changed is told to come again (429) or anew (410).
     pub may_pass: bool,
 }
 
 impl Problem {
     fn of(error: &watcher::Error) -> Self {
-        let may_pass = status_code(error).is_some_and(|code| matches!(code, 404 | 429 | 500..));
+        let may_pass = status_code(error).is_some_and(|code| matches!(code, 404 | 410 | 429 | 500..));
         Self { text: describe(error), may_pass }
     }
 }
