@@ -2,19 +2,14 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
-use orlop_tests::{Testbed, binary};
+use orlop_tests::{Testbed, binary, wait_for};
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
-use super::api::Kubernetes;
+use super::api::{Kubernetes, anything};
+use super::replica::LONG;
 
 /// Makes a namespace with both in it.
 fn client_and_server(kubernetes: &Kubernetes) -> String {
@@ -80,31 +75,38 @@ fn explain_goes_by_what_is_in_the_cluster_and_says_what_it_may_not_read() {
 }
 
 #[test]
-fn explain_waits_for_a_kind_that_was_just_defined() {
+fn explain_waits_for_a_kind_that_is_defined_and_not_served_yet() {
     let kubernetes = Kubernetes::own();
     kubernetes.define_istio();
     let namespace = client_and_server(&kubernetes);
-    let definitions = Api::<CustomResourceDefinition>::all(kubernetes.client.clone());
-    let name = "telemetries.telemetry.istio.io";
-    let definition = kubernetes.wait(definitions.get(name)).unwrap();
-    let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
-    let anew = CustomResourceDefinition { metadata, status: None, ..definition };
-    let asked = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !asked.load(Ordering::Relaxed) {
-                kubernetes.wait(async {
-                    definitions.delete(name, &DeleteParams::default()).await.unwrap();
-                    while definitions.create(&PostParams::default(), &anew).await.is_err() {
-                        sleep(Duration::from_millis(1)).await;
-                    }
-                });
-            }
+    let serve = |served: bool| {
+        let version = json!({
+            "name": "v1", "served": served, "storage": true, "schema": {"openAPIV3Schema": anything()},
         });
-        let kubeconfig = kubernetes.plane.kubeconfig();
-        let answers: Vec<_> = (0..50).map(|_| ask(&namespace, &kubeconfig)).collect();
-        asked.store(true, Ordering::Relaxed);
-        let bad: Vec<_> = answers.iter().filter(|(code, _)| *code != Some(0)).collect();
-        assert!(bad.is_empty(), "{bad:#?}");
+        kubernetes.apply(&json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "telemetries.telemetry.istio.io"},
+            "spec": {
+                "group": "telemetry.istio.io", "scope": "Namespaced", "versions": [version],
+                "names": {"kind": "Telemetry", "plural": "telemetries"},
+            },
+        }));
+    };
+    let path = "/apis/telemetry.istio.io/v1/telemetries";
+    let is_served = || {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        kubernetes.wait(kubernetes.client.request_text(request)).is_ok()
+    };
+    serve(false);
+    assert!(wait_for(LONG, || !is_served()));
+    let kubeconfig = kubernetes.plane.kubeconfig();
+    let (code, text) = thread::scope(|scope| {
+        let asks = scope.spawn(|| ask(&namespace, &kubeconfig));
+        let gave_up = wait_for(Duration::from_secs(3), || asks.is_finished());
+        serve(true);
+        let answer = asks.join().unwrap();
+        assert!(!gave_up, "{answer:?}");
+        answer
     });
+    assert_eq!(code, Some(0), "{text}");
 }
