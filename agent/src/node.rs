@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts, let_go_of_code};
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
-use orlop_kube::{ClusterWorld, Kinds, WorldDirectory, WorldFile};
+use orlop_kube::{ClusterWorld, Kinds, Pods, WorldDirectory, WorldFile};
 use orlop_model::{Choice, Snapshot, World};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
@@ -487,7 +487,8 @@ impl Source {
                 let file = WorldFile::new(&arguments.state_dir, &arguments.node);
                 let kept = last_world::instead(file.clone(), &arguments.run_dir);
                 let kubeconfig = arguments.world.kubeconfig.as_deref();
-                let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, kept).await?;
+                let pods = Pods::OfNode(&arguments.node);
+                let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, pods, kept).await?;
                 Ok(Self::Cluster(Box::new(cluster), file))
             }
         }

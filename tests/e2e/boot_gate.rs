@@ -273,6 +273,35 @@ fn a_sandbox_that_is_made_anew_is_held_anew() {
     gated.assert_served(&mut inside);
 }
 
+/// As one that is static, was made before the gate was there, or was labelled while it ran.
+#[test]
+fn a_pod_without_the_volume_is_held_from_when_the_agent_has_found_it() {
+    let mut gated = Gated::new();
+    let pod = gated.kubelet.sandbox("shop", "web", UID);
+    pod.opt_out().unwrap();
+    pod.set_ready(true).unwrap();
+    let mut inside = Inside::of(&pod);
+    gated.assert_served(&mut inside);
+    assert_eq!(gated.behind(), 0.0);
+    pod.opt_in().unwrap();
+    gated.agent.wait_enrolled([&pod]).unwrap();
+    await_value(1.0, || gated.behind());
+    gated.assert_served(&mut inside);
+    // Nobody asks for it after a reboot.
+    assert!(gated.agent.config_dump().unwrap().contains("\"gated\": false"));
+    gated.agent.kill().unwrap();
+    drop(inside);
+    let pod = pod.restart_as_kubelet(gated.kubelet.cgroups).unwrap();
+    let mut inside = Inside::of(&pod);
+    gated.assert_held(&mut inside);
+    gated.agent.restart().unwrap();
+    gated.enrol(&pod);
+    gated.assert_served(&mut inside);
+    drop(inside);
+    pod.delete().unwrap();
+    await_value(0.0, || gated.behind());
+}
+
 #[test]
 fn a_pod_outside_the_mesh_is_never_held() {
     let gated = Gated::new();

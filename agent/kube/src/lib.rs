@@ -45,7 +45,7 @@ mod world_file;
 mod written;
 
 pub use agents::{AgentPod, Agents, AgentsError};
-pub use cluster::{ClusterError, ClusterWorld};
+pub use cluster::{ClusterError, ClusterWorld, Pods};
 pub use directory::{WorldDirectory, read_world};
 pub use error::{Place, WorldError};
 pub use field::{FieldError, FieldPath};

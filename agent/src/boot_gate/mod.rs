@@ -1,5 +1,5 @@
 //! The boot gate: a CSI driver that kubelet asks before it makes a pod's sandbox, and that has the kernel hold the
-//! pod before it answers.
+//! pod before it answers. A pod that has no volume of it is held from when the agent finds it.
 
 mod driver;
 mod messages;
@@ -51,6 +51,8 @@ pub struct BootGate {
     kubelet: PathBuf,
     held: Arc<HeldPods>,
     serving: JoinSet<()>,
+    /// The pods that kubelet has asked for, as it will after a reboot, when nothing is held any more.
+    asked_for: HashSet<CgroupId>,
     /// What was the matter with the last step, which is told once.
     problem: Option<String>,
 }
@@ -60,7 +62,8 @@ impl BootGate {
     pub fn new(node: &str, kubelet: &Path, datapath: Arc<Datapath>, cgroups: PodCgroups) -> Self {
         let held = Arc::new(HeldPods { datapath, cgroups });
         let serving = JoinSet::new();
-        Self { node: node.to_owned(), kubelet: kubelet.to_owned(), held, serving, problem: None }
+        let (node, kubelet) = (node.to_owned(), kubelet.to_owned());
+        Self { node, kubelet, held, serving, asked_for: HashSet::new(), problem: None }
     }
 
     /// Registers with kubelet, in the place of an agent before. The hooks must be in force.
@@ -82,9 +85,9 @@ impl BootGate {
         Ok(())
     }
 
-    /// Lets go of pods that are outside the mesh and of those that are gone, and holds every other that kubelet has
-    /// asked for. Says which pods of the mesh are held whenever they are not enrolled, if that can be told. A pod that
-    /// can't be dealt with stays as it is, and holds nobody else up.
+    /// Lets go of pods that are outside the mesh and of those that are gone, and holds every pod of the mesh, whether
+    /// kubelet has asked for it or not. Says for which ones it has, if that can be told: they are held after a reboot
+    /// too. A pod that can't be dealt with stays as it is, and holds nobody else up.
     pub fn keep(&mut self, snapshot: &Snapshot) -> Option<BTreeSet<NamespacedName>> {
         let (gated, problem) = match self.step(snapshot) {
             Ok((gated, problem)) => (Some(gated), problem),
@@ -101,8 +104,8 @@ impl BootGate {
         gated
     }
 
-    /// Those that are held, and what is the matter with others.
-    fn step(&self, snapshot: &Snapshot) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
+    /// Those that kubelet has asked for, and what is the matter with others.
+    fn step(&mut self, snapshot: &Snapshot) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
         let gate = self.held.datapath.gate();
         // Before the cgroups are listed: what is held now was made before.
         let before: HashSet<CgroupId> = gate.held()?.into_iter().collect();
@@ -115,6 +118,8 @@ impl BootGate {
             outside.extend(here.map(|pod| &*pod.uid));
         }
         let mut gone: BTreeSet<_> = before.iter().copied().collect();
+        self.asked_for.retain(|id| before.contains(id));
+        let (kubelet, asked_for) = (&self.kubelet, &mut self.asked_for);
         let mut gated = BTreeSet::new();
         let mut pod = |uid: &str, path: &Path| {
             let id = match gate.id(path) {
@@ -134,12 +139,13 @@ impl BootGate {
             }
             let Some(name) = local.get(uid) else { return Ok(()) };
             if !before.contains(&id) {
-                if !Target::of(&self.kubelet, uid).is_dir() {
-                    return Ok(());
-                }
                 gate.hold(id)?;
             }
-            gated.insert((*name).clone());
+            // It takes its directory back before the pod is gone.
+            if asked_for.contains(&id) || Target::of(kubelet, uid).is_dir() {
+                asked_for.insert(id);
+                gated.insert((*name).clone());
+            }
             Ok(())
         };
         let pods = each(&cgroups, |(uid, path)| pod(uid, path));

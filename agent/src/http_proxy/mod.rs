@@ -23,7 +23,7 @@ use hyper::{
     body::{Bytes, Incoming},
 };
 use orlop_identity::{DEFAULT_LIFETIME, Identities, ServedCertificates, jwt::KeySources};
-use orlop_kube::{ClusterWorld, Kinds, WorldDirectory};
+use orlop_kube::{ClusterWorld, Kinds, Pods, WorldDirectory};
 use orlop_model::{
     Identity, NamespacedName, Snapshot, Workload, WorkloadKind, World,
     http::{Grants, OwnGateway},
@@ -269,7 +269,10 @@ fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
 async fn watch_world(arguments: &WorldArguments) -> anyhow::Result<watch::Receiver<Arc<World>>> {
     match &arguments.directory {
         Some(directory) => Ok(WorldDirectory::open(directory)?.watch()),
-        None => Ok(ClusterWorld::open(arguments.kubeconfig.as_deref(), Kinds::OfWaypoints).await?.watch()),
+        None => {
+            let kubeconfig = arguments.kubeconfig.as_deref();
+            Ok(ClusterWorld::open(kubeconfig, Kinds::OfWaypoints, Pods::Live).await?.watch())
+        }
     }
 }
 

@@ -68,9 +68,9 @@ pub fn table(view: View, dump: &Value) -> Table {
     }
 }
 
-/// Of a pod that the boot gate does not know.
+/// Of a pod that has no volume of the boot gate.
 const NOT_GATED: &str =
-    "not gated: in clear from its next start until it is enrolled; replace the pod unless it is static";
+    "not gated after a reboot: in clear then until it is enrolled; replace the pod unless it is static";
 
 /// The node's pods, and how each stands.
 fn status(dump: &Value) -> Table {

@@ -1,6 +1,9 @@
 use std::fs;
 
-use orlop_kube::{ClusterWorld, Kinds, read_world};
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use orlop_kube::{ClusterWorld, Kinds, Pods, read_world};
 use orlop_model::{Settings, World, compile};
 use orlop_tests::Testbed;
 use serde_json::{Value, json};
@@ -193,12 +196,80 @@ fn the_api_and_a_directory_of_its_objects_give_the_same_world() {
     assert_whole(&from_directory);
 
     let kubeconfig = kubernetes.plane.kubeconfig();
-    let cluster = kubernetes.wait(ClusterWorld::open(Some(&kubeconfig), Kinds::OfWaypoints)).unwrap();
-    let mut from_api = cluster.world().clone();
-    only(&mut from_api, &namespace);
-    assert_eq!(from_api, from_directory);
     let snapshot = |world: &World| serde_json::to_value(compile(world, &settings(), 1)).unwrap();
-    assert_eq!(snapshot(&from_api), snapshot(&from_directory));
+    // As the one that reads, a waypoint, the agent of its node and that of another node have it.
+    for pods in [Pods::All, Pods::Live, Pods::OfNode(&namespace), Pods::OfNode("another")] {
+        let opened = ClusterWorld::open(Some(&kubeconfig), Kinds::OfWaypoints, pods);
+        let mut from_api = kubernetes.wait(opened).unwrap().world().clone();
+        only(&mut from_api, &namespace);
+        assert_eq!(from_api, from_directory, "{pods:?}");
+        assert_eq!(snapshot(&from_api), snapshot(&from_directory), "{pods:?}");
+    }
+}
+
+#[test]
+fn of_other_nodes_those_pods_are_watched_that_have_an_address_and_run() {
+    let kubernetes = Kubernetes::shared();
+    let namespace = kubernetes.namespace("parts", &[]);
+    let [here, there] = ["here", "there"].map(|node| format!("{namespace}-{node}"));
+    let objects = Api::<PodObject>::namespaced(kubernetes.client.clone(), &namespace);
+    let make = |name: &str, node: &str| {
+        kubernetes.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"nodeName": node, "containers": [{"name": "web", "image": "web"}]},
+        }));
+    };
+    let tell = |name: &str, status: Value| {
+        let patch = Patch::Merge(json!({"status": status}));
+        kubernetes.wait(objects.patch_status(name, &PatchParams::default(), &patch)).unwrap();
+    };
+    let address = |ip: &str| json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]});
+    make("near", &here);
+    make("far", &there);
+
+    let kubeconfig = kubernetes.plane.kubeconfig();
+    let opened = ClusterWorld::open(Some(&kubeconfig), Kinds::OfNodes, Pods::OfNode(&here));
+    let mut worlds = kubernetes.wait(async { opened.await.unwrap().watch() });
+    // Of each pod its node and phase.
+    let mut await_pods = |wanted: &[(&str, &str, &str)]| {
+        let has = |world: &World| {
+            let of = world.pods.iter().filter(|(name, _)| name.namespace == *namespace);
+            let found: Vec<_> = of
+                .map(|(name, pod)| {
+                    let node = pod.node.as_deref().unwrap_or_default().to_owned();
+                    (name.name.to_string(), node, format!("{:?}", pod.phase))
+                })
+                .collect();
+            let found: Vec<_> =
+                found.iter().map(|(name, node, phase)| (&**name, &**node, &**phase)).collect();
+            found == wanted
+        };
+        let waiting =
+            async { tokio::time::timeout(TIMEOUT, worlds.wait_for(|world| has(world))).await.is_ok() };
+        let met = kubernetes.wait(waiting);
+        assert!(met, "not {wanted:?} but {:?}", worlds.borrow().pods);
+    };
+    // What has no address yet counts on its own node alone.
+    await_pods(&[("near", &here, "Pending")]);
+    tell("far", address("10.213.0.1"));
+    await_pods(&[("far", &there, "Running"), ("near", &here, "Pending")]);
+    tell("near", address("10.213.0.2"));
+    await_pods(&[("far", &there, "Running"), ("near", &here, "Running")]);
+    for name in ["far", "near"] {
+        tell(name, json!({"phase": "Succeeded"}));
+    }
+    await_pods(&[("near", &here, "Succeeded")]);
+
+    // A name that is used again on another node.
+    for (node, ip) in [(&there, "10.213.0.3"), (&here, "10.213.0.4"), (&there, "10.213.0.5")] {
+        let at_once = DeleteParams::default().grace_period(0);
+        kubernetes.wait(objects.delete("near", &at_once)).unwrap();
+        make("near", node);
+        tell("near", address(ip));
+        await_pods(&[("near", node, "Running")]);
+    }
+    kubernetes.wait(objects.delete("near", &DeleteParams::default().grace_period(0))).unwrap();
+    await_pods(&[]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod head;
 mod item;
+mod pods;
 mod seen;
 mod store;
 mod watch;
@@ -24,10 +25,11 @@ pub(crate) use head::Head;
 #[cfg(test)]
 pub(crate) use head::Parents;
 pub(crate) use item::Item;
+pub use pods::Pods;
 pub(crate) use seen::Seen;
 use store::{Store, Update};
 pub(crate) use watch::{Definitions, describe, resource, watch_definitions};
-use watch::{Problem, Telling, watch_kind};
+use watch::{Problem, Telling, Watched, watch_kind};
 
 /// How long it must be quiet before a change is seen, so that one of many objects is seen as one.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -96,19 +98,20 @@ pub enum ClusterError {
 }
 
 impl ClusterWorld {
-    /// Lists everything of these kinds once. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
+    /// Lists everything of these kinds once, but of pods these alone. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
     /// names. Waits for an API server that does not answer; nothing is known before it has.
-    pub async fn open(kubeconfig: Option<&Path>, kinds: Kinds) -> Result<Self, ClusterError> {
-        Self::open_or(kubeconfig, kinds, pending()).await
+    pub async fn open(kubeconfig: Option<&Path>, kinds: Kinds, pods: Pods<'_>) -> Result<Self, ClusterError> {
+        Self::open_or(kubeconfig, kinds, pods, pending()).await
     }
 
     /// Like [`Self::open`], but if `kept` is there first, it is the world until everything has been listed.
     pub async fn open_or(
         kubeconfig: Option<&Path>,
         kinds: Kinds,
+        pods: Pods<'_>,
         kept: impl Future<Output = World>,
     ) -> Result<Self, ClusterError> {
-        let mut keeper = Keeper::start(&client(kubeconfig, None).await?, kinds, Telling::Objects);
+        let mut keeper = Keeper::start(&client(kubeconfig, None).await?, kinds, pods);
         let mut listed = World::default();
         tokio::select! {
             result = keeper.list(&mut listed) => {
@@ -127,7 +130,7 @@ impl ClusterWorld {
         context: Option<&str>,
         kinds: Kinds,
     ) -> Result<World, ClusterError> {
-        let mut keeper = Keeper::start(&client(kubeconfig, context).await?, kinds, Telling::Objects);
+        let mut keeper = Keeper::start(&client(kubeconfig, context).await?, kinds, Pods::All);
         let mut world = World::default();
         let late = Instant::now() + READ_TIMEOUT;
         let mut failing = BTreeMap::new();
@@ -188,9 +191,9 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn start(client: &Client, kinds: Kinds, telling: Telling) -> Self {
+    fn start(client: &Client, kinds: Kinds, pods: Pods<'_>) -> Self {
         let (definitions, known) = channel::channel(None);
-        let mut keeper = Self::start_with(client, kinds, telling, &known);
+        let mut keeper = Self::start_with(client, kinds, pods, Telling::Objects, &known);
         keeper.watches.spawn(watch_definitions(client.clone(), definitions));
         keeper
     }
@@ -199,16 +202,17 @@ impl Keeper {
     fn start_with(
         client: &Client,
         kinds: Kinds,
+        pods: Pods<'_>,
         telling: Telling,
         known: &channel::Receiver<Definitions>,
     ) -> Self {
         let (sender, updates) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
-        for kind in kinds.all() {
-            let watch = watch_kind(kind, client.clone(), known.clone(), telling, sender.clone());
+        for watched in kinds.all().flat_map(|kind| Watched::of(kind, pods)) {
+            let watch = watch_kind(watched, client.clone(), known.clone(), telling, sender.clone());
             watches.spawn(async move { drop(watch.await) });
         }
-        Self { store: Store::of(kinds), updates, watches }
+        Self { store: Store::of(kinds, pods), updates, watches }
     }
 
     /// Until every kind was listed once. May be dropped meanwhile, and called again with the same world.

@@ -6,6 +6,7 @@ use orlop_model::World;
 use tokio::sync::watch as channel;
 
 use super::head::Head;
+use super::pods::Pods;
 use super::store::{Store, Update};
 use super::watch::{Definitions, Telling};
 use super::{ClusterError, Keeper};
@@ -28,7 +29,7 @@ impl Seen {
         kinds: Kinds,
         definitions: &channel::Receiver<Definitions>,
     ) -> Result<channel::Receiver<Arc<Self>>, ClusterError> {
-        let mut keeper = Keeper::start_with(client, kinds, Telling::Heads, definitions);
+        let mut keeper = Keeper::start_with(client, kinds, Pods::All, Telling::Heads, definitions);
         let mut seen = Self::default();
         while !keeper.store.is_complete() {
             let update = keeper.updates.recv().await.ok_or(ClusterError::Ended)?;
@@ -63,7 +64,11 @@ impl Seen {
                 self.heads.retain(|key, _| key.kind() != *kind || there.contains(key));
                 self.heads.len() != before
             }
-            Update::Apply(_) | Update::Malformed(..) | Update::Failing(..) | Update::Works(_) => false,
+            Update::Apply(_)
+            | Update::Malformed(..)
+            | Update::OfPart(..)
+            | Update::Failing(..)
+            | Update::Works(_) => false,
         }
     }
 }
@@ -92,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_changes_in_the_head_alone_is_no_change_of_the_world() {
-        let (mut seen, mut store) = (Seen::default(), Store::of(Kinds::OfWaypoints));
+        let (mut seen, mut store) = (Seen::default(), Store::of(Kinds::OfWaypoints, Pods::All));
         let kind = Kind::AuthorizationPolicy;
         let key = |name: &str| Key::new(kind, "shop", name);
         let head = |version: &str| Arc::new(Head { resource_version: version.to_owned(), ..Head::default() });

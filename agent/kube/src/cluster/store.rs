@@ -4,6 +4,7 @@ use std::sync::Arc;
 use orlop_model::World;
 
 use super::head::Head;
+use super::pods::{Part, Parts, Pods};
 use super::watch::Problem;
 use crate::field::FieldError;
 use crate::object::{Key, Kind, Kinds, Object};
@@ -18,6 +19,8 @@ pub(super) enum Update {
     Malformed(Key, FieldError, String),
     /// The object, and beside it what it says of itself.
     Told(Key, Arc<Head>, Box<Update>),
+    /// What one of two watches of pods tells.
+    OfPart(Part, Box<Update>),
     /// The object is gone.
     Delete(Key),
     /// These are all objects of the kind.
@@ -28,6 +31,18 @@ pub(super) enum Update {
     Works(Kind),
 }
 
+impl Update {
+    /// What it is about, if that is one object.
+    pub fn key(&self) -> Option<Key> {
+        match self {
+            Self::Apply(object) => Some(object.key()),
+            Self::Malformed(key, ..) | Self::Told(key, ..) | Self::Delete(key) => Some(key.clone()),
+            Self::OfPart(_, update) => update.key(),
+            Self::Listed(..) | Self::Failing(..) | Self::Works(_) => None,
+        }
+    }
+}
+
 /// Keeps a world in step with what watches tell.
 #[derive(Debug, Default)]
 pub(super) struct Store {
@@ -35,18 +50,21 @@ pub(super) struct Store {
     malformed: BTreeMap<Key, FieldError>,
     /// Kinds that were not listed yet.
     missing: BTreeSet<Kind>,
+    /// Where pods are in two watches.
+    parts: Option<Parts>,
     failing: BTreeMap<Kind, String>,
 }
 
 impl Store {
-    /// Of these kinds.
-    pub fn of(kinds: Kinds) -> Self {
-        Self { missing: kinds.all().collect(), ..Self::default() }
+    /// Of these kinds and pods.
+    pub fn of(kinds: Kinds, pods: Pods<'_>) -> Self {
+        let parts = pods.are_parted().then(Parts::default);
+        Self { missing: kinds.all().collect(), parts, ..Self::default() }
     }
 
     /// Whether every kind was listed once.
     pub fn is_complete(&self) -> bool {
-        self.missing.is_empty()
+        self.missing.is_empty() && self.parts.as_ref().is_none_or(|parts| parts.listed)
     }
 
     /// Whether this kind was not listed yet.
@@ -66,6 +84,13 @@ impl Store {
             }
             Update::Malformed(key, error, text) => self.malformed(world, key, error, &text),
             Update::Told(_, _, update) => self.apply(world, *update),
+            Update::OfPart(part, update) => {
+                let joined = match &mut self.parts {
+                    Some(parts) => parts.joined(world, part, *update),
+                    None => vec![*update],
+                };
+                joined.into_iter().fold(false, |changed, update| self.apply(world, update) | changed)
+            }
             Update::Delete(key) => {
                 self.malformed.remove(&key);
                 key.remove_from(world)
@@ -215,7 +240,7 @@ mod tests {
     #[test]
     fn every_kind_must_be_listed_once() {
         for kinds in [Kinds::OfNodes, Kinds::OfWaypoints] {
-            let (mut store, mut world) = (Store::of(kinds), World::default());
+            let (mut store, mut world) = (Store::of(kinds, Pods::All), World::default());
             for kind in kinds.all() {
                 assert!(!store.is_complete());
                 store.apply(&mut world, Update::Listed(kind, BTreeSet::new()));

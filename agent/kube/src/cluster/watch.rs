@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::head::Head;
 use super::item::Item;
+use super::pods::{Part, Pods};
 use super::store::Update;
 use crate::object::Kind;
 
@@ -76,21 +77,63 @@ pub(super) enum Telling {
     Heads,
 }
 
-/// Tells of all objects of a kind for as long as somebody listens.
-pub(super) async fn watch_kind(
+/// What one watch is for.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
     kind: Kind,
+    /// Where there are two watches of the kind.
+    part: Option<Part>,
+    config: watcher::Config,
+}
+
+impl Watched {
+    /// The watches of a kind.
+    pub fn of(kind: Kind, pods: Pods<'_>) -> Vec<Self> {
+        let all = watcher::Config::default();
+        match kind {
+            Kind::Pod => {
+                let watched = |(part, fields): (_, Option<String>)| {
+                    let config = fields.map_or_else(|| all.clone(), |fields| all.clone().fields(&fields));
+                    Self { kind, part, config }
+                };
+                pods.watches().into_iter().map(watched).collect()
+            }
+            // All that anybody has the right to read, and all that counts.
+            // Each may be as long as an object can be, whoever wrote it.
+            Kind::ConfigMap => {
+                let config = all.fields(&format!("metadata.name={COPIES}")).page_size(16);
+                vec![Self { kind, part: None, config }]
+            }
+            _ => vec![Self { kind, part: None, config: all }],
+        }
+    }
+
+    /// What it tells.
+    fn told(&self, update: Update) -> Update {
+        match self.part {
+            Some(part) => Update::OfPart(part, Box::new(update)),
+            None => update,
+        }
+    }
+}
+
+/// Tells of all objects of a kind, or of a part of them, for as long as somebody listens.
+pub(super) async fn watch_kind(
+    watched: Watched,
     client: Client,
     mut definitions: watch::Receiver<Definitions>,
     telling: Telling,
     updates: mpsc::Sender<Update>,
 ) -> Result<(), Ended> {
+    let kind = watched.kind;
     let versions = kind.api_versions();
     // Of whatever version: the next one may do where the last was not served.
     let mut failing = false;
     if !is_custom(kind) {
         loop {
             // It can't be absent; an API server that starts may say so.
-            let problem = watch_version(kind, versions[0], &client, telling, &updates, &mut failing).await?;
+            let problem =
+                watch_version(&watched, versions[0], &client, telling, &updates, &mut failing).await?;
             failing = true;
             send(&updates, Update::Failing(kind, problem)).await?;
             sleep(NOT_YET).await;
@@ -110,7 +153,7 @@ pub(super) async fn watch_kind(
         }
         let Some((index, version)) = version.next() else { return Ok(()) };
         let problem = tokio::select! {
-            watched = watch_version(kind, version, &client, telling, &updates, &mut failing) => watched?,
+            problem = watch_version(&watched, version, &client, telling, &updates, &mut failing) => problem?,
             gone = definitions.wait_for(|definitions| there(definitions) == Some(false)) => {
                 drop(gone.map_err(|_| Ended)?);
                 continue;
@@ -127,24 +170,17 @@ pub(super) async fn watch_kind(
 
 /// Watches a kind in one version of its group; returns with what the API server says if it has no such kind.
 async fn watch_version(
-    kind: Kind,
+    watched: &Watched,
     api_version: &'static str,
     client: &Client,
     telling: Telling,
     updates: &mpsc::Sender<Update>,
     failing: &mut bool,
 ) -> Result<Problem, Ended> {
+    let kind = watched.kind;
     let api = Api::<Item>::all_with(client.clone(), &resource(kind, api_version));
-    let update = |item: &Item| update(kind, item, api_version, telling);
-    let config = match kind {
-        // All that anybody has the right to read, and all that counts.
-        // Each may be as long as an object can be, whoever wrote it.
-        Kind::ConfigMap => {
-            watcher::Config::default().fields(&format!("metadata.name={COPIES}")).page_size(16)
-        }
-        _ => watcher::Config::default(),
-    };
-    let events = watcher(api, config);
+    let update = |item: &Item| watched.told(update(kind, item, api_version, telling));
+    let events = watcher(api, watched.config.clone());
     pin_mut!(events);
     let mut listed = BTreeSet::new();
     let mut pauses = Pauses::default();
@@ -162,10 +198,13 @@ async fn watch_version(
                 send(updates, update(&item)).await?;
             }
             Ok(Event::InitDone) => {
-                send(updates, Update::Listed(kind, std::mem::take(&mut listed))).await?;
+                let there = std::mem::take(&mut listed);
+                send(updates, watched.told(Update::Listed(kind, there))).await?;
             }
             Ok(Event::Apply(item)) => send(updates, update(&item)).await?,
-            Ok(Event::Delete(item)) => send(updates, Update::Delete(item.key(kind))).await?,
+            Ok(Event::Delete(item)) => {
+                send(updates, watched.told(Update::Delete(item.key(kind)))).await?;
+            }
             Err(error) => {
                 let problem = Problem::of(&error);
                 if status_code(&error) == Some(404) {

@@ -24,7 +24,7 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     check_notes(
         &cluster,
         "early/client",
-        "not held by the boot gate of n1, as it is static or older than that",
+        "not held by the boot gate after a reboot of n1, as it is static or older than that",
     );
 
     let capture = cluster.testbed.capture().unwrap();
