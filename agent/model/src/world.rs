@@ -11,6 +11,7 @@ mod labels;
 mod parse;
 mod path_pattern;
 mod rate_limit;
+mod re2;
 mod request_authentication;
 pub mod routing;
 pub mod security;

@@ -10,7 +10,8 @@ use super::debian::Image;
 
 /// What the testbed needs and a cloud kernel has as a module, if at all.
 const MODULES: &[&str] = &["veth", "bridge"];
-/// The tests that a guest runs, by the beginnings of their names: each hook in both families, and the tunnel.
+/// The tests that a guest runs, by the beginnings of their names: each hook in both families, the tunnel, and the way
+/// from socket to socket on one node.
 /// They need no tools but iproute2, and do little, as everything takes twenty times as long under emulation.
 pub(super) const TESTS: &[&str] = &[
     "redirect::a_non_blocking_connect_works",
@@ -27,6 +28,12 @@ pub(super) const TESTS: &[&str] = &[
     "tunnel::ends::a_reset_by_the_server_reaches_the_client",
     "tunnel::pooling::pods_and_identities_do_not_share_tunnels",
     "failclosed::a_killed_agents_pods_are_refused_at_once",
+    "samenode::attacks::the_four_tuple_of_a_connection_serves_nobody_else",
+    "samenode::connections_live_on_and_are_made_without_an_agent",
+    "samenode::hbone_keeps_the_proxy_in_the_way",
+    "samenode::services::a_service_goes_straight_and_the_client_sees_its_address",
+    "samenode::the_second_connection_goes_straight_and_is_recorded",
+    "samenode::what_policy_forbids_is_closed_and_refused",
 ];
 const INIT: &str = include_str!("init.sh");
 

@@ -1,7 +1,5 @@
 //! How requests are routed: `networking.istio.io` VirtualService and DestinationRule.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use super::header_text::HeaderText;
@@ -9,6 +7,7 @@ use super::stream::StreamRule;
 use super::{Exports, Labels};
 use crate::name::NamespacedName;
 
+pub use super::re2::{Regex, RegexError};
 pub use super::traffic_policy::{
     Balancer, CertificateRef, ConnectionPool, Credential, DestinationRule, Distribute, HashOn, HashTable,
     Keepalive, LocalityBalancing, LocalityPattern, Outlier, Pem, ProxyVersion, RetryBudget, Roots,
@@ -131,104 +130,6 @@ pub enum StringMatch {
     /// Anything, as long as it is there.
     Present,
 }
-
-/// A regular expression of RE2's syntax that has to match a whole text, in linear time.
-#[derive(Clone)]
-pub struct Regex {
-    text: String,
-    part: regex::Regex,
-    whole: regex::Regex,
-}
-
-/// The compiled size of one expression: far above what people write, far below what would exhaust memory.
-const MAX_REGEX: usize = 256 << 10;
-/// What is written may be this long.
-const MAX_REGEX_TEXT: usize = 4096;
-
-impl Regex {
-    /// Whether it matches all of the text.
-    pub fn matches(&self, text: &str) -> bool {
-        self.whole.is_match(text)
-    }
-
-    /// Whether it matches a part of the text.
-    pub fn is_in(&self, text: &str) -> bool {
-        self.part.is_match(text)
-    }
-
-    /// Replaces every part that the expression matches; `\1` stands for a group.
-    pub fn replaced(&self, text: &str, replacement: &str) -> String {
-        self.part.replace_all(text, rewritten(replacement).as_str()).into_owned()
-    }
-}
-
-/// RE2 writes `\1` where the crate writes `${1}`.
-fn rewritten(replacement: &str) -> String {
-    let mut found = String::with_capacity(replacement.len());
-    let mut characters = replacement.chars();
-    while let Some(c) = characters.next() {
-        match c {
-            '$' => found.push_str("$$"),
-            '\\' => match characters.next() {
-                Some(digit @ '0'..='9') => found.extend(["${", digit.encode_utf8(&mut [0; 4]), "}"]),
-                Some(other) => found.push(other),
-                None => {}
-            },
-            c => found.push(c),
-        }
-    }
-    found
-}
-
-fn builder(text: &str) -> regex::RegexBuilder {
-    let mut builder = regex::RegexBuilder::new(text);
-    builder.size_limit(MAX_REGEX).dfa_size_limit(MAX_REGEX);
-    builder
-}
-
-impl FromStr for Regex {
-    type Err = RegexError;
-
-    fn from_str(text: &str) -> Result<Self, RegexError> {
-        if text.len() > MAX_REGEX_TEXT {
-            return Err(RegexError(format!("is longer than {MAX_REGEX_TEXT} bytes")));
-        }
-        let wrong = |error: regex::Error| {
-            let error = error.to_string();
-            let last = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            RegexError(format!("is no regular expression that RE2 takes: {last}"))
-        };
-        // By itself first: a parenthesis too many must not pair with ours.
-        let part = builder(text).build().map_err(wrong)?;
-        let whole = builder(&format!(r"\A(?:{text})\z")).build().map_err(wrong)?;
-        Ok(Self { text: text.to_owned(), part, whole })
-    }
-}
-
-impl PartialEq for Regex {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for Regex {}
-
-impl fmt::Debug for Regex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.text)
-    }
-}
-
-impl fmt::Display for Regex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// The text is no regular expression.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct RegexError(String);
 
 /// `destination`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -468,28 +369,6 @@ impl HeaderChange {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_regular_expression_matches_the_whole_text_in_linear_time() {
-        let regex: Regex = "/a|/b.*".parse().unwrap();
-        assert!(regex.matches("/a") && regex.matches("/bc"));
-        assert!(!regex.matches("/ab") && !regex.matches("x/a") && !regex.matches("/a\n"));
-        let long = "a".repeat(10_000) + "!";
-        assert!(!"(a+)+".parse::<Regex>().unwrap().matches(&long));
-    }
-
-    #[test]
-    fn what_re2_does_not_take_or_is_too_large_is_refused() {
-        for text in ["(", "a)|(b", r"(?=a)", r"(a)\1", "((a{1000}){1000}){1000}", &"a".repeat(5000)] {
-            assert!(text.parse::<Regex>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn groups_are_written_with_a_backslash() {
-        let regex: Regex = r"^/v1/(.*)/(\d+)$".parse().unwrap();
-        assert_eq!(regex.replaced("/v1/users/7", r"/\2/\1$1"), "/7/users$1");
-    }
 
     #[test]
     fn percentages_are_exact() {
