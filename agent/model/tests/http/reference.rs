@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use orlop_model::NamespacedName;
-use orlop_model::http::Request;
+use orlop_model::http::{Claim, Claims, Request, TokenRules};
 use orlop_model::world::routing::{HttpMatch, HttpRule, RuleAction, StringMatch, VirtualService};
 use proptest::prelude::*;
 
 use crate::support::{Map, add, compiled, get, routes, rule, selected, world};
+use crate::tokens;
 
 /// Rule after rule, match after match, field after field. The name of a pod is its label `version`. A rule that delegates
 /// leads to the first of the delegate's that matches, too.
@@ -14,6 +16,7 @@ fn reference(
     rules: &[HttpRule],
     delegate: &[HttpRule],
     request: &Request<'_>,
+    tokens: &[Token],
 ) -> Option<String> {
     let is_mesh = |names: &[String]| names.is_empty() || names.iter().any(|name| name == "mesh");
     let text = |wanted: &StringMatch, text: Option<&str>, fold: bool| match (wanted, text) {
@@ -42,6 +45,15 @@ fn reference(
         });
         text(wanted, values.next(), false)
     };
+    // Any of its texts, of a claim of the token itself (`x`) or one of its `in`.
+    let claim = |token: &Token, (names, wanted): &(Vec<String>, StringMatch)| {
+        let (of, name) = match &names[..] {
+            [name] => (&token.0, name),
+            [_, name] => (&token.1, name),
+            _ => unreachable!("none is deeper"),
+        };
+        of.get(name).is_some_and(|texts| texts.iter().any(|one| text(wanted, Some(one), false)))
+    };
     let matches = |of: &HttpMatch, gateways: &[String]| {
         let header = |(name, wanted): &(String, StringMatch)| {
             text(wanted, request.headers.value(name).as_deref(), false)
@@ -50,6 +62,9 @@ fn reference(
             && of.method.as_ref().is_none_or(|method| text(method, Some(request.method), false))
             && of.headers.iter().all(header)
             && !of.without_headers.iter().any(header)
+            && (of.claims.is_empty()
+                || tokens.iter().any(|token| of.claims.iter().all(|of| claim(token, of))))
+            && !of.without_claims.iter().any(|of| tokens.iter().any(|token| claim(token, of)))
             && of.query.iter().all(parameter)
             && of.authority.as_ref().is_none_or(authority)
             && of.scheme.as_ref().is_none_or(|scheme| text(scheme, Some(request.scheme), false))
@@ -70,6 +85,36 @@ fn reference(
         }
         _ => Some(rule.name.clone()),
     })
+}
+
+/// Claims of a token, and those within its claim `in`, each with its texts.
+type Token = (BTreeMap<String, Vec<String>>, BTreeMap<String, Vec<String>>);
+
+fn token() -> impl Strategy<Value = Token> {
+    let claims = || proptest::collection::btree_map("[xy]", proptest::collection::vec("[12]", 1..3), 0..3);
+    (claims(), claims())
+}
+
+/// A claim of one text is that text, and not a list of it.
+fn claims((of, within): &Token) -> Arc<Claims> {
+    let claim = |texts: &Vec<String>| match &texts[..] {
+        [text] => Claim::Text(text.clone()),
+        texts => Claim::List(texts.iter().cloned().map(Claim::Text).collect()),
+    };
+    let object = |of: &BTreeMap<String, Vec<String>>| -> BTreeMap<String, Claim> {
+        of.iter().map(|(name, texts)| (name.clone(), claim(texts))).collect()
+    };
+    let mut all = object(of);
+    all.insert("in".to_owned(), Claim::Object(object(within)));
+    Arc::new(Claims::new(all, &tokens::rule("a"), &TokenRules::default()))
+}
+
+fn wanted_claim() -> impl Strategy<Value = (Vec<String>, StringMatch)> {
+    let names = |(name, within): (String, bool)| match within {
+        true => vec!["in".to_owned(), name],
+        false => vec![name],
+    };
+    (("[xy]", any::<bool>()).prop_map(names), header().prop_map(|(_, value)| value))
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -113,7 +158,7 @@ fn gateways() -> impl Strategy<Value = Vec<String>> {
     proptest::collection::vec(prop_oneof![Just("mesh"), Just("in")].prop_map(str::to_owned), 0..3)
 }
 
-/// Of a request: path with query, headers, authority, scheme, port, pod and namespace.
+/// Of a request: path with query, headers, authority, scheme, port, pod, namespace and tokens.
 fn asked() -> impl Strategy<Value = Asked> {
     (
         (path(), "(\\?([xy](=[123]?)?&){0,2}z)?").prop_map(|(path, query)| path + &query),
@@ -123,11 +168,20 @@ fn asked() -> impl Strategy<Value = Asked> {
         80..82_u16,
         proptest::option::of(prop_oneof![Just("v1"), Just("v2")]),
         prop_oneof![Just("shop"), Just("far")],
+        proptest::collection::vec(token(), 0..3),
     )
 }
 
-type Asked =
-    (String, BTreeMap<String, String>, String, &'static str, u16, Option<&'static str>, &'static str);
+type Asked = (
+    String,
+    BTreeMap<String, String>,
+    String,
+    &'static str,
+    u16,
+    Option<&'static str>,
+    &'static str,
+    Vec<Token>,
+);
 
 fn http_match() -> impl Strategy<Value = HttpMatch> {
     let method = prop_oneof![Just("GET"), Just("PUT")];
@@ -140,7 +194,11 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
         proptest::option::weighted(0.2, method),
         proptest::collection::vec(header(), 0..2),
         proptest::collection::vec(header(), 0..2),
-        proptest::option::weighted(0.2, header()),
+        (
+            proptest::option::weighted(0.2, header()),
+            proptest::collection::vec(wanted_claim(), 0..2),
+            proptest::option::weighted(0.1, wanted_claim()),
+        ),
         proptest::option::weighted(0.2, host()),
         proptest::option::weighted(0.1, scheme),
         proptest::option::weighted(0.1, 80..82_u16),
@@ -149,7 +207,18 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
         prop_oneof![4 => Just(Vec::new()), 1 => gateways()],
     )
         .prop_map(|of| {
-            let (uri, fold, method, headers, without_headers, query, authority, scheme, port, ..) = of;
+            let (
+                uri,
+                fold,
+                method,
+                headers,
+                without_headers,
+                (query, claims, without_claims),
+                authority,
+                scheme,
+                port,
+                ..,
+            ) = of;
             let (.., namespace, version, gateways) = of;
             HttpMatch {
                 ignore_uri_case: fold && !matches!(uri, Some(StringMatch::Regex(_))),
@@ -158,6 +227,8 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
                 headers,
                 without_headers,
                 query: query.into_iter().collect(),
+                claims,
+                without_claims: without_claims.into_iter().collect(),
                 authority,
                 scheme: scheme.map(|scheme| StringMatch::Exact(scheme.to_owned())),
                 port,
@@ -194,10 +265,12 @@ proptest! {
         add(&mut world, VirtualService { hosts: Vec::new(), ..routes("delegate", delegate.clone()) });
         add(&mut world, VirtualService { gateways: gateways.clone(), ..routes("r", rules.clone()) });
         let snapshot = compiled(&world);
-        for (path, headers, authority, scheme, port, pod, source_namespace) in requests {
+        for (path, headers, authority, scheme, port, pod, source_namespace, tokens) in requests {
             let headers = Map(headers.into_iter().map(|(name, value)| (name, vec![value])).collect());
             let pod = pod.map(|pod| NamespacedName::new("shop", pod));
+            let verified: Vec<_> = tokens.iter().map(claims).collect();
             let request = Request {
+                claims: &verified,
                 headers: &headers,
                 authority: &authority,
                 scheme,
@@ -207,7 +280,7 @@ proptest! {
                 ..get(&path)
             };
             let found = selected(&snapshot, &request).ok().flatten();
-            let wanted = reference(&gateways, &rules, &delegate, &request);
+            let wanted = reference(&gateways, &rules, &delegate, &request, &tokens);
             prop_assert_eq!(found, wanted, "{} {} {:?}", path, authority, headers);
         }
     }

@@ -56,7 +56,7 @@ fn texts(texts: &[&str]) -> Claim {
     Claim::List(texts.iter().map(|of| text(of)).collect())
 }
 
-fn rule(issuer: &str) -> JwtRule {
+pub fn rule(issuer: &str) -> JwtRule {
     JwtRule {
         issuer: issuer.to_owned(),
         audiences: Vec::new(),
