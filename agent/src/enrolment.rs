@@ -205,6 +205,7 @@ impl Enrolment {
             if !self.takes_over {
                 self.judge_again(&snapshot, &mut applied)?;
             }
+            self.report(&applied.failed);
             Ok((self, applied))
         })
         .await
@@ -250,7 +251,6 @@ impl Enrolment {
             }
         }
         self.refuse_plaintext(snapshot);
-        self.report(&applied.failed);
         // None of the unknown ones is this agent's to open before it has taken over, or while it knows of the past alone.
         let all_known = applied.failed.is_empty() && applied.waiting.is_empty();
         if !self.takes_over

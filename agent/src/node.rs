@@ -520,13 +520,18 @@ async fn given_up(predecessor: Option<&Predecessor>) -> Option<anyhow::Error> {
 /// Whether pods of this node talk without the proxy. Where the kernel can't close their connections, policy could
 /// not be enforced on them.
 fn spares_the_proxy(wanted: SameNode) -> bool {
+    if wanted != SameNode::Kernel {
+        return false;
+    }
     let can_close = orlop_datapath::can_close();
-    if wanted == SameNode::Kernel && !can_close {
+    if let Err(error) = &can_close {
         tracing::warn!(
-            "this kernel has no CONFIG_INET_DIAG_DESTROY: pods of this node talk through the proxy"
+            %error,
+            "this kernel can't close connections (CONFIG_INET_DIAG_DESTROY, module tcp_diag): pods of this node talk \
+             through the proxy"
         );
     }
-    wanted == SameNode::Kernel && can_close
+    can_close.is_ok()
 }
 
 fn config(arguments: &NodeArguments, descriptors: usize) -> Config {

@@ -1,4 +1,5 @@
-//! Finding and closing TCP connections of a netns, by sock_diag(7). Closing needs CONFIG_INET_DIAG_DESTROY (4.9).
+//! Finding and closing TCP connections of a netns, by sock_diag(7). That needs CONFIG_INET_TCP_DIAG, which may be the module
+//! `tcp_diag`, and closing CONFIG_INET_DIAG_DESTROY (4.9).
 
 use std::{
     io,
@@ -20,6 +21,7 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// Every state but LISTEN, TIME_WAIT and CLOSE: `1 << TCP_ESTABLISHED` and so on, of tcp_states.h.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
+const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 const BUFFER: usize = 64 * 1024;
 /// A connection that was just being made may be found at the second look only.
 const LOOKS: usize = 5;
@@ -100,23 +102,25 @@ pub fn close(netns: BorrowedFd<'_>, wanted: &[Wanted]) -> io::Result<usize> {
     thread::scope(|scope| scope.spawn(close).join().map_err(|_| io::Error::other("the thread panicked"))?)
 }
 
-/// Whether this kernel closes connections when told to.
-pub fn can_close() -> bool {
-    // SAFETY: numbers alone.
-    let nobodys = unsafe { zeroed::<SocketId>() };
-    let found = Found { family: libc::AF_INET as u8, state: 1, timer: 0, retransmits: 0, id: nobodys };
-    match netlink().and_then(|socket| destroy(&socket, &found)) {
-        Ok(_) => true,
-        Err(error) => error.raw_os_error() != Some(libc::EOPNOTSUPP),
+/// Whether this kernel finds and closes connections when told to.
+pub fn can_close() -> io::Result<()> {
+    let socket = netlink()?;
+    for family in FAMILIES {
+        // Of no state, so that none is listed. The kernel loads its module for this, if it has one.
+        list(&socket, family, 0)?;
+        // SAFETY: numbers alone.
+        let nobodys = unsafe { zeroed::<SocketId>() };
+        destroy(&socket, &Found { family, state: 1, timer: 0, retransmits: 0, id: nobodys })?;
     }
+    Ok(())
 }
 
 fn close_here(wanted: &[Wanted]) -> io::Result<usize> {
     let socket = netlink()?;
     let mut closed = 0;
     // A dual-stack socket's IPv4 connections are listed with IPv6's.
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        for found in list(&socket, family as u8)? {
+    for family in FAMILIES {
+        for found in list(&socket, family, STATES)? {
             if wanted.iter().any(|wanted| wanted.is(&found)) {
                 closed += usize::from(destroy(&socket, &found)?);
             }
@@ -163,17 +167,21 @@ fn netlink() -> io::Result<OwnedFd> {
     }
 }
 
-fn list(socket: &OwnedFd, family: u8) -> io::Result<Vec<Found>> {
+fn list(socket: &OwnedFd, family: u8, states: u32) -> io::Result<Vec<Found>> {
     // SAFETY: numbers alone, for which zero is "any".
     let id = unsafe { zeroed() };
-    send(socket, SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP as u16, family, STATES, id)?;
+    send(socket, SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP as u16, family, states, id)?;
     let mut found = Vec::new();
     loop {
         let mut done = false;
         receive(socket, |header, payload| match i32::from(header.kind) {
             libc::NLMSG_DONE => {
                 done = true;
-                Ok(())
+                // Of a kernel that lists other protocols alone, this is all it says.
+                match read::<i32>(payload) {
+                    Some(..0) => Err(error(payload)),
+                    _ => Ok(()),
+                }
             }
             libc::NLMSG_ERROR => Err(error(payload)),
             _ => {
@@ -255,7 +263,27 @@ fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
+
+    /// What is listed where the kernel answers with one message of this kind and number.
+    fn listed(kind: i32, number: i32) -> io::Result<usize> {
+        let (kernel, socket) = UnixDatagram::pair().unwrap();
+        let header = Header { length: 20, kind: kind as u16, flags: 0, sequence: 0, port: 0 };
+        // SAFETY: it has no padding.
+        let header = unsafe { slice::from_raw_parts(ptr::from_ref(&header).cast(), size_of::<Header>()) };
+        kernel.send(&[header, &number.to_ne_bytes()].concat()).unwrap();
+        list(&socket.into(), libc::AF_INET as u8, 0).map(|found| found.len())
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_list_tcp_is_not_taken_for_one_without_connections() {
+        assert_eq!(listed(libc::NLMSG_DONE, 0).unwrap(), 0);
+        for kind in [libc::NLMSG_DONE, libc::NLMSG_ERROR] {
+            assert_eq!(listed(kind, -libc::ENOENT).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        }
+    }
 
     #[test]
     fn messages_are_laid_out_as_the_kernels() {

@@ -9,7 +9,7 @@ use super::Programs;
 use super::debian::Image;
 
 /// What the testbed needs and a cloud kernel has as a module, if at all.
-const MODULES: &[&str] = &["veth", "bridge"];
+const MODULES: &[&str] = &["veth", "bridge", "tcp_diag"];
 /// The tests that a guest runs, by the beginnings of their names: each hook in both families, the tunnel, and the way
 /// from socket to socket on one node.
 /// They need no tools but iproute2, and do little, as everything takes twenty times as long under emulation.
@@ -51,7 +51,9 @@ pub(super) fn write(to: &Path, image: &Image, programs: &Programs, with_tests: b
     archive.copy("usr/bin/orlop", &programs.orlop)?;
     if with_tests {
         archive.program("usr/bin/e2e", &programs.tests)?;
-        archive.program("usr/bin/ip", &find("ip")?)?;
+        for tool in ["ip", "ss"] {
+            archive.program(&format!("usr/bin/{tool}"), &find(tool)?)?;
+        }
         archive.file("tests", TESTS.join(" ").as_bytes());
         for (order, (name, module)) in modules(&image.modules)?.into_iter().enumerate() {
             archive.file(&format!("modules/{order:02}-{name}"), &module);
