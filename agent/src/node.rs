@@ -523,15 +523,11 @@ fn spares_the_proxy(wanted: SameNode) -> bool {
     if wanted != SameNode::Kernel {
         return false;
     }
-    let can_close = orlop_datapath::can_close();
-    if let Err(error) = &can_close {
-        tracing::warn!(
-            %error,
-            "this kernel can't close connections (CONFIG_INET_DIAG_DESTROY, module tcp_diag): pods of this node talk \
-             through the proxy"
-        );
+    let note = check::cannot_close();
+    if let Some(note) = &note {
+        tracing::warn!("{note}");
     }
-    can_close.is_ok()
+    note.is_none()
 }
 
 fn config(arguments: &NodeArguments, descriptors: usize) -> Config {

@@ -12,14 +12,13 @@ pub(super) fn check(arguments: &CheckArguments) -> Report {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let of = format!("Linux {}", release.trim());
     let mut rows: Vec<_> = features.iter().map(row).collect();
-    let note = no_pods_cgroup(arguments.cgroup.as_deref(), arguments.pods_cgroup.as_deref());
+    let no_pods = no_pods_cgroup(arguments.cgroup.as_deref(), arguments.pods_cgroup.as_deref());
     let verdict = missing(&features).unwrap_or_else(|| {
         let count = features.len();
-        rows.extend(note.map(|note| Row {
-            name: "cgroup of all pods".to_owned(),
-            state: State::Note,
-            detail: note,
-        }));
+        for (name, note) in [("cgroup of all pods", no_pods), ("closing connections", cannot_close())] {
+            let row = |detail| Row { name: name.to_owned(), state: State::Note, detail };
+            rows.extend(note.map(row));
+        }
         format!("orlop node runs here: nothing of {count} features is missing")
     });
     Report { of, rows, verdict }
@@ -51,6 +50,16 @@ pub fn no_pods_cgroup(cgroup: Option<&Path>, pods_cgroup: Option<&Path>) -> Opti
         "{} has no kubepods.slice or kubepods, so pods on the node's network pass for the node: they reach the ports \
          of pods' probes whatever policy says; name the cgroup of all pods with --pods-cgroup",
         root.display()
+    ))
+}
+
+/// What it means that this kernel can't close connections, if so it is: policy could not be enforced on those that go
+/// from socket to socket.
+pub fn cannot_close() -> Option<String> {
+    let error = orlop_datapath::can_close().err()?;
+    Some(format!(
+        "this kernel can't find and close connections (CONFIG_INET_TCP_DIAG or its module tcp_diag, and \
+         CONFIG_INET_DIAG_DESTROY): {error}; pods of this node talk through the proxy"
     ))
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::cli::{CheckArguments, Output};
-pub use kernel::{explain, no_pods_cgroup, require_capabilities};
+pub use kernel::{cannot_close, explain, no_pods_cgroup, require_capabilities};
 
 /// Something is missing.
 const MISSING: u8 = 2;

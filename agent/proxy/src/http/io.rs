@@ -124,6 +124,14 @@ impl Source {
         Ok(!ended)
     }
 
+    /// Lets go of all that still comes, to the end.
+    pub(super) async fn run_out(&mut self) -> io::Result<()> {
+        while let Some(bytes) = self.next().await? {
+            self.release(bytes.len());
+        }
+        Ok(())
+    }
+
     /// The next bytes, as many as there are; `None` at the end.
     pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         if !self.ahead.is_empty() {

@@ -26,7 +26,8 @@ use crate::{refusal::Refusal, shared::Phase};
 
 /// What of a stranger's connection is buffered of HTTP/1, either way.
 const MAX_BUFFER: usize = 64 << 10;
-/// For so long a kept connection of HTTP/1 that has no request waits for one once the process is leaving.
+/// For so long a kept connection of HTTP/1 that has no request waits for one once the process is leaving, and one of HTTP/2
+/// that has ended for its client's end.
 const LINGER: Duration = Duration::from_secs(2);
 /// What of one request may be on its way to a waypoint.
 const SHARED_WINDOW: u32 = 256 << 10;
@@ -93,38 +94,46 @@ pub(super) async fn http2(session: &Rc<Session>, mut io: Io) {
     let streams = Streams { patience: Patience::of_stalled(session), stalled: Rc::clone(&session.broken) };
     let size = u32::try_from(limits.max_header_size).unwrap_or(u32::MAX);
     let (of_stream, of_connection) = session.windows();
-    let connection = http2::Builder::new(streams)
-        .auto_date_header(false)
-        .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(size)
-        .initial_stream_window_size(of_stream)
-        .initial_connection_window_size(of_connection)
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let mut phase = session.local.worker.shared.phase.subscribe();
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = phase.wait_for(Phase::is_leaving) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-        () = session.dawdles(&pace) => return session.dawdled(),
-        // Its body may be held by what sends it on: only the connection's end lets go of all.
-        () = session.broken.notified() => return,
-        () = session.idles() => {
-            // Whoever does not answer would keep what is needed at once.
-            if session.is_from_outside() && session.local.is_short_of_room() {
-                return;
+    let ended = {
+        let connection = http2::Builder::new(streams)
+            .auto_date_header(false)
+            .max_concurrent_streams(limits.max_streams)
+            .max_header_list_size(size)
+            .initial_stream_window_size(of_stream)
+            .initial_connection_window_size(of_connection)
+            .serve_connection(&mut io, service);
+        let mut connection = pin!(connection);
+        let mut phase = session.local.worker.shared.phase.subscribe();
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            _ = phase.wait_for(Phase::is_leaving) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
             }
-            connection.as_mut().graceful_shutdown();
-            // A client that does not answer keeps it no longer.
-            match timeout(limits.header_timeout, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+            () = session.dawdles(&pace) => return session.dawdled(),
+            // Its body may be held by what sends it on: only the connection's end lets go of all.
+            () = session.broken.notified() => return,
+            () = session.idles() => {
+                // Whoever does not answer would keep what is needed at once.
+                if session.is_from_outside() && session.local.is_short_of_room() {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                // A client that does not answer keeps it no longer.
+                match timeout(limits.header_timeout, connection).await {
+                    Ok(ended) => ended,
+                    Err(_) => return,
+                }
             }
         }
     };
+    let may_linger = ended.is_ok() && !(session.is_from_outside() && session.local.is_short_of_room());
     session.ended(ended, &pace);
+    if may_linger {
+        // A client may have asked before it heard that it asks in vain here. If that were met by a reset, it might lose with
+        // it what it was told, and not know that it may ask again elsewhere.
+        let _ = timeout(LINGER, io.source.run_out()).await;
+    }
 }
 
 impl Session {
