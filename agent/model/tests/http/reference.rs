@@ -235,7 +235,6 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
                 source_namespace: namespace.map(str::to_owned),
                 source_labels: version.map(|version| ("version", version)).into_iter().collect(),
                 gateways,
-                ..HttpMatch::default()
             }
         })
 }
