@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use orlop_model::http::{Grants, Headers, Request, normalised};
+use orlop_model::http::{Grants, Headers, Request, is_alike, normalised};
 use orlop_model::world::routing::{HttpRule, RuleAction};
 use orlop_model::{NamespacedName, Settings, Snapshot, World, compile};
 
@@ -39,6 +39,14 @@ pub struct Pairs<'a>(pub Vec<(String, &'a str)>);
 impl Headers for Pairs<'_> {
     fn values(&self, name: &str) -> Vec<Cow<'_, str>> {
         self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| Cow::Borrowed(*value)).collect()
+    }
+
+    fn alike(&self, name: &str) -> Vec<Cow<'_, str>> {
+        self.0
+            .iter()
+            .filter(|(known, _)| is_alike(known, name))
+            .map(|(_, value)| Cow::Borrowed(*value))
+            .collect()
     }
 }
 
