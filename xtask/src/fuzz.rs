@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Put the inputs found so far that reach new code into the kept corpus, instead of looking for more.
     #[arg(long)]
     keep: bool,
+    /// Only see that every target compiles.
+    #[arg(long, conflicts_with = "keep")]
+    check: bool,
 }
 
 /// One for each core of the smallest machine that we test on.
@@ -55,6 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("no fuzz target {unknown}: there are {}", known.join(", "));
     }
     let wanted = known.into_iter().filter(|name| args.targets.is_empty() || args.targets.contains(name));
+    if args.check {
+        return check(&fuzz);
+    }
     let programs = build(&fuzz)?;
     let left = Mutex::new(wanted.collect::<Vec<_>>());
     let next = || left.lock().ok()?.pop();
@@ -95,19 +101,29 @@ fn targets(fuzz: &Path) -> Result<Vec<String>> {
 
 /// Builds every target at once, and says which directory they are in.
 fn build(fuzz: &Path) -> Result<PathBuf> {
-    let host = host()?;
+    let target_dir = compile(fuzz, "build", FLAGS)?;
+    Ok(target_dir.join(host()?).join("debug"))
+}
+
+/// Sees that they compile, without what libFuzzer needs in them.
+fn check(fuzz: &Path) -> Result<()> {
+    compile(fuzz, "check", &FLAGS[..1]).map(drop)
+}
+
+/// Has cargo build or check every target, and says which directory it worked in.
+fn compile(fuzz: &Path, how: &str, flags: &[&str]) -> Result<PathBuf> {
     let target_dir = cargo::target_dir()?.join("fuzz");
     // What is fuzzed has the versions that ship; the rest is libFuzzer.
     fs::copy(root()?.join("Cargo.lock"), fuzz.join("Cargo.lock")).context("copying Cargo.lock")?;
     let mut command = cargo::cargo()?;
-    command.args(["build", "--bins", "--manifest-path"]).arg(fuzz.join("Cargo.toml"));
+    command.args([how, "--bins", "--manifest-path"]).arg(fuzz.join("Cargo.toml"));
     command.arg("--target-dir").arg(&target_dir);
     // With a target named, the flags leave build scripts and macros alone.
-    command.args(["--target", &host]).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    command.args(["--target", &host()?]).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     // What is fuzzed of the kernel side is in user space.
     command.env("ORLOP_EBPF", "skip");
     cargo::run(&mut command)?;
-    Ok(target_dir.join(host).join("debug"))
+    Ok(target_dir)
 }
 
 fn host() -> Result<String> {

@@ -180,7 +180,9 @@ fn judge(kernel: &Kernel, outcome: &Outcome) -> Result<String> {
             if passed < initramfs::TESTS.len() {
                 bail!("only {passed} tests ran: has one that xtask names been renamed?");
             }
-            Ok(format!("every program loads and attaches; {passed} tests of redirection, tunnels and the same node pass"))
+            Ok(format!(
+                "every program loads and attaches; {passed} tests of redirection, tunnels and the same node pass"
+            ))
         }
     }
 }
