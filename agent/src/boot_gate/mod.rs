@@ -112,11 +112,11 @@ impl BootGate {
         let cgroups = self.held.cgroups.all().context("cannot list the pods' cgroups")?;
         let local: HashMap<_, _> =
             snapshot.local_pods().iter().map(|local| (&*local.workload.uid, &local.workload.name)).collect();
-        let mut outside = HashSet::new();
-        if !before.is_empty() && snapshot.as_of().is_none() {
-            let here = snapshot.workloads().filter(|pod| !pod.enrolled && pod.node == self.node);
-            outside.extend(here.map(|pod| &*pod.uid));
-        }
+        // Nobody is held who is outside, whatever another object says of the same static pod; and nobody let go of, by what
+        // is from disk.
+        let here = snapshot.workloads().filter(|pod| !pod.enrolled && pod.node == self.node);
+        let outside: HashSet<_> = here.map(|pod| &*pod.uid).collect();
+        let is_present = snapshot.as_of().is_none();
         let mut gone: BTreeSet<_> = before.iter().copied().collect();
         self.asked_for.retain(|id| before.contains(id));
         let (kubelet, asked_for) = (&self.kubelet, &mut self.asked_for);
@@ -131,7 +131,7 @@ impl BootGate {
             };
             gone.remove(&id);
             if outside.contains(uid) {
-                if before.contains(&id) {
+                if is_present && before.contains(&id) {
                     tracing::info!(uid, "not held any more, as it is outside the mesh");
                     gate.release(id)?;
                 }
