@@ -1,6 +1,6 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
-    io, mem,
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -37,8 +37,6 @@ struct State {
     /// What is in the kernel.
     known: HashMap<Pair, Verdict>,
     of_pod: HashMap<NetnsCookie, usize>,
-    /// Out of the kernel, and nobody has been told yet.
-    revoked: Vec<AllowedPair>,
 }
 
 /// A pair that the kernel has been told of.
@@ -58,8 +56,7 @@ impl Verdicts {
     pub(crate) fn new(pairs: OwnedFd, epoch: OwnedFd, addresses: OwnedFd) -> io::Result<Self> {
         let (pairs, epoch) = (Map::new(pairs), Map::new(epoch));
         let current = epoch.get(0)?.unwrap_or(0);
-        let (known, of_pod, revoked) = Default::default();
-        let state = State { generation: 0, epoch: current, known, of_pod, revoked };
+        let state = State { generation: 0, epoch: current, known: HashMap::new(), of_pod: HashMap::new() };
         let addresses = Map::new(addresses);
         Ok(Self(Arc::new(Inner { pairs, epoch, addresses, state: Mutex::new(state) })))
     }
@@ -91,7 +88,7 @@ impl Verdicts {
     }
 
     /// Judges every pair anew for the snapshot of this generation, and puts out of force all that `allowed` does not
-    /// allow any more. Returns those, and those that a call which failed came to: their connections may still be open.
+    /// allow any more. Returns those: their connections may still be open.
     ///
     /// Pairs that stay are in force all the time. If this fails none is.
     pub fn renew(
@@ -142,13 +139,12 @@ impl Verdicts {
             }
             self.0.epoch.insert(0, state.epoch)?;
         }
-        for (key, pair) in revoked {
-            self.0.pairs.remove(key)?;
-            state.revoked.push(pair);
+        for (key, _) in &revoked {
+            self.0.pairs.remove(*key)?;
         }
         (state.known, state.of_pod) = Default::default();
         known.into_iter().for_each(|(key, verdict)| state.add(key, verdict));
-        Ok(mem::take(&mut state.revoked))
+        Ok(revoked.into_iter().map(|(_, pair)| pair).collect())
     }
 
     /// How many pairs talk without the proxy.

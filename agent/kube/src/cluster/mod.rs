@@ -98,8 +98,8 @@ pub enum ClusterError {
 }
 
 impl ClusterWorld {
-    /// Lists everything of these kinds once, but of pods these alone. Without a kubeconfig it is the cluster that this pod runs in, or that `$KUBECONFIG`
-    /// names. Waits for an API server that does not answer; nothing is known before it has.
+    /// Lists everything of these kinds once, but of pods these alone. Without a kubeconfig it is the cluster that this pod
+    /// runs in, or that `$KUBECONFIG` names. Waits for an API server that does not answer; nothing is known before it has.
     pub async fn open(kubeconfig: Option<&Path>, kinds: Kinds, pods: Pods<'_>) -> Result<Self, ClusterError> {
         Self::open_or(kubeconfig, kinds, pods, pending()).await
     }
