@@ -107,7 +107,7 @@ fn who_has_waited_is_judged_by_what_is_in_force_then() {
     pair.testbed.world().write("deny.yaml", deny).unwrap();
     pair.far.start_again().unwrap();
     pair.far.wait_ready().unwrap();
-    let error = stream.read(&mut [0]).expect_err("was served");
+    let error = stream.read_exact(&mut [0]).expect_err("was served");
     assert!(is_refusal(&error), "{error}");
     record(&pair.far, |record| record["direction"] == "inbound" && record["reason"] == "policy_denied");
 }
@@ -119,7 +119,7 @@ fn after_its_hold_pods_are_refused_until_an_agent_is_back() {
     pair.near.kill().unwrap();
     let waiting = wait(&pair, &servers);
     for mut stream in &waiting[..2] {
-        let error = stream.read(&mut [0]).expect_err("was served");
+        let error = stream.read_exact(&mut [0]).expect_err("was served");
         assert!(is_refusal(&error), "{error}");
     }
     assert!(killed.elapsed() >= Duration::from_secs(3), "refused after {:?}", killed.elapsed());
@@ -141,7 +141,7 @@ fn who_dials_an_agent_that_is_stopped_waits_no_longer_than_the_hold() {
     pair.near.terminate().unwrap();
     pair.near.wait_log(|log| log.contains("draining"), TIMEOUT).unwrap();
     for mut stream in wait(&pair, &servers) {
-        let error = stream.read(&mut [0]).expect_err("was served");
+        let error = stream.read_exact(&mut [0]).expect_err("was served");
         assert!(is_refusal(&error), "{error}");
     }
     assert_refused(&pair.client, servers[0].addr());
@@ -272,7 +272,7 @@ fn who_dials_an_agent_that_is_stopped_waits_unless_its_keeper_is_stopped_too() {
     keeper.signal(Signal::SIGTERM).unwrap();
     assert!(keeper.wait(TIMEOUT).unwrap().success());
     waiting.set_read_timeout(Some(PATIENCE)).unwrap();
-    let error = waiting.read(&mut [0]).expect_err("was served");
+    let error = waiting.read_exact(&mut [0]).expect_err("was served");
     assert!(is_refusal(&error), "{error}");
     assert_refused(&pair.client, servers[0].addr());
     ping(&open, "still there?\n").unwrap();

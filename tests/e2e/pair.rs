@@ -212,6 +212,8 @@ pub fn assert_kernel_refuses(from: &Pod, to: SocketAddr) {
 }
 
 /// Whether it is the answer to a SYN or a reset later, and not a timeout or an orderly end.
+///
+/// Ask for it with `read_exact`: a `read` that has a timeout ends early where the machine is frozen and thawed (EINTR).
 pub fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }

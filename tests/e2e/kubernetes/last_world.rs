@@ -100,7 +100,7 @@ fn who_waits_in_a_pod_that_the_world_on_disk_does_not_know_is_refused_in_the_end
     agent.start_again().unwrap();
     agent.wait_ready().unwrap();
     ping(&dial(&known, server.addr()).unwrap(), "known as before\n").unwrap();
-    let refused = waits.read(&mut [0]).expect_err("was served");
+    let refused = waits.read_exact(&mut [0]).expect_err("was served");
     assert!(is_refusal(&refused), "{refused}");
     let refused = late.connect(server.addr(), TIMEOUT).expect_err("was taken");
     assert!(is_refusal(&refused), "{refused}");

@@ -149,7 +149,7 @@ fn what_a_client_takes_to_send_its_request_is_no_part_of_an_attempts_time() {
     let head = "POST /upload HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n";
     stream.get_mut().write_all(head.as_bytes()).unwrap();
     stream.get_ref().set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    let early = stream.read(&mut [0]).map_err(|error| error.kind());
+    let early = stream.read_exact(&mut [0]).map_err(|error| error.kind());
     assert_eq!(early, Err(ErrorKind::WouldBlock), "answered before the request had ended");
     stream.get_ref().set_read_timeout(Some(TIMEOUT)).unwrap();
     assert_eq!(request(&mut stream, "0\r\n\r\n").unwrap().status, 504);
