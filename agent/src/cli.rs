@@ -1,4 +1,5 @@
 mod access_log;
+mod boot_gate;
 mod check;
 mod controller;
 mod http_proxy;
@@ -18,6 +19,7 @@ use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain}
 
 pub use self::{
     access_log::AccessLogArguments,
+    boot_gate::{BootGateArguments, GateArguments, PlaceArguments},
     check::CheckArguments,
     controller::ControllerArguments,
     http_proxy::{GatewayArguments, ProxyArguments, TraceArguments, WaypointArguments},
@@ -42,6 +44,8 @@ pub enum Command {
     Node(Box<NodeArguments>),
     /// Hold what `orlop node` listens on while none runs, beside it: whoever dials then waits for the next one.
     Keeper(KeeperArguments),
+    /// Hold the pods of the mesh that this node had, from its start on until `orlop node` does. Run before kubelet.
+    Gate(GateArguments),
     /// Read the HTTP of services behind a waypoint, and carry each request to an endpoint.
     #[command(args_override_self = true)]
     Waypoint(Box<WaypointArguments>),
@@ -77,7 +81,7 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// Remove what `orlop node` left pinned: every pod of this node talks in clear again.
+    /// Remove what `orlop node` left pinned, and have it leave the node's start alone: every pod of this node talks in clear again.
     Clean(CleanArguments),
 }
 
@@ -85,35 +89,14 @@ pub enum Command {
 pub struct NodeArguments {
     #[command(flatten)]
     pub world: WorldArguments,
-    /// Name of this node, as pods have it in spec.nodeName.
-    #[arg(long, env = "NODE_NAME")]
-    pub node: String,
+    #[command(flatten)]
+    pub place: PlaceArguments,
     #[command(flatten)]
     pub authority: AuthorityArguments,
     #[command(flatten)]
     pub names: NameArguments,
-    /// Where maps and links are pinned; on a BPF file system.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
-    pub bpffs: PathBuf,
-    /// Where the agent that runs hands over to a new one: one directory for each node.
-    #[arg(long, value_name = "DIR", default_value = "/run/orlop")]
-    pub run_dir: PathBuf,
-    /// Where the last known world of a cluster is kept, for an agent that starts while the API server is away.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop")]
-    pub state_dir: PathBuf,
-    /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
-    #[arg(long, value_name = "DIR")]
-    pub cgroup: Option<PathBuf>,
-    /// The cgroup that every pod's is below: what runs on the node's network but in there is no probe of
-    /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
-    #[arg(long, value_name = "DIR")]
-    pub pods_cgroup: Option<PathBuf>,
-    /// Hold pods that ask for it, over a volume of gate.orlop.dev, from their start until they are enrolled.
-    #[arg(long)]
-    pub boot_gate: bool,
-    /// kubelet's --root-dir, for --boot-gate.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", requires = "boot_gate")]
-    pub kubelet_dir: PathBuf,
+    #[command(flatten)]
+    pub gate: BootGateArguments,
     /// How pods of this node talk to each other once the proxy has let one connection through.
     #[arg(long, value_enum, default_value_t = SameNode::Kernel)]
     pub same_node: SameNode,
@@ -499,6 +482,9 @@ pub struct CleanArguments {
     /// Where maps and links are pinned.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
     pub bpffs: PathBuf,
+    /// The agent's --state-dir.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop")]
+    pub state_dir: PathBuf,
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {

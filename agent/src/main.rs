@@ -49,6 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Node(arguments) => node::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Gate(arguments) => boot_gate::start::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Keeper(arguments) => keeper::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Waypoint(arguments) => http_proxy::waypoint(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Gateway(arguments) => http_proxy::gateway(*arguments).map(|()| ExitCode::SUCCESS),

@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Servers},
     authority::Authority,
-    boot_gate::{Behind, BootGate},
+    boot_gate::{Behind, BootGate, unit},
     check,
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
@@ -58,11 +58,13 @@ pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
 
 /// Removes the pins.
 pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
-    orlop_datapath::remove(&arguments.bpffs).map_err(Into::into)
+    orlop_datapath::remove(&arguments.bpffs)?;
+    unit::forget(&arguments.state_dir)
 }
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
-    check::require_capabilities(arguments.boot_gate)?;
+    check::require_capabilities(arguments.gate.boot_gate)?;
+    let at = &arguments.place;
     // Before anything is changed: a world that can't be read leaves what is in force as it is.
     let Arrival { coming, world, mut predecessor } = arrive(&arguments).await?;
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
@@ -72,11 +74,11 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     }
     let own_netns = Netns::open(Path::new("/proc/self/ns/net")).context("cannot open our own netns")?;
     let place = Place {
-        bpffs: &arguments.bpffs,
-        cgroup: arguments.cgroup.as_deref(),
-        pods_cgroup: arguments.pods_cgroup.as_deref(),
+        bpffs: &at.bpffs,
+        cgroup: at.cgroup.as_deref(),
+        pods_cgroup: at.pods_cgroup.as_deref(),
         node: own_netns.cookie(),
-        boot_gate: arguments.boot_gate,
+        boot_gate: arguments.gate.boot_gate,
     };
     let open = || {
         let datapath = Datapath::open(&place)?;
@@ -87,6 +89,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         Ok(Arc::new(datapath))
     };
     let datapath = open().map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
+    let from_start = unit::renew(&arguments)?;
     if let Some(note) = check::no_pods_cgroup(place.cgroup, place.pods_cgroup) {
         tracing::warn!("{note}");
     }
@@ -101,7 +104,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     registry.register_collector(Box::new(figures::Certificates(identities.clone())));
     let counts = udp::Counts { datapath: Arc::clone(&datapath), status: status.subscribe() };
     registry.register_collector(Box::new(counts));
-    if arguments.boot_gate {
+    if arguments.gate.boot_gate {
         registry.register_collector(Box::new(Behind(Arc::clone(&datapath))));
     }
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -118,8 +121,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
 
     let events = events::Reader::start(&datapath, Arc::clone(&snapshot), Arc::clone(&proxy))?;
     let admin = Admin {
-        node: arguments.node.clone(),
-        run_dir: arguments.run_dir.clone(),
+        node: at.node.clone(),
+        run_dir: at.run_dir.clone(),
         datapath: Arc::clone(&datapath),
         registry: Arc::new(registry),
         snapshot: Arc::clone(&snapshot),
@@ -133,7 +136,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let cgroups = arguments.cgroup.clone().or_else(|| orlop_datapath::cgroup2_mount().ok());
+    let cgroups = at.cgroup.clone().or_else(|| orlop_datapath::cgroup2_mount().ok());
     let memory = arguments.max_memory.or_else(|| limits::memory_of_cgroup(&cgroups?));
     if let Some(limit) = memory {
         let proxy = Arc::clone(&proxy);
@@ -146,15 +149,16 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     tokio::spawn(authority.upkeep);
     let takes_over = predecessor.is_some();
     let (keeper, inherited) = match &mut predecessor {
-        Some(predecessor) => (Keeping::new(&arguments.run_dir), mem::take(&mut predecessor.pods)),
-        None => Keeping::arrive(&arguments.run_dir).await,
+        Some(predecessor) => (Keeping::new(&at.run_dir), mem::take(&mut predecessor.pods)),
+        None => Keeping::arrive(&at.run_dir).await,
     };
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
-    let sandboxes = Sandboxes::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
+    let sandboxes = Sandboxes::new(at.pods_cgroup.as_deref(), at.cgroup.as_deref(), &mounts);
     let sandbox_changes = sandboxes.watch().context("cannot watch pods' cgroups")?;
-    let boot_gate = arguments.boot_gate.then(|| {
-        let cgroups = PodCgroups::new(arguments.pods_cgroup.as_deref(), arguments.cgroup.as_deref(), &mounts);
-        BootGate::new(&arguments.node, &arguments.kubelet_dir, Arc::clone(&datapath), cgroups)
+    let boot_gate = arguments.gate.boot_gate.then(|| {
+        let cgroups = PodCgroups::new(at.pods_cgroup.as_deref(), at.cgroup.as_deref(), &mounts);
+        let kubelet = &arguments.gate.kubelet_dir;
+        BootGate::new(&at.node, kubelet, Arc::clone(&datapath), cgroups).holding_from_start(from_start)
     });
     let enrolment = Enrolment::new(
         Arc::clone(&datapath),
@@ -165,7 +169,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         inherited,
         takes_over,
     );
-    let settings = arguments.names.settings(&arguments.node);
+    let settings = arguments.names.settings(&at.node);
     let names = Names::start(arguments.host_resolver);
     let publisher = Arc::clone(&proxy);
     let publish = move |snapshot| publisher.publish(snapshot);
@@ -173,7 +177,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let mut worlds = Worlds::new(world.watch(&mut keeping), names, settings, Box::new(publish));
     worlds.resolve().await;
     let mut agent = Agent {
-        node: arguments.node.clone(),
+        node: at.node.clone(),
         datapath,
         proxy: Arc::clone(&proxy),
         admin,
@@ -201,7 +205,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         }
         // Nobody would serve if this one went now.
         let come = async {
-            handover::nobody_awaited(&arguments.run_dir).await;
+            handover::nobody_awaited(&at.run_dir).await;
             let _ = giving.wait_for(|giving| !giving).await;
         };
         if timeout(HANDOVER, come).await.is_err() {
@@ -209,7 +213,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         }
     };
     let successor = tokio::select! {
-        result = agent.run(&mut worlds, enrolment, predecessor, &arguments.run_dir) => Some(result?),
+        result = agent.run(&mut worlds, enrolment, predecessor, &at.run_dir) => Some(result?),
         () = stopped => None,
     };
 
@@ -231,14 +235,14 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
-                    () = handover::nobody_serves(&arguments.run_dir) => {}
+                    () = handover::nobody_serves(&at.run_dir) => {}
                 }
             }
             tracing::info!(connections = left, "stopped");
         }
         None => {
             tracing::info!(connections = proxy.connections(), ?timeout, "draining");
-            let left = drain(&proxy, &agent.keeper, &arguments.run_dir, timeout).await;
+            let left = drain(&proxy, &agent.keeper, &at.run_dir, timeout).await;
             let next =
                 if agent.keeper.holds() { "who dials waits for it" } else { "enrolled pods are refused" };
             tracing::info!(connections = left, "stopped; until an agent is back, {next}");
@@ -256,12 +260,12 @@ struct Arrival {
 
 /// Reads the world, and meets the agent that serves if there is one. One of another version is waited for.
 async fn arrive(arguments: &NodeArguments) -> anyhow::Result<Arrival> {
-    let run_dir = &arguments.run_dir;
+    let run_dir = &arguments.place.run_dir;
     loop {
         let coming = Coming::announce(run_dir);
         let coming = coming.with_context(|| format!("cannot use --run-dir {}", run_dir.display()))?;
         let world = Source::open(arguments).await?;
-        let predecessor = match Predecessor::meet(run_dir, &arguments.node).await? {
+        let predecessor = match Predecessor::meet(run_dir, &arguments.place.node).await? {
             Meeting::Nobody => None,
             Meeting::Predecessor(predecessor) => Some(predecessor),
             Meeting::Foreigner(foreigner) => {
@@ -484,10 +488,11 @@ impl Source {
         match &arguments.world.directory {
             Some(directory) => Ok(Self::Directory(Box::new(WorldDirectory::open(directory)?))),
             None => {
-                let file = WorldFile::new(&arguments.state_dir, &arguments.node);
-                let kept = last_world::instead(file.clone(), &arguments.run_dir);
+                let at = &arguments.place;
+                let file = WorldFile::new(&at.state_dir, &at.node);
+                let kept = last_world::instead(file.clone(), &at.run_dir);
                 let kubeconfig = arguments.world.kubeconfig.as_deref();
-                let pods = Pods::OfNode(&arguments.node);
+                let pods = Pods::OfNode(&at.node);
                 let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, pods, kept).await?;
                 Ok(Self::Cluster(Box::new(cluster), file))
             }

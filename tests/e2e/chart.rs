@@ -7,7 +7,7 @@ use orlop_tests::DeployTools;
 use serde_json::{Value, json};
 
 /// What somebody may ask of the chart, beside what it is by itself.
-pub const VARIANTS: [&[&str]; 7] = [
+pub const VARIANTS: [&[&str]; 8] = [
     &[],
     &[
         "--set=monitoring.podMonitor=true",
@@ -25,6 +25,7 @@ pub const VARIANTS: [&[&str]; 7] = [
     ],
     &["--set=ca.address=https://ca.example:15012", "--set=ca.roots.configMap=istio-ca-root-cert"],
     &["--set=node.bootGate.enabled=true"],
+    &["--set=node.bootGate.enabled=true", "--set=node.bootGate.systemd=true"],
     &["--set=webhook.enabled=true", "--set=webhook.failurePolicy=Fail", "--set=imagePullSecrets={registry}"],
     &["--set=resourceQuota.enabled=true", "--set=node.seLinuxOptions=null"],
     &["--set=node.enabled=false", "--set=waypoint.enabled=false", "--set=networkPolicy.enabled=false"],

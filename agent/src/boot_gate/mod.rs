@@ -1,9 +1,12 @@
 //! The boot gate: a CSI driver that kubelet asks before it makes a pod's sandbox, and that has the kernel hold the
-//! pod before it answers. A pod that has no volume of it is held from when the agent finds it.
+//! pod before it answers. A pod that has no volume of it is held from when the agent finds it, or, where `orlop gate`
+//! runs when the node starts, from when that does.
 
 mod driver;
 mod messages;
 mod server;
+pub mod start;
+pub mod unit;
 mod volume;
 
 use std::{
@@ -53,6 +56,8 @@ pub struct BootGate {
     serving: JoinSet<()>,
     /// The pods that kubelet has asked for, as it will after a reboot, when nothing is held any more.
     asked_for: HashSet<CgroupId>,
+    /// Whether `orlop gate` holds all pods that are known when the node starts.
+    from_start: bool,
     /// What was the matter with the last step, which is told once.
     problem: Option<String>,
 }
@@ -63,7 +68,13 @@ impl BootGate {
         let held = Arc::new(HeldPods { datapath, cgroups });
         let serving = JoinSet::new();
         let (node, kubelet) = (node.to_owned(), kubelet.to_owned());
-        Self { node, kubelet, held, serving, asked_for: HashSet::new(), problem: None }
+        let (asked_for, from_start) = (HashSet::new(), false);
+        Self { node, kubelet, held, serving, asked_for, from_start, problem: None }
+    }
+
+    /// With what [`unit::renew`] said.
+    pub fn holding_from_start(self, from_start: bool) -> Self {
+        Self { from_start, ..self }
     }
 
     /// Registers with kubelet, in the place of an agent before. The hooks must be in force.
@@ -104,7 +115,7 @@ impl BootGate {
         gated
     }
 
-    /// Those that kubelet has asked for, and what is the matter with others.
+    /// Those that are held after a reboot too, and what is the matter with others.
     fn step(&mut self, snapshot: &Snapshot) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
         let gate = self.held.datapath.gate();
         // Before the cgroups are listed: what is held now was made before.
@@ -119,7 +130,7 @@ impl BootGate {
         let is_present = snapshot.as_of().is_none();
         let mut gone: BTreeSet<_> = before.iter().copied().collect();
         self.asked_for.retain(|id| before.contains(id));
-        let (kubelet, asked_for) = (&self.kubelet, &mut self.asked_for);
+        let (kubelet, asked_for, from_start) = (&self.kubelet, &mut self.asked_for, self.from_start);
         let mut gated = BTreeSet::new();
         let mut pod = |uid: &str, path: &Path| {
             let id = match gate.id(path) {
@@ -144,6 +155,8 @@ impl BootGate {
             // It takes its directory back before the pod is gone.
             if asked_for.contains(&id) || Target::of(kubelet, uid).is_dir() {
                 asked_for.insert(id);
+            }
+            if from_start || asked_for.contains(&id) {
                 gated.insert((*name).clone());
             }
             Ok(())

@@ -69,8 +69,8 @@ pub fn table(view: View, dump: &Value) -> Table {
 }
 
 /// Of a pod that has no volume of the boot gate.
-const NOT_GATED: &str =
-    "not gated after a reboot: in clear then until it is enrolled; replace the pod unless it is static";
+const NOT_GATED: &str = "not gated after a reboot: in clear then until it is enrolled; replace the pod, or hold it from the node's start on \
+     (--boot-gate-unit, in the chart node.bootGate.systemd)";
 
 /// The node's pods, and how each stands.
 fn status(dump: &Value) -> Table {

@@ -1,5 +1,7 @@
 //! Who gets the boot gate's volume, as an API server decides by the policy that the chart makes.
 
+mod start;
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 

@@ -222,7 +222,7 @@ fn an_agent_that_serves_is_not_replaced_by_one_that_knows_the_past_alone() {
 }
 
 /// Waits until the node's world on disk has the addresses of these pods. Gives it.
-fn wait_kept(node: &Kubelet<'_>, pods: &[&Pod]) -> String {
+pub fn wait_kept(node: &Kubelet<'_>, pods: &[&Pod]) -> String {
     let mut kept = String::new();
     let all = || {
         kept = fs::read_to_string(path(node)).unwrap_or_default();

@@ -73,6 +73,8 @@ pub(super) fn kubelet(authority: &Path, dns: &str) -> Value {
         "maxOpenFiles": 20000,
         "oomScoreAdj": 0,
         "resolvConf": "",
+        "staticPodPath": "/etc/kubernetes/manifests",
+        "fileCheckFrequency": "1s",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
     })
 }

@@ -19,8 +19,8 @@ if [ "${3-}" = inside ]; then
         esac
     done
     mount -t bpf none /sys/fs/bpf
-    for place in etc/cni run/containerd run/netns run/orlop var/lib/cni var/lib/containerd var/lib/kubelet \
-        var/lib/orlop var/log/containers var/log/pods; do
+    for place in etc/cni etc/kubernetes/manifests etc/systemd/system run/containerd run/netns run/orlop var/lib/cni \
+        var/lib/containerd var/lib/kubelet var/lib/orlop var/log/containers var/log/pods; do
         mkdir -p "$1/$place" "/$place"
         mount --bind "$1/$place" "/$place"
     done

@@ -58,6 +58,7 @@ impl KubeNode {
         };
         make_executable(&home.join("runc.sh"))?;
         write("machine.sh", include_bytes!("machine.sh"))?;
+        write("units.sh", include_bytes!("units.sh"))?;
         write("containerd.toml", config::containerd(&runc).as_bytes())?;
         write("etc/cni/net.d/10-pods.conflist", config::cni(node).to_string().as_bytes())?;
         // Services' addresses lead nowhere, but there must be a way for kube-proxy to change it.
@@ -111,6 +112,15 @@ impl KubeNode {
         self.wait_for_containerd()
     }
 
+    /// Has kubelet run a pod without being told by the API server, which hears of it from kubelet.
+    pub fn static_pod(&self, name: &str, manifest: &serde_json::Value) -> Result<()> {
+        let directory = self.home.join("etc/kubernetes/manifests");
+        // kubelet reads what it finds there, however little is written of it.
+        let (new, path) = (self.home.join("manifest"), directory.join(format!("{name}.json")));
+        fs::write(&new, manifest.to_string()).with_context(|| format!("writing {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("writing {}", path.display()))
+    }
+
     /// The node, whose network this one has.
     pub fn node(&self) -> &Node {
         &self.node
@@ -159,7 +169,10 @@ impl KubeNode {
 
     /// The last lines that each of its programs logged.
     pub fn log_tails(&self) -> String {
-        crate::control_plane::tails(&self.home, &["machine", "containerd", "kubelet", "kube-proxy", "dns"])
+        crate::control_plane::tails(
+            &self.home,
+            &["machine", "units", "containerd", "kubelet", "kube-proxy", "dns"],
+        )
     }
 }
 
@@ -169,7 +182,7 @@ pub const BUSYBOX: &str = "orlop.test/busybox:1";
 /// [`config::SOCKET`] in the machine's home.
 const SOCKET_BELOW: &str = "run/containerd/containerd.sock";
 
-/// Run by process 1. A kubelet that ends is started again, as by a machine's init: it does so where containerd does not
+/// Run by process 1, which starts systemd's units of type `notify` before the rest, as systemd does. A kubelet that ends is started again, as by a machine's init: it does so where containerd does not
 /// answer yet.
 fn start_script(
     node: &Node,
@@ -184,6 +197,7 @@ fn start_script(
         "cd {home}\n\
          containerd --config containerd.toml >containerd.log 2>&1 &\n\
          until [ -S {} ]; do sleep 0.02; done\n\
+         . {home}/units.sh\n\
          forever() {{ while :; do \"$@\" || :; sleep 0.5; done; }}\n\
          forever {binary} kubelet --config=kubelet.yaml --kubeconfig={} --hostname-override={name} --node-ip={} \
          >kubelet.log 2>&1 &\n\

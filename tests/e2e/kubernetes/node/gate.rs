@@ -1,9 +1,12 @@
-use orlop_tests::wait_for;
+use std::fs;
+
+use orlop_tests::{BUSYBOX, wait_for};
 use serde_json::{Value, json};
 
-use super::cli::check_notes;
+use super::cli::{check_notes, check_notes_nothing};
 use super::cluster::{Cluster, LONG};
 use crate::boot_gate::kubelet::DRIVER;
+use crate::readme::root;
 
 /// How many start at once.
 const PODS: usize = 8;
@@ -85,6 +88,60 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     cluster.nodes[0].reboot().unwrap();
     for name in &names {
         assert!(wait_for(LONG, || served(&cluster, name, before) == 1), "{name}\n{}", cluster.state());
+    }
+    let frames = capture.stop().unwrap();
+    assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
+
+    // Those without the volume: older than their label, and static.
+    let node = cluster.nodes[0].node().name().to_owned();
+    cluster.kubernetes.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "late"}}));
+    cluster.kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "client", "namespace": "late"},
+    }));
+    let spec = json!({"nodeName": node, "serviceAccountName": "client"});
+    cluster.pod("late", "old", &spec, &json!({"command": [busybox, "sh", "-c", stays]}));
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "static", "namespace": "late"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "app", "image": BUSYBOX, "command": [busybox, "sh", "-c", stays]}],
+        },
+    });
+    cluster.nodes[0].static_pod("static", &manifest).unwrap();
+    let mirror = format!("static-{node}");
+    for pod in ["old", mirror.as_str()] {
+        assert!(wait_for(LONG, || cluster
+            .try_kubectl(&["get", "pod", pod, "--namespace=late"])
+            .status
+            .success()));
+        cluster.wait(&format!("pod/{pod}"), &["--for=condition=Ready", "--namespace=late"]);
+    }
+    cluster.label("late");
+    for pod in ["old", mirror.as_str()] {
+        check_notes(&cluster, &format!("late/{pod}"), "not held by the boot gate after a reboot");
+    }
+    let chart = root().join("deploy/helm/orlop");
+    let chart = chart.to_str().unwrap();
+    cluster.helm(&["upgrade", "orlop", chart, "--reuse-values", "--set=node.bootGate.systemd=true"]);
+    cluster.wait_rollout("daemonset/orlop-node");
+    for pod in ["old", mirror.as_str()] {
+        check_notes_nothing(&cluster, &format!("late/{pod}"));
+    }
+    let world = cluster.nodes[0].home().join("var/lib/orlop/world");
+    let is_kept = || {
+        let world = fs::read_to_string(&world).unwrap_or_default();
+        let world: Value = serde_json::from_str(world.lines().nth(1).unwrap_or_default()).unwrap_or_default();
+        world["namespaces"]["late"]["labels"]["orlop.dev/mesh"] == "enabled"
+    };
+    assert!(wait_for(LONG, is_kept));
+    let before = cluster.flows(1).len();
+    let capture = cluster.testbed.capture().unwrap();
+    cluster.nodes[0].reboot().unwrap();
+    for pod in ["old", mirror.as_str()] {
+        let name = format!("late/{pod}");
+        let of = |flow: &&Value| flow["src_workload"] == *name && flow["tunnel"].is_string();
+        let served = || cluster.flows(1).iter().skip(before).filter(of).count() > 0;
+        assert!(wait_for(LONG, served), "{name}\n{}", cluster.state());
     }
     let frames = capture.stop().unwrap();
     assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));

@@ -1,0 +1,73 @@
+//! What `orlop node` and `orlop gate` are told of the boot gate, and where on a node they are.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{LogArguments, NameArguments};
+
+/// Which node it is, and where on it things are.
+#[derive(Args, Debug)]
+pub struct PlaceArguments {
+    /// Name of this node, as pods have it in spec.nodeName.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Where maps and links are pinned; on a BPF file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/orlop")]
+    pub bpffs: PathBuf,
+    /// Where the agent that runs hands over to a new one: one directory for each node.
+    #[arg(long, value_name = "DIR", default_value = "/run/orlop")]
+    pub run_dir: PathBuf,
+    /// Where the last known world of a cluster is kept, for an agent that starts while the API server is away.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop")]
+    pub state_dir: PathBuf,
+    /// The cgroup2 hierarchy to attach to [default: the mount found in /proc/mounts].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup that every pod's is below: what runs on the node's network but in there is no probe of
+    /// kubelet's [default: kubepods.slice or kubepods, if the hierarchy has one].
+    #[arg(long, value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
+}
+
+impl PlaceArguments {
+    /// The arguments that say the same.
+    pub fn to_args(&self) -> Vec<String> {
+        let mut args = vec![format!("--node={}", self.node)];
+        let mut add = |name: &str, path: &Path| args.push(format!("--{name}={}", path.display()));
+        add("bpffs", &self.bpffs);
+        add("run-dir", &self.run_dir);
+        add("state-dir", &self.state_dir);
+        self.cgroup.iter().for_each(|path| add("cgroup", path));
+        self.pods_cgroup.iter().for_each(|path| add("pods-cgroup", path));
+        args
+    }
+}
+
+/// The boot gate of `orlop node`.
+#[derive(Args, Debug)]
+pub struct BootGateArguments {
+    /// Hold pods that ask for it, over a volume of gate.orlop.dev, from their start until they are enrolled.
+    #[arg(long)]
+    pub boot_gate: bool,
+    /// kubelet's --root-dir, for --boot-gate.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", requires = "boot_gate")]
+    pub kubelet_dir: PathBuf,
+    /// Where systemd has its units: writes one that runs `orlop gate`, with a copy of this program in --state-dir, when
+    /// the node starts, so that also those are held after a reboot that have no such volume.
+    #[arg(long, value_name = "DIR", requires_all = ["boot_gate", "kube"])]
+    pub boot_gate_unit: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct GateArguments {
+    #[command(flatten)]
+    pub place: PlaceArguments,
+    /// kubelet's --root-dir.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+    #[command(flatten)]
+    pub names: NameArguments,
+    #[command(flatten)]
+    pub log: LogArguments,
+}

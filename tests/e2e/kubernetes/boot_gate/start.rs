@@ -1,0 +1,157 @@
+//! `orlop gate`, from a node's start until its agent serves.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use orlop_tests::{Pod, Process, Testbed, wait_for};
+
+use crate::boot_gate::inside::{HELD, Inside, Said};
+use crate::boot_gate::kubelet::Kubelet as Asks;
+use crate::kubernetes::api::Kubernetes;
+use crate::kubernetes::kubelet::Kubelet;
+use crate::kubernetes::last_world::wait_kept;
+use crate::kubernetes::replica::LONG;
+use crate::mesh::TIMEOUT;
+
+/// Nobody answers within this, who would at once.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// The node's systemd.
+struct Units {
+    directory: PathBuf,
+}
+
+impl Units {
+    fn new(testbed: &Testbed) -> Self {
+        let directory = testbed.dir().join("units");
+        fs::create_dir(&directory).unwrap();
+        Self { directory }
+    }
+
+    /// The words of the command that the unit says.
+    fn command(&self) -> Vec<String> {
+        let unit = self.directory.join("multi-user.target.wants/orlop-gate.service");
+        let unit = fs::read_to_string(unit).unwrap();
+        assert!(unit.contains("\nType=notify\n") && unit.contains("\nBefore=kubelet.service "), "{unit}");
+        let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        command.split(' ').map(|word| word.trim_matches('"').to_owned()).collect()
+    }
+
+    /// Starts it, and waits until it says that it is ready.
+    fn start(&self, node: &Kubelet<'_>) -> Process {
+        let notify = self.directory.join("notify");
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let words = self.command();
+        let mut command = node.node.command(&words[0]).unwrap();
+        command.args(&words[1..]).env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
+        let process = Process::spawn(&mut command).unwrap();
+        let mut said = [0; 16];
+        let length = socket.recv(&mut said).expect("it is not ready");
+        assert_eq!(&said[..length], b"READY=1");
+        process
+    }
+}
+
+#[test]
+fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serves() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("gate-start", &[("orlop.dev/mesh", "enabled")]);
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let asks = Asks::new(&testbed, &node.node);
+    let units = Units::new(&testbed);
+    let echo_pod = node.sandbox("elsewhere", "free", "f0000000-0000-0000-0000-000000000001");
+    let echo = echo_pod.serve_echo(80).unwrap();
+    let old = node.run(&namespace, "old", &[]);
+    let uid = old.uid();
+
+    let kubelet = asks.directory.to_str().unwrap();
+    let options = ["--boot-gate", "--kubelet-dir", kubelet];
+    let with_unit = [&options[..], &["--boot-gate-unit", units.directory.to_str().unwrap()]].concat();
+    let mut agent = node.agent(&with_unit);
+    agent.wait_enrolled([&old]).unwrap();
+    assert!(agent.config_dump().unwrap().contains("\"gated\": true"));
+    wait_kept(&node, &[&old]);
+
+    // One that serves is left alone.
+    let mut gate = units.start(&node);
+    assert!(gate.wait(TIMEOUT).unwrap().success());
+    agent.wait_enrolled([&old]).unwrap();
+
+    agent.kill().unwrap();
+    reboot(&node, &old);
+    let mut gate = units.start(&node);
+    let old = node.sandbox(&namespace, "old", &uid);
+    let mut inside = Inside::of(&old);
+    // kubelet makes the cgroup long before anything runs in it.
+    assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == HELD));
+    assert_eq!(inside.tell("listen 8080"), Said::Ok);
+    for to in [echo.addr(), echo.addr6()] {
+        for command in ["dial", "associate", "send"] {
+            assert_eq!(inside.to(command, to), HELD, "{command} {to}");
+        }
+    }
+    echo_pod.connect(old.addr(8080), SILENCE).expect_err("was let in");
+    // Nobody knows it, so it is outside; and one that was outside is still so.
+    let other = node.sandbox("elsewhere", "other", "f0000000-0000-0000-0000-000000000002");
+    assert_eq!(Inside::of(&other).dial(echo.addr()), Said::Ok);
+    assert!(gate.is_running());
+
+    agent.start_again().unwrap();
+    agent.wait_ready().unwrap();
+    assert!(gate.wait(TIMEOUT).unwrap().success());
+    node.report(&old);
+    agent.wait_enrolled([&old]).unwrap();
+    assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == Said::Ok));
+
+    // An agent without it undoes it.
+    let program = PathBuf::from(&units.command()[0]);
+    assert!(program.exists());
+    agent.kill().unwrap();
+    let _agent = node.agent(&options);
+    assert!(wait_for(LONG, || !program.exists()), "{} is left", program.display());
+}
+
+#[test]
+fn where_nothing_is_known_of_the_mesh_a_node_starts_as_without_it() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let asks = Asks::new(&testbed, &node.node);
+    let units = Units::new(&testbed);
+    let kubelet = asks.directory.to_str().unwrap();
+    let mut agent = node.agent(&[
+        "--boot-gate",
+        "--kubelet-dir",
+        kubelet,
+        "--boot-gate-unit",
+        units.directory.to_str().unwrap(),
+    ]);
+    let words = units.command();
+    wait_kept(&node, &[]);
+    agent.kill().unwrap();
+    fs::remove_dir_all(node.node.bpffs_dir()).unwrap();
+    for kept in [true, false] {
+        if !kept {
+            fs::remove_file(node.node.run_dir().join("state/world")).unwrap();
+        }
+        assert!(units.start(&node).wait(TIMEOUT).unwrap().success());
+        assert!(!node.node.bpffs_dir().exists(), "hooks are in force for nobody");
+    }
+    // What can't be read is told, and no reason to believe that there is nobody to hold.
+    fs::write(node.node.run_dir().join("state/world"), "nonsense").unwrap();
+    let output = node.node.command(&words[0]).unwrap().args(&words[1..]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("state/world"), "{said}");
+}
+
+/// Forgets what a machine forgets: the pod's processes, network and cgroup, and the eBPF programs.
+fn reboot(node: &Kubelet<'_>, pod: &Pod) {
+    pod.delete().unwrap();
+    fs::remove_dir_all(node.node.bpffs_dir()).unwrap();
+}
