@@ -71,18 +71,22 @@ impl FromStr for Regex {
         if text.len() > MAX_REGEX_TEXT {
             return Err(RegexError(format!("is longer than {MAX_REGEX_TEXT} bytes")));
         }
-        let wrong_for = |why: &str| RegexError(format!("is no regular expression that RE2 takes: {why}"));
-        let wrong = |error: regex::Error| {
-            let error = error.to_string();
-            wrong_for(error.lines().last().unwrap_or_default().trim_start_matches("error: "))
-        };
+        let meant = as_re2_means(text).map_err(|why| wrong(&why))?;
+        let build = |text: &str| builder(text).build().map_err(|error| wrong(&last_line(&error)));
         // By itself first: a parenthesis too many must not pair with ours.
-        builder(text).build().map_err(wrong)?;
-        let meant = as_re2_means(text).map_err(wrong_for)?;
-        let part = builder(&meant).build().map_err(wrong)?;
-        let whole = builder(&format!(r"\A(?:{meant})\z")).build().map_err(wrong)?;
+        let part = build(&meant)?;
+        let whole = build(&format!(r"\A(?:{meant})\z"))?;
         Ok(Self { text: text.to_owned(), part, whole })
     }
+}
+
+fn wrong(why: &str) -> RegexError {
+    RegexError(format!("is no regular expression that RE2 takes: {why}"))
+}
+
+/// What an error of the crate's says, without the expression.
+fn last_line(error: &impl ToString) -> String {
+    error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 impl PartialEq for Regex {
@@ -112,10 +116,9 @@ pub struct RegexError(String);
 
 /// The same for the crate, which takes some of it for something else: `\d`, `\s`, `\w` and `\b` are ASCII's in RE2, and
 /// Unicode's there. What RE2 has not, or takes for the characters that it is written with, is refused with what it is.
-fn as_re2_means(text: &str) -> Result<String, &'static str> {
-    // It compiles, so that this can be parsed.
-    let parsed = Parser::new().parse(text).map_err(|_| "it can't be read")?;
-    let edits = visit(&parsed, Reading::default())?;
+fn as_re2_means(text: &str) -> Result<String, String> {
+    let parsed = Parser::new().parse(text).map_err(|error| last_line(&error))?;
+    let edits = visit(&parsed, Reading { text, edits: Vec::new() }).map_err(str::to_owned)?;
     let (mut meant, mut from) = (String::with_capacity(text.len()), 0);
     for (Range { start, end }, instead) in edits {
         meant.push_str(&text[from..start]);
@@ -126,13 +129,19 @@ fn as_re2_means(text: &str) -> Result<String, &'static str> {
     Ok(meant)
 }
 
-/// What is to be written instead, from left to right.
-#[derive(Default)]
-struct Reading(Vec<(Range<usize>, &'static str)>);
+struct Reading<'a> {
+    text: &'a str,
+    /// What is to be written instead, from left to right.
+    edits: Vec<(Range<usize>, &'static str)>,
+}
 
-impl Reading {
+impl Reading<'_> {
     fn instead(&mut self, span: Span, text: &'static str) {
-        self.0.push((span.start.offset..span.end.offset, text));
+        self.edits.push((span.start.offset..span.end.offset, text));
+    }
+
+    fn written(&self, span: Span) -> &str {
+        self.text.get(span.start.offset..span.end.offset).unwrap_or_default()
     }
 
     fn class(&mut self, class: &ClassPerl) {
@@ -147,6 +156,8 @@ impl Reading {
         self.instead(class.span, ascii);
     }
 }
+
+const NO_SETS: &str = "it knows no &&, -- and ~~ in a class: write each of the two as \\&, \\- or \\~";
 
 fn flags(flags: &Flags) -> Result<(), &'static str> {
     let known = |kind: &FlagsItemKind| match kind {
@@ -164,12 +175,12 @@ fn flags(flags: &Flags) -> Result<(), &'static str> {
     }
 }
 
-impl Visitor for Reading {
+impl Visitor for Reading<'_> {
     type Output = Vec<(Range<usize>, &'static str)>;
     type Err = &'static str;
 
     fn finish(self) -> Result<Self::Output, Self::Err> {
-        Ok(self.0)
+        Ok(self.edits)
     }
 
     fn visit_pre(&mut self, ast: &Ast) -> Result<(), Self::Err> {
@@ -184,6 +195,15 @@ impl Visitor for Reading {
                 | AssertionKind::EndText => {}
                 _ => return Err(r"of a word's boundaries it has \b"),
             },
+            // The crate takes both for a `-`, and RE2 for the first of a range.
+            Ast::ClassBracketed(class)
+                if self.written(class.span).trim_start_matches(['[', '^']).starts_with("--") =>
+            {
+                return Err(NO_SETS);
+            }
+            Ast::Repetition(repetition) if self.written(repetition.op.span).contains(char::is_whitespace) => {
+                return Err("how often something is repeated is written without spaces");
+            }
             Ast::Flags(set) => flags(&set.flags)?,
             Ast::Group(group) => {
                 if let GroupKind::NonCapturing(set) = &group.kind {
@@ -205,7 +225,7 @@ impl Visitor for Reading {
     }
 
     fn visit_class_set_binary_op_pre(&mut self, _: &ClassSetBinaryOp) -> Result<(), Self::Err> {
-        Err("it knows no &&, -- and ~~ in a class: write each of the two as \\&, \\- or \\~")
+        Err(NO_SETS)
     }
 }
 
@@ -226,6 +246,13 @@ mod tests {
     fn what_re2_does_not_take_or_is_too_large_is_refused() {
         for text in ["(", "a)|(b", r"(?=a)", r"(a)\1", "((a{1000}){1000}){1000}", &"a".repeat(5000)] {
             assert!(text.parse::<Regex>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_small_in_ascii_is_taken() {
+        for text in [r"[\w-]{1,63}", r"\w{200}", r"(?:\w+\.){3}\w+", r"\w\w\w\w\w\w\w\w\w\w"] {
+            text.parse::<Regex>().unwrap();
         }
     }
 
@@ -267,7 +294,11 @@ mod tests {
         for (regex, why) in [
             ("[a-z&&b]", "&&"),
             ("[a-z--b]", "--"),
+            ("[--/]", "--"),
+            ("[^--/]", "--"),
             ("[a[b]]", "bracket"),
+            ("a{ 2 }", "spaces"),
+            ("a{1, 2}", "spaces"),
             ("(?x)a b", "flags"),
             ("(?u:a)", "flags"),
             (r"\B", r"\B"),
@@ -277,7 +308,9 @@ mod tests {
             let error = regex.parse::<Regex>().unwrap_err().to_string();
             assert!(error.contains(why), "{regex}: {error}");
         }
-        for regex in ["(?i)a", "(?i:a)b", "(?ms-U:a.b)", "(?P<name>a)", "a{0,3}", r"[\[&\-~-]", "[a&b]"] {
+        for regex in
+            ["(?i)a", "(?i:a)b", "(?ms-U:a.b)", "(?P<name>a)", "a{0,3}", r"[\[&\-~-]", "[a&b]", "[-a]"]
+        {
             regex.parse::<Regex>().unwrap();
         }
     }
