@@ -406,8 +406,9 @@ impl Enrolment {
                 }
             }
         }
+        let closed: Vec<_> = revoked.iter().filter(|pair| !unclosed.contains(*pair)).copied().collect();
         self.unclosed = unclosed;
-        Ok(())
+        Ok(self.datapath.forget_verdicts(closed)?)
     }
 
     /// Lets the kernel refuse what the proxy would refuse for want of mutual TLS. If that fails the proxy does.

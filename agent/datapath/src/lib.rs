@@ -279,6 +279,14 @@ impl Datapath {
         self.verdicts.renew(generation, allowed).map_err(map_error("write", "VERDICTS"))
     }
 
+    /// The kernel need not know of these any more, as [`Verdicts::forget`].
+    pub fn forget_verdicts(
+        &self,
+        revoked: impl IntoIterator<Item = AllowedPair>,
+    ) -> Result<(), DatapathError> {
+        self.verdicts.forget(revoked).map_err(map_error("write", "VERDICTS"))
+    }
+
     /// Which pods are held until they are enrolled.
     pub fn gate(&self) -> &Gate {
         &self.gate

@@ -12,6 +12,8 @@ use crate::{NetnsCookie, maps::Map, sockets};
 
 /// Further pairs of one pod go through the proxy, so that it can't take the room of all.
 const MAX_OF_A_POD: usize = 4096;
+/// An epoch that is earlier than any that is in force.
+const NEVER: u64 = 0;
 
 /// Which pods of this node may talk without the proxy. Cheap to clone; used from every thread at once.
 ///
@@ -88,7 +90,8 @@ impl Verdicts {
     }
 
     /// Judges every pair anew for the snapshot of this generation, and puts out of force all that `allowed` does not
-    /// allow any more. Returns those: their connections may still be open.
+    /// allow any more. Returns those: their connections may still be open, and the kernel has them until they are
+    /// [forgotten](Self::forget), so that the next agent is told of them too if this one ends before.
     ///
     /// Pairs that stay are in force all the time. If this fails none is.
     pub fn renew(
@@ -128,7 +131,8 @@ impl Verdicts {
             };
             let pair = pair(&key, &verdict);
             let is_allowed = pod == Some(verdict.pod) && allowed(&pair);
-            if is_allowed { known.push((key, verdict)) } else { revoked.push((key, pair)) }
+            let list = if is_allowed { &mut known } else { &mut revoked };
+            list.push((key, verdict));
         }
         if is_foreign {
             state.epoch = epoch.max(state.epoch) + 1;
@@ -139,12 +143,22 @@ impl Verdicts {
             }
             self.0.epoch.insert(0, state.epoch)?;
         }
-        for (key, _) in &revoked {
-            self.0.pairs.remove(*key)?;
+        if !is_foreign {
+            for (key, verdict) in &revoked {
+                self.0.pairs.insert(*key, Verdict { epoch: NEVER, ..*verdict })?;
+            }
         }
         (state.known, state.of_pod) = Default::default();
         known.into_iter().for_each(|(key, verdict)| state.add(key, verdict));
-        Ok(revoked.into_iter().map(|(_, pair)| pair).collect())
+        Ok(revoked.iter().map(|(key, verdict)| pair(key, verdict)).collect())
+    }
+
+    /// None of their connections is open any more.
+    pub fn forget(&self, revoked: impl IntoIterator<Item = AllowedPair>) -> io::Result<()> {
+        let state = self.state();
+        let keys = revoked.into_iter().map(|pair| key(pair.source, pair.destination));
+        // One may be allowed again by now.
+        keys.filter(|key| !state.known.contains_key(key)).try_for_each(|key| self.0.pairs.remove(key))
     }
 
     /// How many pairs talk without the proxy.
