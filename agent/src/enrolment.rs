@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    mem,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -68,7 +69,7 @@ pub struct Enrolment {
     /// Whether pods of this node may do without the proxy.
     same_node: bool,
     /// Pairs whose connections could not be closed.
-    unclosed: Vec<AllowedPair>,
+    unclosed: HashSet<AllowedPair>,
     pods: HashMap<NamespacedName, Enrolled>,
     failed: BTreeMap<NamespacedName, String>,
     /// Sockets of an earlier agent that no pod has had use for so far.
@@ -128,7 +129,7 @@ impl Enrolment {
         inherited: Inherited,
         takes_over: bool,
     ) -> Self {
-        let (unclosed, pods, failed) = (Vec::new(), HashMap::new(), BTreeMap::new());
+        let (unclosed, pods, failed) = (HashSet::new(), HashMap::new(), BTreeMap::new());
         Self {
             datapath,
             proxy,
@@ -380,10 +381,17 @@ impl Enrolment {
             });
             self.same_node && same && source.leaving.is_none() && pod.leaving.is_none()
         };
-        let mut revoked = self.datapath.renew_verdicts(snapshot.generation(), allowed)?;
-        revoked.append(&mut self.unclosed);
-        let mut unclosed = Vec::new();
-        for (cookie, enrolled) in pods {
+        let mut revoked = mem::take(&mut self.unclosed);
+        revoked.extend(self.datapath.renew_verdicts(snapshot.generation(), allowed)?);
+        let is_known = |cookie| pods.contains_key(&cookie);
+        let mut unclosed: HashSet<_> =
+            revoked.iter().filter(|pair| !is_known(pair.source) && !is_known(pair.pod)).copied().collect();
+        if !unclosed.is_empty() {
+            // Of an earlier agent's pods, which this one has not enrolled yet.
+            let there: HashSet<_> = self.datapath.enrolled()?.into_iter().collect();
+            unclosed.retain(|pair| there.contains(&pair.source) || there.contains(&pair.pod));
+        }
+        for (&cookie, enrolled) in &pods {
             let ends: Vec<_> =
                 revoked.iter().filter(|pair| pair.source == cookie || pair.pod == cookie).collect();
             if ends.is_empty() {
@@ -406,9 +414,10 @@ impl Enrolment {
                 }
             }
         }
-        let closed: Vec<_> = revoked.iter().filter(|pair| !unclosed.contains(*pair)).copied().collect();
+        let closed = revoked.into_iter().filter(|pair| !unclosed.contains(pair));
+        self.datapath.forget_verdicts(closed)?;
         self.unclosed = unclosed;
-        Ok(self.datapath.forget_verdicts(closed)?)
+        Ok(())
     }
 
     /// Lets the kernel refuse what the proxy would refuse for want of mutual TLS. If that fails the proxy does.

@@ -42,7 +42,7 @@ struct State {
 }
 
 /// A pair that the kernel has been told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllowedPair {
     /// The netns of the pod that dials.
     pub source: NetnsCookie,
