@@ -29,6 +29,7 @@ mod replay;
 mod request;
 mod sandboxes;
 mod seqpacket;
+mod source;
 mod token_keys;
 mod traces;
 mod udp;

@@ -14,8 +14,7 @@ use arc_swap::ArcSwap;
 use nix::unistd::geteuid;
 use orlop_datapath::{Datapath, Place, Services, Sockets, Verdicts, let_go_of_code};
 use orlop_identity::{DEFAULT_LIFETIME, Identities};
-use orlop_kube::{ClusterWorld, Kinds, Pods, WorldDirectory, WorldFile};
-use orlop_model::{Choice, Snapshot, World};
+use orlop_model::{Choice, Snapshot};
 use orlop_proxy::{Config, DnsConfig, Kernel, Metrics, Netns, Proxy};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -28,7 +27,10 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Servers},
     authority::Authority,
-    boot_gate::{Behind, BootGate, unit},
+    boot_gate::{
+        Behind, BootGate,
+        unit::{self, Unit},
+    },
     check,
     cli::{CleanArguments, NodeArguments, SameNode, Switch},
     enrolment::{Applied, Enrolment, Status},
@@ -40,6 +42,7 @@ use crate::{
     keeper::Keeping,
     last_world, limits, logging,
     sandboxes::{Changes, PodCgroups, Sandboxes},
+    source::Source,
     udp,
     worlds::Worlds,
 };
@@ -58,8 +61,8 @@ pub fn run(arguments: NodeArguments) -> anyhow::Result<()> {
 
 /// Removes the pins.
 pub fn clean(arguments: &CleanArguments) -> anyhow::Result<()> {
-    orlop_datapath::remove(&arguments.bpffs)?;
-    unit::forget(&arguments.state_dir)
+    unit::forget(&arguments.state_dir)?;
+    orlop_datapath::remove(&arguments.bpffs).map_err(Into::into)
 }
 
 async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()> {
@@ -89,7 +92,6 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         Ok(Arc::new(datapath))
     };
     let datapath = open().map_err(|error| check::explain(error, place.bpffs, place.cgroup))?;
-    let from_start = unit::renew(&arguments)?;
     if let Some(note) = check::no_pods_cgroup(place.cgroup, place.pods_cgroup) {
         tracing::warn!("{note}");
     }
@@ -158,7 +160,7 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
     let boot_gate = arguments.gate.boot_gate.then(|| {
         let cgroups = PodCgroups::new(at.pods_cgroup.as_deref(), at.cgroup.as_deref(), &mounts);
         let kubelet = &arguments.gate.kubelet_dir;
-        BootGate::new(&at.node, kubelet, Arc::clone(&datapath), cgroups).holding_from_start(from_start)
+        BootGate::new(&at.node, kubelet, Arc::clone(&datapath), cgroups)
     });
     let enrolment = Enrolment::new(
         Arc::clone(&datapath),
@@ -185,6 +187,8 @@ async fn node(arguments: NodeArguments, descriptors: usize) -> anyhow::Result<()
         status,
         sandbox_changes,
         boot_gate,
+        unit: Unit::of(&arguments),
+        from_start: watch::channel(false).1,
         keeper,
         coming: Some(coming),
         serving: watch::Sender::new(false),
@@ -336,6 +340,10 @@ struct Agent {
     status: watch::Sender<Status>,
     sandbox_changes: Changes,
     boot_gate: Option<BootGate>,
+    /// Until it serves.
+    unit: Option<Unit>,
+    /// Whether pods are held from the node's start on.
+    from_start: watch::Receiver<bool>,
     keeper: Keeping,
     /// Until it serves.
     coming: Option<Coming>,
@@ -367,7 +375,7 @@ impl Agent {
                 // First, so that a pod that has left the mesh is not held once it is withdrawn.
                 if predecessor.is_none()
                     && let Some(gate) = &mut self.boot_gate
-                    && let Some(gated) = gate.keep(&snapshot)
+                    && let Some(gated) = gate.keep(&snapshot, *self.from_start.borrow_and_update())
                 {
                     self.status.send_modify(|status| status.gated = Some(gated));
                 }
@@ -394,6 +402,7 @@ impl Agent {
                 // A pod whose netns is not there yet will have one soon.
                 tokio::select! {
                     changed = worlds.changed() => break changed?,
+                    Ok(()) = self.from_start.changed() => {}
                     changed = self.sandbox_changes.next() => changed.context("cannot watch pods' cgroups")?,
                     () = tokio::time::sleep(Enrolment::RETRY), if !complete => {}
                     () = tokio::time::sleep(Enrolment::LOOK_AGAIN), if waiting => {}
@@ -416,6 +425,9 @@ impl Agent {
         self.coming = None;
         self.keeper.begin();
         self.servers.serve(&self.admin);
+        if let Some(unit) = self.unit.take() {
+            self.from_start = unit.renew();
+        }
         self.boot_gate.as_mut().map_or(Ok(()), BootGate::serve)
     }
 
@@ -471,47 +483,6 @@ impl Agent {
                 self.giving.send_replace(false);
                 self.given_up.spawn(async move { successor.ended().await });
                 Ok(None)
-            }
-        }
-    }
-}
-
-/// Where the world comes from.
-enum Source {
-    Directory(Box<WorldDirectory>),
-    /// And where it is kept.
-    Cluster(Box<ClusterWorld>, WorldFile),
-}
-
-impl Source {
-    async fn open(arguments: &NodeArguments) -> anyhow::Result<Self> {
-        match &arguments.world.directory {
-            Some(directory) => Ok(Self::Directory(Box::new(WorldDirectory::open(directory)?))),
-            None => {
-                let at = &arguments.place;
-                let file = WorldFile::new(&at.state_dir, &at.node);
-                let kept = last_world::instead(file.clone(), &at.run_dir);
-                let kubeconfig = arguments.world.kubeconfig.as_deref();
-                let pods = Pods::OfNode(&at.node);
-                let cluster = ClusterWorld::open_or(kubeconfig, Kinds::OfNodes, pods, kept).await?;
-                Ok(Self::Cluster(Box::new(cluster), file))
-            }
-        }
-    }
-
-    /// Whether it can't be asked yet, and its world is from disk.
-    fn is_kept(&self) -> bool {
-        matches!(self, Self::Cluster(cluster, _) if cluster.world().as_of.is_some())
-    }
-
-    /// What it has to say is also kept on disk, where it may be away one day, for as long as `keeping` is.
-    fn watch(self, keeping: &mut JoinSet<()>) -> watch::Receiver<Arc<World>> {
-        match self {
-            Self::Directory(directory) => directory.watch(),
-            Self::Cluster(cluster, file) => {
-                let worlds = cluster.watch();
-                keeping.spawn(last_world::keep(file, worlds.clone()));
-                worlds
             }
         }
     }

@@ -378,6 +378,9 @@ impl Datapath {
 
 /// Removes everything below `bpffs`: the kernel detaches every hook, and pods talk in clear again.
 pub fn remove(bpffs: &Path) -> Result<(), DatapathError> {
+    if !bpffs.exists() {
+        return Ok(());
+    }
     require_bpffs(bpffs)?;
     layouts::list(bpffs)?.iter().try_for_each(|layout| layouts::remove(layout))?;
     fs::remove_dir_all(bpffs).map_err(file("remove", bpffs))

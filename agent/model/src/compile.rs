@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -115,8 +115,6 @@ pub(crate) fn live(world: &World) -> impl Iterator<Item = (&NamespacedName, &Arc
 }
 
 pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workload {
-    let none = Labels::new();
-    let namespace = world.namespaces.get(&pod.name.namespace).map_or(&none, |namespace| &namespace.labels);
     Workload {
         name: pod.name.clone(),
         kind: WorkloadKind::Pod,
@@ -124,9 +122,24 @@ pub(crate) fn workload(world: &World, settings: &Settings, pod: &Pod) -> Workloa
         identity: Identity::new(&settings.trust_domain, &pod.name.namespace, &pod.service_account),
         node: pod.node.clone().unwrap_or_default(),
         addresses: unicast(&pod.addresses).into(),
-        enrolled: !pod.host_network && !pod.windows && opted_in(namespace, &pod.labels),
+        enrolled: is_in_mesh(world, pod),
         names: names(pod, &settings.cluster),
     }
+}
+
+fn is_in_mesh(world: &World, pod: &Pod) -> bool {
+    let none = Labels::new();
+    let namespace = world.namespaces.get(&pod.name.namespace).map_or(&none, |namespace| &namespace.labels);
+    !pod.host_network && !pod.windows && opted_in(namespace, &pod.labels)
+}
+
+/// The UIDs of a node's pods of the mesh, whether they live or have ended. None is that of a pod outside, too, as may be
+/// of objects that claim to be the same static pod.
+pub fn uids_in_mesh(world: &World, node: &str) -> HashSet<Arc<str>> {
+    let here = world.pods.values().filter(|pod| pod.node.as_deref() == Some(node) && !pod.uid.is_empty());
+    let (inside, outside): (Vec<_>, Vec<_>) = here.partition(|pod| is_in_mesh(world, pod));
+    let outside: HashSet<_> = outside.into_iter().map(|pod| &*pod.uid).collect();
+    inside.into_iter().filter(|pod| !outside.contains(&*pod.uid)).map(|pod| Arc::clone(&pod.uid)).collect()
 }
 
 pub(crate) fn unicast(addresses: &[IpAddr]) -> Vec<IpAddr> {

@@ -48,7 +48,7 @@ pub use addresses::Addresses;
 pub use admit::{Caller, Judgement, Refused};
 pub use authorize::{Allowed, Connection, Denied, DryRun, Outcome};
 pub use behind::{Behind, Entrance};
-pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved};
+pub use compile::{DEFAULT_ROOT_NAMESPACE, Settings, compile, compile_after, compile_resolved, uids_in_mesh};
 pub use dns::{Answer, Record, RecordData, RecordType};
 pub use hosts::{Hosts, hosts_of};
 pub use identity::{Identity, IdentityError, TrustDomain};

@@ -12,7 +12,7 @@ use orlop_model::world::{
 };
 use orlop_model::{
     Balance, NamespacedName, Reason, Route, Service as CompiledService, Settings, Snapshot, Transport, World,
-    compile,
+    compile, uids_in_mesh,
 };
 
 #[test]
@@ -75,6 +75,26 @@ fn a_pod_for_windows_is_not_enrolled() {
     let snapshot = snapshot(&world);
     assert!(!snapshot.workload_at(ip("10.0.0.1")).unwrap().enrolled);
     assert!(snapshot.outsiders()[0].why.contains("Windows"));
+}
+
+#[test]
+fn pods_of_the_mesh_are_known_by_uid_also_once_they_have_ended() {
+    let of = |name, uid: &str| Pod { uid: uid.into(), ..pod(name, "10.0.0.1") };
+    let outside = labels(&[("orlop.dev/mesh", "disabled")]);
+    let world = world([
+        of("a", "1"),
+        Pod { phase: Phase::Failed, ..of("b", "2") },
+        Pod { labels: outside.clone(), ..of("c", "3") },
+        Pod { node: Some("two".into()), ..of("d", "4") },
+        Pod { host_network: true, ..of("e", "5") },
+        // Two objects of the same static pod, as they say.
+        of("f", "6"),
+        Pod { labels: outside, ..of("g", "6") },
+        of("h", ""),
+    ]);
+    let mut uids: Vec<_> = uids_in_mesh(&world, "one").into_iter().collect();
+    uids.sort_unstable();
+    assert_eq!(uids, ["1".into(), "2".into()]);
 }
 
 #[test]

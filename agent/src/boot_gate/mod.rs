@@ -56,8 +56,6 @@ pub struct BootGate {
     serving: JoinSet<()>,
     /// The pods that kubelet has asked for, as it will after a reboot, when nothing is held any more.
     asked_for: HashSet<CgroupId>,
-    /// Whether `orlop gate` holds all pods that are known when the node starts.
-    from_start: bool,
     /// What was the matter with the last step, which is told once.
     problem: Option<String>,
 }
@@ -68,13 +66,7 @@ impl BootGate {
         let held = Arc::new(HeldPods { datapath, cgroups });
         let serving = JoinSet::new();
         let (node, kubelet) = (node.to_owned(), kubelet.to_owned());
-        let (asked_for, from_start) = (HashSet::new(), false);
-        Self { node, kubelet, held, serving, asked_for, from_start, problem: None }
-    }
-
-    /// With what [`unit::renew`] said.
-    pub fn holding_from_start(self, from_start: bool) -> Self {
-        Self { from_start, ..self }
+        Self { node, kubelet, held, serving, asked_for: HashSet::new(), problem: None }
     }
 
     /// Registers with kubelet, in the place of an agent before. The hooks must be in force.
@@ -98,9 +90,10 @@ impl BootGate {
 
     /// Lets go of pods that are outside the mesh and of those that are gone, and holds every pod of the mesh, whether
     /// kubelet has asked for it or not. Says for which ones it has, if that can be told: they are held after a reboot
-    /// too. A pod that can't be dealt with stays as it is, and holds nobody else up.
-    pub fn keep(&mut self, snapshot: &Snapshot) -> Option<BTreeSet<NamespacedName>> {
-        let (gated, problem) = match self.step(snapshot) {
+    /// too, all of them where `orlop gate` runs `from_start` on. A pod that can't be dealt with stays as it is, and holds
+    /// nobody else up.
+    pub fn keep(&mut self, snapshot: &Snapshot, from_start: bool) -> Option<BTreeSet<NamespacedName>> {
+        let (gated, problem) = match self.step(snapshot, from_start) {
             Ok((gated, problem)) => (Some(gated), problem),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
@@ -116,7 +109,11 @@ impl BootGate {
     }
 
     /// Those that are held after a reboot too, and what is the matter with others.
-    fn step(&mut self, snapshot: &Snapshot) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
+    fn step(
+        &mut self,
+        snapshot: &Snapshot,
+        from_start: bool,
+    ) -> anyhow::Result<(BTreeSet<NamespacedName>, Option<String>)> {
         let gate = self.held.datapath.gate();
         // Before the cgroups are listed: what is held now was made before.
         let before: HashSet<CgroupId> = gate.held()?.into_iter().collect();
@@ -130,7 +127,7 @@ impl BootGate {
         let is_present = snapshot.as_of().is_none();
         let mut gone: BTreeSet<_> = before.iter().copied().collect();
         self.asked_for.retain(|id| before.contains(id));
-        let (kubelet, asked_for, from_start) = (&self.kubelet, &mut self.asked_for, self.from_start);
+        let (kubelet, asked_for) = (&self.kubelet, &mut self.asked_for);
         let mut gated = BTreeSet::new();
         let mut pod = |uid: &str, path: &Path| {
             let id = match gate.id(path) {

@@ -1,25 +1,37 @@
 //! `orlop gate`: holds the node's pods of the mesh from its start on.
 
-use std::{fs, os::unix::net::UnixDatagram, path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    fs,
+    io::ErrorKind,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use nix::unistd::geteuid;
-use orlop_datapath::{Datapath, Place};
+use orlop_datapath::{CgroupId, Datapath, DatapathError, Place};
 use orlop_kube::WorldFile;
-use orlop_model::{Snapshot, compile};
+use orlop_model::uids_in_mesh;
 use orlop_proxy::Netns;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
 
-use super::{BootGate, MOMENT};
+use super::{MOMENT, each, unit};
 use crate::{
     check,
     cli::{GateArguments, PlaceArguments},
     handover, logging,
-    sandboxes::{PodCgroups, Sandboxes},
+    sandboxes::PodCgroups,
 };
+
+/// How long an agent has to serve for this to be its own affair. By then kubelet has made the cgroups of all pods that
+/// the node had.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Runs until an agent serves, which has the hooks from then on, and whom they hold.
 pub fn run(arguments: &GateArguments) -> anyhow::Result<()> {
@@ -29,44 +41,117 @@ pub fn run(arguments: &GateArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(hold(arguments))
+        .block_on(gate(&arguments.place))
 }
 
-async fn hold(arguments: &GateArguments) -> anyhow::Result<()> {
-    let GateArguments { place, kubelet_dir, names, .. } = arguments;
-    if handover::is_served(&place.run_dir) {
-        tracing::info!("an agent serves this node");
-        return tell_ready();
-    }
-    let Some(world) = WorldFile::new(&place.state_dir, &place.node).read()? else {
-        tracing::info!(state_dir = %place.state_dir.display(), "no agent has known the cluster on this node");
-        return tell_ready();
+async fn gate(place: &PlaceArguments) -> anyhow::Result<()> {
+    let known = Known { world: WorldFile::new(&place.state_dir, &place.node), node: &place.node };
+    let pods = match handover::is_served(&place.run_dir) {
+        true => HashSet::new(),
+        false => known.pods()?,
     };
-    // Its pods have not been heard of since: nobody is let go of by it.
-    let snapshot = compile(&world, &names.settings(&place.node), 1);
-    if snapshot.local_pods().is_empty() {
-        tracing::info!("this node had no pods of the mesh");
+    if pods.is_empty() {
+        tracing::info!("an agent serves, or this node had no pods of the mesh");
+        unit::mark(&place.run_dir)?;
         return tell_ready();
     }
-    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
-    let pods_cgroup = place.pods_cgroup.as_deref();
-    let cgroups = PodCgroups::new(pods_cgroup, place.cgroup.as_deref(), &mounts);
-    let mut gate = BootGate::new(&place.node, kubelet_dir, attach(place)?, cgroups);
-    tracing::info!(
-        pods = snapshot.local_pods().len(),
-        "this node's pods of the mesh are held until an agent serves"
-    );
+    let datapath = attach(place)?;
+    unit::mark(&place.run_dir)?;
+    tracing::info!(pods = pods.len(), "this node's pods of the mesh are held until an agent serves");
     tell_ready()?;
 
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    let cgroups = PodCgroups::new(place.pods_cgroup.as_deref(), place.cgroup.as_deref(), &mounts);
+    let held = HashSet::new();
+    let mut holding = Holding { datapath, cgroups, pods, held, problem: None };
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        held = keep(&mut gate, &snapshot, place, &mounts) => held?,
-        () = handover::somebody_serves(&place.run_dir) => tracing::info!("an agent serves"),
-        _ = terminate.recv() => tracing::warn!("told to stop before an agent serves: what starts now is in clear"),
+        () = until_an_agent_serves(&mut holding, &known, &place.run_dir) => tracing::info!("an agent serves"),
+        _ = terminate.recv() => tracing::warn!("told to stop: pods that start now are held by an agent alone"),
     }
-    // What has come since it was last looked.
-    gate.keep(&snapshot);
     Ok(())
+}
+
+/// Holds pods as long as nobody serves, and ends once somebody has for a while.
+async fn until_an_agent_serves(holding: &mut Holding, known: &Known<'_>, run_dir: &Path) {
+    let mut served: Option<Instant> = None;
+    loop {
+        // One that serves lets go of who has left the mesh meanwhile.
+        match (handover::is_served(run_dir), served) {
+            (true, Some(since)) if since.elapsed() >= SETTLED => return,
+            (true, since) => served = since.or_else(|| Some(Instant::now())),
+            (false, since) => {
+                if since.is_some() {
+                    // It has died, and knew more.
+                    match known.pods() {
+                        Ok(pods) => holding.pods = pods,
+                        Err(error) => tracing::error!("{error:#}; going by what was known before"),
+                    }
+                }
+                served = None;
+                holding.hold_new();
+            }
+        }
+        sleep(MOMENT).await;
+    }
+}
+
+/// What the last agent knew.
+struct Known<'a> {
+    world: WorldFile,
+    node: &'a str,
+}
+
+impl Known<'_> {
+    /// The UIDs of this node's pods of the mesh, also of those that have ended: kubelet starts static ones again.
+    fn pods(&self) -> anyhow::Result<HashSet<Arc<str>>> {
+        let world = self.world.read()?;
+        Ok(world.map(|world| uids_in_mesh(&world, self.node)).unwrap_or_default())
+    }
+}
+
+/// The pods that are held when their cgroups come.
+struct Holding {
+    datapath: Arc<Datapath>,
+    cgroups: PodCgroups,
+    pods: HashSet<Arc<str>>,
+    /// Each once: an agent may have let go of it.
+    held: HashSet<CgroupId>,
+    /// What was the matter with the last step, which is told once.
+    problem: Option<String>,
+}
+
+impl Holding {
+    fn hold_new(&mut self) {
+        let problem = match self.cgroups.all() {
+            Ok(cgroups) => each(&cgroups, |(uid, path)| self.hold(uid, path)),
+            // kubelet has not made where they are.
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => Some(format!("cannot list the pods' cgroups: {error}")),
+        };
+        if problem != self.problem
+            && let Some(error) = &problem
+        {
+            tracing::error!(error, "the boot gate is not as it should be");
+        }
+        self.problem = problem;
+    }
+
+    fn hold(&mut self, uid: &str, path: &Path) -> Result<(), DatapathError> {
+        if !self.pods.contains(uid) {
+            return Ok(());
+        }
+        let gate = self.datapath.gate();
+        let id = match gate.id(path) {
+            Err(DatapathError::File { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(()),
+            id => id?,
+        };
+        if !self.held.contains(&id) {
+            gate.hold(id)?;
+            self.held.insert(id);
+        }
+        Ok(())
+    }
 }
 
 /// Puts the hooks in force.
@@ -83,25 +168,6 @@ fn attach(place: &PlaceArguments) -> anyhow::Result<Arc<Datapath>> {
     };
     let datapath = Datapath::open(&of).and_then(|datapath| datapath.attach().map(|()| datapath));
     datapath.map(Arc::new).map_err(|error| check::explain(error, of.bpffs, of.cgroup))
-}
-
-/// Holds each pod when its cgroup comes.
-async fn keep(
-    gate: &mut BootGate,
-    snapshot: &Snapshot,
-    place: &PlaceArguments,
-    mounts: &str,
-) -> anyhow::Result<()> {
-    let pods_cgroup = place.pods_cgroup.as_deref();
-    while pods_cgroup.is_some_and(|path| !path.is_dir()) {
-        sleep(MOMENT).await;
-    }
-    let sandboxes = Sandboxes::new(pods_cgroup, place.cgroup.as_deref(), mounts);
-    let mut changes = sandboxes.watch().context("cannot watch pods' cgroups")?;
-    loop {
-        gate.keep(snapshot);
-        changes.next().await.context("cannot watch pods' cgroups")?;
-    }
 }
 
 /// Tells systemd, if that has started it (sd_notify(3)).

@@ -244,7 +244,7 @@ fn of_pods(node: &str, dump: &Value) -> Vec<Row> {
         row(name(pod), State::Missing, detail)
     });
     let ungated = of("enrolled").filter(|(_, of)| of["gated"] == false).map(|(pod, _)| {
-        let detail = format!("not held by the boot gate after a reboot of {node}, as it is static or older than that: replace it, or set node.bootGate.systemd of the chart");
+        let detail = format!("not held by the boot gate after a reboot of {node}, as it is static or older than that: replace it, or set the chart's node.bootGate.systemd (if it is set, the agent's log says what is the matter with it)");
         row(name(pod), State::Note, detail)
     });
     let outside = of("outside").filter(|(_, of)| of["namespace_asks"] == true).map(|(pod, of)| {

@@ -1,10 +1,10 @@
 //! What `orlop node` and `orlop gate` are told of the boot gate, and where on a node they are.
 
-use std::path::{Path, PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Args;
 
-use super::{LogArguments, NameArguments};
+use super::LogArguments;
 
 /// Which node it is, and where on it things are.
 #[derive(Args, Debug)]
@@ -32,15 +32,21 @@ pub struct PlaceArguments {
 
 impl PlaceArguments {
     /// The arguments that say the same.
-    pub fn to_args(&self) -> Vec<String> {
-        let mut args = vec![format!("--node={}", self.node)];
-        let mut add = |name: &str, path: &Path| args.push(format!("--{name}={}", path.display()));
-        add("bpffs", &self.bpffs);
-        add("run-dir", &self.run_dir);
-        add("state-dir", &self.state_dir);
-        self.cgroup.iter().for_each(|path| add("cgroup", path));
-        self.pods_cgroup.iter().for_each(|path| add("pods-cgroup", path));
-        args
+    pub fn to_args(&self) -> Vec<OsString> {
+        let named = |name: &str, value: OsString| {
+            let mut arg = OsString::from(format!("--{name}="));
+            arg.push(value);
+            arg
+        };
+        let paths = [
+            ("bpffs", Some(&self.bpffs)),
+            ("run-dir", Some(&self.run_dir)),
+            ("state-dir", Some(&self.state_dir)),
+            ("cgroup", self.cgroup.as_ref()),
+            ("pods-cgroup", self.pods_cgroup.as_ref()),
+        ];
+        let paths = paths.into_iter().filter_map(|(name, path)| Some(named(name, path?.into())));
+        [named("node", (&self.node).into())].into_iter().chain(paths).collect()
     }
 }
 
@@ -63,11 +69,6 @@ pub struct BootGateArguments {
 pub struct GateArguments {
     #[command(flatten)]
     pub place: PlaceArguments,
-    /// kubelet's --root-dir.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
-    pub kubelet_dir: PathBuf,
-    #[command(flatten)]
-    pub names: NameArguments,
     #[command(flatten)]
     pub log: LogArguments,
 }

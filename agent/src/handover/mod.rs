@@ -100,13 +100,6 @@ pub async fn nobody_serves(run_dir: &Path) {
     }
 }
 
-/// Until an agent serves in `run_dir`.
-pub async fn somebody_serves(run_dir: &Path) {
-    while !is_served(run_dir) {
-        sleep(LOOK_AGAIN).await;
-    }
-}
-
 fn door(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")
 }

@@ -10,7 +10,7 @@ for unit in /etc/systemd/system/multi-user.target.wants/*.service; do
         die "it says $said" if $said ne "READY=1";
     ' >>units.log 2>&1 &
     ready=$!
-    until [ -S notify ]; do sleep 0.02; done
+    until [ -S notify ] || ! kill -0 "$ready"; do sleep 0.02; done
     eval "NOTIFY_SOCKET=$PWD/notify $(sed -n 's/^ExecStart=//p' "$unit")" >>units.log 2>&1 &
     wait "$ready" || echo "$unit is not ready" >>units.log
 done

@@ -115,7 +115,8 @@ impl fmt::Display for Regex {
 pub struct RegexError(String);
 
 /// The same for the crate, which takes some of it for something else: `\d`, `\s`, `\w` and `\b` are ASCII's in RE2, and
-/// Unicode's there. What RE2 has not, or takes for the characters that it is written with, is refused with what it is.
+/// Unicode's there. What RE2 takes for something else, such as for the characters that it is written with, is refused with
+/// what it is; some of what it has not at all means here what it looks like, such as `\u0041` and `a{1001}`.
 fn as_re2_means(text: &str) -> Result<String, String> {
     let parsed = Parser::new().parse(text).map_err(|error| last_line(&error))?;
     let edits = visit(&parsed, Reading { text, edits: Vec::new() }).map_err(str::to_owned)?;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use orlop_tests::{Pod, Process, Testbed, wait_for};
+use nix::sys::signal::Signal;
+use orlop_tests::{Agent, Pod, Process, Testbed, wait_for};
+use serde_json::json;
 
 use crate::boot_gate::inside::{HELD, Inside, Said};
 use crate::boot_gate::kubelet::Kubelet as Asks;
@@ -67,26 +69,30 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     let units = Units::new(&testbed);
     let echo_pod = node.sandbox("elsewhere", "free", "f0000000-0000-0000-0000-000000000001");
     let echo = echo_pod.serve_echo(80).unwrap();
-    let old = node.run(&namespace, "old", &[]);
-    let uid = old.uid();
+    let [old, left] = ["old", "left"].map(|name| node.run(&namespace, name, &[]));
+    let uids = [&old, &left].map(Pod::uid);
 
     let kubelet = asks.directory.to_str().unwrap();
     let options = ["--boot-gate", "--kubelet-dir", kubelet];
     let with_unit = [&options[..], &["--boot-gate-unit", units.directory.to_str().unwrap()]].concat();
     let mut agent = node.agent(&with_unit);
-    agent.wait_enrolled([&old]).unwrap();
-    assert!(agent.config_dump().unwrap().contains("\"gated\": true"));
-    wait_kept(&node, &[&old]);
+    agent.wait_enrolled([&old, &left]).unwrap();
+    let says = |agent: &Agent, gated: bool| {
+        let gated = format!("\"gated\": {gated}");
+        agent.wait_until(|dump| dump.contains(&gated)).unwrap();
+    };
+    says(&agent, true);
+    wait_kept(&node, &[&old, &left]);
 
     // One that serves is left alone.
     let mut gate = units.start(&node);
     assert!(gate.wait(TIMEOUT).unwrap().success());
-    agent.wait_enrolled([&old]).unwrap();
+    agent.wait_enrolled([&old, &left]).unwrap();
 
     agent.kill().unwrap();
-    reboot(&node, &old);
+    reboot(&node, &[old, left]);
     let mut gate = units.start(&node);
-    let old = node.sandbox(&namespace, "old", &uid);
+    let old = node.sandbox(&namespace, "old", &uids[0]);
     let mut inside = Inside::of(&old);
     // kubelet makes the cgroup long before anything runs in it.
     assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == HELD));
@@ -100,21 +106,80 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     // Nobody knows it, so it is outside; and one that was outside is still so.
     let other = node.sandbox("elsewhere", "other", "f0000000-0000-0000-0000-000000000002");
     assert_eq!(Inside::of(&other).dial(echo.addr()), Said::Ok);
+    // It has left meanwhile, which an agent alone can know.
+    kubernetes.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "left", "namespace": namespace, "labels": {"orlop.dev/mesh": "disabled"}},
+    }));
+    let left = node.sandbox(&namespace, "left", &uids[1]);
+    let mut outside = Inside::of(&left);
+    assert!(wait_for(TIMEOUT, || outside.dial(echo.addr()) == HELD));
     assert!(gate.is_running());
 
     agent.start_again().unwrap();
     agent.wait_ready().unwrap();
-    assert!(gate.wait(TIMEOUT).unwrap().success());
     node.report(&old);
     agent.wait_enrolled([&old]).unwrap();
-    assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == Said::Ok));
+    for inside in [&mut inside, &mut outside] {
+        assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == Said::Ok));
+    }
+    assert!(gate.wait(LONG).unwrap().success());
+    assert_eq!(outside.dial(echo.addr()), Said::Ok, "it is held again");
+    says(&agent, true);
+
+    // Where it does not run, the agent does not say that it will.
+    agent.kill().unwrap();
+    drop(inside);
+    reboot(&node, &[old]);
+    let old = node.sandbox(&namespace, "old", &uids[0]);
+    node.report(&old);
+    agent.start_again().unwrap();
+    agent.wait_ready().unwrap();
+    agent.wait_enrolled([&old]).unwrap();
+    says(&agent, false);
+    agent.wait_log(|log| log.contains("orlop gate has not run"), TIMEOUT).unwrap();
 
     // An agent without it undoes it.
     let program = PathBuf::from(&units.command()[0]);
     assert!(program.exists());
     agent.kill().unwrap();
     let _agent = node.agent(&options);
-    assert!(wait_for(LONG, || !program.exists()), "{} is left", program.display());
+    assert!(wait_for(TIMEOUT, || !program.exists()), "{} is left", program.display());
+}
+
+#[test]
+fn the_gate_holds_on_while_the_agent_dies_as_soon_as_it_serves() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("gate-dies", &[("orlop.dev/mesh", "enabled")]);
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let asks = Asks::new(&testbed, &node.node);
+    let units = Units::new(&testbed);
+    let echo = node.sandbox("elsewhere", "free", "f0000000-0000-0000-0000-000000000001");
+    let echo = echo.serve_echo(80).unwrap();
+    let old = node.run(&namespace, "old", &[]);
+    let uid = old.uid();
+    let mut agent = node.agent(&[
+        "--boot-gate",
+        "--kubelet-dir",
+        asks.directory.to_str().unwrap(),
+        "--boot-gate-unit",
+        units.directory.to_str().unwrap(),
+    ]);
+    agent.wait_enrolled([&old]).unwrap();
+    wait_kept(&node, &[&old]);
+    agent.kill().unwrap();
+    reboot(&node, &[old]);
+    let mut gate = units.start(&node);
+    agent.start_again().unwrap();
+    agent.wait_ready().unwrap();
+    agent.kill().unwrap();
+    let old = node.sandbox(&namespace, "old", &uid);
+    let mut inside = Inside::of(&old);
+    assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == HELD));
+    gate.signal(Signal::SIGTERM).unwrap();
+    assert!(gate.wait(TIMEOUT).unwrap().success());
+    assert_eq!(inside.dial(echo.addr()), HELD);
 }
 
 #[test]
@@ -150,8 +215,9 @@ fn where_nothing_is_known_of_the_mesh_a_node_starts_as_without_it() {
     assert!(!output.status.success() && said.contains("state/world"), "{said}");
 }
 
-/// Forgets what a machine forgets: the pod's processes, network and cgroup, and the eBPF programs.
-fn reboot(node: &Kubelet<'_>, pod: &Pod) {
-    pod.delete().unwrap();
+/// Forgets what a machine forgets: the pods' processes, networks and cgroups, the eBPF programs, and what is in `/run`.
+fn reboot(node: &Kubelet<'_>, pods: &[Pod]) {
+    pods.iter().for_each(|pod| pod.delete().unwrap());
     fs::remove_dir_all(node.node.bpffs_dir()).unwrap();
+    let _ = fs::remove_file(node.node.run_dir().join("gate"));
 }

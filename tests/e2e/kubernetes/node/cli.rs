@@ -49,17 +49,6 @@ pub fn check_notes(cluster: &Cluster, pod: &str, text: &str) {
     assert!(noted, "{pod}: {text} is not noted: {checked:#}");
 }
 
-/// Waits until `orlop check` notes nothing of a pod.
-#[track_caller]
-pub fn check_notes_nothing(cluster: &Cluster, pod: &str) {
-    let mut checked = Value::Null;
-    let nothing = wait_for(LONG, || {
-        checked = check(cluster);
-        checked["checks"].as_array().unwrap().iter().all(|one| one["name"] != format!("pod {pod}"))
-    });
-    assert!(nothing, "{pod}: {checked:#}");
-}
-
 /// For who may list pods and forward ports where Orlop is, and nothing else: the client's pod is on the first node and
 /// the server's on the second.
 pub fn people_ask_the_agents(cluster: &Cluster) {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use nix::unistd::Pid;
-use orlop_tests::{BUSYBOX, DeployTools, Image, KubeNode, Testbed, binary, wait_for};
+use orlop_tests::{ADMIN_PORT, BUSYBOX, DeployTools, Image, KubeNode, Testbed, binary, traffic, wait_for};
 use serde_json::{Value, json};
 
 use crate::kubernetes::api::Kubernetes;
@@ -225,6 +225,16 @@ impl Cluster {
         let output = orlop.arg("flows").output().unwrap();
         let flows = String::from_utf8(output.stdout).unwrap();
         flows.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What a node's agent says of itself; nothing while none answers.
+    pub fn config_dump(&self, node: usize) -> Value {
+        let get = || {
+            let stream = traffic::connect(([127, 0, 0, 1], ADMIN_PORT).into(), LONG)?;
+            traffic::get(stream, "localhost", "/config_dump")
+        };
+        let dump = self.nodes[node].node().run(get).unwrap();
+        dump.ok().and_then(|dump| serde_json::from_str(&dump.text()).ok()).unwrap_or_default()
     }
 
     /// The process of a node's agent: it is on the node's own network.

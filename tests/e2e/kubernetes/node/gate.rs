@@ -3,7 +3,7 @@ use std::fs;
 use orlop_tests::{BUSYBOX, wait_for};
 use serde_json::{Value, json};
 
-use super::cli::{check_notes, check_notes_nothing};
+use super::cli::check_notes;
 use super::cluster::{Cluster, LONG};
 use crate::boot_gate::kubelet::DRIVER;
 use crate::readme::root;
@@ -71,23 +71,32 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
         cluster.pod("shop", name, &spec, &json!({"command": [busybox, "sh", "-c", stays]}));
     }
     // The server's agent may hear of a pod later than from it, and tells of its address alone then.
-    let served = |cluster: &Cluster, name: &str, before: usize| {
-        let address = cluster.address("shop", name);
+    let served = |cluster: &Cluster, namespace: &str, name: &str, account: &str, before: usize| {
+        let address = cluster.address(namespace, name);
         let from = |flow: &Value| match flow["src_workload"].as_str() {
-            Some(workload) => workload == format!("shop/{name}"),
+            Some(workload) => workload == format!("{namespace}/{name}"),
             None => flow["src"].as_str().is_some_and(|src| src.starts_with(&format!("{address}:"))),
         };
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
         let of = |flow: &&Value| from(flow) && flow["src_identity"] == identity && flow["tunnel"].is_string();
         cluster.flows(1).iter().skip(before).filter(of).count()
     };
     for name in &names {
-        assert!(wait_for(LONG, || served(&cluster, name, before) == 1), "{name}\n{}", cluster.state());
+        assert!(
+            wait_for(LONG, || served(&cluster, "shop", name, "client", before) == 1),
+            "{name}\n{}",
+            cluster.state()
+        );
     }
     let before = cluster.flows(1).len();
     let capture = cluster.testbed.capture().unwrap();
     cluster.nodes[0].reboot().unwrap();
     for name in &names {
-        assert!(wait_for(LONG, || served(&cluster, name, before) == 1), "{name}\n{}", cluster.state());
+        assert!(
+            wait_for(LONG, || served(&cluster, "shop", name, "client", before) == 1),
+            "{name}\n{}",
+            cluster.state()
+        );
     }
     let frames = capture.stop().unwrap();
     assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
@@ -125,7 +134,8 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     cluster.helm(&["upgrade", "orlop", chart, "--reuse-values", "--set=node.bootGate.systemd=true"]);
     cluster.wait_rollout("daemonset/orlop-node");
     for pod in ["old", mirror.as_str()] {
-        check_notes_nothing(&cluster, &format!("late/{pod}"));
+        let gated = || cluster.config_dump(0)["enrolled"][format!("late/{pod}")]["gated"] == true;
+        assert!(wait_for(LONG, gated), "{pod}: {}", cluster.state());
     }
     let world = cluster.nodes[0].home().join("var/lib/orlop/world");
     let is_kept = || {
@@ -137,11 +147,9 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     let before = cluster.flows(1).len();
     let capture = cluster.testbed.capture().unwrap();
     cluster.nodes[0].reboot().unwrap();
-    for pod in ["old", mirror.as_str()] {
-        let name = format!("late/{pod}");
-        let of = |flow: &&Value| flow["src_workload"] == *name && flow["tunnel"].is_string();
-        let served = || cluster.flows(1).iter().skip(before).filter(of).count() > 0;
-        assert!(wait_for(LONG, served), "{name}\n{}", cluster.state());
+    for (pod, account) in [("old", "client"), (&mirror, "default")] {
+        let served = || served(&cluster, "late", pod, account, before) > 0;
+        assert!(wait_for(LONG, served), "{pod}\n{}", cluster.state());
     }
     let frames = capture.stop().unwrap();
     assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
