@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
-use orlop_tests::traffic::EchoServer;
+use orlop_tests::traffic::{EchoServer, uninterrupted};
 use orlop_tests::{Agent, AgentOptions, Pod, PodSpec, wait_for};
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -181,10 +181,10 @@ fn assert_left_alone(pair: &Pair, port: u16) {
         client.connect(to).unwrap();
         client.send(b"question").unwrap();
         let mut buffer = [0; 16];
-        let (length, peer) = server.recv_from(&mut buffer).unwrap();
+        let (length, peer) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], peer), (&b"question"[..], client.local_addr().unwrap()));
         server.send_to(b"answer", peer).unwrap();
-        let (length, peer) = client.recv_from(&mut buffer).unwrap();
+        let (length, peer) = uninterrupted(|| client.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], peer), (&b"answer"[..], to));
         assert_eq!(client.peer_addr().unwrap(), to);
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use orlop_tests::traffic::uninterrupted;
 use orlop_tests::{ADMIN_PORT, Agent, Pod, PodSpec, wait_for};
 use serde_json::Value;
 
@@ -37,10 +38,10 @@ fn talk(client: &UdpSocket, server: &UdpSocket, connected: bool) {
     for _ in 0..3 {
         let sent = if connected { client.send(b"question") } else { client.send_to(b"question", to) };
         assert_eq!(sent.unwrap(), 8);
-        let (length, peer) = server.recv_from(&mut buffer).unwrap();
+        let (length, peer) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], peer), (&b"question"[..], client.local_addr().unwrap()));
         server.send_to(b"yes", peer).unwrap();
-        let (length, peer) = client.recv_from(&mut buffer).unwrap();
+        let (length, peer) = uninterrupted(|| client.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], peer), (&b"yes"[..], to));
     }
 }

@@ -7,6 +7,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{Name, RData, RecordType};
 use orlop_tests::Pod;
+use orlop_tests::traffic::uninterrupted;
 
 use crate::pair::TIMEOUT;
 
@@ -67,7 +68,7 @@ pub fn exchange(pod: &Pod, way: Way, resolver: SocketAddr, query: &[u8]) -> io::
             pod.run(|| socket.connect(resolver)).unwrap()?;
             assert_eq!(socket.peer_addr()?, resolver);
             socket.send(query)?;
-            socket.recv_from(&mut answer)?
+            uninterrupted(|| socket.recv_from(&mut answer))?
         }
         _ => {
             let to = match resolver.ip() {
@@ -75,7 +76,7 @@ pub fn exchange(pod: &Pod, way: Way, resolver: SocketAddr, query: &[u8]) -> io::
                 _ => resolver,
             };
             socket.send_to(query, to)?;
-            socket.recv_from(&mut answer)?
+            uninterrupted(|| socket.recv_from(&mut answer))?
         }
     };
     assert_eq!(SocketAddr::new(source.ip().to_canonical(), source.port()), resolver);

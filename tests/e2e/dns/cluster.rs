@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
+use orlop_tests::traffic::uninterrupted;
 use orlop_tests::{Endpoint, PodSpec, ServiceSpec, TargetPort, wait_for};
 
 use super::ask::{WAYS, Way, addresses, ask, code, exchange, getent, query, socket};
@@ -114,7 +115,7 @@ fn a_killed_agents_pods_are_refused_dns_at_once() {
     for resolver in resolvers.map(|ip| SocketAddr::new(ip, 53)) {
         let open = socket(&pair.client, resolver.is_ipv6()).unwrap();
         open.connect(resolver).unwrap();
-        let asks = |buffer: &mut [u8]| open.send(&question).and_then(|_| open.recv(buffer));
+        let asks = |buffer: &mut [u8]| open.send(&question).and_then(|_| uninterrupted(|| open.recv(buffer)));
         asks(&mut buffer).unwrap();
         pair.near.kill().unwrap();
         let start = Instant::now();
@@ -145,7 +146,7 @@ fn every_query_is_answered_while_the_agent_is_upgraded() {
     let question = query(WEB, RecordType::A).to_vec().unwrap();
     let asks_on = || {
         let mut buffer = [0; 512];
-        let length = open.send(&question).and_then(|_| open.recv(&mut buffer)).unwrap();
+        let length = open.send(&question).and_then(|_| uninterrupted(|| open.recv(&mut buffer))).unwrap();
         assert_eq!(addresses(&Message::from_vec(&buffer[..length]).unwrap()), vips[..1]);
     };
     let asked = std::thread::scope(|scope| {
@@ -196,7 +197,10 @@ fn nobody_else_may_ask_a_pods_agent() {
         let socket = socket(&outsider, ip.is_ipv6()).unwrap();
         socket.connect(SocketAddr::new(ip, 15053)).unwrap();
         socket.send(&question).unwrap();
-        assert_eq!(socket.recv(&mut [0; 512]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(
+            uninterrupted(|| socket.recv(&mut [0; 512])).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
         let error = outsider.connect(SocketAddr::new(ip, 15053), TIMEOUT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
@@ -219,10 +223,10 @@ fn loopback_resolvers_and_other_udp_are_left_alone() {
         let client = socket(&pair.client, to.is_ipv6()).unwrap();
         client.send_to(b"not DNS", to).unwrap();
         let mut buffer = [0; 512];
-        let (length, source) = server.recv_from(&mut buffer).unwrap();
+        let (length, source) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], pair.client.ips().contains(&source.ip())), (&b"not DNS"[..], true));
         server.send_to(b"indeed", source).unwrap();
-        assert_eq!(client.recv_from(&mut buffer).unwrap(), (6, to));
+        assert_eq!(uninterrupted(|| client.recv_from(&mut buffer)).unwrap(), (6, to));
     }
 }
 

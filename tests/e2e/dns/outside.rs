@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
+use orlop_tests::traffic::uninterrupted;
 use orlop_tests::{AgentOptions, Pod, wait_for};
 
 use super::ask::{WAYS, Way, addresses, ask, code, extended_error, getent, query, socket};
@@ -157,13 +158,14 @@ fn a_resolver_that_hangs_makes_nobody_hang() {
     // Those above the limit fail at once, and the names of the cluster are answered all the while.
     let mut buffer = [0; 512];
     for _ in 0..300 - 256 {
-        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        let (length, _) = uninterrupted(|| socket.recv_from(&mut buffer)).unwrap();
         assert_eq!(code(&Message::from_vec(&buffer[..length]).unwrap()), ResponseCode::ServFail);
     }
     let answer =
         ask(&pair.client, Way::Connected, street.ips()[0], "svc.cluster.local.", RecordType::A).unwrap();
     assert_eq!(code(&answer), ResponseCode::NoError);
-    let (length, _) = socket.recv_from(&mut buffer).expect("the others fail before their program gives up");
+    let (length, _) = uninterrupted(|| socket.recv_from(&mut buffer))
+        .expect("the others fail before their program gives up");
     assert_eq!(code(&Message::from_vec(&buffer[..length]).unwrap()), ResponseCode::ServFail);
     resolver.silence(false);
     let again = || ask(&pair.client, Way::Connected, street.ips()[0], API, RecordType::A);

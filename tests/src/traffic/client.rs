@@ -39,6 +39,17 @@ pub fn connect(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Does something that waits until it is not interrupted: where a socket has a timeout, a machine that is frozen and
+/// thawed meanwhile ends the wait (EINTR), and datagrams have nothing in std that waits again.
+pub fn uninterrupted<T>(mut wait: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match wait() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// One GET; the server is asked to close after it.
 pub fn get(stream: TcpStream, host: &str, path: &str) -> io::Result<Response> {
     let mut reader = BufReader::new(stream);

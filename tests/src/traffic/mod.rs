@@ -7,7 +7,7 @@ mod server;
 
 use std::io::{self, ErrorKind, Read};
 
-pub use client::{Response, connect, get, request};
+pub use client::{Response, connect, get, request, uninterrupted};
 pub use echo::{EchoServer, echo};
 pub use http::{HttpServer, serve_http};
 pub(crate) use server::listen;

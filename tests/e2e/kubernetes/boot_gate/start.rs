@@ -33,9 +33,10 @@ impl Units {
         Self { directory }
     }
 
-    /// The words of the command that the unit says.
+    /// The words of the command that the unit says, once an agent has written it.
     fn command(&self) -> Vec<String> {
         let unit = self.directory.join("multi-user.target.wants/orlop-gate.service");
+        assert!(wait_for(TIMEOUT, || unit.exists()), "there is no {}", unit.display());
         let unit = fs::read_to_string(unit).unwrap();
         assert!(unit.contains("\nType=notify\n") && unit.contains("\nBefore=kubelet.service "), "{unit}");
         let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
@@ -47,14 +48,14 @@ impl Units {
         let notify = self.directory.join("notify");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let words = self.command();
         let mut command = node.node.command(&words[0]).unwrap();
         command.args(&words[1..]).env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
         let process = Process::spawn(&mut command).unwrap();
+        socket.set_nonblocking(true).unwrap();
         let mut said = [0; 16];
-        let length = socket.recv(&mut said).expect("it is not ready");
-        assert_eq!(&said[..length], b"READY=1");
+        assert!(wait_for(TIMEOUT, || socket.recv(&mut said).is_ok()), "it is not ready");
+        assert!(said.starts_with(b"READY=1\0"), "{said:?}");
         process
     }
 }
@@ -77,10 +78,6 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     let with_unit = [&options[..], &["--boot-gate-unit", units.directory.to_str().unwrap()]].concat();
     let mut agent = node.agent(&with_unit);
     agent.wait_enrolled([&old, &left]).unwrap();
-    let says = |agent: &Agent, gated: bool| {
-        let gated = format!("\"gated\": {gated}");
-        agent.wait_until(|dump| dump.contains(&gated)).unwrap();
-    };
     says(&agent, true);
     wait_kept(&node, &[&old, &left]);
 
@@ -168,6 +165,7 @@ fn the_gate_holds_on_while_the_agent_dies_as_soon_as_it_serves() {
     ]);
     agent.wait_enrolled([&old]).unwrap();
     wait_kept(&node, &[&old]);
+    says(&agent, true);
     agent.kill().unwrap();
     reboot(&node, &[old]);
     let mut gate = units.start(&node);
@@ -213,6 +211,13 @@ fn where_nothing_is_known_of_the_mesh_a_node_starts_as_without_it() {
     let output = node.node.command(&words[0]).unwrap().args(&words[1..]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("state/world"), "{said}");
+}
+
+/// Waits until the agent says whether its pods are held after a reboot.
+#[track_caller]
+fn says(agent: &Agent, gated: bool) {
+    let gated = format!("\"gated\": {gated}");
+    agent.wait_until(|dump| dump.contains(&gated)).unwrap();
 }
 
 /// Forgets what a machine forgets: the pods' processes, networks and cgroups, the eBPF programs, and what is in `/run`.
