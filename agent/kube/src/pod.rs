@@ -45,6 +45,7 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
     Ok(Pod {
         name,
         uid: uid_on_node(&metadata, &status).into(),
+        claim: claim(&metadata).filter(|_| !has_address(&status)).map(Text::from),
         labels: metadata.labels.unwrap_or_default(),
         // No other is read, and there may be much in them. Never the network namespace: in a cluster anyone who may make a pod
         // may write it, and could name the node's own.
@@ -69,10 +70,17 @@ pub(crate) fn convert(pod: read::Pod) -> Result<Pod, FieldError> {
 /// make pods may claim to have a static pod's (no other pod's: those are UUIDs), but no address is in the status of an
 /// object that is not kubelet's.
 fn uid_on_node<'a>(metadata: &'a read::Metadata, status: &read::PodStatus) -> &'a str {
-    let has_address = status.pod_ips.as_ref().is_some_and(|addresses| !addresses.is_empty());
-    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    let mirror = metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR));
-    mirror.filter(is_hash).filter(|_| has_address).or(metadata.uid.as_ref()).map_or("", String::as_str)
+    claim(metadata).filter(|_| has_address(status)).or(metadata.uid.as_deref()).unwrap_or_default()
+}
+
+/// The UID of a static pod that an object claims to be.
+fn claim(metadata: &read::Metadata) -> Option<&str> {
+    let mirror = metadata.annotations.as_ref()?.get(MIRROR)?;
+    (mirror.len() == 32 && mirror.bytes().all(|b| b.is_ascii_hexdigit())).then_some(mirror)
+}
+
+fn has_address(status: &read::PodStatus) -> bool {
+    status.pod_ips.as_ref().is_some_and(|addresses| !addresses.is_empty())
 }
 
 /// What kubelet and the scheduler go by.
@@ -218,16 +226,20 @@ mod tests {
     #[test]
     fn a_static_pod_has_the_uid_that_its_node_knows() {
         const HASH: &str = "0f3a9c1e5b7d2468ace013579bdf8642";
-        let uid = |mirror: &str, status: Value| {
+        let made = |mirror: &str, status: Value| {
             let annotations =
                 json!({"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": mirror});
             let metadata = json!({"name": "web-n1", "uid": "u-1", "annotations": annotations});
-            pod(json!({"metadata": metadata, "status": status})).unwrap().uid.to_string()
+            pod(json!({"metadata": metadata, "status": status})).unwrap()
         };
+        let uid = |mirror: &str, status: Value| made(mirror, status).uid.to_string();
         let has_started = || json!({"podIPs": [{"ip": "10.0.0.1"}]});
         assert_eq!(uid(HASH, has_started()), HASH);
         // Whoever may make pods may write the rest.
         assert_eq!(uid(HASH, json!({})), "u-1");
+        assert_eq!(made(HASH, json!({})).claim.as_deref(), Some(HASH));
+        assert_eq!(made(HASH, has_started()).claim, None);
+        assert_eq!(made("8f3a1c52-7c0e-4a59-9d2c-3f0a6b1e2d4c", json!({})).claim, None);
         // The UID of another pod, which is no static one.
         assert_eq!(uid("8f3a1c52-7c0e-4a59-9d2c-3f0a6b1e2d4c", has_started()), "u-1");
         assert_eq!(uid("", has_started()), "u-1");

@@ -133,13 +133,21 @@ fn is_in_mesh(world: &World, pod: &Pod) -> bool {
     !pod.host_network && !pod.windows && opted_in(namespace, &pod.labels)
 }
 
-/// The UIDs of a node's pods of the mesh, whether they live or have ended. None is that of a pod outside, too, as may be
-/// of objects that claim to be the same static pod.
+/// The UIDs of a node's pods of the mesh, also of those that have ended, and those that such pods claim. None is that of a
+/// pod outside, too, as may be of objects that say they are the same static pod; nor is one claimed by both.
 pub fn uids_in_mesh(world: &World, node: &str) -> HashSet<Arc<str>> {
-    let here = world.pods.values().filter(|pod| pod.node.as_deref() == Some(node) && !pod.uid.is_empty());
+    let here = world.pods.values().filter(|pod| pod.node.as_deref() == Some(node));
     let (inside, outside): (Vec<_>, Vec<_>) = here.partition(|pod| is_in_mesh(world, pod));
-    let outside: HashSet<_> = outside.into_iter().map(|pod| &*pod.uid).collect();
-    inside.into_iter().filter(|pod| !outside.contains(&*pod.uid)).map(|pod| Arc::clone(&pod.uid)).collect()
+    let uids = |pods: &[&Arc<Pod>]| -> HashSet<Arc<str>> {
+        pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| Arc::clone(&pod.uid)).collect()
+    };
+    let claims = |pods: &[&Arc<Pod>]| -> HashSet<Arc<str>> {
+        pods.iter().filter_map(|pod| pod.claim.as_deref()).map(Arc::from).collect()
+    };
+    let (known, claimed) = (uids(&inside), claims(&inside));
+    let (known_outside, claimed_outside) = (uids(&outside), claims(&outside));
+    let claimed = claimed.into_iter().filter(|claim| !claimed_outside.contains(claim));
+    known.into_iter().chain(claimed).filter(|uid| !known_outside.contains(uid)).collect()
 }
 
 pub(crate) fn unicast(addresses: &[IpAddr]) -> Vec<IpAddr> {

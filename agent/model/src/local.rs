@@ -112,7 +112,12 @@ impl Snapshot {
 }
 
 fn local_pod(pod: &Pod, workload: &Arc<Workload>) -> LocalPod {
-    LocalPod { workload: Arc::clone(workload), netns: netns(pod), probed: pod.probed.clone() }
+    LocalPod {
+        workload: Arc::clone(workload),
+        claim: pod.claim.clone(),
+        netns: netns(pod),
+        probed: pod.probed.clone(),
+    }
 }
 
 /// A relative path would depend on where the agent was started.

@@ -204,6 +204,8 @@ pub enum WorkloadKind {
 pub struct LocalPod {
     /// The pod.
     pub workload: Arc<Workload>,
+    /// The UID of a static pod that it may be; nothing but its object says so.
+    pub claim: Option<Text>,
     /// Where its network namespace is, if the source says: annotation `orlop.dev/netns`.
     pub netns: Option<PathBuf>,
     /// The ports that kubelet dials to see how the pod is; `None` where nobody says which these are.

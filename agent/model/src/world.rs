@@ -187,6 +187,10 @@ pub struct Pod {
     /// As its node knows it: `metadata.uid`, and of a static pod the hash that kubelet made. Empty where the source has
     /// none.
     pub uid: Arc<str>,
+    /// The UID of a static pod that its object claims, as long as nothing but that says so: enough to hold it, and not to
+    /// take it for the pod.
+    #[serde(default)]
+    pub claim: Option<Text>,
     /// `metadata.labels`
     pub labels: Labels,
     /// Of `metadata.annotations` where its network namespace is, where whoever runs the node says so.

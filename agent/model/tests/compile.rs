@@ -89,12 +89,18 @@ fn pods_of_the_mesh_are_known_by_uid_also_once_they_have_ended() {
         Pod { host_network: true, ..of("e", "5") },
         // Two objects of the same static pod, as they say.
         of("f", "6"),
-        Pod { labels: outside, ..of("g", "6") },
+        Pod { labels: outside.clone(), ..of("g", "6") },
         of("h", ""),
+        Pod { claim: Some("7".into()), ..of("i", "8") },
+        Pod { claim: Some("3".into()), ..of("j", "9") },
+        Pod { claim: Some("10".into()), ..of("k", "11") },
+        Pod { claim: Some("10".into()), labels: outside.clone(), ..of("l", "12") },
+        // A claim takes nobody out of the mesh who is known.
+        Pod { claim: Some("1".into()), labels: outside.clone(), ..of("m", "13") },
     ]);
     let mut uids: Vec<_> = uids_in_mesh(&world, "one").into_iter().collect();
     uids.sort_unstable();
-    assert_eq!(uids, ["1".into(), "2".into()]);
+    assert_eq!(uids, ["1", "11", "2", "7", "8", "9"].map(Arc::from));
 }
 
 #[test]

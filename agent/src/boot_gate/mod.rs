@@ -118,12 +118,20 @@ impl BootGate {
         // Before the cgroups are listed: what is held now was made before.
         let before: HashSet<CgroupId> = gate.held()?.into_iter().collect();
         let cgroups = self.held.cgroups.all().context("cannot list the pods' cgroups")?;
-        let local: HashMap<_, _> =
-            snapshot.local_pods().iter().map(|local| (&*local.workload.uid, &local.workload.name)).collect();
         // Nobody is held who is outside, whatever another object says of the same static pod; and nobody let go of, by what
         // is from disk.
-        let here = snapshot.workloads().filter(|pod| !pod.enrolled && pod.node == self.node);
-        let outside: HashSet<_> = here.map(|pod| &*pod.uid).collect();
+        let pods_outside: Vec<_> = snapshot.pods_outside().collect();
+        let outside: HashSet<_> = pods_outside.iter().map(|pod| &*pod.workload.uid).collect();
+        let claimed_outside: HashSet<_> =
+            pods_outside.iter().filter_map(|pod| pod.claim.as_deref()).collect();
+        let mut local = HashMap::new();
+        for pod in snapshot.local_pods() {
+            // Until kubelet says more of a static pod, whose object it makes before anything runs.
+            if let Some(claim) = pod.claim.as_deref().filter(|claim| !claimed_outside.contains(claim)) {
+                local.entry(claim).or_insert(&pod.workload.name);
+            }
+            local.insert(&*pod.workload.uid, &pod.workload.name);
+        }
         let is_present = snapshot.as_of().is_none();
         let mut gone: BTreeSet<_> = before.iter().copied().collect();
         self.asked_for.retain(|id| before.contains(id));

@@ -8,7 +8,7 @@ use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, Waypoint};
 
 use super::{Stage, settle_with};
 use crate::hbone::HBONE_PORT;
-use crate::mesh::NAMESPACE;
+use crate::mesh::{NAMESPACE, TIMEOUT};
 
 /// Each meets one waypoint or the other.
 const CONNECTIONS: usize = 16;
@@ -38,7 +38,10 @@ fn goes_without_a_word(go: impl FnOnce(&Waypoint, &Pod)) {
     settle_with(mesh, [waypoint, &other]);
     let counted = |waypoint: &Waypoint| waypoint.metric("istio_requests_total", &[]).unwrap();
     let ask = || {
-        let answer = request(&mut stage.connect(), "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+        let mut stream = stage.connect();
+        // How long it takes to notice is for other tests.
+        stream.get_ref().set_read_timeout(Some(3 * TIMEOUT)).unwrap();
+        let answer = request(&mut stream, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
     };
     // Tunnels to both are open, on each worker that carries any.

@@ -154,6 +154,26 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     let frames = capture.stop().unwrap();
     assert!(frames.len() > PODS && !frames.contains(WORD.as_bytes()));
 
+    // A static pod's first start, which nobody admits: kubelet makes its object before the sandbox.
+    let before = cluster.flows(1).len();
+    let capture = cluster.testbed.capture().unwrap();
+    let names = ["first", "second"];
+    for name in names {
+        let mut manifest = manifest.clone();
+        manifest["metadata"]["name"] = name.into();
+        cluster.nodes[0].static_pod(name, &manifest).unwrap();
+    }
+    for mirror in names.map(|name| format!("{name}-{node}")) {
+        assert!(wait_for(LONG, || cluster
+            .try_kubectl(&["get", "pod", &mirror, "--namespace=late"])
+            .status
+            .success()));
+        let served = || served(&cluster, "late", &mirror, "default", before) > 0;
+        assert!(wait_for(LONG, served), "{mirror}\n{}", cluster.state());
+    }
+    let frames = capture.stop().unwrap();
+    assert!(frames.len() > names.len() && !frames.contains(WORD.as_bytes()));
+
     // kubelet gives the volumes back, and the pods end.
     cluster.kubectl(&["delete", "pods", "--all", "--namespace=shop", "--timeout=60s"]);
 }

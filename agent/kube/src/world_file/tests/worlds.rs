@@ -65,6 +65,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         |(name, labels, annotations, texts, addresses, flags, owner, ports)| Pod {
             name,
             uid: texts.0.into(),
+            claim: texts.2.clone().map(Text::from),
             labels,
             annotations,
             node: texts.1.map(Text::from),
