@@ -19,7 +19,7 @@ use orlop_model::{DEFAULT_ROOT_NAMESPACE, NamespacedName, Settings, TrustDomain}
 
 pub use self::{
     access_log::AccessLogArguments,
-    boot_gate::{BootGateArguments, GateArguments, PlaceArguments},
+    boot_gate::{BootGateArguments, GateArguments, PlaceArguments, StaticPodArguments},
     check::CheckArguments,
     controller::ControllerArguments,
     http_proxy::{GatewayArguments, ProxyArguments, TraceArguments, WaypointArguments},
@@ -44,7 +44,8 @@ pub enum Command {
     Node(Box<NodeArguments>),
     /// Hold what `orlop node` listens on while none runs, beside it: whoever dials then waits for the next one.
     Keeper(KeeperArguments),
-    /// Hold the pods of the mesh that this node had, from its start on until `orlop node` does. Run before kubelet.
+    /// Hold pods of the mesh that start without `orlop node`: static ones, and those that this node had when it went down.
+    /// Run before kubelet.
     Gate(GateArguments),
     /// Read the HTTP of services behind a waypoint, and carry each request to an endpoint.
     #[command(args_override_self = true)]

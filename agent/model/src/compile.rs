@@ -133,10 +133,11 @@ fn is_in_mesh(world: &World, pod: &Pod) -> bool {
     !pod.host_network && !pod.windows && opted_in(namespace, &pod.labels)
 }
 
-/// The UIDs of a node's pods of the mesh, also of those that have ended, and those that such pods claim. None is that of a
-/// pod outside, too, as may be of objects that say they are the same static pod; nor is one claimed by both.
-pub fn uids_in_mesh(world: &World, node: &str) -> HashSet<Arc<str>> {
-    let here = world.pods.values().filter(|pod| pod.node.as_deref() == Some(node));
+/// The UIDs of a node's pods of the mesh, also of those that have ended, of what else is `found` on it, and those that
+/// pods of the mesh claim. None is that of a pod outside, too, as may be of objects that say they are the same static pod;
+/// nor is one claimed by both.
+pub fn uids_in_mesh(world: &World, node: &str, found: &[Arc<Pod>]) -> HashSet<Arc<str>> {
+    let here = world.pods.values().filter(|pod| pod.node.as_deref() == Some(node)).chain(found);
     let (inside, outside): (Vec<_>, Vec<_>) = here.partition(|pod| is_in_mesh(world, pod));
     let uids = |pods: &[&Arc<Pod>]| -> HashSet<Arc<str>> {
         pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| Arc::clone(&pod.uid)).collect()

@@ -98,9 +98,16 @@ fn pods_of_the_mesh_are_known_by_uid_also_once_they_have_ended() {
         // A claim takes nobody out of the mesh who is known.
         Pod { claim: Some("1".into()), labels: outside.clone(), ..of("m", "13") },
     ]);
-    let mut uids: Vec<_> = uids_in_mesh(&world, "one").into_iter().collect();
-    uids.sort_unstable();
-    assert_eq!(uids, ["1", "11", "2", "7", "8", "9"].map(Arc::from));
+    let uids = |found: &[Arc<Pod>]| {
+        let mut uids: Vec<_> = uids_in_mesh(&world, "one", found).into_iter().collect();
+        uids.sort_unstable();
+        uids
+    };
+    assert_eq!(uids(&[]), ["1", "11", "2", "7", "8", "9"].map(Arc::from));
+    // What the node has, and no object says yet. A claim doesn't count against it.
+    let found =
+        [of("n", "14"), of("o", "10"), Pod { labels: outside, ..of("p", "15") }, of("q", "3")].map(Arc::new);
+    assert_eq!(uids(&found), ["1", "10", "11", "14", "2", "7", "8", "9"].map(Arc::from));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The boot gate: a CSI driver that kubelet asks before it makes a pod's sandbox, and that has the kernel hold the
 //! pod before it answers. A pod that has no volume of it is held from when the agent finds it, or, where `orlop gate`
-//! runs when the node starts, from when that does.
+//! runs, from when that does.
 
 mod driver;
 mod messages;
 mod server;
 pub mod start;
+mod static_pods;
 pub mod unit;
 mod volume;
 

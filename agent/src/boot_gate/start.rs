@@ -1,18 +1,19 @@
-//! `orlop gate`: holds the node's pods of the mesh from its start on.
+//! `orlop gate`: holds pods of the mesh that kubelet starts by itself, which no agent is asked for. These are static pods,
+//! and after a reboot, until an agent serves, those that the node had.
 
 use std::{
-    collections::HashSet,
-    fs,
+    collections::{BTreeSet, HashSet},
+    env, fs,
     io::ErrorKind,
-    os::unix::net::UnixDatagram,
-    path::Path,
+    os::unix::{fs::MetadataExt as _, net::UnixDatagram},
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
 use nix::unistd::geteuid;
-use orlop_datapath::{CgroupId, Datapath, DatapathError, Place};
+use orlop_datapath::{CgroupId, Datapath, DatapathError, Gate, Place};
 use orlop_kube::WorldFile;
 use orlop_model::uids_in_mesh;
 use orlop_proxy::Netns;
@@ -21,7 +22,11 @@ use tokio::{
     time::sleep,
 };
 
-use super::{MOMENT, each, unit};
+use super::{
+    MOMENT, each,
+    static_pods::{StaticPod, StaticPods},
+    unit,
+};
 use crate::{
     check,
     cli::{GateArguments, PlaceArguments},
@@ -29,11 +34,7 @@ use crate::{
     sandboxes::PodCgroups,
 };
 
-/// How long an agent has to serve for this to be its own affair. By then kubelet has made the cgroups of all pods that
-/// the node had.
-const SETTLED: Duration = Duration::from_secs(10);
-
-/// Runs until an agent serves, which has the hooks from then on, and whom they hold.
+/// Runs until it is told to stop, or another program, or none, is where this one was.
 pub fn run(arguments: &GateArguments) -> anyhow::Result<()> {
     logging::start(&arguments.log)?;
     anyhow::ensure!(geteuid().is_root(), "orlop gate needs root, to load eBPF");
@@ -41,94 +42,135 @@ pub fn run(arguments: &GateArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(gate(&arguments.place))
+        .block_on(gate(arguments))
 }
 
-async fn gate(place: &PlaceArguments) -> anyhow::Result<()> {
-    let known = Known { world: WorldFile::new(&place.state_dir, &place.node), node: &place.node };
-    let pods = match handover::is_served(&place.run_dir) {
-        true => HashSet::new(),
-        false => known.pods()?,
-    };
-    if pods.is_empty() {
-        tracing::info!("an agent serves, or this node had no pods of the mesh");
-        unit::mark(&place.run_dir)?;
-        return tell_ready();
+async fn gate(arguments: &GateArguments) -> anyhow::Result<()> {
+    let program = Program::own()?;
+    let place = &arguments.place;
+    let mut holding = Holding::new(arguments)?;
+    holding.learn()?;
+    if !holding.wanted.is_empty() {
+        holding.datapath()?;
     }
-    let datapath = attach(place)?;
     unit::mark(&place.run_dir)?;
-    tracing::info!(pods = pods.len(), "this node's pods of the mesh are held until an agent serves");
+    tracing::info!(pods = holding.wanted.len(), "pods of the mesh are held from their start on");
     tell_ready()?;
-
-    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
-    let cgroups = PodCgroups::new(place.pods_cgroup.as_deref(), place.cgroup.as_deref(), &mounts);
-    let held = HashSet::new();
-    let mut holding = Holding { datapath, cgroups, pods, held, problem: None };
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        () = until_an_agent_serves(&mut holding, &known, &place.run_dir) => tracing::info!("an agent serves"),
-        _ = terminate.recv() => tracing::warn!("told to stop: pods that start now are held by an agent alone"),
-    }
-    Ok(())
-}
-
-/// Holds pods as long as nobody serves, and ends once somebody has for a while.
-async fn until_an_agent_serves(holding: &mut Holding, known: &Known<'_>, run_dir: &Path) {
-    let mut served: Option<Instant> = None;
     loop {
-        // One that serves lets go of who has left the mesh meanwhile.
-        match (handover::is_served(run_dir), served) {
-            (true, Some(since)) if since.elapsed() >= SETTLED => return,
-            (true, since) => served = since.or_else(|| Some(Instant::now())),
-            (false, since) => {
-                if since.is_some() {
-                    // It has died, and knew more.
-                    match known.pods() {
-                        Ok(pods) => holding.pods = pods,
-                        Err(error) => tracing::error!("{error:#}; going by what was known before"),
-                    }
-                }
-                served = None;
-                holding.hold_new();
+        holding.hold_new();
+        tokio::select! {
+            () = sleep(MOMENT) => {}
+            _ = terminate.recv() => {
+                tracing::warn!("told to stop: pods that start now are held by an agent alone");
+                return Ok(());
             }
         }
-        sleep(MOMENT).await;
+        match program.is_there() {
+            Some(true) => {}
+            Some(false) => {
+                anyhow::bail!("another version of this program is there, which systemd is to start")
+            }
+            None => {
+                tracing::info!("nobody wants pods to be held any more");
+                return Ok(());
+            }
+        }
     }
 }
 
-/// What the last agent knew.
-struct Known<'a> {
-    world: WorldFile,
-    node: &'a str,
+/// What this process runs.
+struct Program {
+    path: PathBuf,
+    file: (u64, u64),
 }
 
-impl Known<'_> {
-    /// The UIDs of this node's pods of the mesh, also of those that have ended: kubelet starts static ones again.
-    fn pods(&self) -> anyhow::Result<HashSet<Arc<str>>> {
-        let world = self.world.read()?;
-        Ok(world.map(|world| uids_in_mesh(&world, self.node)).unwrap_or_default())
+impl Program {
+    fn own() -> anyhow::Result<Self> {
+        let path = env::current_exe().context("cannot tell which program this is")?;
+        let metadata = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self { path, file: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Whether it is still what is there; `None` if nothing is.
+    fn is_there(&self) -> Option<bool> {
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            found => Some(found.is_ok_and(|found| (found.dev(), found.ino()) == self.file)),
+        }
     }
 }
 
 /// The pods that are held when their cgroups come.
-struct Holding {
-    datapath: Arc<Datapath>,
+struct Holding<'a> {
+    place: &'a PlaceArguments,
+    /// Open once somebody is to be held.
+    datapath: Option<Arc<Datapath>>,
     cgroups: PodCgroups,
-    pods: HashSet<Arc<str>>,
+    statics: StaticPods,
+    world: WorldFile,
+    /// What `wanted` was made of.
+    seen: Option<Seen>,
+    /// By UID.
+    wanted: HashSet<Arc<str>>,
     /// Each once: an agent may have let go of it.
     held: HashSet<CgroupId>,
     /// What was the matter with the last step, which is told once.
     problem: Option<String>,
 }
 
-impl Holding {
-    fn hold_new(&mut self) {
-        let problem = match self.cgroups.all() {
-            Ok(cgroups) => each(&cgroups, |(uid, path)| self.hold(uid, path)),
-            // kubelet has not made where they are.
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => Some(format!("cannot list the pods' cgroups: {error}")),
+#[derive(PartialEq)]
+struct Seen {
+    is_served: bool,
+    statics: Arc<BTreeSet<StaticPod>>,
+    /// Which file the last known world is in, of which change; `None` where it does not matter, or there is none.
+    world: Option<(u64, SystemTime)>,
+}
+
+impl<'a> Holding<'a> {
+    fn new(arguments: &'a GateArguments) -> anyhow::Result<Self> {
+        let place = &arguments.place;
+        let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+        Ok(Self {
+            place,
+            datapath: None,
+            cgroups: PodCgroups::new(place.pods_cgroup.as_deref(), place.cgroup.as_deref(), &mounts),
+            statics: StaticPods::new(&arguments.static_pods, &place.node),
+            world: WorldFile::new(&place.state_dir, &place.node),
+            seen: None,
+            wanted: HashSet::new(),
+            held: HashSet::new(),
+            problem: None,
+        })
+    }
+
+    /// Looks who is to be held by what the last agent knew: static pods, and, while nobody serves, all pods of the mesh
+    /// that this node had, also those that have ended. If that can't be told it stays as it was.
+    fn learn(&mut self) -> anyhow::Result<()> {
+        let is_served = handover::is_served(&self.place.run_dir);
+        let statics = self.statics.found().context("cannot list the directories of pods' logs")?;
+        let matters = !is_served || !statics.is_empty();
+        let world = fs::metadata(self.world.path()).ok().filter(|_| matters);
+        let world = world.and_then(|file| Some((file.ino(), file.modified().ok()?)));
+        let seen = Seen { is_served, statics, world };
+        if self.seen.as_ref() == Some(&seen) {
+            return Ok(());
+        }
+        let Seen { statics, .. } = self.seen.insert(seen);
+        self.wanted = match world.and(self.world.read()?) {
+            Some(world) => uids_in_mesh(&world, &self.place.node, &self.statics.pods(statics)),
+            None => HashSet::new(),
         };
+        if is_served {
+            let uids: HashSet<_> = statics.iter().map(|pod| &pod.uid).collect();
+            self.wanted.retain(|uid| uids.contains(uid));
+        }
+        Ok(())
+    }
+
+    fn hold_new(&mut self) {
+        let learnt = self.learn().err().map(|error| format!("{error:#}; going by what was known before"));
+        let problem = learnt.or_else(|| self.hold_all());
         if problem != self.problem
             && let Some(error) = &problem
         {
@@ -137,11 +179,27 @@ impl Holding {
         self.problem = problem;
     }
 
-    fn hold(&mut self, uid: &str, path: &Path) -> Result<(), DatapathError> {
-        if !self.pods.contains(uid) {
-            return Ok(());
+    fn hold_all(&mut self) -> Option<String> {
+        if self.wanted.is_empty() {
+            return None;
         }
-        let gate = self.datapath.gate();
+        let mut cgroups = match self.cgroups.all() {
+            // kubelet has not made where they are.
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => return Some(format!("cannot list the pods' cgroups: {error}")),
+            Ok(cgroups) => cgroups,
+        };
+        cgroups.retain(|(uid, _)| self.wanted.contains(&**uid));
+        if cgroups.is_empty() {
+            return None;
+        }
+        match self.datapath() {
+            Ok(datapath) => each(&cgroups, |(_, path)| self.hold(datapath.gate(), path)),
+            Err(error) => Some(format!("{error:#}")),
+        }
+    }
+
+    fn hold(&mut self, gate: &Gate, path: &Path) -> Result<(), DatapathError> {
         let id = match gate.id(path) {
             Err(DatapathError::File { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(()),
             id => id?,
@@ -151,6 +209,15 @@ impl Holding {
             self.held.insert(id);
         }
         Ok(())
+    }
+
+    /// With the hooks in force.
+    fn datapath(&mut self) -> anyhow::Result<Arc<Datapath>> {
+        if let Some(datapath) = &self.datapath {
+            return Ok(Arc::clone(datapath));
+        }
+        let datapath = attach(self.place)?;
+        Ok(Arc::clone(self.datapath.insert(datapath)))
     }
 }
 
@@ -166,13 +233,18 @@ fn attach(place: &PlaceArguments) -> anyhow::Result<Arc<Datapath>> {
         node: own_netns.cookie(),
         boot_gate: true,
     };
-    let datapath = Datapath::open(&of).and_then(|datapath| datapath.attach().map(|()| datapath));
+    // An agent that serves has them in force.
+    let attach = |datapath: &Datapath| match handover::is_served(&place.run_dir) {
+        true => Ok(()),
+        false => datapath.attach(),
+    };
+    let datapath = Datapath::open(&of).and_then(|datapath| attach(&datapath).map(|()| datapath));
     datapath.map(Arc::new).map_err(|error| check::explain(error, of.bpffs, of.cgroup))
 }
 
 /// Tells systemd, if that has started it (sd_notify(3)).
 fn tell_ready() -> anyhow::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let socket = UnixDatagram::unbound().context("cannot make a socket")?;
     let told = socket.send_to(b"READY=1", &path);
     told.with_context(|| format!("cannot tell systemd at {}", path.display())).map(drop)

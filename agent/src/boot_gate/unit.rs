@@ -50,7 +50,7 @@ impl Unit {
             units: arguments.gate.boot_gate_unit.clone(),
             state_dir: arguments.place.state_dir.clone(),
             run_dir: arguments.place.run_dir.clone(),
-            args: arguments.place.to_args(),
+            args: [&arguments.place.to_args()[..], &arguments.gate.static_pods.to_args()].concat(),
         })
     }
 
@@ -138,7 +138,7 @@ fn text(state_dir: &Path, program: &Path, args: &[OsString]) -> anyhow::Result<S
     Ok(format!(
         "# Written by `orlop node --boot-gate-unit`.\n\
          [Unit]\n\
-         Description=Holds the pods of the Orlop mesh until the node's agent does\n\
+         Description=Holds pods of the Orlop mesh that start without the node's agent\n\
          RequiresMountsFor={}\n\
          ConditionPathExists={}\n\
          Before={}\n\

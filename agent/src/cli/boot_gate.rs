@@ -30,14 +30,16 @@ pub struct PlaceArguments {
     pub pods_cgroup: Option<PathBuf>,
 }
 
+/// `--NAME=VALUE`
+fn named(name: &str, value: OsString) -> OsString {
+    let mut arg = OsString::from(format!("--{name}="));
+    arg.push(value);
+    arg
+}
+
 impl PlaceArguments {
     /// The arguments that say the same.
     pub fn to_args(&self) -> Vec<OsString> {
-        let named = |name: &str, value: OsString| {
-            let mut arg = OsString::from(format!("--{name}="));
-            arg.push(value);
-            arg
-        };
         let paths = [
             ("bpffs", Some(&self.bpffs)),
             ("run-dir", Some(&self.run_dir)),
@@ -50,6 +52,25 @@ impl PlaceArguments {
     }
 }
 
+/// Where kubelet has static pods and tells of them, as `orlop gate` looks for them.
+#[derive(Args, Clone, Debug)]
+pub struct StaticPodArguments {
+    /// kubelet's staticPodPath: the manifests of pods that it runs by itself.
+    #[arg(long, value_name = "DIR", default_value = "/etc/kubernetes/manifests")]
+    pub static_pod_path: PathBuf,
+    /// kubelet's podLogsDir.
+    #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
+    pub pod_logs_dir: PathBuf,
+}
+
+impl StaticPodArguments {
+    /// The arguments that say the same.
+    pub fn to_args(&self) -> [OsString; 2] {
+        let [path, logs] = [&self.static_pod_path, &self.pod_logs_dir].map(|path| path.clone().into());
+        [named("static-pod-path", path), named("pod-logs-dir", logs)]
+    }
+}
+
 /// The boot gate of `orlop node`.
 #[derive(Args, Debug)]
 pub struct BootGateArguments {
@@ -59,16 +80,20 @@ pub struct BootGateArguments {
     /// kubelet's --root-dir, for --boot-gate.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", requires = "boot_gate")]
     pub kubelet_dir: PathBuf,
-    /// Where systemd has its units: writes one that runs `orlop gate`, with a copy of this program in --state-dir, when
-    /// the node starts, so that also those are held after a reboot that have no such volume.
+    /// Where systemd has its units: writes one that runs `orlop gate`, with a copy of this program in --state-dir, from
+    /// when the node starts, so that also those are held that have no such volume: after a reboot, and static ones.
     #[arg(long, value_name = "DIR", requires_all = ["boot_gate", "kube"])]
     pub boot_gate_unit: Option<PathBuf>,
+    #[command(flatten)]
+    pub static_pods: StaticPodArguments,
 }
 
 #[derive(Args, Debug)]
 pub struct GateArguments {
     #[command(flatten)]
     pub place: PlaceArguments,
+    #[command(flatten)]
+    pub static_pods: StaticPodArguments,
     #[command(flatten)]
     pub log: LogArguments,
 }

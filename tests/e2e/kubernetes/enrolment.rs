@@ -1,5 +1,5 @@
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use orlop_tests::{CgroupDriver, ContainerRuntime, PodCgroups, Testbed};
 use serde_json::json;
 
@@ -157,17 +157,7 @@ fn a_static_pod_is_found_by_the_uid_that_its_node_knows_and_by_no_other_object()
     let node = Kubelet::start(&kubernetes, &testbed, "n1");
     let agent = node.agent(&[]);
     let pods = |namespace: &str| Api::<Pod>::namespaced(kubernetes.client.clone(), namespace);
-    let mirror = |namespace: &str| {
-        let object = json!({
-            "metadata": {
-                "name": "web-n1", "namespace": namespace,
-                "annotations": {"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH},
-            },
-            "spec": {"nodeName": node.node.name(), "containers": [{"name": "app", "image": "app"}]},
-        });
-        let object = serde_json::from_value(object).unwrap();
-        kubernetes.wait(pods(namespace).create(&PostParams::default(), &object)).unwrap();
-    };
+    let mirror = |namespace: &str| node.mirror(namespace, "web-n1", HASH);
     mirror(&namespaces[0]);
     let pod = node.sandbox(&namespaces[0], "web-n1", HASH);
     node.report(&pod);

@@ -122,6 +122,19 @@ impl<'a> Kubelet<'a> {
         made.unwrap().metadata.uid.unwrap()
     }
 
+    /// Makes the object by which kubelet tells of a static pod.
+    pub fn mirror(&self, namespace: &str, name: &str, hash: &str) {
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": namespace,
+                "annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
+            },
+            "spec": {"nodeName": self.node.name(), "containers": [{"name": "app", "image": "app"}]},
+        });
+        let object = serde_json::from_value(object).unwrap();
+        self.kubernetes.wait(self.pods(namespace).create(&PostParams::default(), &object)).unwrap();
+    }
+
     /// Starts the pod's processes.
     pub fn sandbox(&self, namespace: &str, name: &str, uid: &str) -> Pod {
         self.node.pod_as_kubelet(namespace, name, uid, self.cgroups).unwrap()

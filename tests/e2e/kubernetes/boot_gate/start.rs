@@ -1,9 +1,10 @@
-//! `orlop gate`, from a node's start until its agent serves.
+//! `orlop gate`, from a node's start on.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -15,7 +16,6 @@ use crate::boot_gate::kubelet::Kubelet as Asks;
 use crate::kubernetes::api::Kubernetes;
 use crate::kubernetes::kubelet::Kubelet;
 use crate::kubernetes::last_world::wait_kept;
-use crate::kubernetes::replica::LONG;
 use crate::mesh::TIMEOUT;
 
 /// Nobody answers within this, who would at once.
@@ -81,11 +81,6 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     says(&agent, true);
     wait_kept(&node, &[&old, &left]);
 
-    // One that serves is left alone.
-    let mut gate = units.start(&node);
-    assert!(gate.wait(TIMEOUT).unwrap().success());
-    agent.wait_enrolled([&old, &left]).unwrap();
-
     agent.kill().unwrap();
     reboot(&node, &[old, left]);
     let mut gate = units.start(&node);
@@ -120,12 +115,15 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     for inside in [&mut inside, &mut outside] {
         assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == Said::Ok));
     }
-    assert!(gate.wait(LONG).unwrap().success());
-    assert_eq!(outside.dial(echo.addr()), Said::Ok, "it is held again");
     says(&agent, true);
+    // Nor is it held again.
+    agent.kill().unwrap();
+    thread::sleep(SILENCE);
+    assert_eq!(outside.dial(echo.addr()), Said::Ok, "it is held again");
+    assert!(gate.is_running());
+    gate.kill().unwrap();
 
     // Where it does not run, the agent does not say that it will.
-    agent.kill().unwrap();
     drop(inside);
     reboot(&node, &[old]);
     let old = node.sandbox(&namespace, "old", &uids[0]);
@@ -142,6 +140,84 @@ fn from_the_nodes_start_on_a_pod_without_the_volume_is_held_until_an_agent_serve
     agent.kill().unwrap();
     let _agent = node.agent(&options);
     assert!(wait_for(TIMEOUT, || !program.exists()), "{} is left", program.display());
+}
+
+#[test]
+fn static_pods_of_the_mesh_are_held_from_their_first_start_on_whether_an_agent_knows_of_them_or_not() {
+    let kubernetes = Kubernetes::shared();
+    let testbed = Testbed::in_shared_cluster().unwrap();
+    let namespace = kubernetes.namespace("gate-static", &[("orlop.dev/mesh", "enabled")]);
+    let outside = kubernetes.namespace("gate-outside", &[]);
+    let node = Kubelet::start(&kubernetes, &testbed, "n1");
+    let asks = Asks::new(&testbed, &node.node);
+    let units = Units::new(&testbed);
+    let echo = node.sandbox("elsewhere", "free", "f0000000-0000-0000-0000-000000000001");
+    let echo = echo.serve_echo(80).unwrap();
+    let known = node.run(&namespace, "known", &[]);
+    let [manifests, logs] = ["manifests", "logs"].map(|name| testbed.dir().join(name));
+    for directory in [&manifests, &logs] {
+        fs::create_dir(directory).unwrap();
+    }
+    let mut agent = node.agent(&[
+        "--boot-gate",
+        "--kubelet-dir",
+        asks.directory.to_str().unwrap(),
+        "--boot-gate-unit",
+        units.directory.to_str().unwrap(),
+        "--static-pod-path",
+        manifests.to_str().unwrap(),
+        "--pod-logs-dir",
+        logs.to_str().unwrap(),
+    ]);
+    agent.wait_enrolled([&known]).unwrap();
+    wait_kept(&node, &[&known]);
+    says(&agent, true);
+    let mut gate = units.start(&node);
+
+    // As kubelet starts one, which no object tells of yet.
+    let start = |namespace: &str, name: &str, label: &str, hash: char| {
+        let labels = if label.is_empty() { json!({}) } else { json!({"orlop.dev/mesh": label}) };
+        let manifest = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels}, "spec": {},
+        });
+        fs::write(manifests.join(format!("{name}.json")), manifest.to_string()).unwrap();
+        let (name, uid) = (format!("{name}-{}", node.node.name()), hash.to_string().repeat(32));
+        fs::create_dir(logs.join(format!("{namespace}_{name}_{uid}"))).unwrap();
+        node.sandbox(namespace, &name, &uid)
+    };
+    let free = start(&outside, "free", "", 'a');
+    let left = start(&namespace, "left", "disabled", 'b');
+    let first = start(&namespace, "first", "", 'c');
+    let is_held = |pod: &Pod| wait_for(TIMEOUT, || Inside::of(pod).dial(echo.addr()) == HELD);
+    assert!(is_held(&first), "an agent serves");
+    agent.kill().unwrap();
+    let joined = start(&outside, "joined", "enabled", 'd');
+    let second = start(&namespace, "second", "", 'e');
+    for pod in [&joined, &second, &first] {
+        assert!(is_held(pod), "{}", pod.name());
+    }
+    for pod in [&free, &left] {
+        assert_eq!(Inside::of(pod).dial(echo.addr()), Said::Ok, "{}", pod.name());
+    }
+
+    // The API server hears of it.
+    node.mirror(&namespace, second.name(), &second.uid());
+    node.report(&second);
+    agent.start_again().unwrap();
+    agent.wait_enrolled([&known, &second]).unwrap();
+    assert!(wait_for(TIMEOUT, || Inside::of(&second).dial(echo.addr()) == Said::Ok));
+    assert!(is_held(&first), "nobody knows what it is");
+
+    // Another version of it.
+    let program = PathBuf::from(&units.command()[0]);
+    let new = program.with_extension("other");
+    fs::copy(&program, &new).unwrap();
+    fs::rename(&new, &program).unwrap();
+    assert!(!gate.wait(TIMEOUT).unwrap().success(), "systemd would not start it again");
+    let mut gate = units.start(&node);
+    fs::remove_file(&program).unwrap();
+    assert!(gate.wait(TIMEOUT).unwrap().success());
 }
 
 #[test]
@@ -175,6 +251,7 @@ fn the_gate_holds_on_while_the_agent_dies_as_soon_as_it_serves() {
     let old = node.sandbox(&namespace, "old", &uid);
     let mut inside = Inside::of(&old);
     assert!(wait_for(TIMEOUT, || inside.dial(echo.addr()) == HELD));
+    // What is held stays so without it.
     gate.signal(Signal::SIGTERM).unwrap();
     assert!(gate.wait(TIMEOUT).unwrap().success());
     assert_eq!(inside.dial(echo.addr()), HELD);
@@ -203,7 +280,7 @@ fn where_nothing_is_known_of_the_mesh_a_node_starts_as_without_it() {
         if !kept {
             fs::remove_file(node.node.run_dir().join("state/world")).unwrap();
         }
-        assert!(units.start(&node).wait(TIMEOUT).unwrap().success());
+        units.start(&node).kill().unwrap();
         assert!(!node.node.bpffs_dir().exists(), "hooks are in force for nobody");
     }
     // What can't be read is told, and no reason to believe that there is nobody to hold.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::cli::check_notes;
 use super::cluster::{Cluster, LONG};
 use crate::boot_gate::kubelet::DRIVER;
+use crate::kubernetes::install::SYSTEM;
 use crate::readme::root;
 
 /// How many start at once.
@@ -173,6 +174,48 @@ fn kubelet_asks_the_boot_gate_and_pods_that_dial_at_once_are_served_and_never_in
     }
     let frames = capture.stop().unwrap();
     assert!(frames.len() > names.len() && !frames.contains(WORD.as_bytes()));
+
+    // The same where no agent runs.
+    let keep_off = |nodes: &[&str]| {
+        let terms = match nodes {
+            [] => json!(null),
+            nodes => json!({"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": nodes},
+            ]}]}),
+        };
+        let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}});
+        let patch = json!({"spec": {"template": {"spec": {"affinity": affinity}}}}).to_string();
+        let patch = ["--type=merge", "--patch", &patch, "--namespace", SYSTEM];
+        cluster.kubectl(&[&["patch", "daemonset/orlop-node"][..], &patch].concat());
+        cluster.wait_rollout("daemonset/orlop-node");
+    };
+    keep_off(&[&node]);
+    let agents = ["get", "pods", "--selector=app.kubernetes.io/name=orlop-node", "--output=name"];
+    let on = ["--namespace", SYSTEM, "--field-selector", &format!("spec.nodeName={node}")];
+    assert!(
+        wait_for(LONG, || cluster.kubectl(&[&agents[..], &on].concat()).is_empty()),
+        "{}",
+        cluster.state()
+    );
+    let capture = cluster.testbed.capture().unwrap();
+    let mut alone = manifest.clone();
+    alone["metadata"]["name"] = "alone".into();
+    let stays = stays.replace("; do ", "; do echo >>/tries; ").replace("; exec ", "; echo >/served; exec ");
+    alone["spec"]["containers"][0]["command"] = json!([busybox, "sh", "-c", stays]);
+    cluster.nodes[0].static_pod("alone", &alone).unwrap();
+    let mirror = format!("alone-{node}");
+    let object = ["get", "pod", &mirror, "--namespace=late"];
+    assert!(wait_for(LONG, || cluster.try_kubectl(&object).status.success()));
+    cluster.wait(&format!("pod/{mirror}"), &["--for=condition=Ready", "--namespace=late"]);
+    let tries = || cluster.shell("late", &mirror, &format!("{busybox} wc -l /tries"));
+    let tried = || tries().split(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0) > 10;
+    assert!(wait_for(LONG, tried), "{}", tries());
+    keep_off(&[]);
+    // Maybe by an agent that has gone since.
+    let served = || cluster.shell("late", &mirror, "[ -e /served ] && echo yes") == "yes\n";
+    assert!(wait_for(LONG, served), "{}", cluster.state());
+    let frames = capture.stop().unwrap();
+    assert!(!frames.is_empty() && !frames.contains(WORD.as_bytes()));
 
     // kubelet gives the volumes back, and the pods end.
     cluster.kubectl(&["delete", "pods", "--all", "--namespace=shop", "--timeout=60s"]);
