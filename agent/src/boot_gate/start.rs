@@ -157,7 +157,8 @@ impl<'a> Holding<'a> {
             return Ok(());
         }
         let Seen { statics, .. } = self.seen.insert(seen);
-        self.wanted = match world.and(self.world.read()?) {
+        let world = if world.is_some() { self.world.read()? } else { None };
+        self.wanted = match world {
             Some(world) => uids_in_mesh(&world, &self.place.node, &self.statics.pods(statics)),
             None => HashSet::new(),
         };
@@ -170,7 +171,8 @@ impl<'a> Holding<'a> {
 
     fn hold_new(&mut self) {
         let learnt = self.learn().err().map(|error| format!("{error:#}; going by what was known before"));
-        let problem = learnt.or_else(|| self.hold_all());
+        let held = self.hold_all();
+        let problem = learnt.or(held);
         if problem != self.problem
             && let Some(error) = &problem
         {
