@@ -74,14 +74,11 @@ impl Pair {
         });
     }
 
-    /// Waits until both agents' snapshots are as wanted.
+    /// Waits until both agents have a snapshot in force that is as wanted.
     pub fn wait_both(&self, wanted: impl Fn(&Value) -> bool) {
+        let wanted = |dump: &Value| wanted(&dump["snapshot"]) && in_force(dump);
         for agent in [&self.near, &self.far] {
-            agent
-                .wait_until(|dump| {
-                    serde_json::from_str::<Value>(dump).is_ok_and(|dump| wanted(&dump["snapshot"]))
-                })
-                .unwrap();
+            agent.wait_until(|dump| serde_json::from_str(dump).is_ok_and(|dump| wanted(&dump))).unwrap();
         }
     }
 
@@ -115,14 +112,18 @@ pub fn settle(world: &World, agents: [&Agent; 2]) {
     let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: marks}}\n");
     world.write("mark.yaml", &text).unwrap();
     let name = format!("marks/{name}");
-    let in_force = |dump: &Value| {
+    let wanted = |dump: &Value| {
         let services = dump["snapshot"]["services"].as_array();
-        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name))
-            && dump["applied_generation"] == dump["snapshot"]["generation"]
+        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name)) && in_force(dump)
     };
     for agent in agents {
-        agent.wait_until(|dump| serde_json::from_str(dump).is_ok_and(|dump| in_force(&dump))).unwrap();
+        agent.wait_until(|dump| serde_json::from_str(dump).is_ok_and(|dump| wanted(&dump))).unwrap();
     }
+}
+
+/// Whether the agent's newest snapshot is in force in the kernel, too.
+fn in_force(dump: &Value) -> bool {
+    dump["applied_generation"] == dump["snapshot"]["generation"]
 }
 
 /// Writes a file of the world and waits until the server's agent has it in force.
