@@ -16,6 +16,7 @@ use orlop_tests::traffic::{Response, request};
 use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, Waypoint};
 use serde_json::Value;
 
+use crate::hbone::HBONE_PORT;
 use crate::l7::settle_with;
 use crate::mesh::{Mesh, NAMESPACE, TIMEOUT};
 
@@ -73,6 +74,27 @@ impl Stage {
         let gate = mesh.nodes[1].pod(EDGE, "gate", spec).unwrap();
         let stranger = mesh.nodes[0].pod("street", "stranger", PodSpec::new()).unwrap();
         (mesh, gate, stranger)
+    }
+
+    /// Puts the waypoint `shop/way`, whose pods these are, before the service. The service's address is told.
+    fn put_behind(&self, ways: &[&Pod]) -> SocketAddr {
+        let world = self.mesh.testbed.world();
+        let way = ServiceSpec::new(NAMESPACE, "way", HBONE_PORT, TargetPort::Number(HBONE_PORT));
+        let endpoints = ways.iter().copied();
+        world.service(&way.cluster_ips(self.mesh.testbed.vip()).endpoints(endpoints)).unwrap();
+        let web = ServiceSpec::new(NAMESPACE, "web", 80, TargetPort::Number(80));
+        let vip = self.mesh.testbed.vip();
+        let to = SocketAddr::new(vip[0], 80);
+        let web = web.label("istio.io/use-waypoint", "way").cluster_ips(vip);
+        world.service(&web.endpoints([&self.mesh.server])).unwrap();
+        self.settle();
+        to
+    }
+
+    /// A pod for that waypoint.
+    fn way(&self, name: &str) -> Pod {
+        let spec = PodSpec::new().service_account("way").opt_out();
+        self.mesh.nodes[0].pod(NAMESPACE, name, spec).unwrap()
     }
 
     fn settle(&self) {

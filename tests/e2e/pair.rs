@@ -114,7 +114,8 @@ pub fn settle(world: &World, agents: [&Agent; 2]) {
     let name = format!("marks/{name}");
     let wanted = |dump: &Value| {
         let services = dump["snapshot"]["services"].as_array();
-        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name)) && in_force(dump)
+        services.is_some_and(|services| services.iter().any(|service| service["name"] == *name))
+            && in_force(dump)
     };
     for agent in agents {
         agent.wait_until(|dump| serde_json::from_str(dump).is_ok_and(|dump| wanted(&dump))).unwrap();

@@ -46,7 +46,7 @@ struct LimitObject {
     /// How many may come at once; as many as in a unit of time by default.
     burst: NotNull<u32>,
     /// Requests that differ in one of these are counted apart: source.principal, source.namespace,
-    /// source.serviceAccount, source.ip, destination.service, request.host, request.method, request.path,
+    /// source.serviceAccount, source.ip, remote.ip, destination.service, request.host, request.method, request.path,
     /// request.headers[NAME], request.auth.principal, request.auth.claims[NAME].
     by: NotNull<Vec<String>>,
     /// Which requests count: those that one of these rules matches; all by default.
@@ -211,8 +211,8 @@ fn key_part(text: &str, path: impl Fn() -> FieldPath) -> Result<KeyPart, FieldEr
         "source.principal" => KeyPart::Principal,
         "source.namespace" => KeyPart::Namespace,
         "source.serviceAccount" => KeyPart::ServiceAccount,
-        // At a waypoint the client is who dials it.
-        "source.ip" | "remote.ip" => KeyPart::Address,
+        "source.ip" => KeyPart::Address,
+        "remote.ip" => KeyPart::Remote,
         "destination.service" => KeyPart::Service,
         "request.host" => KeyPart::Host,
         "request.method" => KeyPart::Method,
@@ -225,8 +225,8 @@ fn key_part(text: &str, path: impl Fn() -> FieldPath) -> Result<KeyPart, FieldEr
                 None => {
                     let problem = format!(
                         "{text:?} is nothing to count by; write source.principal, source.namespace, \
-                         source.serviceAccount, source.ip, destination.service, request.host, request.method, \
-                         request.path, request.headers[NAME], request.auth.principal or request.auth.claims[NAME]"
+                         source.serviceAccount, source.ip, remote.ip, destination.service, request.host, \
+                         request.method, request.path, request.headers[NAME], request.auth.principal or request.auth.claims[NAME]"
                     );
                     return Err(FieldError::new(path(), problem));
                 }
@@ -267,8 +267,8 @@ mod tests {
         let found = of(json!([{
             "name": "logins", "requests": 5, "unit": "minute", "burst": 2,
             "by": [
-                "source.principal", "source.namespace", "source.serviceAccount", "source.ip", "destination.service",
-                "request.host", "request.method", "request.path", "request.headers[X-Tenant]",
+                "source.principal", "source.namespace", "source.serviceAccount", "source.ip", "remote.ip",
+                "destination.service", "request.host", "request.method", "request.path", "request.headers[X-Tenant]",
                 "request.auth.principal", "request.auth.claims[team][name]",
             ],
             "match": [{"to": [{"operation": {"methods": ["POST"], "paths": ["/login"]}}]}],
@@ -283,6 +283,7 @@ mod tests {
             KeyPart::Namespace,
             KeyPart::ServiceAccount,
             KeyPart::Address,
+            KeyPart::Remote,
             KeyPart::Service,
             KeyPart::Host,
             KeyPart::Method,

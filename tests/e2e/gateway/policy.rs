@@ -1,7 +1,13 @@
 //! AuthorizationPolicies, asked about strangers by the gateway and about the gateway by everybody behind it.
 
+use std::io::BufReader;
+
+use orlop_tests::Waypoint;
+use orlop_tests::traffic::request;
+
 use super::{EDGE, Stage};
-use crate::mesh::{Mesh, NAMESPACE};
+use crate::l7::settle_with;
+use crate::mesh::{Mesh, NAMESPACE, TIMEOUT};
 
 fn write(mesh: &Mesh, namespace: &str, spec: &str) {
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
@@ -67,11 +73,59 @@ fn policies_of_a_backend_know_the_gateway_by_its_certificate() {
 }
 
 #[test]
+fn policies_of_a_waypoint_know_the_gateways_client_by_its_address_and_believe_nobody_else() {
+    let stage = Stage::new();
+    let _server = stage.mesh.server.serve_http(80).unwrap();
+    let way = stage.way("way");
+    let web = stage.put_behind(&[&way]);
+    let waypoint = Waypoint::start(&way, &[]).unwrap();
+    settle_with(&stage.mesh, [&waypoint]);
+    let (stranger, client) = (stage.stranger.ipv4(), stage.mesh.client.ipv4());
+    let to_web = "targetRefs: [{group: '', kind: Service, name: web}]";
+    let remote =
+        |block: &str| format!("{to_web}\nrules:\n- from: [{{source: {{remoteIpBlocks: [{block}]}}}}]");
+    let change = |spec: &str| {
+        stage.change(|mesh| write(mesh, NAMESPACE, spec));
+        settle_with(&stage.mesh, [&waypoint]);
+    };
+    let forge = |address: &dyn std::fmt::Display| {
+        format!(
+            "GET / HTTP/1.1\r\nhost: web\r\nx-forwarded-for: {address}\r\nx_forwarded_for: {address}\r\n\r\n"
+        )
+    };
+    let from_within = |head: &str| {
+        request(&mut BufReader::new(stage.mesh.client.connect(web, TIMEOUT).unwrap()), head).unwrap().status
+    };
+    change(&remote(&stranger.to_string()));
+    assert_eq!(stage.get("x", "/").status, 200);
+    assert_eq!(from_within(&forge(&stranger)), 403, "it is no gateway");
+    change(&remote(&client.to_string()));
+    assert_eq!(from_within(&forge(&"10.1.1.1")), 200, "nor does it deny itself");
+    assert_eq!(stage.ask(&forge(&client)).status, 403, "a stranger says whatever it likes");
+    change(&remote(&stage.gate.ipv4().to_string()));
+    assert_eq!(stage.get("x", "/").status, 403, "the gateway is not the client");
+
+    // Whoever writes routes does not write where their clients are.
+    for [kind, status] in [["set", "200"], ["add", "200"], ["remove", "403"]] {
+        let header = match kind {
+            "remove" => "[x-forwarded-for]".to_owned(),
+            _ => format!("[{{name: X-Forwarded-For, value: {client}}}]"),
+        };
+        let filter = format!("{{type: RequestHeaderModifier, requestHeaderModifier: {{{kind}: {header}}}}}");
+        let rules = format!("- filters: [{filter}]\n  backendRefs: [{{name: web, port: 80}}]");
+        stage.route("HTTPRoute", "web", "", &rules);
+        change(&remote(&stranger.to_string()));
+        assert_eq!(stage.get("x", "/").status.to_string(), status, "{kind}");
+        change(&remote(&client.to_string()));
+        assert_eq!(stage.get("x", "/").status, 403, "{kind}");
+    }
+}
+
+#[test]
 fn a_policy_that_changes_is_in_force_for_the_next_request_and_for_a_websocket_at_once() {
     use std::io::{Read as _, Write as _};
 
     use crate::l7::scripted::{Reply, Scripted};
-    use crate::mesh::TIMEOUT;
 
     let stage = Stage::new();
     let _server = Scripted::start(&stage.mesh.server, |_| {

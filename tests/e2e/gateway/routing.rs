@@ -4,7 +4,6 @@ use orlop_tests::traffic::request;
 use orlop_tests::{PodSpec, ServiceSpec, TargetPort, Waypoint, wait_for};
 
 use super::{EDGE, LISTENERS, Stage, TO_WEB, write_gateway, write_route};
-use crate::hbone::HBONE_PORT;
 use crate::l7::scripted::Scripted;
 use crate::l7::settle_with;
 use crate::mesh::{NAMESPACE, TIMEOUT, await_value};
@@ -97,15 +96,8 @@ fn it_is_not_ready_before_all_its_ports_are_open() {
 fn a_service_that_has_a_waypoint_is_reached_through_it() {
     let stage = Stage::new();
     let server = Scripted::status(&stage.mesh.server, 200);
-    let gate = PodSpec::new().service_account("way").opt_out();
-    let way = stage.mesh.nodes[0].pod(NAMESPACE, "way", gate).unwrap();
-    let world = stage.mesh.testbed.world();
-    let spec = ServiceSpec::new(NAMESPACE, "way", HBONE_PORT, TargetPort::Number(HBONE_PORT));
-    world.service(&spec.cluster_ips(stage.mesh.testbed.vip()).endpoints([&way])).unwrap();
-    let web =
-        ServiceSpec::new(NAMESPACE, "web", 80, TargetPort::Number(80)).label("istio.io/use-waypoint", "way");
-    world.service(&web.cluster_ips(stage.mesh.testbed.vip()).endpoints([&stage.mesh.server])).unwrap();
-    stage.settle();
+    let way = stage.way("way");
+    stage.put_behind(&[&way]);
     // Nobody goes past it.
     assert_eq!(stage.get("x", "/").status, 503);
     let waypoint = Waypoint::start(&way, &[]).unwrap();
@@ -128,15 +120,8 @@ fn a_service_that_has_a_waypoint_is_reached_through_it() {
 fn where_one_waypoint_is_gone_another_is_asked() {
     let stage = Stage::new();
     let _server = Scripted::status(&stage.mesh.server, 200);
-    let spec = || PodSpec::new().service_account("way").opt_out();
-    let way = stage.mesh.nodes[0].pod(NAMESPACE, "way", spec()).unwrap();
-    let gone = stage.mesh.nodes[0].pod(NAMESPACE, "gone", spec()).unwrap();
-    let world = stage.mesh.testbed.world();
-    let of_way = ServiceSpec::new(NAMESPACE, "way", HBONE_PORT, TargetPort::Number(HBONE_PORT));
-    world.service(&of_way.cluster_ips(stage.mesh.testbed.vip()).endpoints([&way, &gone])).unwrap();
-    let web =
-        ServiceSpec::new(NAMESPACE, "web", 80, TargetPort::Number(80)).label("istio.io/use-waypoint", "way");
-    world.service(&web.cluster_ips(stage.mesh.testbed.vip()).endpoints([&stage.mesh.server])).unwrap();
+    let [way, gone] = ["way", "gone"].map(|name| stage.way(name));
+    stage.put_behind(&[&way, &gone]);
     let waypoint = Waypoint::start(&way, &[]).unwrap();
     settle_with(&stage.mesh, [&waypoint, &stage.gateway]);
     let answers: Vec<_> = (0..20).map(|_| stage.get("x", "/").status).collect();

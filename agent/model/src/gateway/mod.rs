@@ -108,6 +108,11 @@ impl ListenerProblem {
 }
 
 impl Gateway {
+    /// Whether clients from outside the mesh come in by it, rather than that it stands before services.
+    pub fn is_entrance(&self) -> bool {
+        self.listeners.iter().any(|of| of.protocol == HTTP || of.protocol == HTTPS)
+    }
+
     /// Whether each of the listeners can be opened, in their order. Of those that can't be told apart none is; the
     /// others go on.
     pub fn judge_listeners(&self) -> Vec<Result<(), ListenerProblem>> {

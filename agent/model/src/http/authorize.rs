@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Request;
 use super::authentication::Authentications;
+use super::forwarded::Gateways;
 use super::limit::{Counted, Limits};
 use super::own::Own;
 use super::token::{Claims, NoTokens, TokenRules, Tokens};
@@ -46,6 +47,8 @@ pub(super) struct RequestPolicies {
     pub authentications: Authentications,
     /// How many requests may be made.
     pub limits: Limits,
+    /// Who may say for whom he asks.
+    gateways: Gateways,
 }
 
 impl RequestPolicies {
@@ -128,6 +131,7 @@ impl RequestPolicies {
             asks,
             authentications,
             limits,
+            gateways: Gateways::new(world, &settings.trust_domain),
         }
     }
 
@@ -151,7 +155,7 @@ impl RequestPolicies {
         passed: &[Arc<ExtensionProvider>],
     ) -> Result<Judgement, Refused> {
         let request = request.map(RequestFacts::new);
-        let facts = Facts { passed, ..facts(target, client, address, request.as_ref()) };
+        let facts = Facts { passed, ..self.facts(target, client, address, request.as_ref()) };
         self.judge_facts(target, &facts, tokens)
     }
 
@@ -163,13 +167,13 @@ impl RequestPolicies {
         address: IpAddr,
         sni: Sni<'_>,
     ) -> Result<Judgement, Refused> {
-        let facts = Facts { sni, ..facts(target, client, address, None) };
+        let facts = Facts { sni, ..self.facts(target, client, address, None) };
         self.judge_facts(target, &facts, &NoTokens)
     }
 
     /// Whether the name in the client's TLS may decide.
     pub fn want_sni(&self, target: &Behind, client: Option<&Identity>, address: IpAddr) -> bool {
-        let facts = facts(target, client, address, None);
+        let facts = self.facts(target, client, address, None);
         self.services_of(target).into_iter().any(|service| {
             let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
             self.policies_of(service.map(|(service, _)| service)).want_sni(&Facts { port, ..facts })
@@ -227,7 +231,7 @@ impl RequestPolicies {
             return Ok(found);
         }
         let request = RequestFacts::new(request);
-        let facts = facts(target, client, address, Some(&request));
+        let facts = self.facts(target, client, address, Some(&request));
         for service in self.services_of(target) {
             let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
             let service = service.map(|(service, _)| service);
@@ -253,7 +257,7 @@ impl RequestPolicies {
             return Ok(counted);
         }
         let request = RequestFacts::new(request);
-        let facts = facts(target, client, address, Some(&request));
+        let facts = self.facts(target, client, address, Some(&request));
         for service in self.services_of(target) {
             let port = service.as_ref().map_or(facts.port, |(_, port)| *port);
             let service = service.map(|(service, _)| service);
@@ -337,24 +341,26 @@ impl RequestPolicies {
             None => Ok(None),
         }
     }
-}
 
-fn facts<'a>(
-    target: &'a Behind,
-    client: Option<&'a Identity>,
-    address: IpAddr,
-    request: Option<&'a RequestFacts<'a>>,
-) -> Facts<'a> {
-    // What is read as HTTP is no TLS.
-    let sni = if request.is_some() { Sni::Absent } else { Sni::Unknown };
-    let facts = |destination| Facts { request, sni, ..Facts::new(client, address, destination) };
-    match target {
-        Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
-        Behind::Service { port, dialled: None, .. } => {
-            Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
+    fn facts<'a>(
+        &self,
+        target: &'a Behind,
+        client: Option<&'a Identity>,
+        address: IpAddr,
+        request: Option<&'a RequestFacts<'a>>,
+    ) -> Facts<'a> {
+        // What is read as HTTP is no TLS.
+        let sni = if request.is_some() { Sni::Absent } else { Sni::Unknown };
+        let remote = self.gateways.remote(client, address, request.map(|request| request.headers));
+        let facts = |destination| Facts { request, sni, remote, ..Facts::new(client, address, destination) };
+        match target {
+            Behind::Service { dialled: Some(dialled), .. } => facts(*dialled),
+            Behind::Service { port, dialled: None, .. } => {
+                Facts { destination: None, ..facts((Ipv4Addr::UNSPECIFIED, *port).into()) }
+            }
+            Behind::Workload { address, .. } => facts(*address),
+            Behind::Gateway { address, entrance, .. } => Facts { sni: entrance.sni(), ..facts(*address) },
         }
-        Behind::Workload { address, .. } => facts(*address),
-        Behind::Gateway { address, entrance, .. } => Facts { sni: entrance.sni(), ..facts(*address) },
     }
 }
 

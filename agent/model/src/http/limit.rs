@@ -193,6 +193,7 @@ fn value(part: &KeyPart, service: Option<&ServiceKey>, facts: &Facts<'_>) -> Opt
         KeyPart::Namespace => some(facts.namespace),
         KeyPart::ServiceAccount => some(facts.service_account),
         KeyPart::Address => Some(facts.source.to_string()),
+        KeyPart::Remote => facts.remote.map(|address| address.to_string()),
         KeyPart::Service => service.map(|(kind, name)| match kind {
             ServiceKind::Service => name.to_string(),
             ServiceKind::ServiceEntry => format!("ServiceEntry/{name}"),

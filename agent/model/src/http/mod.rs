@@ -13,6 +13,7 @@ mod callee;
 mod compile;
 mod destination;
 mod findings;
+mod forwarded;
 mod gateway_api;
 mod groups;
 mod hashed;

@@ -17,6 +17,8 @@ pub(crate) struct Facts<'a> {
     pub service_account: &'a str,
     pub namespace: &'a str,
     pub source: IpAddr,
+    /// The address of the client for whom the source asks; `None` where that does not say.
+    pub remote: Option<IpAddr>,
     /// Unknown where a service was asked for by its name.
     pub destination: Option<IpAddr>,
     pub port: u16,
@@ -48,6 +50,7 @@ impl<'a> Facts<'a> {
             service_account: principal.split_once('/').map_or("", |(_, rest)| rest),
             namespace: principal.split('/').nth(2).unwrap_or_default(),
             source: source.to_canonical(),
+            remote: Some(source.to_canonical()),
             destination: Some(destination.ip().to_canonical()),
             port: destination.port(),
             request: None,

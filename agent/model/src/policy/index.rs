@@ -159,7 +159,8 @@ fn keys<'a>(check: &'a Check) -> Option<Vec<Key<'a>>> {
         Test::SourceIp(blocks) => blocks.iter().copied().map(Key::Source).collect(),
         Test::DestinationIp(blocks) => blocks.iter().copied().map(Key::Destination).collect(),
         Test::DestinationPort(ports) => ports.iter().copied().map(Key::Port).collect(),
-        Test::Sni(_)
+        Test::RemoteIp(_)
+        | Test::Sni(_)
         | Test::Host(_)
         | Test::Method(_)
         | Test::Path(_)

@@ -59,6 +59,8 @@ pub(crate) enum Test {
     /// As `ns/NAMESPACE/sa/SERVICE_ACCOUNT`, sorted.
     ServiceAccount(Vec<String>),
     SourceIp(Vec<IpBlock>),
+    /// That of a gateway's client, of what comes by one.
+    RemoteIp(Vec<IpBlock>),
     DestinationIp(Vec<IpBlock>),
     /// Sorted.
     DestinationPort(Vec<u16>),
@@ -171,6 +173,10 @@ impl Test {
                 Some(found.is_ok())
             }
             Test::SourceIp(blocks) => Some(blocks.iter().any(|block| block.contains(facts.source))),
+            Test::RemoteIp(blocks) => {
+                let remote = facts.remote?;
+                Some(blocks.iter().any(|block| block.contains(remote)))
+            }
             Test::DestinationIp(blocks) => {
                 let destination = facts.destination?;
                 Some(blocks.iter().any(|block| block.contains(destination)))
@@ -244,6 +250,10 @@ impl Test {
         };
         match self {
             Test::SourceIp(_) => Some(format!("the source's address is {}", facts.source)),
+            Test::RemoteIp(_) => Some(match facts.remote {
+                Some(address) => format!("the client's address is {address}"),
+                None => "the gateway does not say what address its client has".to_owned(),
+            }),
             Test::DestinationIp(_) => Some(match facts.destination {
                 Some(address) => format!("the destination's address is {address}"),
                 None => "the destination was asked for by name".to_owned(),
@@ -315,7 +325,7 @@ impl Test {
                 let shown: Vec<_> = accounts.iter().map(|account| short(account)).collect();
                 few(shown.iter().map(|account| account as &dyn fmt::Display))
             }
-            Test::SourceIp(blocks) | Test::DestinationIp(blocks) => {
+            Test::SourceIp(blocks) | Test::RemoteIp(blocks) | Test::DestinationIp(blocks) => {
                 few(blocks.iter().map(|block| block as &dyn fmt::Display))
             }
             Test::DestinationPort(ports) => few(ports.iter().map(|port| port as &dyn fmt::Display)),
@@ -372,9 +382,8 @@ impl Reader<'_> {
             service_account,
         );
         add(&mut checks, ["ipBlocks", "notIpBlocks"], &source.ip_blocks, address);
-        // Whoever stands before the waypoint is the client: nobody is believed who says that he speaks for another.
         let fields = ["remoteIpBlocks", "notRemoteIpBlocks"];
-        self.of_requests(&mut checks, fields, &source.remote_ip_blocks, address);
+        self.of_requests(&mut checks, fields, &source.remote_ip_blocks, remote);
         let fields = ["requestPrincipals", "notRequestPrincipals"];
         self.of_requests(&mut checks, fields, &source.request_principals, |of| {
             Test::RequestPrincipal(patterns(of))
@@ -415,9 +424,7 @@ impl Reader<'_> {
             Condition::DestinationPort(of) => {
                 add(to, ["destination.port", "destination.port notValues"], of, port)
             }
-            Condition::RemoteIp(of) => {
-                self.of_requests(to, ["remote.ip", "remote.ip notValues"], of, address)
-            }
+            Condition::RemoteIp(of) => self.of_requests(to, ["remote.ip", "remote.ip notValues"], of, remote),
             Condition::Host(of) => {
                 let fields = ["request.headers[host]", "request.headers[host] notValues"];
                 self.of_requests(to, fields, of, |of| Test::Host(patterns(of)));
@@ -507,6 +514,10 @@ fn patterns(of: &[Pattern]) -> Patterns {
 
 fn address(blocks: &[IpBlock]) -> Test {
     Test::SourceIp(blocks.to_vec())
+}
+
+fn remote(blocks: &[IpBlock]) -> Test {
+    Test::RemoteIp(blocks.to_vec())
 }
 
 fn service_account(accounts: &[ServiceAccount]) -> Test {

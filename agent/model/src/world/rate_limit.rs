@@ -118,6 +118,8 @@ pub enum KeyPart {
     ServiceAccount,
     /// `source.ip`
     Address,
+    /// `remote.ip`: of what comes by a gateway, its client's.
+    Remote,
     /// `destination.service`: the service that is asked.
     Service,
     /// `request.host`, in lower case and without its port.
@@ -142,6 +144,7 @@ impl fmt::Display for KeyPart {
             Self::Namespace => "source.namespace",
             Self::ServiceAccount => "source.serviceAccount",
             Self::Address => "source.ip",
+            Self::Remote => "remote.ip",
             Self::Service => "destination.service",
             Self::Host => "request.host",
             Self::Method => "request.method",

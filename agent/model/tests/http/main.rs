@@ -13,6 +13,7 @@ mod limits;
 mod localities;
 mod policies;
 mod reference;
+mod remote;
 mod secured_backends;
 mod semantics;
 mod streams;

@@ -182,6 +182,21 @@ pub(super) fn introduce(session: &Session, headers: &mut HeaderMap) {
     }
 }
 
+/// The addresses that a request has come through, as [`introduce`] has said.
+pub(super) fn introduced(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(FORWARDED_FOR).cloned()
+}
+
+/// Whatever rules have made of these addresses: they may be left out, but nobody writes others, since waypoints judge by
+/// them.
+pub(super) fn insist(introduced: Option<HeaderValue>, headers: &mut HeaderMap) {
+    if headers.remove(FORWARDED_FOR).is_some()
+        && let Some(addresses) = introduced
+    {
+        headers.insert(FORWARDED_FOR, addresses);
+    }
+}
+
 /// RFC 9562's UUID of version 4.
 fn random_id(random: u128) -> String {
     let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);

@@ -258,7 +258,11 @@ async fn act(
             }
             let rewrite = choice.own.as_ref().map_or(&rule.rewrite, |own| &own.rewrite);
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
+            let introduced = edge::introduced(&parts.headers);
             rewrite::change_request(&changes, &mut parts.headers, &mut destined, &|of| record.told(of))?;
+            if session.is_from_outside() {
+                edge::insist(introduced, &mut parts.headers);
+            }
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
             let rules = [Some(Arc::clone(&rule.resource)), rule.root.clone()];
             let asked = Template { parts, destined, credentials, rules };
