@@ -102,6 +102,10 @@ reasons! {
     Draining = "draining",
     /// The request is no HTTP that could be passed on.
     BadRequest = "bad_request",
+    /// The request's head has more headers, or more bytes, than may be.
+    HeaderLimit = "header_limit",
+    /// The request's head did not end in time.
+    HeaderTimeout = "header_timeout",
     /// The request's body has more bytes than may be.
     BodyTooLarge = "body_too_large",
     /// No rule for the host matches the request.

@@ -97,7 +97,7 @@ fn the_waypoints_limits_hold_at_the_edge() {
     let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(30));
     let large = format!("GET / HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "b".repeat(20_000));
     let failed = || {
-        let labels = ["reason=\"bad_request\""];
+        let labels = ["reason=\"header_limit\""];
         sized.gateway.metric("orlop_connections_failed_total", &labels).unwrap()
     };
     for head in [many, large] {
@@ -121,7 +121,7 @@ fn the_waypoints_limits_hold_at_the_edge() {
     });
     assert!(dripped.count() < 1000, "it went on for ever");
     assert_eq!(server.count(), 0, "{:?}", server.asked());
-    is_told(&stage, "bad_request", "did not end in time");
+    is_told(&stage, "header_timeout", "did not end in time");
     let mut stream = stage.connect();
     let get = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
     assert_eq!(request(&mut stream, get).unwrap().status, 200);

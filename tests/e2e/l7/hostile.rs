@@ -161,7 +161,7 @@ fn heads_have_limits_in_size_number_and_time() {
         for (number, head) in [many, large].iter().enumerate() {
             assert_eq!(status(&send(&stage, head.as_bytes())), "431", "{}", head.len());
             // No request has come of it.
-            await_value(number as f64 + 1.0, || failed(&stage, "bad_request"));
+            await_value(number as f64 + 1.0, || failed(&stage, "header_limit"));
         }
         let fits = format!("GET / HTTP/1.1\r\nhost: web\r\n{}\r\n", "a: b\r\n".repeat(19));
         assert_eq!(status(&send(&stage, fits.as_bytes())), "200");
@@ -185,7 +185,7 @@ fn heads_have_limits_in_size_number_and_time() {
     let mut stream = stage.connect();
     let get = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
-    is_told(&stage, "bad_request", "did not end in time");
+    is_told(&stage, "header_timeout", "did not end in time");
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert_eq!(request(&mut stream, get).unwrap().status, 200);
 }
@@ -197,7 +197,7 @@ fn cookies_that_come_one_by_one_count_as_one_header() {
     let to = stage.web();
     within(&stage.mesh.client, async move || {
         let client = super::h2c::connect(to).await;
-        for (name, wanted) in [("cookie", 200), ("a", 400)] {
+        for (name, wanted) in [("cookie", 200), ("a", 431)] {
             let mut request = http::Request::post("http://web/");
             for n in 0..30 {
                 request = request.header(name, format!("n{n}=1"));
@@ -207,7 +207,7 @@ fn cookies_that_come_one_by_one_count_as_one_header() {
             assert_eq!(answer.await.unwrap().status(), wanted, "{name}");
         }
     });
-    let labels = ["reason=\"bad_request\""];
+    let labels = ["reason=\"header_limit\""];
     await_value(1.0, || stage.waypoint.metric("orlop_requests_failed_total", &labels).unwrap());
 }
 

@@ -91,7 +91,7 @@ async fn handle(
     session.local.worker.shared.limits.memory()?;
     // Of HTTP/1 they are counted as they are read.
     if headers::count(request.headers()) > session.local.own.limits.max_headers {
-        return Err(bad("more headers than may be"));
+        return Err(Refusal::new(Reason::HeaderLimit, "more headers than may be"));
     }
     if !headers::ends_clearly(request.headers()) {
         // What follows on the connection may be anything.

@@ -77,7 +77,7 @@ fn plain(
         // As GRPCRoute has it.
         Reason::InvalidRoute => UNAVAILABLE,
         // What is unavailable is tried again at once.
-        Reason::RateLimited | Reason::BodyTooLarge => RESOURCE_EXHAUSTED,
+        Reason::RateLimited | Reason::BodyTooLarge | Reason::HeaderLimit => RESOURCE_EXHAUSTED,
         // Its own deadline is another status than the rule's.
         Reason::RequestTimeout => record.grpc_status.unwrap_or_else(|| grpc_status(status)),
         _ => grpc_status(status),
@@ -110,6 +110,8 @@ fn status(reason: Reason) -> StatusCode {
         Reason::PolicyDenied | Reason::AuthorizerUnavailable => StatusCode::FORBIDDEN,
         Reason::InvalidToken | Reason::TokenKeysUnavailable => StatusCode::UNAUTHORIZED,
         Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        Reason::HeaderLimit => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,

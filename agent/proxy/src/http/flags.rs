@@ -101,7 +101,7 @@ fn of(reason: Reason) -> Option<Flag> {
         Reason::NoHealthyEndpoint => Flag::NoHealthyUpstream,
         Reason::UpstreamReset | Reason::TunnelClosed => Flag::UpstreamConnectionTermination,
         Reason::Reset | Reason::Draining => Flag::DownstreamConnectionTermination,
-        Reason::BadRequest => Flag::DownstreamProtocolError,
+        Reason::BadRequest | Reason::HeaderLimit | Reason::HeaderTimeout => Flag::DownstreamProtocolError,
         Reason::BodyTooLarge => return None,
         Reason::NoRoute | Reason::Misdirected => Flag::NoRouteFound,
         Reason::NoSuchDestination | Reason::InvalidRoute => Flag::NoClusterFound,

@@ -192,13 +192,16 @@ impl Session {
     }
 
     fn dawdled(&self) {
-        let slow = Refusal::new(Reason::BadRequest, "a request's head did not end in time");
+        let slow = Refusal::new(Reason::HeaderTimeout, "a request's head did not end in time");
         self.record().finish(Err(slow));
     }
 }
 
 /// How the client has broken the rules, or says that we have, if the connection has ended for that.
 fn broken(error: &hyper::Error) -> Option<Refusal> {
+    if error.is_parse_too_large() {
+        return Some(Refusal::new(Reason::HeaderLimit, error));
+    }
     if error.is_parse() {
         return Some(Refusal::new(Reason::BadRequest, error));
     }
