@@ -1,20 +1,18 @@
 //! Where spans go: to a collector by OTLP.
 
-mod http;
+mod exporter;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracer, SdkTracerProvider},
 };
 use orlop_model::{NamespacedName, world::routing::Percent};
-use orlop_proxy::Share;
+use orlop_proxy::{Outgoing, Share, outlet};
 
-use self::http::HttpExporter;
+use self::exporter::Exporter;
 use crate::cli::TraceArguments;
 
 /// How long a collector may take to take some.
@@ -24,32 +22,22 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// Starts to send if that is wanted, in the name of this Gateway. Must be called within a runtime, which carries
-    /// them.
-    pub fn start(arguments: &TraceArguments, gateway: &NamespacedName) -> anyhow::Result<Option<Self>> {
-        let Some(collector) = &arguments.otlp else { return Ok(None) };
+    /// Starts to send if that is wanted, in the name of this Gateway, whose proxy is to have what goes through the mesh.
+    /// Must be called within a runtime.
+    pub fn start(arguments: &TraceArguments, gateway: &NamespacedName) -> Option<(Self, Outgoing)> {
+        let collector = arguments.otlp.clone()?;
+        let (outlet, outgoing) = outlet();
         // Who continues a trace does as whoever began it.
         let share = Share(Percent((arguments.trace_sampling * 10_000.0).round() as u32));
         let resource = Resource::builder_empty()
             .with_service_name(format!("{}.{}", gateway.name, gateway.namespace))
             .with_attribute(KeyValue::new("k8s.namespace.name", gateway.namespace.to_string()))
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        let provider = SdkTracerProvider::builder();
-        // Where a path is named it is that of OTLP over HTTP: that over gRPC has its own.
-        let provider = if collector.path() == "/" {
-            let exporter = SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(collector.to_string())
-                .with_timeout(TIMEOUT)
-                .build()
-                .with_context(|| format!("cannot send spans to {collector}: see --otlp"))?;
-            provider.with_batch_exporter(exporter)
-        } else {
-            provider.with_batch_exporter(HttpExporter::new(collector.clone()))
-        };
-        let provider =
-            provider.with_sampler(Sampler::ParentBased(Box::new(share))).with_resource(resource.build());
-        Ok(Some(Self(provider.build())))
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(Exporter::new(collector, outlet))
+            .with_sampler(Sampler::ParentBased(Box::new(share)))
+            .with_resource(resource.build());
+        Some((Self(provider.build()), outgoing))
     }
 
     pub fn tracer(&self) -> SdkTracer {

@@ -70,7 +70,10 @@ pub use crate::{
     config::Config,
     dns::DnsConfig,
     flow::{Direction, Flow, FlowResult},
-    http::{AccessLog, HttpLimits, HttpProxy, HttpProxyConfig, OpenPort, RequestMetrics, Share},
+    http::{
+        AccessLog, Answered, HttpLimits, HttpProxy, HttpProxyConfig, NotSent, OpenPort, Outgoing, Outlet,
+        RequestMetrics, Share, outlet,
+    },
     inherited::{Inherited, Protocol, SocketName},
     kernel::Kernel,
     log_format::{LogFormat, LogFormatError},

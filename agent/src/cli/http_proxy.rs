@@ -144,7 +144,8 @@ pub struct ProxyArguments {
 #[derive(Args, Debug)]
 pub struct TraceArguments {
     /// The collector that gets spans of requests by OTLP: over gRPC, such as http://collector.observability:4317, or over
-    /// HTTP if it has a path, such as http://collector.observability:4318/v1/traces [default: none].
+    /// HTTP if it has a path, such as http://collector.observability:4318/v1/traces; through the mesh where that knows the
+    /// service [default: none].
     #[arg(long, value_name = "URL", value_parser = collector)]
     pub otlp: Option<Uri>,
     /// Of the requests that begin a trace, so many percent are traced; what continues one is traced as the rest of it.
@@ -166,7 +167,7 @@ fn collector(text: &str) -> Result<Uri, String> {
     if plain {
         Ok(uri)
     } else {
-        Err("want http://HOST:PORT or http://HOST:PORT/v1/traces; spans can't be sent by TLS yet".to_owned())
+        Err("want http://HOST:PORT or http://HOST:PORT/v1/traces; TLS is the mesh's".to_owned())
     }
 }
 

@@ -131,11 +131,15 @@ async fn serve(arguments: ProxyArguments, role: Role, descriptors: usize) -> any
     let authority = Authority::open(&arguments.authority, &arguments.names.trust_domain)?;
     let identities = Identities::new(authority.ca, arguments.names.trust_domain.clone(), DEFAULT_LIFETIME);
     let keys = token_keys::sources(arguments.host_resolver, arguments.jwks_roots.as_deref())?;
-    let traces = Traces::start(&arguments.traces, &arguments.name)?;
+    let (traces, outgoing) = Traces::start(&arguments.traces, &arguments.name).unzip();
     let tracer = traces.as_ref().map(Traces::tracer);
     let memory =
         arguments.max_memory.or_else(|| limits::memory_of_cgroup(&orlop_datapath::cgroup2_mount().ok()?));
-    let config = HttpProxyConfig { tracer, ..config(&arguments, &role, (descriptors, memory), keys.clone()) };
+    let config = HttpProxyConfig {
+        tracer,
+        outgoing,
+        ..config(&arguments, &role, (descriptors, memory), keys.clone())
+    };
     let served = Arc::clone(&config.served);
     let credentials = Credentials::new(arguments.credentials.clone(), Arc::clone(&config.credentials));
     let credentials = Rc::new(RefCell::new(credentials));
@@ -360,6 +364,7 @@ fn config(
         served: Arc::new(ServedCertificates::default()),
         credentials: Arc::default(),
         tracer: None,
+        outgoing: None,
         log: arguments.access_log.access_log(),
     }
 }

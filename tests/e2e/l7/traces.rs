@@ -19,7 +19,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span, span::SpanKind, status::StatusCode};
 use orlop_tests::traffic::request;
-use orlop_tests::{Pod, wait_for};
+use orlop_tests::{Pod, PodSpec, ServiceSpec, TargetPort, wait_for};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -29,12 +29,26 @@ use super::routes::routes;
 use super::scripted::{Reply, Scripted};
 use super::telemetry;
 use crate::hbone::within;
-use crate::mesh::TIMEOUT;
+use crate::mesh::{NAMESPACE, TIMEOUT};
 
 const PORT: u16 = 4317;
 const HTTP_PORT: u16 = 4318;
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
+
+const STRICT_AND_FOR_THE_WAYPOINT_ALONE: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: collector, namespace: shop}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/gate]}}]
+";
 
 /// An OTLP collector in a pod.
 struct Collector {
@@ -51,7 +65,7 @@ impl Collector {
         let kept = Arc::clone(&got);
         let thread = thread::spawn(move || {
             within(&pod, async move || {
-                let listener = tokio::net::TcpListener::bind(("127.0.0.1", PORT)).await.unwrap();
+                let listener = tokio::net::TcpListener::bind(("0.0.0.0", PORT)).await.unwrap();
                 ready.send(()).unwrap();
                 loop {
                     tokio::select! {
@@ -122,7 +136,7 @@ async fn take(
 
 /// One that takes what is posted, until it has got something.
 fn take_posted(pod: &Pod) -> JoinHandle<Vec<ResourceSpans>> {
-    let listener = pod.run(|| TcpListener::bind(("127.0.0.1", HTTP_PORT))).unwrap().unwrap();
+    let listener = pod.run(|| TcpListener::bind(("0.0.0.0", HTTP_PORT))).unwrap().unwrap();
     thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut stream = BufReader::new(stream);
@@ -236,6 +250,39 @@ fn a_collector_with_a_path_gets_spans_over_http() {
     let spans: Vec<_> = got.iter().flat_map(|of| &of.scope_spans).flat_map(|of| &of.spans).collect();
     let paths: Vec<_> = spans.iter().filter_map(|span| attribute(span, "url.path")).collect();
     assert!(paths.contains(&"/posted".to_owned()), "{spans:?}");
+}
+
+#[test]
+fn a_collector_in_the_mesh_gets_spans_from_the_waypoint_as_itself_and_by_mutual_tls() {
+    for (collector, port) in
+        [("http://collector:4317", PORT), ("http://collector.shop:4318/v1/traces", HTTP_PORT)]
+    {
+        let mut stage = Stage::with(&["--otlp", collector, "--trace-sampling", "100"]);
+        let _server = Scripted::status(&stage.mesh.server, 200);
+        let pod = stage.mesh.nodes[0].pod(NAMESPACE, "collector", PodSpec::new()).unwrap();
+        stage.mesh.agents()[0].wait_enrolled([&stage.mesh.client, &pod]).unwrap();
+        let service = ServiceSpec::new(NAMESPACE, "collector", port, TargetPort::Number(port));
+        let service = service.cluster_ips(stage.mesh.testbed.vip()).endpoints([&pod]);
+        stage.change(|| {
+            let world = stage.mesh.testbed.world();
+            world.service(&service).unwrap();
+            world.write("strict.yaml", STRICT_AND_FOR_THE_WAYPOINT_ALONE).unwrap();
+        });
+        let addr = pod.addr(port);
+        if port == PORT {
+            let collector = Collector::start(&pod);
+            assert!(stage.gate.connect(addr, TIMEOUT).is_err(), "nobody gets there in clear");
+            assert_eq!(stage.get("/traced").status, 200);
+            stage.waypoint.terminate().unwrap();
+            stage.waypoint.wait(2 * TIMEOUT).unwrap();
+            assert_eq!(collector.served().len(), 1);
+        } else {
+            let taking = take_posted(&pod);
+            assert_eq!(stage.get("/traced").status, 200);
+            stage.waypoint.terminate().unwrap();
+            assert!(!taking.join().unwrap().is_empty());
+        }
+    }
 }
 
 #[test]

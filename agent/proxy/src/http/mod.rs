@@ -35,6 +35,7 @@ mod listener;
 mod metrics;
 mod mirror;
 mod opaque;
+mod outlet;
 mod outlier;
 mod pace;
 mod passed;
@@ -81,7 +82,11 @@ use self::{
     metrics::RequestSeriesCache,
     upstream::Upstreams,
 };
-pub use self::{metrics::RequestMetrics, trace::Share};
+pub use self::{
+    metrics::RequestMetrics,
+    outlet::{Answered, NotSent, Outgoing, Outlet, outlet},
+    trace::Share,
+};
 use crate::{
     Config, Kernel, Metrics,
     affinity::Affinity,
@@ -93,7 +98,7 @@ use crate::{
 };
 
 /// What a waypoint or a gateway is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HttpProxyConfig {
     /// The Gateway's, which labels name.
     pub name: NamespacedName,
@@ -111,6 +116,8 @@ pub struct HttpProxyConfig {
     pub credentials: Arc<ClientCredentials>,
     /// What makes spans of requests.
     pub tracer: Option<SdkTracer>,
+    /// What is to be sent in its own name.
+    pub outgoing: Option<Outgoing>,
     /// What the access log is like.
     pub log: AccessLog,
 }
@@ -203,7 +210,7 @@ pub(crate) struct Own {
 #[must_use]
 pub struct OpenPort(#[expect(dead_code, reason = "its drop is what counts")] watch::Sender<()>);
 
-/// One worker's part of a listener.
+/// One worker's part of a listener, or of what is sent in the proxy's own name.
 pub(crate) struct Local {
     pub(crate) worker: Rc<Worker>,
     pub(crate) own: Arc<Own>,
@@ -224,7 +231,8 @@ impl HttpProxy {
         metrics: Metrics,
         requests: RequestMetrics,
     ) -> std_io::Result<Self> {
-        let HttpProxyConfig { name, workload, proxy, http, keys, served, credentials, tracer, log } = config;
+        let HttpProxyConfig { name, workload, proxy, http, keys, served, credentials, tracer, outgoing, log } =
+            config;
         let workers = proxy.workers;
         let shared = Arc::new(Shared {
             flows: Flows::new(proxy.flow_buffer, log.format.clone()),
@@ -245,26 +253,29 @@ impl HttpProxy {
             phase: watch::Sender::new(Phase::Serving),
         });
         let crew = Crew::start(workers, &shared)?;
-        Ok(Self {
-            shared,
-            crew,
-            own: Arc::new(Own {
-                name,
-                workload: Arc::new(workload),
-                limits: http,
-                metrics: requests,
-                hosts: Hosts::default(),
-                keys,
-                served,
-                credentials,
-                authorities: ReadyAuthorities::default(),
-                tracer,
-                log,
-                buckets: Buckets::default(),
-                clients: Arc::default(),
-                requests: Arc::default(),
-            }),
-        })
+        let own = Arc::new(Own {
+            name,
+            workload: Arc::new(workload),
+            limits: http,
+            metrics: requests,
+            hosts: Hosts::default(),
+            keys,
+            served,
+            credentials,
+            authorities: ReadyAuthorities::default(),
+            tracer,
+            log,
+            buckets: Buckets::default(),
+            clients: Arc::default(),
+            requests: Arc::default(),
+        });
+        if let Some(outgoing) = outgoing {
+            let own = Arc::clone(&own);
+            crew.run(0, move |worker| {
+                spawn_local(outgoing.run(Local::start(worker, own)));
+            });
+        }
+        Ok(Self { shared, crew, own })
     }
 
     /// Takes tunnels from this socket.
@@ -296,17 +307,7 @@ impl HttpProxy {
         for index in 0..self.crew.len() {
             let (listener, own, run) = (listener.try_clone()?, Arc::clone(&self.own), run.clone());
             self.crew.run(index, move |worker| {
-                let local = Rc::new(Local {
-                    worker: Rc::clone(worker),
-                    own,
-                    upstreams: Upstreams::default(),
-                    series: RequestSeriesCache::default(),
-                    host_cache: HostCache::default(),
-                    draws: Draws::default(),
-                    mirrored: Rc::new(()),
-                });
-                spawn_local(sweep(Rc::downgrade(&local), local.own.limits.idle_timeout));
-                run(local, listener);
+                run(Local::start(worker, own), listener);
             });
         }
         Ok(())
@@ -348,6 +349,20 @@ impl HttpProxy {
 }
 
 impl Local {
+    fn start(worker: &Rc<Worker>, own: Arc<Own>) -> Rc<Self> {
+        let local = Rc::new(Self {
+            worker: Rc::clone(worker),
+            own,
+            upstreams: Upstreams::default(),
+            series: RequestSeriesCache::default(),
+            host_cache: HostCache::default(),
+            draws: Draws::default(),
+            mirrored: Rc::new(()),
+        });
+        spawn_local(sweep(Rc::downgrade(&local), local.own.limits.idle_timeout));
+        local
+    }
+
     /// Whether there is hardly room for more of what clients from outside the mesh ask.
     pub(crate) fn is_short_of_room(&self) -> bool {
         self.worker.shared.limits.memory().is_err()
@@ -355,7 +370,7 @@ impl Local {
     }
 }
 
-/// Closes what nobody has used for long, as long as there is a listener.
+/// Closes what nobody has used for long, as long as there is one that uses it.
 async fn sweep(local: Weak<Local>, idle: Duration) {
     loop {
         sleep(idle / 4).await;

@@ -124,23 +124,8 @@ pub(super) async fn serve_outsider(
     dialled: SocketAddr,
     entrance: Entrance,
 ) {
-    let mut session = Session {
-        local: Rc::clone(local),
-        peer: None,
-        client,
-        source: None,
-        scheme: if entrance == Entrance::Plain { "http" } else { "https" },
-        target: Behind::Gateway { gateway: local.own.name.clone(), address: dialled, entrance },
-        protocol: Protocol::Http1,
-        declared: Declared::Http,
-        seen: Seen::default(),
-        hello: 0,
-        active: Cell::new(0),
-        requests: Cell::new(0),
-        pace: Arc::new(Pace::of_http1(Some(edge::budget(local, client.ip())))),
-        only_its: RefCell::default(),
-        broken: Rc::default(),
-    };
+    let mut session = Session::without_tunnel(local, client, dialled, entrance);
+    session.pace = Arc::new(Pace::of_http1(Some(edge::budget(local, client.ip()))));
     let deadline = Instant::now() + local.own.limits.detection_timeout;
     let speaks = match agreed {
         Some(protocol) => Ok(protocol),
@@ -220,6 +205,37 @@ fn declared_by_services(snapshot: &Snapshot, workload: &Workload, address: Socke
 }
 
 impl Session {
+    /// For what the proxy asks on nobody's behalf.
+    pub(super) fn own(local: &Rc<Local>) -> Self {
+        let nowhere = SocketAddr::new(ANYWHERE, 0);
+        Self::without_tunnel(local, nowhere, nowhere, Entrance::Plain)
+    }
+
+    fn without_tunnel(
+        local: &Rc<Local>,
+        client: SocketAddr,
+        dialled: SocketAddr,
+        entrance: Entrance,
+    ) -> Self {
+        Self {
+            local: Rc::clone(local),
+            peer: None,
+            client,
+            source: None,
+            scheme: if entrance == Entrance::Plain { "http" } else { "https" },
+            target: Behind::Gateway { gateway: local.own.name.clone(), address: dialled, entrance },
+            protocol: Protocol::Http1,
+            declared: Declared::Http,
+            seen: Seen::default(),
+            hello: 0,
+            active: Cell::new(0),
+            requests: Cell::new(0),
+            pace: Arc::new(Pace::of_http1(None)),
+            only_its: RefCell::default(),
+            broken: Rc::default(),
+        }
+    }
+
     /// Tells what the connection speaks, by its port or by its first bytes.
     async fn speaks(&self, io: &mut Io, deadline: Instant) -> Result<Protocol, Refusal> {
         if self.declared.is_opaque() || self.is_opaque() {

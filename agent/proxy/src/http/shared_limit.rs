@@ -160,7 +160,7 @@ async fn ask(
 ) -> Result<Response, Failed> {
     let Shared { host, namespace, port, .. } = shared;
     let authority = Authority::try_from(format!("{host}:{port}")).map_err(Failed::wrong)?;
-    let callee = Callee { asker, host, port: *port, namespace };
+    let callee = Callee { asker: Some(asker), host, port: *port, namespace };
     let request = || grpc::request(authority.clone(), SHOULD_RATE_LIMIT, message);
     let (response, mut lease) = call(session, snapshot, &callee, true, request).await?;
     let answer = grpc::answer(response, MAX_ANSWER).await?;

@@ -236,7 +236,7 @@ struct Body {
 
 fn callee(provider: &ExtensionProvider) -> Callee<'_> {
     let asker = Asker { kind: "ExtensionProvider", namespace: &provider.name.namespace };
-    Callee { asker, host: &provider.host, port: provider.port, namespace: provider.namespace() }
+    Callee { asker: Some(asker), host: &provider.host, port: provider.port, namespace: provider.namespace() }
 }
 
 fn authority(provider: &ExtensionProvider) -> Result<Authority, String> {
