@@ -149,7 +149,7 @@ fn a_mirror_that_is_slow_failing_or_down_is_never_noticed() {
     let dropped = stage.waypoint.metric("orlop_mirrors_dropped_total", &[]).unwrap();
     assert!(dropped > 0.0, "none of 400 was dropped");
     assert_eq!(server.count(), 440);
-    assert_eq!(stage.counted(&["response_code=\"200\"", "response_flags=\"-\""]), 440.0);
+    stage.await_count(&["response_code=\"200\"", "response_flags=\"-\""], 440.0);
 }
 
 #[test]

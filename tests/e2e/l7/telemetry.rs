@@ -35,7 +35,7 @@ fn metrics_have_the_tags_that_are_asked_for_and_the_log_what_its_filter_lets_in(
     stage.await_count(&["source_app=\""], 0.0);
     let metric = |name: &str| stage.waypoint.metric(name, &[]).unwrap();
     assert_eq!(metric("istio_request_bytes_count"), 0.0);
-    assert_eq!(metric("istio_response_bytes_count"), 3.0);
+    await_value(3.0, || metric("istio_response_bytes_count"));
     stage.record(|record| record["path"] == "/b");
     assert!(stage.records().iter().all(|record| record["path"] != "/a"), "{:#?}", stage.records());
     put(&stage, "  accessLogging: [{disabled: true}]\n");
