@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::ListenerProblem;
@@ -131,6 +131,14 @@ impl<'w> Attachments<'w> {
     /// All such.
     pub fn all_refused(&self) -> impl Iterator<Item = (RouteKind, &'w NamespacedName, usize, &NotAttached)> {
         self.refused.iter().map(|(&(kind, name, index), why)| (kind, name, index, why))
+    }
+
+    /// The Services that attached routes lead to.
+    pub fn services(&self) -> BTreeSet<&'w NamespacedName> {
+        let routes = self.listeners.iter().flat_map(|at| at.hosts.values().flatten()).map(|of| of.route);
+        let backends = routes.flat_map(|route| route.rules.iter().flat_map(|rule| &rule.backends));
+        let backends = backends.map(|of| &of.backend);
+        backends.filter(|of| of.group.is_empty() && of.kind == "Service").map(|of| &of.name).collect()
     }
 
     fn attach(

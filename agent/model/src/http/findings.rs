@@ -107,12 +107,17 @@ fn ignored(world: &World) -> impl Iterator<Item = Finding> {
 }
 
 impl Snapshot {
-    /// What can be told of the routes that are attached to these Gateways, as far as these are there.
+    /// What can be told of the routes that name these Gateways, attached or not, as far as these are there.
     pub fn findings_of_gateways(&self, world: &World, gateways: &BTreeSet<NamespacedName>) -> Vec<Finding> {
         let mut found = Vec::new();
         let attaching = Attaching::new(world, self, None, Grants::Required);
         for gateway in gateways.iter().filter_map(|name| world.gateways.get(name)) {
-            Ingress::after(None, &attaching, &Attachments::new(world, gateway), &mut found);
+            let attachments = Attachments::new(world, gateway);
+            Ingress::after(None, &attaching, &attachments, &mut found);
+            let refused = attachments.all_refused().filter(|(kind, ..)| !kind.is_stream());
+            for route in refused.filter_map(|(kind, name, ..)| world.route(kind, name)) {
+                found.extend_from_slice(&attaching.made_at_gateway(None, &[route]).findings);
+            }
         }
         found.sort();
         found.dedup();

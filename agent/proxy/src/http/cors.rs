@@ -42,6 +42,8 @@ pub(super) fn preflight(cors: &Cors, request: &request::Parts) -> Option<Respons
     allow_list(cors, headers, ACCESS_CONTROL_ALLOW_METHODS, &cors.methods, Some(wanted));
     let wanted = asked.get(ACCESS_CONTROL_REQUEST_HEADERS);
     allow_list(cors, headers, ACCESS_CONTROL_ALLOW_HEADERS, &cors.headers, wanted);
+    // The standard wants it of other answers alone; Envoy and the Gateway API's conformance tests have it here, too.
+    allow_list(cors, headers, ACCESS_CONTROL_EXPOSE_HEADERS, &cors.expose, None);
     if let Some(age) = cors.max_age {
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(age.as_secs()));
     }
@@ -122,6 +124,7 @@ mod tests {
             assert_eq!(answer.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], "https://a");
             assert_eq!(answer.headers()[ACCESS_CONTROL_ALLOW_METHODS], methods);
             assert_eq!(answer.headers()[ACCESS_CONTROL_ALLOW_HEADERS], headers);
+            assert_eq!(answer.headers().contains_key(ACCESS_CONTROL_EXPOSE_HEADERS), !credentials);
             // A star would expose nothing then.
             let mut headers = HeaderMap::new();
             super::answer(&cors, HeaderValue::from_static("https://a"), &mut headers);

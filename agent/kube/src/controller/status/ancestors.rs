@@ -1,17 +1,17 @@
-//! What a BackendTLSPolicy says of each Service that it is for (`status.ancestors`). Nothing in here asks or tells
-//! anybody.
+//! What a BackendTLSPolicy says of each Service that it is for, and of each Gateway that leads to one
+//! (`status.ancestors`). Nothing in here asks or tells anybody.
 
 use std::collections::HashMap;
 
 use orlop_model::http::{Resolved, TargetProblem, Unresolved};
-use orlop_model::world::gateway_api::{BackendProblem, BackendTarget};
-use orlop_model::{Concern, Finding};
+use orlop_model::world::gateway_api::{BackendProblem, BackendTarget, GROUP};
+use orlop_model::{Concern, Finding, NamespacedName};
 use serde_json::{Value, json};
 
 use super::conditions::{At, Condition, condition, meanwhile, message, part};
 use super::routes::{List, Said, is_same};
 use crate::cluster::Head;
-use crate::controller::CONTROLLER;
+use crate::controller::{CONTROLLER, GATEWAY_CONTROLLER};
 use crate::gateway_api::backend_tls;
 use crate::object::Kind;
 
@@ -27,6 +27,8 @@ pub(super) struct Policy<'a> {
     pub findings: &'a [&'a Finding],
     /// The targets for which it is not in force.
     pub problems: Option<&'a HashMap<BackendTarget, TargetProblem>>,
+    /// The Gateways of ours that lead to a Service.
+    pub gateways_to: &'a HashMap<NamespacedName, Vec<NamespacedName>>,
 }
 
 impl Policy<'_> {
@@ -37,8 +39,26 @@ impl Policy<'_> {
         list.to_write(self.ancestors(), self.namespace, at)
     }
 
-    /// The Services that it is for, each once, and what is to be said there.
+    /// The Services that it is for, then the Gateways that lead there, each once, and what is to be said there.
     pub fn ancestors(&self) -> Vec<Said> {
+        let mut found: Vec<Said> = self.services();
+        for target in self.head.parents.refs.iter().filter_map(backend_tls::target) {
+            let service = NamespacedName::new(self.namespace, &*target.service);
+            for gateway in self.gateways_to.get(&service).into_iter().flatten() {
+                let ancestor = json!({
+                    "group": GROUP, "kind": "Gateway", "namespace": &*gateway.namespace, "name": &*gateway.name,
+                });
+                if !found.iter().any(|(other, ..)| is_same(other, &ancestor, self.namespace)) {
+                    found.push((ancestor, GATEWAY_CONTROLLER, self.conditions(&target)));
+                }
+            }
+        }
+        found.truncate(MAX_ANCESTORS);
+        found
+    }
+
+    /// The Services that it is for, each once.
+    pub fn services(&self) -> Vec<Said> {
         let mut found: Vec<Said> = Vec::new();
         for target in self.head.parents.refs.iter().filter_map(backend_tls::target) {
             let mut ancestor = json!({"group": "", "kind": "Service", "name": target.service});
@@ -101,6 +121,37 @@ mod tests {
     use crate::cluster::Parents;
 
     #[test]
+    fn gateways_that_lead_to_a_service_are_told_after_it() {
+        let (gate, other) = (NamespacedName::new("edge", "gate"), NamespacedName::new("edge", "other"));
+        let service = |name: &str| NamespacedName::new("shop", name);
+        let gateways_to = HashMap::from([
+            (service("a"), vec![gate.clone()]),
+            (service("b"), vec![gate, other]),
+            (NamespacedName::new("else", "a"), vec![NamespacedName::new("else", "gate")]),
+        ]);
+        let refs = ["a", "b"].map(|name| json!({"group": "", "kind": "Service", "name": name}));
+        let parents = Parents { refs: refs.to_vec(), told: Vec::new() };
+        let head = Head { generation: Some(3), parents, ..Head::default() };
+        let (resolved, problems) = (None, None);
+        let policy = Policy {
+            namespace: "shop",
+            head: &head,
+            resolved,
+            findings: &[],
+            problems,
+            gateways_to: &gateways_to,
+        };
+        let told: Vec<_> = policy.ancestors().iter().map(|(of, by, _)| (of["name"].clone(), *by)).collect();
+        let wanted = [
+            ("a", CONTROLLER),
+            ("b", CONTROLLER),
+            ("gate", GATEWAY_CONTROLLER),
+            ("other", GATEWAY_CONTROLLER),
+        ];
+        assert_eq!(told, wanted.map(|(name, by)| (json!(name), by)));
+    }
+
+    #[test]
     fn there_are_no_more_than_there_is_room_for_and_what_others_say_stays() {
         let service = |name: usize| json!({"group": "", "kind": "Service", "name": format!("s{name}")});
         let others: Vec<_> =
@@ -109,8 +160,9 @@ mod tests {
         let at = At { generation: Some(3), now: "2026-01-02T03:04:05Z" };
         let write = |parents: &Parents| {
             let head = Head { generation: Some(3), parents: parents.clone(), ..Head::default() };
+            let (resolved, problems, gateways_to) = (None, None, &HashMap::new());
             let policy =
-                Policy { namespace: "shop", head: &head, resolved: None, findings: &[], problems: None };
+                Policy { namespace: "shop", head: &head, resolved, findings: &[], problems, gateways_to };
             policy.to_write(at)
         };
         let written = write(&parents).unwrap();

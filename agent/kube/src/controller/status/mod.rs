@@ -155,6 +155,8 @@ pub(crate) struct Judgement {
     not_attached: HashMap<(Key, usize), NotAttached>,
     /// Of BackendTLSPolicies, the targets for which they are not in force.
     backends: HashMap<NamespacedName, HashMap<BackendTarget, TargetProblem>>,
+    /// Of Services, the Gateways of ours that lead to them.
+    gateways_to: HashMap<NamespacedName, Vec<NamespacedName>>,
 }
 
 impl Judgement {
@@ -164,10 +166,14 @@ impl Judgement {
         let snapshot = compile_after(self.snapshot.as_ref(), world, &hosts, settings, seen.revision);
         let mut findings: HashMap<_, Vec<_>> = HashMap::new();
         let (mut attached, mut not_attached) = (AttachedRoutes::new(), HashMap::new());
+        let mut gateways_to: HashMap<_, Vec<_>> = HashMap::new();
         for gateway in own.gateways.iter().filter_map(|name| world.gateways.get(name)) {
             let of = Attachments::new(world, gateway);
             let counts = of.listeners.iter().map(|at| (at.listener.name.clone(), at.count()));
             attached.insert(gateway.name.clone(), counts.collect());
+            for service in of.services() {
+                gateways_to.entry(service.clone()).or_default().push(gateway.name.clone());
+            }
             let refused = of.all_refused();
             not_attached.extend(refused.map(|(kind, name, index, why)| {
                 let kind = match kind {
@@ -188,7 +194,7 @@ impl Judgement {
         }
         let (revision, snapshot) = (Some(seen.revision), Some(snapshot));
         let backends = backend_problems(world);
-        Self { revision, snapshot, findings, own, attached, not_attached, backends }
+        Self { revision, snapshot, findings, own, attached, not_attached, backends, gateways_to }
     }
 
     /// What a status must be made, `None` if it is that.
@@ -227,7 +233,14 @@ impl Judgement {
         findings: &'a [&'a Finding],
     ) -> Policy<'a> {
         let resolved = world.backend_tls.get(name).map(|policy| Resolved::of(world, policy));
-        Policy { namespace: &name.namespace, head, resolved, findings, problems: self.backends.get(name) }
+        Policy {
+            namespace: &name.namespace,
+            head,
+            resolved,
+            findings,
+            problems: self.backends.get(name),
+            gateways_to: &self.gateways_to,
+        }
     }
 
     /// What a route says; of another kind nothing.

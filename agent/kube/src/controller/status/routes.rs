@@ -41,6 +41,8 @@ impl Told<'_> {
         let mut gateways = 0..;
         for entry in &self.head.parents.refs {
             let mut controller = CONTROLLER;
+            // What a route names is looked for at its gateways, whether they take it or not.
+            let mut is_known = false;
             let accepted = match ParentRef::read(entry, self.namespace) {
                 ParentRef::Service(parent) => {
                     let known = self.snapshot.zip(self.kind.route());
@@ -55,6 +57,7 @@ impl Told<'_> {
                         Some(("NotAllowedByListeners", message.to_owned()))
                     } else if self.own.gateways.contains(&parent.gateway) {
                         controller = GATEWAY_CONTROLLER;
+                        is_known = true;
                         let problem = (self.not_attached)(index);
                         problem.map(|problem| (problem.reason(), problem.message()))
                     } else {
@@ -65,26 +68,29 @@ impl Told<'_> {
             };
             let parent = named(entry);
             if !found.iter().any(|(other, ..)| is_same(other, &parent, self.namespace)) {
-                found.push((parent, controller, self.conditions(accepted)));
+                found.push((parent, controller, self.conditions(accepted, is_known)));
             }
         }
         found
     }
 
-    /// Given why it is not attached to its parent.
-    fn conditions(&self, problem: Option<(&str, String)>) -> [Condition; 2] {
+    /// Given why it is not attached to its parent, and whether what it names is known all the same.
+    fn conditions(&self, problem: Option<(&str, String)>, is_known: bool) -> [Condition; 2] {
         let refused = self.head.refused.as_ref().map(|error| {
             ("UnsupportedValue", format!("{}; {}", part(&error.to_string()), meanwhile(self.kind)))
         });
+        let is_read = refused.is_none();
         let problem = refused.or(problem).or_else(|| {
             let problem = self.route.and_then(unsupported)?;
             let message = format!("{}; requests that match it are answered with 500", part(problem));
             Some(("UnsupportedValue", message))
         });
-        if let Some((reason, message)) = problem {
+        if let Some((reason, message)) = &problem
+            && !(is_known && is_read)
+        {
             let unknown = "the route is not accepted, so it was not looked for";
             return [
-                condition("Accepted", "False", reason, message),
+                condition("Accepted", "False", reason, message.clone()),
                 condition("ResolvedRefs", "Unknown", "NotAccepted", unknown.to_owned()),
             ];
         }
@@ -102,7 +108,10 @@ impl Told<'_> {
         let (_, remarks) = of(&|reason| reason.concern() != Concern::References);
         let (missing, references) = of(&is_reference);
         [
-            condition("Accepted", "True", "Accepted", remarks),
+            match problem {
+                None => condition("Accepted", "True", "Accepted", remarks),
+                Some((reason, message)) => condition("Accepted", "False", reason, message),
+            },
             match missing {
                 None => condition("ResolvedRefs", "True", "ResolvedRefs", references),
                 Some(reason) => condition("ResolvedRefs", "False", standard(reason), references),

@@ -71,7 +71,7 @@ impl Judgement {
             Some(error) => verdict.errors.push(part(&error.to_string())),
             None => match key {
                 Key::BackendTls(name) => {
-                    let said = self.policy(world, name, head, &findings).ancestors();
+                    let said = self.policy(world, name, head, &findings).services();
                     said.iter().flat_map(|(.., conditions)| conditions).for_each(|of| verdict.add(of));
                 }
                 _ => conditions(key.kind(), None, &findings).iter().for_each(|of| verdict.add(of)),

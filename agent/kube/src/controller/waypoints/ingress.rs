@@ -100,9 +100,11 @@ impl Ingress {
             let before = before.map_or(&none, |before| &before["conditions"]);
             let conditions = Conditions { before, ..conditions };
             let (kinds, others) = listener.supported_kinds();
-            let known: Vec<_> =
-                kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind.name()})).collect();
             let problem = judged.as_ref().err();
+            // Of a protocol that nobody speaks here there are none.
+            let is_spoken = !matches!(problem, Some(ListenerProblem::UnsupportedProtocol(_)));
+            let kinds = kinds.iter().filter(|_| is_spoken);
+            let known: Vec<_> = kinds.map(|kind| json!({"group": GROUP, "kind": kind.name()})).collect();
             let fault = |of: &ListenerProblem| Err(Fault::new(of.reason(), of.message()));
             let own = problem.filter(|of| !of.is_reference()).map_or(Ok(()), fault);
             let reference = problem.filter(|of| of.is_reference()).map_or(Ok(()), fault);

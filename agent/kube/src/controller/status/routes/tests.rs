@@ -180,5 +180,9 @@ fn a_gateway_that_is_a_parent_is_told_why_it_takes_the_route_or_not() {
     let written = told.to_write(at(NOW)).unwrap();
     assert!(written.iter().all(|entry| entry["controllerName"] == GATEWAY_CONTROLLER));
     assert_eq!(short(&written[0]), [("True", "Accepted"), ("True", "ResolvedRefs")]);
-    assert_eq!(short(&written[1]), [("False", "NoMatchingParent"), ("Unknown", "NotAccepted")]);
+    assert_eq!(short(&written[1]), [("False", "NoMatchingParent"), ("True", "ResolvedRefs")]);
+    let missing = finding(FindingReason::NoSuchService, "rules[0] leads to nobody");
+    let told = Told { findings: &[&missing], ..told };
+    let written = told.to_write(at(NOW)).unwrap();
+    assert_eq!(short(&written[1]), [("False", "NoMatchingParent"), ("False", "BackendNotFound")]);
 }
