@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Uri, Version};
-use orlop_model::{Service, Snapshot};
+use orlop_model::{Service, ServiceKind, Snapshot};
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_local,
@@ -118,10 +118,14 @@ async fn send(session: &Rc<Session>, request: Request<Bytes>) -> Result<Answered
     answered.await.map_err(|failed: Failed| NotSent::Failed(failed.into_problem().0))
 }
 
-/// By the name itself, or by what a pod's search list makes of it.
+/// By the name itself, or by what a pod's search list makes of it. Whoever writes ServiceEntries elsewhere does not get
+/// what is for this host.
 fn service<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<Service>> {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let domain = snapshot.cluster_domain();
     let names = [format!("{host}.{namespace}.svc.{domain}"), format!("{host}.svc.{domain}"), host];
-    names.iter().find_map(|name| snapshot.service_named(namespace, name))
+    let is_trusted = |service: &&Arc<Service>| {
+        service.kind == ServiceKind::Service || service.name.namespace == *namespace
+    };
+    names.iter().find_map(|name| snapshot.service_named(namespace, name).filter(is_trusted))
 }
