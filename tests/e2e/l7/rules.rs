@@ -72,10 +72,11 @@ fn other_origins_are_told_all_that_a_rule_lets_them() {
         ("access-control-allow-headers", "x-a,x-b"),
         ("access-control-allow-credentials", "true"),
         ("access-control-max-age", "90"),
+        ("access-control-expose-headers", "x-c"),
     ] {
         assert_eq!(answer.header(name), Some(wanted), "{name}");
     }
-    assert_eq!((answer.header("access-control-expose-headers"), server.count()), (None, 0));
+    assert_eq!(server.count(), 0);
     let answer = ask(stage, "PUT /ignore", ours);
     assert_eq!(answer.header("access-control-expose-headers"), Some("x-c"));
     assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
