@@ -27,9 +27,11 @@ const SHORT: Duration = Duration::from_secs(1);
 /// A pair under STRICT, and a server there whose port is probed; and so is the next.
 fn strict() -> (Pair, EchoServer) {
     let pair = Pair::new();
-    pair.server.set_probes(Some(&[80, 81])).unwrap();
     let server = pair.server.serve_echo(80).unwrap();
-    apply(&pair, "strict.yaml", &peer_authentication(STRICT));
+    pair.change(|world| {
+        pair.server.set_probes(Some(&[80, 81]))?;
+        world.write("strict.yaml", &peer_authentication(STRICT))
+    });
     (pair, server)
 }
 

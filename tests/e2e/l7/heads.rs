@@ -66,7 +66,7 @@ fn answers_that_are_only_ever_announced_end_with_the_time_for_them() {
     let versions = Versions::new();
     let stage = &versions.stage;
     versions.route(
-        "- match: [{uri: {exact: /announced}}]\n  timeout: 500ms\n  retries: {attempts: 0}\n  \
+        "- match: [{uri: {exact: /announced}}]\n  timeout: 3s\n  retries: {attempts: 0}\n  \
          route: [{destination: {host: web, subset: v1}}]\n\
          - route: [{destination: {host: web, subset: v2}}]",
     );
@@ -78,7 +78,7 @@ fn answers_that_are_only_ever_announced_end_with_the_time_for_them() {
         let mut line = String::new();
         while line != "\r\n" {
             line.clear();
-            reader.read_line(&mut line).unwrap();
+            assert_ne!(reader.read_line(&mut line).unwrap(), 0);
         }
         announce(stream)
     });

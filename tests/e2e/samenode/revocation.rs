@@ -11,7 +11,8 @@ use orlop_tests::{Pod, PodSpec, wait_for};
 
 use super::{NO_NEIGHBOURS, Neighbours, authorization_policy, is_straight};
 use crate::mesh::MANY_DESCRIPTORS;
-use crate::pair::{TIMEOUT, apply, assert_refused, dial, ping, wait_applied};
+use crate::pair::{apply, assert_refused, dial, ping, wait_applied};
+use crate::upgrade::PATIENCE;
 
 /// One pod's, and of how many pods.
 const CONNECTIONS: usize = 500;
@@ -69,7 +70,7 @@ fn an_agent_that_is_to_encrypt_everything_closes_what_one_before_it_let_talk() {
     set.pair.far.kill().unwrap();
     ping(&open, "still here?\n").unwrap();
     let encrypts = set.pair.far.start_beside(&["--same-node", "hbone"]).unwrap();
-    assert!(wait_for(TIMEOUT, || is_closed(&open)), "{}", set.pair.far.log().unwrap());
+    assert!(wait_for(PATIENCE, || is_closed(&open)), "{}", set.pair.far.log().unwrap());
     assert!(!is_straight(&set.neighbour, &dial(&set.neighbour, set.server.addr()).unwrap()));
     drop(encrypts);
 }

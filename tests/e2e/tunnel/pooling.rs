@@ -74,6 +74,9 @@ fn pods_and_identities_do_not_share_tunnels() {
     let twin = node.pod(NAMESPACE, "twin", PodSpec::new().service_account("client")).unwrap();
     let other = node.pod(NAMESPACE, "other", PodSpec::new().service_account("other")).unwrap();
     mesh.client_agent().wait_enrolled([&mesh.client, &twin, &other]).unwrap();
+    // Its records name those that it knows at the time.
+    let knows = |dump: &str| ["shop/twin", "shop/other"].iter().all(|name| dump.contains(name));
+    mesh.server_agent().wait_until(knows).unwrap();
     let server = mesh.server.serve_echo(PORT).unwrap();
     let clients = [mesh.client.clone(), twin, other];
     for round in 0..2 {
