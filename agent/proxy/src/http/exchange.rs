@@ -258,9 +258,9 @@ async fn act(
             }
             let rewrite = choice.own.as_ref().map_or(&rule.rewrite, |own| &own.rewrite);
             let mut destined = rewrite::rewritten(rewrite.as_ref(), selected.prefix, destined)?;
-            let introduced = edge::introduced(&parts.headers);
+            let introduced = session.is_from_outside().then(|| edge::introduced(&parts.headers));
             rewrite::change_request(&changes, &mut parts.headers, &mut destined, &|of| record.told(of))?;
-            if session.is_from_outside() {
+            if let Some(introduced) = introduced {
                 edge::insist(introduced, &mut parts.headers);
             }
             let plan = forward::Plan::routed(session, snapshot, choice, rule)?;
